@@ -1,0 +1,98 @@
+"""Every error Embedding Studio raises on purpose.
+
+EmbeddingStudioError
+├── ConfigurationError      a setting or a command line that cannot work
+├── InvalidInput            a request that can never succeed as it is (HTTP 422)
+├── NotFound                an id nobody knows (HTTP 404)
+├── Conflict                a request that the present state refuses (HTTP 409)
+├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
+├── LeaseLost               a write by a worker that no longer owns the task
+├── Draining                the worker is asked to end: the task goes back as it is
+├── MethodError             a fine-tuning method that cannot be used
+│   ├── PluginError         its file fails to load, or two methods share a name
+│   └── UnknownMethod       no method of that name (HTTP 422)
+├── IterationError          the iteration as a whole cannot succeed
+│   ├── NotEnoughData       the batch holds too little to learn from or to judge by
+│   ├── AllTrialsFailed     no hyperparameter set gave a model
+│   └── CorruptModel        a model read back is not the model that was saved
+├── TrialInterrupted        raised by `report` inside a trial: unwind, do not catch
+│   ├── TrialPruned         the search gave up on this hyperparameter set
+│   └── TrialCanceled       end now; nothing counts
+└── TrialCrashed            the trial's process ended without an answer
+"""
+
+
+class EmbeddingStudioError(Exception):
+    """The root: catching it catches everything above and no programming error."""
+
+
+class ConfigurationError(EmbeddingStudioError):
+    pass
+
+
+class InvalidInput(EmbeddingStudioError):
+    pass
+
+
+class NotFound(EmbeddingStudioError):
+    pass
+
+
+class Conflict(EmbeddingStudioError):
+    pass
+
+
+class StoreUnavailable(EmbeddingStudioError):
+    pass
+
+
+class LeaseLost(EmbeddingStudioError):
+    pass
+
+
+class Draining(EmbeddingStudioError):
+    pass
+
+
+class MethodError(EmbeddingStudioError):
+    pass
+
+
+class PluginError(MethodError):
+    pass
+
+
+class UnknownMethod(MethodError):
+    pass
+
+
+class IterationError(EmbeddingStudioError):
+    pass
+
+
+class NotEnoughData(IterationError):
+    pass
+
+
+class AllTrialsFailed(IterationError):
+    pass
+
+
+class CorruptModel(IterationError):
+    pass
+
+
+class TrialInterrupted(EmbeddingStudioError):
+    pass
+
+
+class TrialPruned(TrialInterrupted):
+    pass
+
+
+class TrialCanceled(TrialInterrupted):
+    pass
+
+
+class TrialCrashed(EmbeddingStudioError):
+    pass

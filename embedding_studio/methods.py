@@ -1,0 +1,231 @@
+"""What a fine-tuning method is, and where methods are found."""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
+
+from embedding_studio.clickstream import Session, Splits
+from embedding_studio.errors import PluginError, UnknownMethod
+from embedding_studio.tasks import Budget
+
+if TYPE_CHECKING:
+    import numpy as np
+    import optuna
+    from numpy.typing import NDArray
+
+Model = TypeVar("Model")
+
+Scores: TypeAlias = "Mapping[str, float | NDArray[np.floating[Any]]]"
+"""Metric values by name: one number, or an array with one value per query (logged as its mean)."""
+
+Direction: TypeAlias = Literal["maximize", "minimize"]
+
+Parameters: TypeAlias = dict[str, Any]
+"""One hyperparameter set, as Optuna suggested it: str, int, float, bool or None by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginMeta:
+    """name: what a task names, unique among the plugins of an installation; letters, digits,
+    spaces and ._+- only, for it is also the name of the registered model."""
+
+    name: str
+    version: str = "1.0.0"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
+            raise ValueError(
+                f"{self.name!r} cannot name a method: use up to 100 letters, digits, spaces, ._+-"
+            )
+
+
+class TrialRun(ABC):
+    """What `train` holds while it runs: its seed, and the one checkpoint."""
+
+    seed: int
+
+    @abstractmethod
+    def report(self, scores: Scores, step: int) -> None:
+        """Log validation scores at a step (an epoch, say); they must contain the main metric.
+
+        Raises TrialPruned or TrialCanceled when the trial must end: let it pass.
+        Raises MethodError when the main metric is missing or no finite number.
+        """
+
+
+class FineTuningMethod(ABC, Generic[Model]):
+    """How to load, train and score one kind of model. Subclass it in a file under plugins/.
+
+    One instance serves one process; `train` and `evaluate` run in a process of their own per
+    trial. Metrics are computed on held-out queries: `train` never sees `data.test`.
+    """
+
+    meta: ClassVar[PluginMeta]
+    main_metric: ClassVar[str]
+    direction: ClassVar[Direction] = "maximize"
+    budget: ClassVar[Budget] = Budget(max_trials=8, max_minutes=60)
+    validation_share: ClassVar[float] = 0.15
+    test_share: ClassVar[float] = 0.15
+
+    @abstractmethod
+    def load_initial_model(self) -> Model:
+        """Return what the first iteration starts from."""
+
+    @abstractmethod
+    def suggest(self, trial: "optuna.Trial") -> Parameters:
+        """Draw one hyperparameter set with `trial.suggest_float(...)` and its siblings."""
+
+    @abstractmethod
+    def train(self, model: Model, params: Parameters, data: Splits[Any], run: TrialRun) -> Model:
+        """Return the model to keep; call `run.report` now and then."""
+
+    @abstractmethod
+    def evaluate(self, model: Model, split: Any) -> Scores:
+        """Score a model on one split; give the main metric per query where that makes sense.
+
+        Per-query arrays let the promotion gate ask whether a difference is more than chance.
+        """
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        """Write once, into an empty folder, what every trial of the iteration reads.
+
+        Returns figures worth seeing in MLflow (counts, say). The default writes the sessions as
+        they are, one JSON document per line. Raises NotEnoughData when nothing can be learnt.
+        """
+        for name, part in _named_parts(sessions):
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
+                for session in part:
+                    document = dataclasses.asdict(session)
+                    lines.write(json.dumps(document, default=lambda time: time.isoformat()) + "\n")
+        return {f"{name}_sessions": len(part) for name, part in _named_parts(sessions)}
+
+    def load_data(self, folder: Path) -> Splits[Any]:
+        """Open what `prepare` wrote. The default gives each split as a list of Session."""
+        from pydantic import TypeAdapter
+
+        session = TypeAdapter(Session)
+
+        def read(name: str) -> list[Session]:
+            with (folder / f"{name}.jsonl").open(encoding="utf-8") as lines:
+                return [session.validate_json(line) for line in lines]
+
+        return Splits(read("train"), read("validation"), read("test"))
+
+    def save(self, model: Model, folder: Path) -> None:
+        """Write a model into an empty folder, without pickle. The default takes one NumPy array
+        or a dictionary of them and writes safetensors."""
+        import numpy as np
+        from safetensors.numpy import save_file
+
+        arrays = model if isinstance(model, dict) else {_SINGLE: np.asarray(model)}
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, folder / _ARRAYS_FILE)
+
+    def load(self, folder: Path) -> Model:
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        arrays: Any = load_file(folder / _ARRAYS_FILE)
+        model: Model = arrays[_SINGLE] if set(arrays) == {_SINGLE} else arrays
+        return model
+
+
+_ARRAYS_FILE = "arrays.safetensors"
+_SINGLE = "array"
+
+
+def _named_parts(splits: Splits[list[Session]]) -> list[tuple[str, list[Session]]]:
+    return [
+        ("train", splits.train),
+        ("validation", splits.validation),
+        ("test", splits.test),
+    ]
+
+
+AnyMethod: TypeAlias = FineTuningMethod[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCatalog:
+    """The methods of one installation by name, and what kept others from loading.
+
+    failures: file or entry point -> why it is not among the methods.
+    """
+
+    methods: Mapping[str, AnyMethod]
+    failures: Mapping[str, str]
+
+    def get(self, name: str) -> AnyMethod:
+        """Raises UnknownMethod, which names the methods there are and the files that failed."""
+        if name in self.methods:
+            return self.methods[name]
+        known = ", ".join(repr(known) for known in sorted(self.methods)) or "none"
+        failed = "".join(f"; {place} did not load: {why}" for place, why in self.failures.items())
+        raise UnknownMethod(f"no fine-tuning method is named {name!r}; known: {known}{failed}")
+
+
+def discover_methods(folder: Path) -> MethodCatalog:
+    """Load every method in `folder`/*.py and in the entry points "embedding_studio.methods".
+
+    A plugin that fails to import or repeats a name is reported in `failures`; the rest load.
+    """
+    methods: dict[str, AnyMethod] = {}
+    failures: dict[str, str] = {}
+    sources: list[tuple[str, Callable[[], Sequence[type[AnyMethod]]]]] = [
+        (str(file), partial(_methods_in_file, file))
+        for file in sorted(folder.glob("*.py"))
+        if not file.name.startswith("_")
+    ]
+    sources += [
+        (f"entry point {point.name}", partial(_method_of_entry_point, point))
+        for point in importlib.metadata.entry_points(group="embedding_studio.methods")
+    ]
+    for place, load in sources:
+        try:
+            for method_class in load():
+                name = method_class.meta.name
+                if name in methods:
+                    raise PluginError(f"the name {name!r} is taken by another plugin")
+                methods[name] = method_class()
+        except Exception as error:  # noqa: BLE001 - one bad plugin must not take the others down
+            failures[place] = f"{type(error).__name__}: {error}"
+    return MethodCatalog(methods, failures)
+
+
+def _method_of_entry_point(point: importlib.metadata.EntryPoint) -> list[type[AnyMethod]]:
+    return [point.load()]
+
+
+def _methods_in_file(file: Path) -> list[type[AnyMethod]]:
+    module_name = f"embedding_studio_plugins.{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # registered before it runs, so that dataclasses and pickles find their module by name
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, FineTuningMethod)
+        and value.__module__ == module_name
+        and not value.__abstractmethods__
+    ]
+    if not found:
+        raise PluginError("defines no concrete subclass of FineTuningMethod")
+    return found

@@ -1,0 +1,97 @@
+"""Every setting, once. Nothing else reads the environment."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from environment variables with the prefix ES_; the README's table lists them all."""
+
+    model_config = SettingsConfigDict(env_prefix="ES_", frozen=True)
+
+    data_folder: Path = Field(Path("mlruns"), description="where everything local is kept")
+    store_url: SecretStr | None = Field(
+        None,
+        description="tasks and clickstream: mongodb://host/database, or sqlite:///path "
+        "(default: store.db in the data folder)",
+    )
+    mlflow_tracking_uri: str | None = Field(
+        None,
+        description="MLflow's server, http://host:port, or its database "
+        "(default: sqlite, mlflow.db in the data folder)",
+    )
+    mlflow_public_url: str = Field(
+        "http://127.0.0.1:5001", description="where people open the MLflow UI; used in links"
+    )
+    plugins_folder: Path = Field(Path("plugins"), description="one file per fine-tuning method")
+    executor: str = Field(
+        "process:1",
+        description="where trials run: process:N (N at a time, each in a process of its own) or "
+        "inline (in the worker, for debugging)",
+    )
+    initial_model: str = Field(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        description="what the default method starts from: a folder or a model hub's name",
+    )
+    api_host: str = Field("127.0.0.1", description="address the API binds to")
+    api_port: int = Field(5000, ge=0, le=65535, description="port of the API")
+    mlflow_port: int = Field(5001, ge=0, le=65535, description="port of the MLflow UI under `up`")
+    max_event_age_seconds: float = Field(
+        12 * 3600, gt=0, description="sessions and events older than this are refused"
+    )
+    max_event_ahead_seconds: float = Field(
+        5 * 60, ge=0, description="sessions and events further in the future are refused"
+    )
+    max_page_size: int = Field(1000, gt=0, description="most tasks or sessions one page returns")
+    max_sessions_per_request: int = Field(
+        1000, gt=0, description="most sessions in one bulk request"
+    )
+    poll_seconds: float = Field(1.0, gt=0, description="how often a worker looks for a task")
+    lease_seconds: float = Field(
+        60.0, gt=0, description="a worker silent for this long loses its task"
+    )
+    max_expired_leases: int = Field(
+        3, ge=1, description="after this many dead workers a task is an error"
+    )
+    warm_start_trials: int = Field(
+        2, ge=0, description="how many of the previous iteration's best sets are tried first"
+    )
+    seed: int = Field(0, ge=0, description="of the search, the trials and the promotion gate")
+
+    @cached_property
+    def resolved_store_url(self) -> str:
+        """The store's URL with the default filled in."""
+        if self.store_url is not None:
+            return self.store_url.get_secret_value()
+        return f"sqlite:///{self.data_folder.absolute() / 'store.db'}"
+
+    @cached_property
+    def resolved_tracking_uri(self) -> str:
+        """MLflow's tracking URI with the default filled in."""
+        if self.mlflow_tracking_uri is not None:
+            return self.mlflow_tracking_uri
+        return f"sqlite:///{self.data_folder.absolute() / 'mlflow.db'}"
+
+    def as_environment(self) -> dict[str, str]:
+        """Return the variables that give another process these settings."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return {
+            f"ES_{name.upper()}": value.get_secret_value()
+            if isinstance(value, SecretStr)
+            else str(value)
+            for name, value in given.items()
+            if value is not None
+        }
+
+    @property
+    def artifacts_folder(self) -> Path:
+        """Where model files lie when MLflow is a local database."""
+        return self.data_folder.absolute() / "artifacts"
+
+    @property
+    def work_folder(self) -> Path:
+        """Scratch space of running iterations."""
+        return self.data_folder.absolute() / "work"

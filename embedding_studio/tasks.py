@@ -1,0 +1,150 @@
+"""The fine-tuning task: what was asked for, where it stands, and which moves are legal."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class TaskStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    DONE = "done"
+    CANCELED = "canceled"
+    ERROR = "error"
+
+
+LEGAL_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
+    TaskStatus.PENDING: frozenset({TaskStatus.PROCESSING, TaskStatus.CANCELED, TaskStatus.ERROR}),
+    TaskStatus.PROCESSING: frozenset(
+        {TaskStatus.PENDING, TaskStatus.DONE, TaskStatus.CANCELED, TaskStatus.ERROR}
+    ),
+    TaskStatus.DONE: frozenset(),
+    TaskStatus.CANCELED: frozenset({TaskStatus.PENDING}),
+    TaskStatus.ERROR: frozenset({TaskStatus.PENDING}),
+}
+
+
+def sources_of(target: TaskStatus) -> frozenset[TaskStatus]:
+    """Return the statuses from which `target` may be reached."""
+    return frozenset(source for source, targets in LEGAL_TRANSITIONS.items() if target in targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a search ends, whichever limit comes first; None leaves that limit to the method."""
+
+    max_trials: int | None = None
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """The body of `POST /api/v1/fine-tuning/task`; two requests are the same if all fields are."""
+
+    fine_tuning_method: str
+    batch_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """What a person watching wants to know; rewritten as the iteration goes on.
+
+    phase: prepare, baseline, search, verify, promote, clean up.
+    trial: 1-based number of the trial that last reported; step: the last step it reported.
+    main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
+    """
+
+    phase: str
+    main_metric_name: str | None = None
+    trial: int | None = None
+    max_trials: int | None = None
+    step: int | None = None
+    main_metric: float | None = None
+    best_so_far: float | None = None
+    baseline: float | None = None
+    finished_trials: int = 0
+    failed_trials: int = 0
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """path: relative to the model's folder, with forward slashes; sha256: hex digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model among MLflow's artifacts. artifact_uri: the folder that holds `files`."""
+
+    run_id: str
+    artifact_uri: str
+    files: tuple[ModelFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The gate's verdict on the test split; delta = best - baseline, its 95 % interval if known."""
+
+    promoted: bool
+    reason: str
+    metric_name: str
+    baseline: float
+    best: float
+    delta: float
+    delta_ci95: tuple[float, float] | None = None
+    test_queries: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuningTask:
+    """A request to fine-tune and everything known about its execution. Times are UTC.
+
+    attempt: the fencing token, one higher with each claim; a write by an older owner matches
+    nothing. expired_leases: how many owners died; a drained worker does not count.
+    """
+
+    id: str
+    fine_tuning_method: str
+    status: TaskStatus
+    created_at: datetime
+    updated_at: datetime
+    batch_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    idempotency_key: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    attempt: int = 0
+    expired_leases: int = 0
+    worker_id: str | None = None
+    lease_expires_at: datetime | None = None
+    progress: TaskProgress | None = None
+    experiment_id: str | None = None
+    best_model: StoredModel | None = None
+    promotion: Promotion | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Proof of ownership that every write of a worker carries."""
+
+    task_id: str
+    attempt: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A worker that lives, or lived, and the methods it carries."""
+
+    worker_id: str
+    methods: tuple[str, ...]
+    seen_at: datetime
