@@ -1,0 +1,218 @@
+"""What every store promises. `tests/contracts/test_store.py` holds each sentence below.
+
+Every method may raise StoreUnavailable when the database does not answer. Repeating the call is
+then safe and completes it, whatever part of it took effect. (But a task added without an
+idempotency_key may be there twice, and an owner who has ended or given back its task hears
+LeaseLost.) Methods are safe to call from several threads and several processes at once.
+
+Times are UTC-aware, come from the caller and are kept to the millisecond. Free-form JSON comes back
+equal; what a database cannot hold, such as a whole number beyond 64 bits or a document beyond
+16 MB in MongoDB, raises InvalidInput.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
+from embedding_studio.tasks import (
+    Claim,
+    FineTuningTask,
+    Promotion,
+    StoredModel,
+    TaskProgress,
+    TaskRequest,
+    TaskStatus,
+    WorkerRecord,
+)
+
+
+class Registered(NamedTuple):
+    """What happened to one posted session: is it new, and how many of its events are."""
+
+    is_new: bool
+    new_events: int
+
+
+class Store(ABC):
+    # -- clickstream ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
+        """Add sessions with their events to the batch now collecting, opening one if none is.
+
+        Answers in the order given. A known session_id keeps its stored query, results, mark and
+        number; only events with unknown event_ids are added to it. Numbers in a batch run from 1
+        without gaps, whatever is posted again or at the same time. A session is in exactly one
+        batch, also when that batch is being released meanwhile.
+        """
+
+    @abstractmethod
+    def get_session(self, session_id: str) -> NumberedSession:
+        """Return one session with all its events. Raises NotFound."""
+
+    @abstractmethod
+    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
+        """Add the events whose event_id the session does not have; return how many. NotFound."""
+
+    @abstractmethod
+    def mark_irrelevant(self, session_id: str) -> None:
+        """Mark a session as one whose results were all wrong; for good. Raises NotFound."""
+
+    @abstractmethod
+    def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
+        """Release the batch now collecting: nothing joins it afterwards.
+
+        The same release_id gives the same batch again, at any later time, also after a crash in
+        mid-release. Raises Conflict when nothing is collecting (no session since the last release).
+        """
+
+    @abstractmethod
+    def get_batch(self, batch_id: str) -> SessionBatch:
+        """Return a batch, collecting or released. Raises NotFound."""
+
+    @abstractmethod
+    def collecting_batch(self) -> SessionBatch | None:
+        """Return the batch that release_batch would release now, None where it would refuse."""
+
+    @abstractmethod
+    def read_batch(
+        self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
+    ) -> list[NumberedSession]:
+        """Return up to `limit` sessions numbered above `after_number`, in order.
+
+        Each carries its first `events_limit` events (all when None). Takes a fixed number of
+        queries, whatever `limit` is. Raises NotFound for an unknown batch.
+        """
+
+    # -- tasks, as their clients see them --------------------------------------------------------
+
+    @abstractmethod
+    def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
+        """Add a pending task; True if it is new.
+
+        The same idempotency_key with the same request gives the task that exists already, also
+        under concurrent posts; with another request it raises Conflict.
+        """
+
+    @abstractmethod
+    def get_task(self, task_id: str) -> FineTuningTask:
+        """Raises NotFound, also for an id that is no id."""
+
+    @abstractmethod
+    def find_task(self, idempotency_key: str) -> FineTuningTask | None:
+        """Return the task that was added with this key, None if there is none."""
+
+    @abstractmethod
+    def list_tasks(
+        self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
+    ) -> list[FineTuningTask]:
+        """Return tasks newest first."""
+
+    @abstractmethod
+    def cancel_task(self, task_id: str, now: datetime) -> FineTuningTask:
+        """Set a pending or processing task to canceled at once; its owner's next write fails.
+
+        Canceling a canceled task changes nothing. Raises NotFound; Conflict for done and error,
+        and for a task whose promotion is recorded, which is all but done.
+        worker_id and lease stay until the owner lets go (release_canceled) or the lease expires.
+        """
+
+    @abstractmethod
+    def restart_task(self, task_id: str, now: datetime) -> FineTuningTask:
+        """Set a canceled or failed task to pending, error, progress, promotion, best model and
+        expired_leases cleared, the batch kept. A pending task stays as it is.
+
+        Raises Conflict for processing and done, and while a canceled task's owner still holds an
+        unexpired lease (it is still removing what it wrote); NotFound.
+        """
+
+    # -- tasks, as their owner sees them ---------------------------------------------------------
+
+    @abstractmethod
+    def claim_task(
+        self,
+        worker_id: str,
+        now: datetime,
+        lease_seconds: float,
+        skip_methods: frozenset[str] = frozenset(),
+        max_expired_leases: int = 3,
+    ) -> FineTuningTask | None:
+        """Take the oldest task that is pending, or processing with an expired lease.
+
+        Atomic: of several claimants one gets it. attempt goes up by one with every claim, and
+        expired_leases with every claim of an expired lease. A task whose lease would have expired
+        more than max_expired_leases times becomes an error instead ("its worker died N times") and
+        the next one is looked at. Tasks of `skip_methods` are left alone.
+        """
+
+    @abstractmethod
+    def renew_lease(
+        self,
+        claim: Claim,
+        now: datetime,
+        lease_seconds: float,
+        progress: TaskProgress | None = None,
+    ) -> None:
+        """Extend the lease, and replace the progress if one is given. Raises LeaseLost.
+
+        Here and in every method that takes a Claim: the write matches only a processing task with
+        this id and this attempt; anything else (canceled, claimed by another) raises LeaseLost
+        and changes nothing.
+        """
+
+    @abstractmethod
+    def record(
+        self,
+        claim: Claim,
+        now: datetime,
+        *,
+        batch_id: str | None = None,
+        experiment_id: str | None = None,
+        best_model: StoredModel | None = None,
+        promotion: Promotion | None = None,
+    ) -> None:
+        """Set the given fields of the task; None leaves a field alone. Raises LeaseLost."""
+
+    @abstractmethod
+    def finish_task(
+        self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
+    ) -> None:
+        """End a task as done or error, the lease given up. Raises LeaseLost."""
+
+    @abstractmethod
+    def release_task(self, claim: Claim, now: datetime) -> None:
+        """Give a task back as pending without counting an expired lease. Raises LeaseLost."""
+
+    @abstractmethod
+    def release_canceled(self, claim: Claim) -> None:
+        """Let go of a canceled task, once what this attempt wrote is removed.
+
+        Clears worker and lease if the task is canceled and this claim was its last owner; else
+        does nothing.
+        """
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def record_worker(self, worker: WorkerRecord) -> None:
+        """Insert or replace the record of one worker."""
+
+    @abstractmethod
+    def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
+        """Return the workers seen after that time."""
+
+    @abstractmethod
+    def remove_worker(self, worker_id: str) -> None:
+        """Forget a worker that ends; unknown ids are fine."""
+
+    # -- life cycle ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Return if the database answers, else raise StoreUnavailable."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections; the store is of no use afterwards."""

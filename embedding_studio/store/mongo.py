@@ -1,0 +1,500 @@
+"""The production store: MongoDB, a standalone server or a replica set, without transactions.
+
+The collection `sessions` is a log. Every session is one insert at the number after its batch's
+last, under a unique index on (batch_id, number): of two writers that chose the same number one
+fails and looks again, so numbers have no gaps and no counter can run ahead of them. A release
+ends the log of its batch with a marker at the next number: whoever finds the marker turns to the
+next batch, and whoever raced with it has lost the number and looks again.
+"""
+
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from bson import CodecOptions, ObjectId
+from bson.errors import BSONError
+from pydantic import TypeAdapter
+from pymongo import (
+    ASCENDING,
+    DESCENDING,
+    MongoClient,
+    ReadPreference,
+    ReturnDocument,
+    UpdateOne,
+    WriteConcern,
+)
+from pymongo import errors as mongo_errors
+from pymongo.read_concern import ReadConcern
+
+from embedding_studio.clickstream import (
+    BatchStatus,
+    NumberedSession,
+    Session,
+    SessionBatch,
+    SessionEvent,
+)
+from embedding_studio.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    StoreUnavailable,
+)
+from embedding_studio.store.base import Registered
+from embedding_studio.store.moves import TaskMoves, ensure_same_request, new_task
+from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus, WorkerRecord
+
+Document = dict[str, Any]
+DEFAULT_DATABASE = "embedding_studio"
+ANSWER_MS = 20_000
+CLIENT_DEFAULTS: dict[str, Any] = {
+    "serverSelectionTimeoutMS": 5_000,
+    "connectTimeoutMS": 5_000,
+    "socketTimeoutMS": ANSWER_MS,
+}
+OLDEST_FIRST = [("created_at", ASCENDING), ("_id", ASCENDING)]
+NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
+CONTENTION_SECONDS = 20.0
+DUPLICATE_KEY = 11000
+NO_CODE = 0
+# BSONObjectTooLarge, two codes of growing one by an update, DollarPrefixedFieldName, too deep
+UNSTORABLE = {10334, 17419, 17420, 52, 15}
+# A batch whose release has begun; to the outside it is still collecting.
+RELEASING = "releasing"
+
+BATCH = TypeAdapter(SessionBatch)
+EVENT = TypeAdapter(SessionEvent)
+SESSION = TypeAdapter(Session)
+TASK = TypeAdapter(FineTuningTask)
+WORKER = TypeAdapter(WorkerRecord)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Say in our own errors that the database does not answer or cannot hold a document."""
+    try:
+        yield
+    except mongo_errors.PyMongoError as error:
+        code, reason = _refusal(error)
+        if code in UNSTORABLE:
+            raise InvalidInput(f"MongoDB cannot store this: {reason}") from None
+        if code is None or error.timeout:
+            raise StoreUnavailable(f"MongoDB does not answer: {reason}") from error
+        raise
+    except (BSONError, OverflowError, UnicodeEncodeError) as error:
+        raise InvalidInput(f"MongoDB cannot store this: {error}") from error
+
+
+def _refusal(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
+    """Return the server's code for refusing, None where it gave no answer, and the reason."""
+    if isinstance(error, mongo_errors.BulkWriteError):
+        refused = error.details["writeErrors"]
+        if not refused:
+            return None, str(error.details["writeConcernErrors"])
+        return refused[0]["code"], refused[0]["errmsg"]  # its own text repeats the documents
+    if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.WriteConcernError):
+        return None, str(error)
+    return getattr(error, "code", NO_CODE) or NO_CODE, str(error)
+
+
+class MongoStore(TaskMoves):
+    """url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
+
+    client: an open client to use instead of one made from the url; closed with the store.
+    """
+
+    def __init__(self, url: str, client: MongoClient[Document] | None = None) -> None:
+        self._client = client or _connect(url)
+        try:
+            with _answering():
+                level = "local" if client else _durable_level(self._client)
+                self._open(unquote(urlsplit(url).path.lstrip("/")) or DEFAULT_DATABASE, level)
+        except Exception:
+            self.close()
+            raise
+
+    def _open(self, name: str, read_level: str) -> None:
+        database = self._client.get_database(
+            name,
+            codec_options=CodecOptions(tz_aware=True),
+            read_preference=ReadPreference.PRIMARY,
+            write_concern=WriteConcern(w="majority", j=True, wtimeout=ANSWER_MS),
+            read_concern=ReadConcern(read_level),
+        )
+        self._batches = database["batches"]
+        self._sessions = database["sessions"]
+        self._tasks = database["tasks"]
+        self._workers = database["workers"]
+        self._batches.create_index("ordinal", unique=True)
+        self._batches.create_index("release_id", unique=True, sparse=True)
+        self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
+        self._tasks.create_index("idempotency_key", unique=True, sparse=True)
+        self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
+
+    # -- clickstream ---------------------------------------------------------------------------
+
+    @_answering()
+    def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
+        first: dict[str, Session] = {}
+        for session in sessions:
+            first.setdefault(session.session_id, session)
+        known = self._known_events(first)
+        mine = self._place([first[id_] for id_ in first if id_ not in known], now)
+        answers = []
+        for session in sessions:
+            if session.session_id in mine:
+                mine.remove(session.session_id)
+                answers.append(Registered(True, len(_distinct(session.events))))
+            else:
+                stored = known.get(session.session_id, set())
+                fresh = [event for event in session.events if event.event_id not in stored]
+                answers.append(Registered(False, self._push(session.session_id, fresh)))
+        return answers
+
+    def _known_events(self, session_ids: Iterable[str]) -> dict[str, set[str]]:
+        """Return the event ids of those sessions that are stored."""
+        found = self._sessions.find(
+            {"_id": {"$in": [_key(session_id) for session_id in session_ids]}},
+            {"session_id": 1, "events.event_id": 1},
+        )
+        return {
+            document["session_id"]: {event["event_id"] for event in document["events"]}
+            for document in found
+        }
+
+    def _place(self, sessions: Sequence[Session], now: datetime) -> set[str]:
+        """Insert each session at the end of the log; return the ids that were not there before."""
+        mine: set[str] = set()
+        waiting = list(sessions)
+        give_up = time.monotonic() + CONTENTION_SECONDS
+        while waiting:
+            batch_id, number = self._end_of_log(now)
+            inserted = self._insert_run(
+                [
+                    _session_document(session, batch_id, place)
+                    for place, session in enumerate(waiting, start=number)
+                ]
+            )
+            mine.update(session.session_id for session in waiting[:inserted])
+            waiting = waiting[inserted:]
+            if waiting and self._sessions.find_one(
+                {"_id": _key(waiting[0].session_id)}, {"_id": 1}
+            ):
+                waiting.pop(0)  # posted by someone else meanwhile: its number is not ours to burn
+            elif waiting and time.monotonic() > give_up:
+                raise StoreUnavailable("too many writers at once: no place in the batch was free")
+            elif waiting:
+                time.sleep(random.uniform(0, 0.01))
+        return mine
+
+    def _insert_run(self, documents: Sequence[Document]) -> int:
+        """Insert documents until one meets a duplicate key; return how many went in."""
+        try:
+            self._sessions.insert_many(documents, ordered=True)
+        except mongo_errors.BulkWriteError as error:
+            failed = error.details["writeErrors"]
+            if not failed or failed[0]["code"] != DUPLICATE_KEY:
+                raise
+            return int(failed[0]["index"])
+        return len(documents)
+
+    def _end_of_log(self, now: datetime) -> tuple[ObjectId, int]:
+        """Return the collecting batch, opened if there is none, and the number after its last."""
+        while True:
+            newest = self._newest_batch()
+            if newest is None or newest["status"] == BatchStatus.RELEASED:
+                self._open_batch(1 if newest is None else newest["ordinal"] + 1, now)
+            elif newest["status"] == RELEASING:
+                self._finish_release(newest)
+            else:
+                last = self._last_entry(newest["_id"])
+                if not last.get("is_end"):
+                    return newest["_id"], last["number"] + 1
+
+    def _newest_batch(self) -> Document | None:
+        return self._batches.find_one(sort=[("ordinal", DESCENDING)])
+
+    def _open_batch(self, ordinal: int, now: datetime) -> None:
+        batch = {"ordinal": ordinal, "status": BatchStatus.COLLECTING, "created_at": now}
+        with suppress(mongo_errors.DuplicateKeyError):  # someone else opened it
+            self._batches.insert_one(batch)
+
+    def _last_entry(self, batch_id: ObjectId) -> Document:
+        last = self._sessions.find_one(
+            {"batch_id": batch_id}, {"number": 1, "is_end": 1}, sort=[("number", DESCENDING)]
+        )
+        return last or {"number": 0}
+
+    def _push(self, session_id: str, events: Sequence[SessionEvent]) -> int:
+        """Add each event in one atomic step that an event of the same id prevents."""
+        steps = [
+            UpdateOne(
+                {"_id": _key(session_id), "events.event_id": {"$ne": event.event_id}},
+                {"$push": {"events": EVENT.dump_python(event)}},
+            )
+            for event in events
+        ]
+        return self._sessions.bulk_write(steps).modified_count if steps else 0
+
+    @_answering()
+    def get_session(self, session_id: str) -> NumberedSession:
+        document = self._sessions.find_one({"_id": _key(session_id)})
+        if document is None:
+            raise _no_session(session_id)
+        return _numbered(document)
+
+    @_answering()
+    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
+        if self._sessions.find_one({"_id": _key(session_id)}, {"_id": 1}) is None:
+            raise _no_session(session_id)
+        return self._push(session_id, events)
+
+    @_answering()
+    def mark_irrelevant(self, session_id: str) -> None:
+        marked = self._sessions.update_one(
+            {"_id": _key(session_id)}, {"$set": {"is_irrelevant": True}}
+        )
+        if not marked.matched_count:
+            raise _no_session(session_id)
+
+    @_answering()
+    def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
+        while True:
+            collecting = self._releasable_batch()
+            # Asked only now: if this very release took that batch meanwhile, it is seen here.
+            released = self._batches.find_one({"release_id": release_id})
+            if released is not None:
+                return self._batch(released)
+            if collecting is None:
+                raise Conflict("nothing to release: no session came since the last release")
+            with suppress(mongo_errors.DuplicateKeyError):  # asked for twice at once
+                self._batches.update_one(
+                    {"_id": collecting["_id"], "status": BatchStatus.COLLECTING},
+                    {"$set": {"status": RELEASING, "release_id": release_id, "released_at": now}},
+                )
+
+    def _releasable_batch(self) -> Document | None:
+        newest = self._newest_batch()
+        if newest is not None and newest["status"] == RELEASING:
+            newest = self._finish_release(newest)
+        if newest is None or newest["status"] == BatchStatus.RELEASED:
+            return None
+        return newest if self._last_entry(newest["_id"])["number"] else None
+
+    def _finish_release(self, batch: Document) -> Document:
+        """End the log of a batch in release and call it released: anyone may, any number do."""
+        last = self._last_entry(batch["_id"])
+        while not last.get("is_end"):
+            end = {"_id": f"e:{batch['_id']}", "is_end": True, "batch_id": batch["_id"]}
+            # A session, or this marker set by another, may have been quicker.
+            with suppress(mongo_errors.DuplicateKeyError):
+                self._sessions.insert_one({**end, "number": last["number"] + 1})
+            last = self._last_entry(batch["_id"])
+        changes = {"status": BatchStatus.RELEASED, "session_count": last["number"] - 1}
+        self._batches.update_one({"_id": batch["_id"]}, {"$set": changes})
+        return {**batch, **changes}
+
+    def _batch(self, document: Document) -> SessionBatch:
+        if document["status"] == RELEASING:
+            document = self._finish_release(document)
+        if document["status"] == BatchStatus.COLLECTING:
+            last = self._last_entry(document["_id"])
+            # The marker is there already if a release began since the batch was read.
+            document = {**document, "session_count": last["number"] - last.get("is_end", False)}
+        return BATCH.validate_python({**document, "batch_id": str(document["_id"])})
+
+    @_answering()
+    def get_batch(self, batch_id: str) -> SessionBatch:
+        return self._batch(self._find_batch(batch_id))
+
+    @_answering()
+    def collecting_batch(self) -> SessionBatch | None:
+        batch = self._releasable_batch()
+        return None if batch is None else self._batch(batch)
+
+    def _find_batch(self, batch_id: str) -> Document:
+        batch = self._batches.find_one({"_id": _id_of(batch_id)})
+        if batch is None:
+            raise NotFound(f"no batch has the id {batch_id!r}")
+        return batch
+
+    @_answering()
+    def read_batch(
+        self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
+    ) -> list[NumberedSession]:
+        batch = self._find_batch(batch_id)
+        if limit < 1:
+            return []  # to MongoDB a limit of 0 means none
+        page = self._sessions.find(
+            {"batch_id": batch["_id"], "number": {"$gt": after_number}, "is_end": None},
+            None if events_limit is None else {"events": {"$slice": events_limit}},
+            sort=[("number", ASCENDING)],
+            limit=limit,
+            batch_size=limit,
+        )
+        return [_numbered(document) for document in page]
+
+    # -- tasks, as their clients see them --------------------------------------------------------
+
+    @_answering()
+    def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
+        task = new_task(request, now)
+        if request.idempotency_key is None:
+            del task["idempotency_key"]  # the sparse index would take None for a key
+        try:
+            self._tasks.insert_one(task)
+        except mongo_errors.DuplicateKeyError:
+            stored = self._tasks.find_one({"idempotency_key": request.idempotency_key})
+            if stored is None:
+                raise StoreUnavailable("the task is just being added by another call") from None
+            ensure_same_request(str(stored["_id"]), stored["request"], request)
+            return _task(stored), False
+        return _task(task), True
+
+    @_answering()
+    def get_task(self, task_id: str) -> FineTuningTask:
+        document = self._tasks.find_one({"_id": _id_of(task_id)})
+        if document is None:
+            raise NotFound(f"no fine-tuning task has the id {task_id!r}")
+        return _task(document)
+
+    @_answering()
+    def find_task(self, idempotency_key: str) -> FineTuningTask | None:
+        document = self._tasks.find_one({"idempotency_key": idempotency_key})
+        return None if document is None else _task(document)
+
+    @_answering()
+    def list_tasks(
+        self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
+    ) -> list[FineTuningTask]:
+        if limit < 1:
+            return []
+        newest = self._tasks.find(
+            {} if status is None else {"status": status},
+            sort=NEWEST_FIRST,
+            skip=skip,
+            limit=limit,
+        )
+        return [_task(document) for document in newest]
+
+    @_answering()
+    def _oldest_claimable(
+        self, now: datetime, skip_methods: frozenset[str]
+    ) -> FineTuningTask | None:
+        is_expired = {"status": TaskStatus.PROCESSING, "lease_expires_at": {"$lte": now}}
+        oldest = self._tasks.find_one(
+            {
+                "$or": [{"status": TaskStatus.PENDING}, is_expired],
+                "fine_tuning_method": {"$nin": sorted(skip_methods)},
+            },
+            sort=OLDEST_FIRST,
+        )
+        return _task(oldest) if oldest else None
+
+    @_answering()
+    def _change_seen(
+        self, seen: FineTuningTask, changes: Mapping[str, Any]
+    ) -> FineTuningTask | None:
+        changed = self._tasks.find_one_and_update(
+            {
+                "_id": ObjectId(seen.id),
+                "attempt": seen.attempt,
+                "status": seen.status,
+                "lease_expires_at": seen.lease_expires_at,
+            },
+            {"$set": changes},
+            return_document=ReturnDocument.AFTER,
+        )
+        return _task(changed) if changed else None
+
+    @_answering()
+    def _change_owned(self, claim: Claim, status: TaskStatus, changes: Mapping[str, Any]) -> bool:
+        owned = {"_id": _id_of(claim.task_id), "attempt": claim.attempt, "status": status}
+        return self._tasks.update_one(owned, {"$set": changes}).matched_count == 1
+
+    # -- workers ---------------------------------------------------------------------------------
+
+    @_answering()
+    def record_worker(self, worker: WorkerRecord) -> None:
+        self._workers.replace_one(
+            {"_id": worker.worker_id}, WORKER.dump_python(worker), upsert=True
+        )
+
+    @_answering()
+    def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
+        seen = self._workers.find({"seen_at": {"$gt": seen_after}}, sort=[("_id", ASCENDING)])
+        return [WORKER.validate_python(document) for document in seen]
+
+    @_answering()
+    def remove_worker(self, worker_id: str) -> None:
+        self._workers.delete_one({"_id": worker_id})
+
+    # -- life cycle ------------------------------------------------------------------------------
+
+    @_answering()
+    def ping(self) -> None:
+        self._client.admin.command("ping")
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _connect(url: str) -> MongoClient[Document]:
+    try:
+        chosen = {name.lower() for name in parse_qs(urlsplit(url).query)}
+        defaults = {
+            name: value for name, value in CLIENT_DEFAULTS.items() if name.lower() not in chosen
+        }
+        return MongoClient(url, **defaults)
+    except (mongo_errors.ConfigurationError, mongo_errors.InvalidURI, ValueError) as error:
+        raise ConfigurationError(f"ES_STORE_URL is no usable MongoDB URL: {error}") from error
+
+
+def _durable_level(client: MongoClient[Document]) -> str:
+    """Return the read concern under which nothing read is rolled back: gaps would come of it."""
+    hello = client.admin.command("hello")
+    return "majority" if "setName" in hello else "local"
+
+
+def _key(session_id: str) -> str:
+    return f"s:{session_id}"
+
+
+def _id_of(text: str) -> ObjectId | None:
+    """Return an id no document has, None, for a text that is no id."""
+    return ObjectId(text) if ObjectId.is_valid(text) else None
+
+
+def _no_session(session_id: str) -> NotFound:
+    return NotFound(f"no session has the id {session_id!r}: register it first")
+
+
+def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:
+    first: dict[str, SessionEvent] = {}
+    for event in events:
+        first.setdefault(event.event_id, event)
+    return list(first.values())
+
+
+def _session_document(session: Session, batch_id: ObjectId, number: int) -> Document:
+    return {
+        "_id": _key(session.session_id),
+        "batch_id": batch_id,
+        "number": number,
+        **SESSION.dump_python(session),
+        "events": [EVENT.dump_python(event) for event in _distinct(session.events)],
+    }
+
+
+def _numbered(document: Mapping[str, Any]) -> NumberedSession:
+    return NumberedSession(
+        SESSION.validate_python(document), str(document["batch_id"]), document["number"]
+    )
+
+
+def _task(document: Mapping[str, Any]) -> FineTuningTask:
+    return TASK.validate_python({**document, "id": str(document["_id"])})

@@ -1,0 +1,46 @@
+"""Fixtures of the contract suites."""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from embedding_studio.store import Store
+from tests.contracts.store_backends import BACKENDS, Backend, make_backend
+from tests.contracts.store_processes import meet_at
+
+PROCESSES = 3
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """An empty database of each kind."""
+    backend = make_backend(request.param, request)
+    yield backend
+    backend.drop()
+
+
+@pytest.fixture
+def shared(backend: Backend) -> Backend:
+    """A database that threads and processes may share."""
+    if not backend.is_shared:
+        pytest.skip("mongomock lives in one process and is not atomic between threads")
+    return backend
+
+
+@pytest.fixture
+def store(backend: Backend) -> Iterator[Store]:
+    """A store on an empty database."""
+    store = backend.open()
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    """Three other processes that begin each race together."""
+    context = get_context("spawn")
+    barrier = context.Barrier(PROCESSES)
+    with ProcessPoolExecutor(PROCESSES, context, meet_at, (barrier,)) as pool:
+        yield pool

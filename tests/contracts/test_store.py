@@ -1,0 +1,1415 @@
+"""The contract of every store: each sentence of `embedding_studio/store/base.py`."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from threading import Barrier
+from typing import Any, TypeVar
+
+import pytest
+
+from embedding_studio.clickstream import (
+    BatchStatus,
+    NumberedSession,
+    SearchResult,
+    Session,
+    SessionEvent,
+)
+from embedding_studio.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    StoreUnavailable,
+)
+from embedding_studio.store import Store, open_store
+from embedding_studio.store.base import Registered
+from embedding_studio.tasks import (
+    Budget,
+    Claim,
+    FineTuningTask,
+    ModelFile,
+    Promotion,
+    StoredModel,
+    TaskProgress,
+    TaskRequest,
+    TaskStatus,
+    WorkerRecord,
+)
+from tests.contracts import store_processes
+from tests.contracts.store_backends import BACKENDS, MONGO_VARIABLE, Backend, Moment
+from tests.contracts.store_processes import NOW, make_session
+
+Result = TypeVar("Result")
+ROOT = Path(__file__).parents[2]
+LEASE_SECONDS = 60.0
+ODD_JSON = {
+    "dotted.key": 1,
+    "$dollar": {"$nested.key": [1, 2.5, None, True, {"": "empty key"}]},
+    "ключ": "значение ☕ \U0001f600",
+    "large": 2**62,
+}
+NO_IDS = ["", "no id", "0" * 23, "0" * 24, "ж" * 12, "s:1"]
+MODEL = StoredModel("run-1", "mlflow-artifacts:/1/model", (ModelFile("a/b.bin", 3, "ab" * 32),))
+PROMOTION = Promotion(True, "better", "mrr", 0.5, 0.75, 0.25, (0.125, 0.5), 40)
+PROGRESS = TaskProgress("search", "mrr", trial=2, max_trials=5, step=7, main_metric=0.5)
+
+OWNER_WRITES: dict[str, Callable[[Store, Claim], None]] = {
+    "renew_lease": lambda store, claim: store.renew_lease(claim, later(2), 60, PROGRESS),
+    "record": lambda store, claim: store.record(claim, later(2), experiment_id="stale"),
+    "finish_task": lambda store, claim: store.finish_task(claim, later(2), TaskStatus.DONE),
+    "release_task": lambda store, claim: store.release_task(claim, later(2)),
+}
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def click(event_id: str) -> SessionEvent:
+    return SessionEvent(event_id, "item-1", NOW)
+
+
+def post(store: Store, *session_ids: str) -> None:
+    store.register_sessions([make_session(session_id) for session_id in session_ids], NOW)
+
+
+def add(store: Store, seconds: float = 0, method: str = "m") -> FineTuningTask:
+    return store.add_task(TaskRequest(method), later(seconds))[0]
+
+
+def take(store: Store, seconds: float = 0, worker_id: str = "w") -> tuple[FineTuningTask, Claim]:
+    task = store.claim_task(worker_id, later(seconds), LEASE_SECONDS)
+    assert task is not None
+    return task, Claim(task.id, task.attempt, worker_id)
+
+
+def event_ids(store: Store, session_id: str) -> list[str]:
+    return [event.event_id for event in store.get_session(session_id).session.events]
+
+
+def read_all(store: Store, batch_id: str) -> list[NumberedSession]:
+    return store.read_batch(batch_id, 0, 10_000)
+
+
+def ids_of(sessions: Sequence[NumberedSession]) -> list[str]:
+    return [numbered.session.session_id for numbered in sessions]
+
+
+def assert_gapless(store: Store, batch_ids: Sequence[str]) -> list[str]:
+    """Return the ids of all sessions in those batches, each of which numbers them 1..n."""
+    session_ids: list[str] = []
+    for batch_id in batch_ids:
+        members = read_all(store, batch_id)
+        assert [member.number for member in members] == list(range(1, len(members) + 1))
+        assert store.get_batch(batch_id).session_count == len(members)
+        session_ids += ids_of(members)
+    assert max(Counter(session_ids).values()) == 1
+    return session_ids
+
+
+def in_threads(count: int, work: Callable[[int], Result]) -> list[Result]:
+    """Do the work in so many threads that begin together; return what each returned."""
+    barrier = Barrier(count)
+
+    def begin(number: int) -> Result:
+        barrier.wait(30)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+# -- sessions and events -----------------------------------------------------------------------
+
+
+def test_a_session_comes_back_as_it_was_posted(store: Store) -> None:
+    """Every field of a session, free-form JSON included, is read back equal."""
+    posted = Session(
+        session_id="s-1",
+        search_query="blue\nshoes \U0001f45f",
+        search_results=(SearchResult("a", 0.25, ODD_JSON), SearchResult("b"), SearchResult("a")),
+        created_at=NOW,
+        search_meta=ODD_JSON,
+        user_id="u-1",
+        events=(SessionEvent("e-1", "b", later(1), "like", ODD_JSON), click("e-2")),
+        is_irrelevant=True,
+    )
+    assert store.register_sessions([posted], NOW) == [Registered(True, 2)]
+    stored = store.get_session("s-1")
+    assert stored.session == posted
+    assert stored.number == 1
+    assert read_all(store, stored.batch_id) == [stored]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"n": 2**70}, {"zero\0byte": 1}, {"half a pair": "\ud800"}, {"large": "x" * 17_000_000}],
+    ids=["large number", "zero byte", "half a pair", "17 MB"],
+)
+def test_free_form_json_is_kept_or_refused(store: Store, odd: dict[str, Any]) -> None:
+    """What not every database can hold comes back equal or raises InvalidInput, adding nothing."""
+    session = replace(make_session("s"), search_meta=odd)
+    try:
+        store.register_sessions([session], NOW)
+    except InvalidInput:
+        assert store.collecting_batch() is None
+    else:
+        is_kept = store.get_session("s").session == session
+        assert is_kept
+    try:
+        task, _ = store.add_task(TaskRequest("m", metadata=odd), NOW)
+    except InvalidInput:
+        assert store.list_tasks() == []
+    else:
+        is_kept = store.get_task(task.id).metadata == odd
+        assert is_kept
+
+
+def test_an_id_that_cannot_be_stored_is_refused_or_kept(store: Store) -> None:
+    """An id with half of a surrogate pair raises InvalidInput or is found again."""
+    session = make_session("half a pair \ud800")
+    try:
+        store.register_sessions([session], NOW)
+    except InvalidInput:
+        assert store.collecting_batch() is None
+    else:
+        assert store.get_session(session.session_id).session == session
+
+
+def test_places_beyond_64_bits_are_refused_or_empty(store: Store) -> None:
+    """Asking for a page after 2**70 raises InvalidInput or gives an empty page."""
+    post(store, "s")
+    add(store)
+    batch_id = store.get_session("s").batch_id
+    with suppress(InvalidInput):
+        assert store.read_batch(batch_id, 2**70, 10) == []
+    with suppress(InvalidInput):
+        assert store.list_tasks(skip=2**70) == []
+
+
+def test_a_session_grown_too_large_is_refused_or_kept(store: Store) -> None:
+    """Events beyond what a database can hold raise InvalidInput; the session stays readable."""
+    post(store, "s")
+    large = {"text": "x" * 6_000_000}
+    kept = 0
+    for number in range(3):
+        with suppress(InvalidInput):
+            kept += store.append_events("s", [replace(click(f"e-{number}"), meta=large)])
+    assert len(event_ids(store, "s")) == kept >= 2
+
+
+def test_times_come_back_aware_and_to_the_millisecond(store: Store) -> None:
+    """A time posted with any offset comes back aware, at most a millisecond off."""
+    moment = datetime(2024, 5, 1, 14, 0, 0, 123456, tzinfo=timezone(timedelta(hours=2)))
+    session = replace(
+        make_session("s"), created_at=moment, events=(replace(click("e"), created_at=moment),)
+    )
+    store.register_sessions([session], moment)
+    task, _ = store.add_task(TaskRequest("m"), moment)
+    stored = store.get_session("s")
+    times = [
+        stored.session.created_at,
+        stored.session.events[0].created_at,
+        store.get_batch(stored.batch_id).created_at,
+        store.get_task(task.id).created_at,
+    ]
+    for time in times:
+        assert time.utcoffset() is not None
+        assert timedelta(0) <= moment - time < timedelta(milliseconds=1)
+
+
+def test_answers_come_in_the_order_given(store: Store) -> None:
+    """New, known and repeated sessions of one call are each answered at their own place."""
+    store.register_sessions([make_session("known", ["e-1"])], NOW)
+    answers = store.register_sessions(
+        [
+            make_session("new-1", ["e-1"]),
+            make_session("known", ["e-1", "e-2", "e-3"]),
+            make_session("new-2"),
+            make_session("new-1", ["e-1", "e-2"]),
+            make_session("known"),
+        ],
+        NOW,
+    )
+    assert answers == [
+        Registered(True, 1),
+        Registered(False, 2),
+        Registered(True, 0),
+        Registered(False, 1),
+        Registered(False, 0),
+    ]
+    assert event_ids(store, "new-1") == ["e-1", "e-2"]
+    assert [store.get_session(id_).number for id_ in ("known", "new-1", "new-2")] == [1, 2, 3]
+
+
+def test_registering_nothing_does_nothing(store: Store) -> None:
+    """An empty list is answered by an empty list and opens no batch."""
+    assert store.register_sessions([], NOW) == []
+    assert store.collecting_batch() is None
+
+
+def test_a_known_session_keeps_what_is_stored(store: Store) -> None:
+    """A second post of a session_id changes neither query, results, mark, time nor number."""
+    store.register_sessions([make_session("s", ["e-1"]), make_session("other")], NOW)
+    before = store.get_session("s")
+    again = Session("s", "another query", (), later(5), {"a": 1}, "u", (), is_irrelevant=True)
+    assert store.register_sessions([again], later(5)) == [Registered(False, 0)]
+    assert store.get_session("s") == before
+
+
+def test_only_unknown_events_of_a_known_session_are_added(store: Store) -> None:
+    """A re-post adds the events it brings anew, after those that are there."""
+    store.register_sessions([make_session("s", ["e-2", "e-1"])], NOW)
+    changed = replace(click("e-1"), object_id="item-2")
+    again = replace(make_session("s"), events=(click("e-3"), changed, click("e-0")))
+    assert store.register_sessions([again], NOW) == [Registered(False, 2)]
+    assert event_ids(store, "s") == ["e-2", "e-1", "e-3", "e-0"]
+    assert {event.object_id for event in store.get_session("s").session.events} == {"item-1"}
+
+
+def test_an_event_id_repeated_in_one_post_counts_once(store: Store) -> None:
+    """Events of the same id in one call are one event, the first of them."""
+    assert store.register_sessions([make_session("s", ["e", "e"])], NOW) == [Registered(True, 1)]
+    assert store.append_events("s", [click("f"), click("f"), click("e")]) == 1
+    assert event_ids(store, "s") == ["e", "f"]
+
+
+def test_sessions_may_share_event_ids(store: Store) -> None:
+    """An event_id is known to its own session only."""
+    answers = store.register_sessions([make_session("s", ["e"]), make_session("t", ["e"])], NOW)
+    assert answers == [Registered(True, 1), Registered(True, 1)]
+
+
+def test_reposts_burn_no_numbers(store: Store) -> None:
+    """Numbers run 1, 2, 3, ... however often known sessions are posted in between."""
+    for number in range(1, 6):
+        post(store, *(f"s-{known}" for known in range(number)))
+    batch_id = store.get_session("s-0").batch_id
+    assert ids_of(read_all(store, batch_id)) == [f"s-{number}" for number in range(5)]
+    assert len(assert_gapless(store, [batch_id])) == 5
+
+
+def test_a_large_post_is_numbered_in_its_order(store: Store) -> None:
+    """A thousand sessions of one call get the numbers 1 to 1000 in the order given."""
+    names = [f"s-{number}" for number in range(1000)]
+    post(store, *names)
+    batch_id = store.get_session("s-0").batch_id
+    assert assert_gapless(store, [batch_id]) == names
+
+
+def test_append_events_answers_how_many_were_new(store: Store) -> None:
+    """Appending adds the unknown events in order of arrival and counts them."""
+    post(store, "s")
+    assert store.append_events("s", [click("e-2"), click("e-1")]) == 2
+    assert store.append_events("s", [click("e-1"), click("e-3")]) == 1
+    assert store.append_events("s", []) == 0
+    assert event_ids(store, "s") == ["e-2", "e-1", "e-3"]
+
+
+def test_an_irrelevant_mark_is_for_good(store: Store) -> None:
+    """The mark survives marking again, a re-post, an event and a release."""
+    post(store, "s", "other")
+    store.mark_irrelevant("s")
+    store.mark_irrelevant("s")
+    post(store, "s")
+    store.append_events("s", [click("e")])
+    batch = store.release_batch("r", NOW)
+    marks = [member.session.is_irrelevant for member in read_all(store, batch.batch_id)]
+    assert marks == [True, False]
+    assert store.get_session("s").session.is_irrelevant
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.get_session("unknown"),
+        lambda store: store.append_events("unknown", [click("e")]),
+        lambda store: store.append_events("unknown", []),
+        lambda store: store.mark_irrelevant("unknown"),
+    ],
+)
+def test_an_unknown_session_is_not_found(store: Store, ask: Callable[[Store], Any]) -> None:
+    """Reading or changing a session that was never registered raises NotFound and adds nothing."""
+    post(store, "s")
+    with pytest.raises(NotFound, match="unknown"):
+        ask(store)
+    with pytest.raises(NotFound):
+        store.get_session("unknown")
+
+
+# -- batches -----------------------------------------------------------------------------------
+
+
+def test_the_first_new_session_opens_a_batch(store: Store) -> None:
+    """Sessions join one collecting batch, whose count grows with them."""
+    post(store, "s-1")
+    post(store, "s-2", "s-3")
+    batch = store.collecting_batch()
+    assert batch is not None
+    assert batch.status == BatchStatus.COLLECTING
+    assert (batch.created_at, batch.session_count) == (NOW, 3)
+    assert (batch.release_id, batch.released_at) == (None, None)
+    assert store.get_batch(batch.batch_id) == batch
+    assert {store.get_session(f"s-{n}").batch_id for n in (1, 2, 3)} == {batch.batch_id}
+
+
+def test_a_release_closes_the_batch(store: Store) -> None:
+    """A released batch says when, by which release and with how many sessions."""
+    post(store, "s-1", "s-2")
+    released = store.release_batch("r", later(9))
+    assert released.status == BatchStatus.RELEASED
+    assert (released.created_at, released.released_at) == (NOW, later(9))
+    assert (released.release_id, released.session_count) == ("r", 2)
+    assert store.get_batch(released.batch_id) == released
+    assert released.batch_id == store.get_session("s-1").batch_id
+
+
+def test_nothing_joins_a_released_batch(store: Store) -> None:
+    """Sessions after a release go to a new batch, numbered from 1; known ones stay in theirs."""
+    post(store, "s-1", "s-2")
+    released = store.release_batch("r", NOW)
+    members = read_all(store, released.batch_id)
+    post(store, "s-2", "s-3")
+    store.append_events("s-1", [click("e")])
+    assert ids_of(read_all(store, released.batch_id)) == ids_of(members)
+    assert store.get_batch(released.batch_id) == released
+    third = store.get_session("s-3")
+    assert third.batch_id != released.batch_id
+    assert third.number == 1
+    assert store.get_session("s-2").batch_id == released.batch_id
+
+
+def test_a_released_session_still_takes_events(store: Store) -> None:
+    """A late click reaches its session, whose batch is released already."""
+    post(store, "s")
+    batch = store.release_batch("r", NOW)
+    assert store.append_events("s", [click("late")]) == 1
+    assert len(read_all(store, batch.batch_id)[0].session.events) == 1
+
+
+def test_the_same_release_id_gives_the_same_batch(store: Store) -> None:
+    """A release repeated later, with other sessions collecting, releases nothing more."""
+    post(store, "s-1")
+    first = store.release_batch("r-1", NOW)
+    assert store.release_batch("r-1", later(5)) == first
+    post(store, "s-2")
+    assert store.release_batch("r-1", later(5)) == first
+    second = store.release_batch("r-2", later(6))
+    assert second.batch_id != first.batch_id
+    assert store.release_batch("r-1", later(7)) == first
+
+
+def test_a_release_of_nothing_is_a_conflict(store: Store) -> None:
+    """Without a session since the last release, also after a mere re-post, release refuses."""
+    with pytest.raises(Conflict, match="nothing to release"):
+        store.release_batch("r-1", NOW)
+    post(store, "s")
+    store.release_batch("r-2", NOW)
+    post(store, "s")
+    with pytest.raises(Conflict, match="nothing to release"):
+        store.release_batch("r-3", NOW)
+
+
+def test_collecting_batch_is_what_a_release_would_take(store: Store) -> None:
+    """It is None exactly where release_batch refuses, else the batch that it then releases."""
+    assert store.collecting_batch() is None
+    post(store, "s")
+    collecting = store.collecting_batch()
+    assert collecting is not None
+    assert store.release_batch("r", NOW).batch_id == collecting.batch_id
+    assert store.collecting_batch() is None
+
+
+@pytest.mark.parametrize("no_id", NO_IDS)
+def test_an_unknown_batch_is_not_found(store: Store, no_id: str) -> None:
+    """Reading a batch that does not exist raises NotFound, also for an id that is no id."""
+    with pytest.raises(NotFound):
+        store.get_batch(no_id)
+    with pytest.raises(NotFound):
+        store.read_batch(no_id, 0, 10)
+
+
+def test_read_batch_pages_in_order(store: Store) -> None:
+    """Pages of two, each begun after the last number of the former, give every session once."""
+    post(store, *(f"s-{number}" for number in range(5)))
+    batch_id = store.release_batch("r", NOW).batch_id
+    post(store, "next batch")
+    assert ids_of(store.read_batch(batch_id, 0, 2)) == ["s-0", "s-1"]
+    assert ids_of(store.read_batch(batch_id, 2, 2)) == ["s-2", "s-3"]
+    assert ids_of(store.read_batch(batch_id, 4, 2)) == ["s-4"]
+    assert store.read_batch(batch_id, 5, 2) == []
+    assert store.read_batch(batch_id, 0, 0) == []
+
+
+def test_read_batch_carries_the_first_events(backend: Backend, store: Store) -> None:
+    """events_limit cuts each session's events after so many; None gives all."""
+    if not backend.can_slice:
+        pytest.skip("mongomock's $slice leaves out the other fields")
+    store.register_sessions([make_session("s", ["c", "a", "b"]), make_session("t", ["d"])], NOW)
+    batch_id = store.get_session("s").batch_id
+
+    def events_read(limit: int | None) -> list[list[str]]:
+        page = store.read_batch(batch_id, 0, 10, limit)
+        return [[event.event_id for event in member.session.events] for member in page]
+
+    assert events_read(None) == [["c", "a", "b"], ["d"]]
+    assert events_read(2) == [["c", "a"], ["d"]]
+    assert events_read(0) == [[], []]
+
+
+def test_read_batch_takes_a_fixed_number_of_queries(backend: Backend) -> None:
+    """A page of 500 sessions costs as many queries as a page of one."""
+    with backend.counted() as (store, queries):
+        store.register_sessions([make_session(f"s-{n}", ["a", "b"]) for n in range(600)], NOW)
+        batch_id = store.get_session("s-0").batch_id
+        costs = []
+        for limit in (1, 500):
+            queries.clear()
+            assert len(store.read_batch(batch_id, 0, limit, events_limit=1)) == limit
+            costs.append(len(queries))
+    assert costs[0] == costs[1] > 0
+
+
+# -- tasks, as their clients see them ----------------------------------------------------------
+
+
+def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
+    """A new task is pending, carries every field of its request and is read back equal."""
+    request = TaskRequest("m", "batch-1", ODD_JSON, "key", Budget(7, 2.5))
+    task, is_new = store.add_task(request, NOW)
+    assert is_new
+    assert task == FineTuningTask(
+        id=task.id,
+        fine_tuning_method="m",
+        status=TaskStatus.PENDING,
+        created_at=NOW,
+        updated_at=NOW,
+        batch_id="batch-1",
+        metadata=ODD_JSON,
+        idempotency_key="key",
+        budget=Budget(7, 2.5),
+    )
+    assert store.get_task(task.id) == task
+    assert len(task.id) == 24
+    assert int(task.id, 16) >= 0
+
+
+def test_the_same_key_and_request_give_the_same_task(store: Store) -> None:
+    """A repeated request with its key adds nothing, whatever became of the task meanwhile."""
+    request = TaskRequest("m", None, {"b": [1], "a": 2}, "key", Budget(max_minutes=5))
+    task, _ = store.add_task(request, NOW)
+    same = TaskRequest("m", None, {"a": 2, "b": [1]}, "key", Budget(max_minutes=5.0))
+    assert store.add_task(same, later(1)) == (task, False)
+    _, claim = take(store)
+    store.record(claim, NOW, batch_id="released-for-it")
+    again, is_new = store.add_task(request, later(2))
+    assert (again.id, is_new) == (task.id, False)
+    assert again.batch_id == "released-for-it"
+    assert len(store.list_tasks()) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        (TaskRequest("n", "b", {"a": 1}, "key-1"), "fine_tuning_method"),
+        (TaskRequest("m", None, {"a": 1}, "key-1"), "batch_id"),
+        (TaskRequest("m", "b", {"a": 2}, "key-1"), "metadata"),
+        (TaskRequest("m", "b", None, "key-1"), "metadata"),
+        (TaskRequest("m", "b", {"a": 1}, "key-1", Budget(3)), "budget"),
+    ],
+)
+def test_the_same_key_with_another_request_is_a_conflict(
+    store: Store, other: TaskRequest, difference: str
+) -> None:
+    """The conflict names the key, the task that has it and what differs, and adds nothing."""
+    task, _ = store.add_task(TaskRequest("m", "b", {"a": 1}, "key-1"), NOW)
+    with pytest.raises(Conflict, match=rf"'key-1'.*{task.id}.*differs in {difference}:"):
+        store.add_task(other, NOW)
+    assert store.list_tasks() == [task]
+
+
+def test_requests_without_a_key_are_tasks_of_their_own(store: Store) -> None:
+    """The same request twice without an idempotency_key makes two tasks."""
+    assert add(store).id != add(store).id
+    assert len(store.list_tasks()) == 2
+
+
+def test_a_task_is_found_by_its_key(store: Store) -> None:
+    """find_task gives the task added with the key, None for another key."""
+    add(store)
+    task, _ = store.add_task(TaskRequest("m", idempotency_key="key"), NOW)
+    assert store.find_task("key") == task
+    assert store.find_task("other") is None
+
+
+@pytest.mark.parametrize("no_id", NO_IDS)
+@pytest.mark.parametrize("method", ["get_task", "cancel_task", "restart_task"])
+def test_an_unknown_task_is_not_found(store: Store, method: str, no_id: str) -> None:
+    """Asking for a task that does not exist raises NotFound, also for an id that is no id."""
+    times = [] if method == "get_task" else [NOW]
+    with pytest.raises(NotFound):
+        getattr(store, method)(no_id, *times)
+
+
+def test_tasks_are_listed_newest_first(store: Store) -> None:
+    """The order is by creation, the same at every call and across pages also among equals."""
+    tasks = [add(store, seconds) for seconds in (5, 1, 9)] + [add(store, 7) for _ in range(6)]
+    listed = store.list_tasks()
+    assert listed == store.list_tasks()
+    assert sorted(listed, key=lambda task: task.created_at, reverse=True) == listed
+    assert {task.id for task in listed} == {task.id for task in tasks}
+    pages = [store.list_tasks(skip=skip, limit=2) for skip in range(0, 10, 2)]
+    assert [task for page in pages for task in page] == listed
+    assert store.list_tasks(limit=0) == []
+
+
+def test_tasks_are_listed_by_status(store: Store) -> None:
+    """A status given leaves only the tasks that have it."""
+    first, second = add(store, 0), add(store, 1)
+    store.cancel_task(first.id, NOW)
+    assert [task.id for task in store.list_tasks(TaskStatus.CANCELED)] == [first.id]
+    assert store.list_tasks(TaskStatus.PENDING) == [second]
+    assert store.list_tasks(TaskStatus.DONE) == []
+
+
+def test_a_pending_task_is_canceled_at_once(store: Store) -> None:
+    """A canceled pending task is never claimed; canceling it again changes nothing."""
+    task = add(store)
+    canceled = store.cancel_task(task.id, later(1))
+    assert canceled == replace(task, status=TaskStatus.CANCELED, updated_at=later(1))
+    assert store.cancel_task(task.id, later(2)) == canceled
+    assert store.get_task(task.id) == canceled
+    assert store.claim_task("w", later(3), LEASE_SECONDS) is None
+
+
+@pytest.mark.parametrize("write", OWNER_WRITES)
+def test_a_cancellation_sticks(store: Store, write: str) -> None:
+    """After a cancel the owner's next write raises LeaseLost; worker and lease stay meanwhile."""
+    add(store)
+    task, claim = take(store)
+    canceled = store.cancel_task(task.id, later(1))
+    assert canceled == replace(task, status=TaskStatus.CANCELED, updated_at=later(1))
+    with pytest.raises(LeaseLost, match=task.id):
+        OWNER_WRITES[write](store, claim)
+    assert store.get_task(task.id) == canceled
+    assert store.claim_task("w", later(1000), LEASE_SECONDS) is None
+
+
+@pytest.mark.parametrize("end", [TaskStatus.DONE, TaskStatus.ERROR])
+def test_an_ended_task_cannot_be_canceled(store: Store, end: TaskStatus) -> None:
+    """Canceling a done or failed task raises Conflict and changes nothing."""
+    add(store)
+    task, claim = take(store)
+    store.finish_task(claim, NOW, end)
+    before = store.get_task(task.id)
+    with pytest.raises(Conflict, match=f"{task.id}.*{end}"):
+        store.cancel_task(task.id, later(1))
+    assert store.get_task(task.id) == before
+
+
+def test_a_task_whose_verdict_is_in_cannot_be_canceled(store: Store) -> None:
+    """Once a promotion is recorded, a cancel raises Conflict: the owner is carrying it out."""
+    add(store)
+    task, claim = take(store)
+    store.record(claim, NOW, promotion=PROMOTION)
+    with pytest.raises(Conflict, match=f"{task.id}.*verdict"):
+        store.cancel_task(task.id, later(1))
+    store.finish_task(claim, later(2), TaskStatus.DONE)
+
+
+@pytest.mark.parametrize("end", [TaskStatus.CANCELED, TaskStatus.ERROR])
+def test_a_restart_clears_what_happened_and_keeps_the_batch(store: Store, end: TaskStatus) -> None:
+    """A canceled or failed task is pending again as if new, but for its batch and its attempts."""
+    add(store)
+    take(store)
+    task, claim = take(store, LEASE_SECONDS)
+    assert task.expired_leases == 1
+    store.renew_lease(claim, NOW, LEASE_SECONDS, PROGRESS)
+    store.record(claim, NOW, batch_id="b", best_model=MODEL)
+    if end == TaskStatus.ERROR:
+        store.record(claim, NOW, promotion=PROMOTION)
+        store.finish_task(claim, NOW, end, "it failed")
+    else:
+        store.cancel_task(task.id, NOW)
+        store.release_canceled(claim)
+    restarted = store.restart_task(task.id, later(9))
+    assert restarted == FineTuningTask(
+        id=task.id,
+        fine_tuning_method="m",
+        status=TaskStatus.PENDING,
+        created_at=NOW,
+        updated_at=later(9),
+        batch_id="b",
+        attempt=2,
+    )
+    assert store.get_task(task.id) == restarted
+    assert take(store, 10)[0].attempt == 3
+
+
+def test_restarting_a_pending_task_changes_nothing(store: Store) -> None:
+    """A pending task stays as it is."""
+    task = add(store)
+    assert store.restart_task(task.id, later(1)) == task
+    assert store.get_task(task.id) == task
+
+
+def test_a_task_at_work_or_done_cannot_be_restarted(store: Store) -> None:
+    """Restarting a processing or done task raises Conflict and changes nothing."""
+    add(store)
+    task, claim = take(store)
+    with pytest.raises(Conflict, match=f"{task.id}.*processing"):
+        store.restart_task(task.id, later(1000))
+    assert store.get_task(task.id) == task
+    store.finish_task(claim, NOW, TaskStatus.DONE)
+    with pytest.raises(Conflict, match=f"{task.id}.*done"):
+        store.restart_task(task.id, NOW)
+
+
+def test_a_restart_waits_for_the_canceled_owner(store: Store) -> None:
+    """A canceled task restarts once its owner lets go or its lease expires, not before."""
+    add(store)
+    task, claim = take(store)
+    store.cancel_task(task.id, NOW)
+    with pytest.raises(Conflict, match=f"{task.id}.*worker w "):
+        store.restart_task(task.id, later(LEASE_SECONDS - 1))
+    assert store.get_task(task.id).status == TaskStatus.CANCELED
+    assert store.restart_task(task.id, later(LEASE_SECONDS)).worker_id is None
+    take(store, 100)
+    store.cancel_task(task.id, later(100))
+    store.release_canceled(replace(claim, attempt=2))
+    assert store.restart_task(task.id, later(101)).status == TaskStatus.PENDING
+
+
+# -- tasks, as their owner sees them -----------------------------------------------------------
+
+
+def test_the_oldest_pending_task_is_claimed(store: Store) -> None:
+    """Claims follow creation; a claim sets status, attempt, worker and lease."""
+    tasks = {seconds: add(store, seconds) for seconds in (5, 1, 9)}
+    for seconds in (1, 5, 9):
+        claimed = store.claim_task("w", later(20), 30)
+        assert claimed == replace(
+            tasks[seconds],
+            status=TaskStatus.PROCESSING,
+            updated_at=later(20),
+            attempt=1,
+            worker_id="w",
+            lease_expires_at=later(50),
+        )
+        assert store.get_task(claimed.id) == claimed
+    assert store.claim_task("w", later(20), 30) is None
+
+
+def test_tasks_of_skipped_methods_are_left_alone(store: Store) -> None:
+    """A claim passes over every task of skip_methods, pending or expired."""
+    expired = add(store, 0, "skipped")
+    assert take(store)[0].id == expired.id
+    pending, other = add(store, 1, "skipped too"), add(store, 2, "m")
+    skip = frozenset({"skipped", "skipped too"})
+    claimed = store.claim_task("v", later(1000), LEASE_SECONDS, skip)
+    assert claimed is not None
+    assert claimed.id == other.id
+    assert store.claim_task("v", later(1000), LEASE_SECONDS, skip) is None
+    assert store.claim_task("v", later(1000), LEASE_SECONDS, skip, 0) is None
+    assert store.get_task(pending.id) == pending
+    assert store.get_task(expired.id).status == TaskStatus.PROCESSING
+
+
+def test_an_expired_lease_is_claimed_again(store: Store) -> None:
+    """Once the lease is over, not before, the task is anyone's, one attempt and one death on."""
+    add(store)
+    first, _ = take(store, 0, "w-1")
+    assert store.claim_task("w-2", later(LEASE_SECONDS - 0.001), LEASE_SECONDS) is None
+    second, _ = take(store, LEASE_SECONDS, "w-2")
+    assert (second.id, second.attempt, second.expired_leases) == (first.id, 2, 1)
+    assert second.worker_id == "w-2"
+    assert second.lease_expires_at == later(2 * LEASE_SECONDS)
+
+
+def test_an_expired_task_is_older_than_a_newer_pending_one(store: Store) -> None:
+    """Pending and expired tasks stand in one queue, by creation."""
+    old = add(store, 0)
+    take(store)
+    new = add(store, 1)
+    assert take(store, LEASE_SECONDS)[0].id == old.id
+    assert take(store, LEASE_SECONDS)[0].id == new.id
+
+
+def test_a_task_whose_workers_keep_dying_becomes_an_error(store: Store) -> None:
+    """After max_expired_leases deaths the next one ends the task, and the next is looked at."""
+    deadly, other = add(store, 0), add(store, 1)
+    for attempt in range(3):
+        seconds = attempt * LEASE_SECONDS
+        task = store.claim_task("w", later(seconds), LEASE_SECONDS, max_expired_leases=2)
+        assert task is not None
+        assert (task.id, task.attempt, task.expired_leases) == (deadly.id, attempt + 1, attempt)
+    now = later(3 * LEASE_SECONDS)
+    task = store.claim_task("w", now, LEASE_SECONDS, max_expired_leases=2)
+    assert task is not None
+    assert task.id == other.id
+    failed = store.get_task(deadly.id)
+    assert failed.status == TaskStatus.ERROR
+    assert failed.error == "its worker died 3 times"
+    assert (failed.expired_leases, failed.attempt, failed.updated_at) == (3, 3, now)
+    assert (failed.worker_id, failed.lease_expires_at) == (None, None)
+
+
+def test_a_released_task_counts_no_death(store: Store) -> None:
+    """A task given back is pending without worker and lease, however often that happens."""
+    task = add(store)
+    for attempt in range(1, 6):
+        _, claim = take(store)
+        store.release_task(claim, later(1))
+        assert store.get_task(task.id) == replace(task, attempt=attempt, updated_at=later(1))
+
+
+def test_a_renewed_lease_lasts_longer(store: Store) -> None:
+    """A renewal counts from now and replaces the progress if one is given, else keeps it."""
+    add(store)
+    task, claim = take(store)
+    store.renew_lease(claim, later(30), LEASE_SECONDS, PROGRESS)
+    assert store.claim_task("w-2", later(80), LEASE_SECONDS) is None
+    renewed = store.get_task(task.id)
+    assert renewed == replace(
+        task, updated_at=later(30), lease_expires_at=later(90), progress=PROGRESS
+    )
+    store.renew_lease(claim, later(40), LEASE_SECONDS)
+    assert store.get_task(task.id).progress == PROGRESS
+    store.renew_lease(claim, later(50), LEASE_SECONDS, TaskProgress("verify"))
+    assert store.get_task(task.id).progress == TaskProgress("verify")
+
+
+def test_an_expired_lease_nobody_took_is_still_the_owners(store: Store) -> None:
+    """Ownership ends with another claim, not with the clock."""
+    add(store)
+    task, claim = take(store)
+    store.renew_lease(claim, later(1000), LEASE_SECONDS)
+    assert store.get_task(task.id).attempt == 1
+    assert store.claim_task("w-2", later(1000), LEASE_SECONDS) is None
+
+
+def test_record_sets_the_given_fields(store: Store) -> None:
+    """Each field given is set; None leaves a field alone."""
+    add(store)
+    task, claim = take(store)
+    store.record(claim, later(1), batch_id="b", experiment_id="7")
+    store.record(claim, later(2), best_model=MODEL)
+    store.record(claim, later(3), promotion=PROMOTION)
+    store.record(claim, later(4))
+    assert store.get_task(task.id) == replace(
+        task,
+        updated_at=later(4),
+        batch_id="b",
+        experiment_id="7",
+        best_model=MODEL,
+        promotion=PROMOTION,
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(TaskStatus.DONE, None), (TaskStatus.ERROR, "no data")]
+)
+def test_a_finished_task_has_no_owner(store: Store, status: TaskStatus, error: str | None) -> None:
+    """Finishing sets status and error, gives up the lease and ends the claims."""
+    add(store)
+    task, claim = take(store)
+    store.renew_lease(claim, NOW, LEASE_SECONDS, PROGRESS)
+    store.finish_task(claim, later(5), status, error)
+    finished = store.get_task(task.id)
+    assert finished == replace(
+        task,
+        status=status,
+        error=error,
+        updated_at=later(5),
+        worker_id=None,
+        lease_expires_at=None,
+        progress=PROGRESS,
+    )
+    assert store.claim_task("w", later(1000), LEASE_SECONDS) is None
+
+
+@pytest.mark.parametrize("status", [TaskStatus.PENDING, TaskStatus.PROCESSING, TaskStatus.CANCELED])
+def test_a_task_ends_as_done_or_error_only(store: Store, status: TaskStatus) -> None:
+    """Finishing with another status is a programming error and changes nothing."""
+    add(store)
+    task, claim = take(store)
+    with pytest.raises(ValueError, match=status):
+        store.finish_task(claim, NOW, status)
+    assert store.get_task(task.id) == task
+
+
+@pytest.mark.parametrize("write", OWNER_WRITES)
+@pytest.mark.parametrize("what", ["claimed again", "given back", "done", "restarted", "unknown"])
+def test_a_stale_owner_changes_nothing(store: Store, write: str, what: str) -> None:
+    """Whatever took the task from its owner, the owner's every write raises LeaseLost."""
+    add(store)
+    task, claim = take(store)
+    if what == "claimed again":
+        take(store, LEASE_SECONDS, "w")
+    elif what == "given back":
+        store.release_task(claim, NOW)
+    elif what == "done":
+        store.finish_task(claim, NOW, TaskStatus.DONE)
+    elif what == "restarted":
+        store.cancel_task(task.id, NOW)
+        store.restart_task(task.id, later(LEASE_SECONDS))
+    else:
+        claim = replace(claim, task_id="no id")
+    before = store.get_task(task.id)
+    with pytest.raises(LeaseLost, match=claim.task_id):
+        OWNER_WRITES[write](store, claim)
+    assert store.get_task(task.id) == before
+
+
+def test_letting_go_of_a_canceled_task_clears_its_owner(store: Store) -> None:
+    """release_canceled clears worker and lease of a canceled task for its last owner only."""
+    add(store)
+    _, stale = take(store, 0, "w-1")
+    task, claim = take(store, LEASE_SECONDS, "w-2")
+    canceled = store.cancel_task(task.id, NOW)
+    store.release_canceled(stale)
+    store.release_canceled(replace(claim, task_id="no id"))
+    assert store.get_task(task.id) == canceled
+    store.release_canceled(claim)
+    assert store.get_task(task.id) == replace(canceled, worker_id=None, lease_expires_at=None)
+    store.release_canceled(claim)
+
+
+def test_letting_go_of_a_task_that_is_not_canceled_does_nothing(store: Store) -> None:
+    """A claim on a processing task is not given up by release_canceled."""
+    add(store)
+    task, claim = take(store)
+    store.release_canceled(claim)
+    assert store.get_task(task.id) == task
+
+
+# -- workers -----------------------------------------------------------------------------------
+
+
+def test_workers_are_listed_while_they_are_seen(store: Store) -> None:
+    """A record is inserted or replaced, and listed if it was seen after the time asked for."""
+    store.record_worker(WorkerRecord("w-2", ("a",), later(0)))
+    store.record_worker(WorkerRecord("w-1", (), later(5)))
+    again = WorkerRecord("w-2", ("a", "b"), later(9))
+    store.record_worker(again)
+    assert store.list_workers(later(0)) == [WorkerRecord("w-1", (), later(5)), again]
+    assert store.list_workers(later(5)) == [again]
+    assert store.list_workers(later(9)) == []
+
+
+def test_a_worker_that_ends_is_forgotten(store: Store) -> None:
+    """Removing a worker leaves the others; an unknown id is fine."""
+    workers = [WorkerRecord(f"w-{number}", ("a",), NOW) for number in (1, 2)]
+    for worker in workers:
+        store.record_worker(worker)
+    store.remove_worker("w-1")
+    store.remove_worker("w-1")
+    assert store.list_workers(later(-1)) == workers[1:]
+
+
+# -- life cycle and failures -------------------------------------------------------------------
+
+
+@pytest.mark.skipif("mongodb" in BACKENDS, reason=f"{MONGO_VARIABLE} is set")
+def test_a_mongodb_server_holds_the_contract_too() -> None:
+    """Says in the report that no real MongoDB took part; with one named, every test runs on it."""
+    pytest.skip(f"no MongoDB server: name one in {MONGO_VARIABLE}")
+
+
+def test_a_store_that_answers_pings(store: Store) -> None:
+    """ping returns when the database answers."""
+    store.ping()
+
+
+def test_everything_is_there_after_reopening(backend: Backend) -> None:
+    """A store opened anew on the same database finds what the former one was told."""
+    first = backend.open()
+    post(first, "s-1", "s-2")
+    first.mark_irrelevant("s-2")
+    released = first.release_batch("r", NOW)
+    post(first, "s-3")
+    add(first)
+    task, claim = take(first)
+    first.record(claim, NOW, best_model=MODEL)
+    first.record_worker(WorkerRecord("w", ("m",), NOW))
+    members, task = read_all(first, released.batch_id), first.get_task(task.id)
+    first.close()
+    second = backend.open()
+    assert read_all(second, released.batch_id) == members
+    assert second.release_batch("r", NOW) == released
+    assert second.get_session("s-3").number == 1
+    assert second.get_task(task.id) == task
+    assert second.list_workers(later(-1)) == [WorkerRecord("w", ("m",), NOW)]
+    second.finish_task(claim, NOW, TaskStatus.DONE)
+    second.close()
+
+
+def test_a_database_that_does_not_answer_is_unavailable(backend: Backend, tmp_path: Path) -> None:
+    """Opening such a database raises StoreUnavailable."""
+    with pytest.raises(StoreUnavailable):
+        open_store(backend.unreachable_url(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sqlite://", "sqlite:///", "sqlite:///:memory:", "mongodb://host:notaport/db", "redis://host"],
+)
+def test_a_url_that_cannot_work_is_a_configuration_error(url: str) -> None:
+    """A URL of another kind, without a file or malformed raises ConfigurationError."""
+    with pytest.raises(ConfigurationError, match="ES_STORE_URL"):
+        open_store(url)
+
+
+def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    """An SQLite path below a file raises ConfigurationError."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be created"):
+        open_store(f"sqlite:///{tmp_path / 'file' / 'folder' / 'store.db'}")
+
+
+Snapshot = tuple[list[Any], ...]
+
+
+def snapshot(store: Store) -> Snapshot:
+    """Return what the store holds, but for the ids that it chose itself."""
+    sessions, batches = [], []
+    for session_id in ("old-1", "old-2", "new-1", "new-2", "new-3"):
+        try:
+            stored = store.get_session(session_id)
+        except NotFound:
+            continue
+        batch = replace(store.get_batch(stored.batch_id), batch_id="")
+        sessions.append((stored.session, stored.number))
+        batches.append(batch)
+        assert_gapless(store, [stored.batch_id])
+    tasks = [replace(task, id="") for task in store.list_tasks()]
+    return sessions, batches, tasks, store.list_workers(later(-1))
+
+
+def prepare(store: Store) -> None:
+    post(store, "old-1", "old-2")
+
+
+REPEATABLE: dict[str, Callable[[Store], Any]] = {
+    "register_sessions": lambda store: store.register_sessions(
+        [make_session(id_, ["e-1", "e-2"]) for id_ in ("new-1", "old-1", "new-2", "new-3")], NOW
+    ),
+    "append_events": lambda store: store.append_events("old-1", [click("e-1"), click("e-2")]),
+    "mark_irrelevant": lambda store: store.mark_irrelevant("old-1"),
+    "release_batch": lambda store: store.release_batch("r", NOW),
+    "add_task": lambda store: store.add_task(TaskRequest("m", idempotency_key="key"), NOW),
+    "record_worker": lambda store: store.record_worker(WorkerRecord("w", ("m",), NOW)),
+}
+
+
+def fail_once(
+    backend: Backend, nth: int, moment: Moment, call: Callable[[Store], Any]
+) -> tuple[Store, bool]:
+    """Return a store in which the nth write of the call failed, and whether there are so many."""
+    store = backend.open()
+    prepare(store)
+    with backend.failing(nth, moment) as failure:
+        try:
+            call(store)
+        except StoreUnavailable:
+            assert failure.happened
+        else:
+            assert not failure.happened
+    return store, failure.happened
+
+
+@pytest.mark.parametrize("operation", REPEATABLE)
+@pytest.mark.parametrize("moment", ["before", "halfway", "after"])
+def test_a_call_that_failed_is_completed_by_repeating_it(
+    backend: Backend, operation: str, moment: Moment
+) -> None:
+    """Whichever write of a call fails, its repetition leaves what one call would have left."""
+    call = REPEATABLE[operation]
+    store = backend.open()
+    prepare(store)
+    call(store)
+    expected = snapshot(store)
+    store.close()
+    has_failed, nth = True, 0
+    while has_failed:
+        nth += 1
+        broken = backend.another()
+        store, has_failed = fail_once(broken, nth, moment, call)
+        call(store)
+        assert snapshot(store) == expected
+        store.close()
+        broken.drop()
+    assert nth > 1
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_release_broken_off_is_completed_by_anyone(
+    backend: Backend, nth: int, moment: Moment
+) -> None:
+    """After a crash in mid-release sessions go on, and the release finds its one batch."""
+    store, _ = fail_once(backend, nth, moment, lambda store: store.release_batch("r", NOW))
+    post(store, "late", "old-2")
+    old, late = store.get_session("old-1"), store.get_session("late")
+    assert (late.number == 1) == (late.batch_id != old.batch_id)
+    released = store.release_batch("r", later(5))
+    assert released.batch_id == old.batch_id
+    assert released == store.get_batch(old.batch_id) == store.release_batch("r", later(9))
+    names = assert_gapless(store, sorted({old.batch_id, late.batch_id}))
+    assert sorted(names) == ["late", "old-1", "old-2"]
+    store.close()
+
+
+# -- another writer in between -----------------------------------------------------------------
+
+
+NAMES = ("old-1", "old-2", "new-1", "new-2", "new-3", "mid")
+Answers = dict[str, list[Any]]  # by the name of the session or the release
+
+
+def do_post(store: Store, answers: Answers, *names: str) -> None:
+    posted = store.register_sessions([make_session(name) for name in names], NOW)
+    for name, answer in zip(names, posted, strict=True):
+        answers.setdefault(name, []).append(answer.is_new)
+
+
+def do_release(store: Store, answers: Answers, release_id: str) -> None:
+    with suppress(Conflict):
+        batch = store.release_batch(release_id, NOW)
+        answers.setdefault(release_id, []).append(batch)
+
+
+def do_count(store: Store, answers: Answers) -> None:
+    batch = store.collecting_batch()
+    if batch is not None:
+        assert batch.status == BatchStatus.COLLECTING
+        assert 0 < batch.session_count <= len(read_all(store, batch.batch_id))
+
+
+CALLS: dict[str, Callable[[Store, Answers], None]] = {
+    "post": lambda store, answers: do_post(store, answers, "new-1", "new-2", "new-3"),
+    "first post": lambda store, answers: do_post(store, answers, "new-1", "new-2", "new-3"),
+    "release": lambda store, answers: do_release(store, answers, "r"),
+    "count": do_count,
+}
+MEANWHILE: dict[str, list[Callable[[Store, Answers], None]]] = {
+    "a post": [lambda store, answers: do_post(store, answers, "mid")],
+    "the same post": [lambda store, answers: do_post(store, answers, "new-2", "new-1")],
+    "the same release": [lambda store, answers: do_release(store, answers, "r")],
+    "a release": [lambda store, answers: do_release(store, answers, "other")],
+}
+MEANWHILE["one of the posts and a release"] = [
+    lambda store, answers: do_post(store, answers, "new-2"),
+    *MEANWHILE["a release"],
+]
+MEANWHILE["a post and a release"] = MEANWHILE["a post"] + MEANWHILE["a release"]
+MEANWHILE["a release and a post"] = MEANWHILE["a release"] + MEANWHILE["a post"]
+BROKEN_OFF = "a release broken off"
+MEANWHILE[BROKEN_OFF] = MEANWHILE["a release"]
+
+
+def assert_batches_hold_together(store: Store, answers: Answers) -> None:
+    """Each session is new once and in one gapless batch, each release has its own batch for good,
+    and at most one batch is collecting."""
+    batch_ids = set()
+    for name in NAMES:
+        if name in answers:
+            assert answers[name].count(True) == 1
+            batch_ids.add(store.get_session(name).batch_id)
+    for release_id in answers.keys() - set(NAMES):
+        batch = store.release_batch(release_id, later(9))
+        assert all(answer == batch for answer in answers[release_id])
+        assert batch.release_id == release_id
+    names = assert_gapless(store, sorted(batch_ids))
+    assert sorted(names) == sorted(answers.keys() & set(NAMES))
+    statuses = [store.get_batch(batch_id).status for batch_id in batch_ids]
+    assert statuses.count(BatchStatus.COLLECTING) <= 1
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_batches_hold_together_whoever_comes_between(
+    backend: Backend, call: str, meanwhile: str
+) -> None:
+    """Before whichever step of a call another one comes, no session, number or batch is lost."""
+    has_happened, nth = True, 0
+    while has_happened:
+        nth += 1
+        fresh = backend.another()
+        store, other = fresh.open(), fresh.open()
+        answers: Answers = {}
+        if call != "first post":
+            do_post(store, answers, "old-1", "old-2")
+
+        def interrupt(
+            fresh: Backend = fresh, other: Store = other, answers: Answers = answers
+        ) -> None:
+            broken_write = 2 if meanwhile == BROKEN_OFF else 0
+            with suppress(StoreUnavailable), fresh.failing(broken_write, "before"):
+                for action in MEANWHILE[meanwhile]:
+                    action(other, answers)
+
+        with fresh.interrupted(nth, interrupt) as interruption:
+            CALLS[call](store, answers)
+        assert_batches_hold_together(store, answers)
+        has_happened = interruption.happened
+        store.close()
+        other.close()
+        fresh.drop()
+
+
+TAKEN: dict[str, Callable[[Store, Claim], Any]] = {
+    "claimed": lambda store, claim: take(store, LEASE_SECONDS, "other"),
+    "renewed": lambda store, claim: store.renew_lease(claim, later(LEASE_SECONDS), LEASE_SECONDS),
+    "canceled": lambda store, claim: store.cancel_task(claim.task_id, NOW),
+    "finished": lambda store, claim: store.finish_task(claim, NOW, TaskStatus.DONE),
+    "failed": lambda store, claim: store.finish_task(claim, NOW, TaskStatus.ERROR),
+}
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("taken", TAKEN)
+def test_an_expired_lease_goes_to_whoever_writes_first(
+    backend: Backend, store: Store, taken: str, nth: int
+) -> None:
+    """A claimant that saw an expired lease takes nothing that was moved before it could write."""
+    add(store)
+    task, claim = take(store)
+    states: list[FineTuningTask] = []
+
+    def interrupt() -> None:
+        TAKEN[taken](store, claim)
+        states.append(store.get_task(task.id))
+
+    with backend.interrupted(nth, interrupt) as interruption:
+        claimed = store.claim_task("w", later(LEASE_SECONDS), LEASE_SECONDS)
+    assert (claimed is None) == interruption.happened
+    assert store.get_task(task.id) == (claimed or states[0])
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_pending_task_goes_to_whoever_writes_first(
+    backend: Backend, store: Store, nth: int
+) -> None:
+    """A claimant that saw a pending task takes the next one when another was quicker."""
+    first, second = add(store, 0), add(store, 1)
+    with backend.interrupted(nth, lambda: take(store, 2, "other")) as interruption:
+        take(store, 2, "w")
+    owners = [store.get_task(task.id).worker_id for task in (first, second)]
+    assert owners == (["other", "w"] if interruption.happened else ["w", None])
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_cancel_meets_a_finish(backend: Backend, store: Store, nth: int) -> None:
+    """A task that is finished before the cancel can write stays finished."""
+    add(store)
+    task, claim = take(store)
+
+    def interrupt() -> None:
+        store.finish_task(claim, NOW, TaskStatus.DONE)
+
+    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
+        store.cancel_task(task.id, NOW)
+    expected = TaskStatus.DONE if interruption.happened else TaskStatus.CANCELED
+    assert store.get_task(task.id).status == expected
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_restart_meets_another_and_its_claim(backend: Backend, store: Store, nth: int) -> None:
+    """A task that is restarted and claimed before a restart can write stays claimed."""
+    task = add(store)
+    store.cancel_task(task.id, NOW)
+
+    def interrupt() -> None:
+        store.restart_task(task.id, NOW)
+        take(store)
+
+    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
+        store.restart_task(task.id, NOW)
+    expected = TaskStatus.PROCESSING if interruption.happened else TaskStatus.PENDING
+    assert store.get_task(task.id).status == expected
+
+
+# -- several threads ---------------------------------------------------------------------------
+
+
+def test_threads_that_post_one_key_get_one_task(shared: Backend) -> None:
+    """Of 16 concurrent posts of one idempotency_key one adds the task, all are given it."""
+    store = shared.open()
+    request = TaskRequest("m", metadata={"a": 1}, idempotency_key="key")
+    added = in_threads(16, lambda _: store.add_task(request, NOW))
+    assert [is_new for _, is_new in added].count(True) == 1
+    assert len({task.id for task, _ in added}) == 1
+    assert len(store.list_tasks()) == 1
+    store.close()
+
+
+def test_threads_that_post_the_same_session_add_it_once(shared: Backend) -> None:
+    """Of concurrent posts of one session one is new, and each event is counted by one of them."""
+    store = shared.open()
+
+    def register(number: int) -> list[Registered]:
+        posted = [make_session("same", ["e", f"e-{number}"]), make_session(f"own-{number}")]
+        return store.register_sessions(posted, NOW)
+
+    answers = in_threads(8, register)
+    assert [same.is_new for same, _ in answers].count(True) == 1
+    assert all(own.is_new for _, own in answers)
+    assert sum(same.new_events for same, _ in answers) == 9
+    assert sorted(event_ids(store, "same")) == ["e", *(f"e-{number}" for number in range(8))]
+    assert len(assert_gapless(store, [store.get_session("same").batch_id])) == 9
+    store.close()
+
+
+def test_threads_that_append_one_event_add_it_once(shared: Backend) -> None:
+    """Each event appended by several threads at once is new to exactly one of them."""
+    store = shared.open()
+    post(store, "s")
+    events = [click(f"e-{number}") for number in range(5)]
+    assert sum(in_threads(8, lambda _: store.append_events("s", events))) == 5
+    assert event_ids(store, "s") == [event.event_id for event in events]
+    store.close()
+
+
+def test_threads_that_ask_for_one_release_get_one_batch(shared: Backend) -> None:
+    """Concurrent calls with one release_id answer alike, also while sessions come in."""
+    store = shared.open()
+    post(store, "s")
+
+    def release_or_post(number: int) -> str | None:
+        if number % 2:
+            post(store, f"s-{number}")
+            return None
+        return store.release_batch("r", NOW).batch_id
+
+    released = {batch_id for batch_id in in_threads(8, release_or_post) if batch_id is not None}
+    assert released == {store.get_session("s").batch_id}
+    batch_ids = {store.get_session(f"s-{number}").batch_id for number in (1, 3, 5, 7)} | released
+    assert len(assert_gapless(store, sorted(batch_ids))) == 5
+    store.close()
+
+
+def test_threads_that_cancel_and_finish_agree_on_one_end(shared: Backend) -> None:
+    """Of a cancel and a finish at once one succeeds and the other says that it did not."""
+    store = shared.open()
+    for _ in range(5):
+        add(store)
+        task, claim = take(store)
+
+        def end(number: int, task: FineTuningTask = task, claim: Claim = claim) -> bool:
+            try:
+                if number:
+                    store.cancel_task(task.id, NOW)
+                else:
+                    store.finish_task(claim, NOW, TaskStatus.DONE)
+            except (Conflict, LeaseLost):
+                return False
+            return True
+
+        finished, canceled = in_threads(2, end)
+        assert finished != canceled
+        ended = TaskStatus.DONE if finished else TaskStatus.CANCELED
+        assert store.get_task(task.id).status == ended
+    store.close()
+
+
+# -- several processes -------------------------------------------------------------------------
+
+
+def results(futures: Sequence[Future[Result]]) -> list[Result]:
+    return [future.result(store_processes.START_SECONDS) for future in futures]
+
+
+def test_processes_may_open_a_new_database_at_once(
+    shared: Backend, processes: ProcessPoolExecutor
+) -> None:
+    """Opening creates what is missing, whoever else is creating it."""
+    opened = [processes.submit(store_processes.open_first, shared.url) for _ in range(3)]
+    assert results(opened) == [True] * 3
+
+
+def test_processes_claim_each_task_once(shared: Backend, processes: ProcessPoolExecutor) -> None:
+    """Of concurrent claimants exactly one gets each task."""
+    store = shared.open()
+    added = {add(store, number).id for number in range(40)}
+    claimed = results(
+        [processes.submit(store_processes.claim_all, shared.url, f"w-{n}") for n in range(3)]
+    )
+    assert sorted(task_id for ids in claimed for task_id in ids) == sorted(added)
+    for number, ids in enumerate(claimed):
+        for task_id in ids:
+            task = store.get_task(task_id)
+            assert (task.worker_id, task.attempt) == (f"w-{number}", 1)
+    store.close()
+
+
+def test_processes_that_post_the_same_keys_get_the_same_tasks(
+    shared: Backend, processes: ProcessPoolExecutor
+) -> None:
+    """Each idempotency_key makes one task, whichever process comes first."""
+    keys = [f"key-{number}" for number in range(15)]
+    added = results(
+        [processes.submit(store_processes.add_tasks, shared.url, keys) for _ in range(3)]
+    )
+    for same in zip(*added, strict=True):
+        assert len({task_id for task_id, _ in same}) == 1
+        assert [is_new for _, is_new in same].count(True) == 1
+    store = shared.open()
+    assert len(store.list_tasks()) == len(keys)
+    store.close()
+
+
+def test_processes_post_while_others_release(
+    shared: Backend, processes: ProcessPoolExecutor
+) -> None:
+    """Each session is new once and in one batch, gapless, and no batch grows after its release."""
+    common = [f"common-{number}" for number in range(24)]
+    posts = {
+        letter: [name for other in common for name in (f"{letter}-{other}", other)]
+        for letter in "abc"
+    }
+    answers = results(
+        [
+            processes.submit(store_processes.post_and_release, shared.url, letter, names)
+            for letter, names in posts.items()
+        ]
+    )
+    new = sorted(name for names, _ in answers for name in names)
+    assert new == sorted({name for names in posts.values() for name in names})
+    store = shared.open()
+    batch_ids = [batch_id for _, released in answers for batch_id in released]
+    with suppress(Conflict):
+        batch_ids.append(store.release_batch("last", NOW).batch_id)
+    assert len(set(batch_ids)) == len(batch_ids) > 1
+    assert sorted(assert_gapless(store, batch_ids)) == new
+    assert all(event_ids(store, name) == [f"{name}-click"] for name in common)
+    store.close()
+
+
+def test_a_killed_process_loses_nothing_that_was_answered(shared: Backend) -> None:
+    """After kill -9 in mid-posting each answered session is there once and the store goes on."""
+    program = f"from tests.contracts.store_processes import *; post_until_killed({shared.url!r})"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as poster:
+        assert poster.stdout is not None
+        lines = [poster.stdout.readline() for _ in range(20)]
+        poster.kill()
+        lines += poster.stdout.readlines()
+    answered = [name for line in lines if line.endswith("\n") for name in line.split()]
+    store = shared.open()
+    batch_id = store.get_session(answered[0]).batch_id
+    stored = assert_gapless(store, [batch_id])
+    assert stored[: len(answered)] == answered
+    post(store, *answered, "next")
+    assert store.get_session("next").number == len(stored) + 1
+    assert store.release_batch("r", NOW).session_count == len(stored) + 1
+    store.close()
