@@ -1,0 +1,1 @@
+"""The HTTP API: one module per resource, put together in `app`."""

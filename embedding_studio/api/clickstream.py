@@ -1,0 +1,190 @@
+"""Routes for sessions, events and batches."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import TypeAdapter, ValidationError
+
+from embedding_studio.api.context import Context, InContext
+from embedding_studio.api.errors import problems
+from embedding_studio.api.schemas import (
+    MAX_PAGE_OFFSET,
+    BatchPage,
+    BatchSessionView,
+    EventsBody,
+    EventsOutcome,
+    Id,
+    IrrelevantBody,
+    PostStatus,
+    ReleaseBody,
+    ReleaseView,
+    SessionBody,
+    SessionOutcome,
+    SessionOutcomes,
+    SessionsBody,
+    SessionView,
+    ToInstant,
+    from_unix_seconds,
+    summarize_field_errors,
+)
+from embedding_studio.clickstream import Session
+from embedding_studio.errors import InvalidInput
+from embedding_studio.store.base import Registered
+
+router = APIRouter(prefix="/clickstream", tags=["clickstream"])
+
+_ID = TypeAdapter[str](Id)
+
+
+@router.post("/session", summary="Register a search", responses=problems(400, 422))
+def register_session(body: SessionBody, context: InContext) -> SessionOutcome:
+    """A known session_id keeps what was stored first; only events it did not have are added."""
+    now = context.clock()
+    session = body.to_session(_accepted_instant(context, now))
+    return _register(context, [session], now)[0]
+
+
+@router.post("/sessions", summary="Register many searches", responses=problems(400, 422))
+def register_sessions(body: SessionsBody, context: InContext) -> SessionOutcomes:
+    """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
+    limit = context.settings.max_sessions_per_request
+    if len(body.sessions) > limit:
+        raise InvalidInput(
+            f"{len(body.sessions)} sessions in one request; at most {limit} are taken, "
+            "send the rest in further requests"
+        )
+    now = context.clock()
+    to_instant = _accepted_instant(context, now)
+    accepted: list[Session] = []
+    refused: dict[int, SessionOutcome] = {}
+    for place, item in enumerate(body.sessions):
+        try:
+            accepted.append(SessionBody.model_validate(item).to_session(to_instant))
+        except (ValidationError, InvalidInput) as error:
+            refused[place] = _refusal(item, error)
+    stored = iter(_register(context, accepted, now))
+    return SessionOutcomes(
+        sessions=[
+            refused[place] if place in refused else next(stored)
+            for place in range(len(body.sessions))
+        ]
+    )
+
+
+@router.get("/session", summary="Read one session", responses=problems(404, 422))
+def get_session(session_id: Annotated[Id, Query()], context: InContext) -> SessionView:
+    return SessionView.of(context.store.get_session(session_id).session)
+
+
+@router.post("/session/events", summary="Add clicks", responses=problems(400, 404, 422))
+def append_events(body: EventsBody, context: InContext) -> EventsOutcome:
+    """Events whose event_id the session has already are left as they are."""
+    to_instant = _accepted_instant(context, context.clock())
+    events = [event.to_event(body.session_id, to_instant) for event in body.events]
+    new_events = context.store.append_events(body.session_id, events)
+    return EventsOutcome(session_id=body.session_id, new_events=new_events)
+
+
+@router.post(
+    "/session/irrelevant",
+    summary="Mark a session whose results were all wrong",
+    responses=problems(400, 404, 422),
+)
+def mark_irrelevant(body: IrrelevantBody, context: InContext) -> None:
+    """The mark stays for good, and keeps the session out of training."""
+    context.store.mark_irrelevant(body.session_id)
+
+
+@router.post(
+    "/internal/batch/release",
+    summary="Release the batch now collecting",
+    responses=problems(400, 409, 422),
+)
+def release_batch(body: ReleaseBody, context: InContext) -> ReleaseView:
+    """Nothing joins a released batch. The same release_id gives the same batch again."""
+    now = context.clock()
+    batch = context.store.release_batch(body.release_id, now)
+    return ReleaseView(
+        release_id=body.release_id,
+        batch_id=batch.batch_id,
+        released_at=int((batch.released_at or now).timestamp()),
+    )
+
+
+@router.get(
+    "/internal/batch/sessions", summary="Page through a batch", responses=problems(404, 422)
+)
+def read_batch(
+    batch_id: Annotated[Id, Query()],
+    context: InContext,
+    after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
+    limit: Annotated[int | None, Query(ge=1, description="10 when absent")] = None,
+    events_limit: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 100,
+) -> BatchPage:
+    """Sessions numbered above `after_number`, each with its first `events_limit` events."""
+    size = context.page_size(limit, default=10)
+    sessions = context.store.read_batch(batch_id, after_number, size, events_limit)
+    return BatchPage(
+        batch_id=batch_id,
+        last_number=sessions[-1].number if sessions else None,
+        sessions=[BatchSessionView.numbered(session) for session in sessions],
+    )
+
+
+def _accepted_instant(context: Context, now: datetime) -> ToInstant:
+    settings = context.settings
+    oldest = now.timestamp() - settings.max_event_age_seconds
+    newest = now.timestamp() + settings.max_event_ahead_seconds
+
+    def to_instant(seconds: float | None, owner: str) -> datetime:
+        if seconds is None:
+            return now.replace(microsecond=0)  # clients of the reference read whole seconds
+        if seconds < oldest:
+            raise InvalidInput(
+                f"{owner}: created_at {seconds:.15g} is more than "
+                f"{settings.max_event_age_seconds:g} seconds ago; too old to be taken"
+            )
+        if seconds > newest:
+            raise InvalidInput(
+                f"{owner}: created_at {seconds:.15g} is more than "
+                f"{settings.max_event_ahead_seconds:g} seconds ahead of the server's clock; "
+                "post Unix seconds (not milliseconds), UTC"
+            )
+        return from_unix_seconds(seconds)
+
+    return to_instant
+
+
+def _register(context: Context, sessions: list[Session], now: datetime) -> list[SessionOutcome]:
+    registered = context.store.register_sessions(sessions, now) if sessions else []
+    for session, outcome in zip(sessions, registered, strict=True):
+        if session.is_irrelevant and not outcome.is_new:
+            context.store.mark_irrelevant(session.session_id)
+    return [
+        _stored(session, outcome) for session, outcome in zip(sessions, registered, strict=True)
+    ]
+
+
+def _stored(session: Session, outcome: Registered) -> SessionOutcome:
+    return SessionOutcome(
+        session_id=session.session_id,
+        status=PostStatus.CREATED if outcome.is_new else PostStatus.EXISTING,
+        new_events=outcome.new_events,
+    )
+
+
+def _refusal(item: Any, error: ValidationError | InvalidInput) -> SessionOutcome:
+    if isinstance(error, ValidationError):
+        reason = summarize_field_errors(error.errors())
+    else:
+        reason = str(error)
+    try:
+        session_id = _ID.validate_python(item["session_id"])
+    except (ValidationError, LookupError, TypeError):
+        session_id = None
+    return SessionOutcome(
+        session_id=session_id,
+        status=PostStatus.INVALID,
+        error=reason,
+    )

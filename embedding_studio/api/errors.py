@@ -1,0 +1,92 @@
+"""Where errors become HTTP answers: the one place, and how the routes document them."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from embedding_studio.errors import (
+    ConfigurationError,
+    Conflict,
+    EmbeddingStudioError,
+    InvalidInput,
+    NotFound,
+    StoreUnavailable,
+    UnknownMethod,
+)
+
+RETRY_AFTER_SECONDS = 2
+
+STATUS_BY_ERROR: dict[type[EmbeddingStudioError], int] = {
+    NotFound: 404,
+    Conflict: 409,
+    InvalidInput: 422,
+    UnknownMethod: 422,
+    ConfigurationError: 501,
+    StoreUnavailable: 503,
+}
+
+
+class Problem(BaseModel):
+    """detail: what is wrong, with which id, and what to do."""
+
+    detail: str
+
+
+class FieldProblem(BaseModel):
+    """loc: the way to the field that is wrong."""
+
+    type: str
+    loc: list[str | int]
+    msg: str
+
+
+class InvalidRequest(BaseModel):
+    detail: str | list[FieldProblem]
+
+
+_DESCRIPTIONS = {
+    400: "The body cannot be read",
+    404: "No such id",
+    409: "The present state refuses this",
+    422: "The request can never succeed as it is",
+    501: "This installation cannot do this",
+    503: "A service behind the API does not answer; worth another try",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's `responses` says about these statuses."""
+    return {
+        status: {
+            "model": InvalidRequest if status == 422 else Problem,
+            "description": _DESCRIPTIONS[status],
+        }
+        for status in statuses
+    }
+
+
+def describe_fields(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return pydantic's errors without what was posted: it may be large, or no valid JSON."""
+    return [{key: error[key] for key in ("type", "loc", "msg")} for error in errors]
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    async def answer_error(_request: Request, error: Exception) -> Response:
+        status = next(code for kind, code in STATUS_BY_ERROR.items() if isinstance(error, kind))
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+        return JSONResponse({"detail": str(error)}, status, headers)
+
+    async def answer_invalid_request(_request: Request, error: Exception) -> Response:
+        errors = error.errors() if isinstance(error, RequestValidationError) else []
+        # escaped to ASCII: a posted lone surrogate may be part of a field's name
+        body = json.dumps({"detail": describe_fields(errors)})
+        return Response(body, 422, media_type="application/json")
+
+    for kind in STATUS_BY_ERROR:
+        app.add_exception_handler(kind, answer_error)
+    app.add_exception_handler(RequestValidationError, answer_invalid_request)

@@ -1,0 +1,134 @@
+"""Routes for fine-tuning tasks and the models they made."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from embedding_studio.api.artifacts import open_model, zip_chunks
+from embedding_studio.api.context import Context, InContext
+from embedding_studio.api.errors import problems
+from embedding_studio.api.schemas import MAX_PAGE_OFFSET, TaskBody, TaskView
+from embedding_studio.clickstream import BatchStatus
+from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
+from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus
+
+router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"])
+
+_RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
+
+
+@router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 404, 409, 422))
+def create_task(body: TaskBody, request: Request, context: InContext) -> TaskView:
+    """Without a batch_id, the batch now collecting is released and used. The same idempotency_key
+    gives the same task, and is refused for another body."""
+    wanted = body.to_request()
+    try:
+        _check_can_run(context, wanted)
+    except (NotFound, Conflict, UnknownMethod):
+        # looked up after the check: if the check failed because this very task has taken the
+        # batch meanwhile, the task is there to be found
+        key = wanted.idempotency_key
+        if key is None or context.store.find_task(key) is None:
+            raise
+    task, _is_new = context.store.add_task(wanted, context.clock())
+    return _view(task, request, context)
+
+
+@router.get("/task", summary="List tasks, newest first", responses=problems(422))
+def list_tasks(
+    request: Request,
+    context: InContext,
+    status: TaskStatus | None = None,
+    skip: Annotated[int | None, Query(ge=0, le=MAX_PAGE_OFFSET)] = None,
+    offset: Annotated[
+        int | None, Query(ge=0, le=MAX_PAGE_OFFSET, description="another name of `skip`")
+    ] = None,
+    limit: Annotated[int | None, Query(ge=1, description="100 when absent")] = None,
+) -> list[TaskView]:
+    if skip is not None and offset is not None and skip != offset:
+        raise InvalidInput(f"skip is {skip} but offset is {offset}: they are one thing, send one")
+    size = context.page_size(limit, default=100)
+    tasks = context.store.list_tasks(status, skip or offset or 0, size)
+    return [_view(task, request, context) for task in tasks]
+
+
+@router.get("/task/{task_id}", summary="Read one task", responses=problems(404))
+def get_task(task_id: str, request: Request, context: InContext) -> TaskView:
+    return _view(context.store.get_task(task_id), request, context)
+
+
+@router.put("/task/{task_id}/restart", summary="Run it again", responses=problems(404, 409))
+def restart_task(task_id: str, request: Request, context: InContext) -> TaskView:
+    """For a failed or canceled task. Its batch is kept; a pending task stays as it is."""
+    return _view(context.store.restart_task(task_id, context.clock()), request, context)
+
+
+@router.put("/task/{task_id}/cancel", summary="Give it up", responses=problems(404, 409))
+def cancel_task(task_id: str, request: Request, context: InContext) -> TaskView:
+    """Nothing of a canceled task is kept. Canceling it again changes nothing."""
+    return _view(context.store.cancel_task(task_id, context.clock()), request, context)
+
+
+@router.get(
+    "/task/{task_id}/model",
+    summary="Download the best model",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "A ZIP of the model's folder",
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        **problems(404, 501),
+    },
+)
+def download_model(task_id: str, context: InContext) -> StreamingResponse:
+    """The model's files lie at the ZIP's root: unpacked, the folder loads with
+    `SentenceTransformer(folder)` where the method makes such models."""
+    task = context.store.get_task(task_id)
+    if task.best_model is None:
+        raise NotFound(f"task {task_id!r} has no model: it is {task.status}")
+    folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
+    folder.check(task.best_model.files)
+    return StreamingResponse(
+        zip_chunks(folder, task.best_model.files),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="model-{task.id}.zip"'},
+    )
+
+
+def _check_can_run(context: Context, wanted: TaskRequest) -> None:
+    _check_method(context, wanted.fine_tuning_method)
+    if wanted.batch_id is None:
+        if context.store.collecting_batch() is None:
+            raise Conflict(
+                "no batch is collecting, so there is nothing to learn from: post sessions first, "
+                "or name a released batch in batch_id"
+            )
+    elif context.store.get_batch(wanted.batch_id).status is BatchStatus.COLLECTING:
+        raise Conflict(
+            f"batch {wanted.batch_id!r} is still collecting: release it first with "
+            f"{_RELEASE_ROUTE}, or leave batch_id out"
+        )
+
+
+def _check_method(context: Context, name: str) -> None:
+    recent = context.clock() - timedelta(seconds=10 * context.settings.lease_seconds)
+    ever = datetime(1970, 1, 1, tzinfo=UTC)
+    workers = context.store.list_workers(recent) or context.store.list_workers(ever)
+    known = sorted({method for worker in workers for method in worker.methods})
+    if workers and name not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise UnknownMethod(f"no fine-tuning method is named {name!r}; the workers have: {names}")
+
+
+def _view(task: FineTuningTask, request: Request, context: Context) -> TaskView:
+    ui = context.settings.mlflow_public_url.rstrip("/")
+    return TaskView.of(
+        task,
+        mlflow_url=f"{ui}/#/experiments/{task.experiment_id}" if task.experiment_id else None,
+        best_model_url=str(request.url_for("download_model", task_id=task.id))
+        if task.best_model
+        else None,
+    )

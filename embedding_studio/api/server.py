@@ -1,0 +1,62 @@
+"""The API as a process of its own."""
+
+import logging
+import signal
+import socket
+from contextlib import closing, suppress
+
+import uvicorn
+
+from embedding_studio.api.app import create_app
+from embedding_studio.errors import ConfigurationError
+from embedding_studio.settings import Settings
+from embedding_studio.store import open_store
+
+_logger = logging.getLogger(__name__)
+
+_DRAIN_SECONDS = 10
+_BACKLOG = 2048
+
+
+def serve(settings: Settings) -> None:
+    """Answer requests until Ctrl-C or SIGTERM, then finish those under way and return.
+
+    Runs in the main thread. Port 0 takes a free one. Raises ConfigurationError when the address
+    cannot be bound, StoreUnavailable when the store does not answer.
+    """
+    # uvicorn ends its work on both signals, then raises them again for its caller
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        suppress(KeyboardInterrupt),
+        listen(settings.api_host, settings.api_port) as listener,
+        closing(open_store(settings.resolved_store_url)) as store,
+    ):
+        host, port = listener.getsockname()[:2]
+        shown_host = f"[{host}]" if ":" in host else host
+        _logger.info("the API is at http://%s:%d, its manual at /docs", shown_host, port)
+        config = uvicorn.Config(
+            create_app(store, settings),
+            log_config=None,
+            log_level="warning",
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises ConfigurationError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # the protocol is named because asyncio switches Nagle's algorithm off only where it is: left
+    # on, every small answer waits some 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"the API cannot bind to {host} port {port} ({error.strerror}): "
+            "set ES_API_HOST and ES_API_PORT to a free address"
+        ) from error
+    return listener

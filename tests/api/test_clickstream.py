@@ -1,0 +1,328 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.settings import Settings
+from tests.api.samples import START, Clock, event_json, session_json
+
+NOW = int(START.timestamp())
+
+
+def released(api: TestClient, release_id: str = "r-1") -> str:
+    batch_id: str = api.post(
+        "/clickstream/internal/batch/release", json={"release_id": release_id}
+    ).json()["batch_id"]
+    return batch_id
+
+
+def batch_sessions(api: TestClient, batch_id: str, **params: int) -> Any:
+    response = api.get(
+        "/clickstream/internal/batch/sessions", params={"batch_id": batch_id, **params}
+    )
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_session_comes_back_as_posted(api: TestClient) -> None:
+    """What was posted is read back, times in the Unix seconds that were posted."""
+    posted = session_json(
+        user_id="u-1", search_meta={"page": 1}, created_at=NOW - 60, events=[event_json()]
+    )
+    answer = api.post("/clickstream/session", json=posted)
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "session_id": "s-1",
+        "status": "created",
+        "new_events": 1,
+        "error": None,
+    }
+    read = api.get("/clickstream/session", params={"session_id": "s-1"}).json()
+    assert read == {
+        **posted,
+        "search_results": [
+            {"object_id": "shoe-1", "rank": 0.9, "meta": {"text": "Runner, red"}},
+            {"object_id": "shoe-2", "rank": None, "meta": {}},
+        ],
+        "is_irrelevant": False,
+        "events": [
+            {
+                "event_id": "e-1",
+                "object_id": "shoe-1",
+                "event_type": "click",
+                "created_at": NOW,
+                "meta": {},
+            }
+        ],
+    }
+    assert isinstance(read["created_at"], int)
+
+
+def test_fractions_of_a_second_are_kept(api: TestClient) -> None:
+    """A fractional timestamp is echoed to the millisecond."""
+    api.post("/clickstream/session", json=session_json(created_at=NOW - 0.125))
+    read = api.get("/clickstream/session", params={"session_id": "s-1"}).json()
+    assert read["created_at"] == NOW - 0.125
+
+
+def test_nulls_of_other_clients_are_taken(api: TestClient) -> None:
+    """Optional fields sent as null, and fields nobody knows, are fine."""
+    posted = session_json(search_meta=None, user_id=None, created_at=None, color="blue")
+    posted["search_results"][0]["meta"] = None
+    assert api.post("/clickstream/session", json=posted).status_code == 200
+    events = {
+        "session_id": "s-1",
+        "events": [event_json(created_at=None, meta=None, event_type="buy")],
+    }
+    assert api.post("/clickstream/session/events", json=events).json()["new_events"] == 1
+
+
+def test_posting_again_changes_nothing(api: TestClient) -> None:
+    """A session and an event posted twice are there once, as first posted, and burn no number."""
+    for query in ("red shoes", "another query"):
+        assert (
+            api.post("/clickstream/session", json=session_json(search_query=query)).status_code
+            == 200
+        )
+    events = {"session_id": "s-1", "events": [event_json(), event_json()]}
+    first = api.post("/clickstream/session/events", json=events)
+    again = api.post("/clickstream/session/events", json=events)
+    assert (first.json()["new_events"], again.json()["new_events"]) == (1, 0)
+    assert again.status_code == 200
+    api.post("/clickstream/session", json=session_json("s-2"))
+    page = batch_sessions(api, released(api))
+    assert [
+        (one["session_number"], one["session_id"], one["search_query"]) for one in page["sessions"]
+    ] == [
+        (1, "s-1", "red shoes"),
+        (2, "s-2", "red shoes"),
+    ]
+    assert len(page["sessions"][0]["events"]) == 1
+
+
+def test_the_irrelevant_mark_survives(api: TestClient) -> None:
+    """A re-post, an event and a release leave the mark; marking twice succeeds."""
+    api.post("/clickstream/session", json=session_json())
+    for _ in range(2):
+        marked = api.post("/clickstream/session/irrelevant", json={"session_id": "s-1"})
+        assert marked.status_code == 200
+    api.post("/clickstream/session", json=session_json())
+    api.post(
+        "/clickstream/session/events", json={"session_id": "s-1", "events": [event_json("e-2")]}
+    )
+    assert batch_sessions(api, released(api))["sessions"][0]["is_irrelevant"] is True
+    assert api.get("/clickstream/session?session_id=s-1").json()["is_irrelevant"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/clickstream/session/events", {"session_id": "nobody", "events": [event_json()]}),
+        ("/clickstream/session/irrelevant", {"session_id": "nobody"}),
+    ],
+)
+def test_an_unknown_session_is_404(api: TestClient, path: str, body: dict[str, Any]) -> None:
+    """The answer names the id that nobody knows."""
+    response = api.post(path, json=body)
+    assert response.status_code == 404
+    assert "nobody" in response.json()["detail"]
+
+
+def test_reading_an_unknown_session_or_batch_is_404(api: TestClient) -> None:
+    """Reading names the id that nobody knows."""
+    session = api.get("/clickstream/session?session_id=nobody")
+    batch = api.get("/clickstream/internal/batch/sessions?batch_id=nowhere")
+    assert (session.status_code, batch.status_code) == (404, 404)
+    assert "nobody" in session.json()["detail"]
+    assert "nowhere" in batch.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "limit"),
+    [
+        (NOW - 12 * 3600, 200, ""),
+        (NOW - 12 * 3600 - 1, 422, "43200"),
+        (NOW + 300, 200, ""),
+        (NOW + 301, 422, "300"),
+        (NOW * 1000, 422, "300"),
+    ],
+)
+def test_stale_and_future_times_are_refused(
+    api: TestClient, seconds: int, status: int, limit: str
+) -> None:
+    """The limits themselves are still taken; a refusal names id, value and limit."""
+    as_session = api.post("/clickstream/session", json=session_json("s-1", created_at=seconds))
+    api.post("/clickstream/session", json=session_json("s-2"))
+    events = {"session_id": "s-2", "events": [event_json(created_at=seconds)]}
+    as_event = api.post("/clickstream/session/events", json=events)
+    assert (as_session.status_code, as_event.status_code) == (status, status)
+    if status == 422:
+        for response, name in ((as_session, "s-1"), (as_event, "e-1")):
+            detail = response.json()["detail"]
+            assert name in detail
+            assert str(seconds) in detail
+            assert limit in detail
+
+
+def test_without_a_time_it_is_now(api: TestClient, clock: Clock) -> None:
+    """A missing created_at is the time of the post, in whole seconds as other clients expect."""
+    clock.now = START + timedelta(seconds=9, microseconds=999_999)
+    api.post("/clickstream/session", json=session_json())
+    assert api.get("/clickstream/session?session_id=s-1").json()["created_at"] == NOW + 9
+
+
+BAD_SESSIONS: list[dict[str, Any]] = [
+    session_json(""),
+    session_json("x" * 257),
+    session_json(search_query="q" * 4097),
+    session_json(search_results=[{"object_id": ""}]),
+    session_json(search_results=None),
+    session_json(created_at=-1),
+    session_json(created_at="yesterday"),
+    session_json(search_meta={"n": 2**63}),
+    session_json(search_meta={"a\0b": 1}),
+    session_json(search_meta={"big": "x" * 40_000}),
+    session_json(search_meta={"a": [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}),
+]
+
+
+@pytest.mark.parametrize("body", BAD_SESSIONS)
+def test_bad_fields_are_422(api: TestClient, body: dict[str, Any]) -> None:
+    """What cannot be stored is refused, naming the field, and nothing is stored."""
+    response = api.post("/clickstream/session", json=body)
+    assert response.status_code == 422
+    assert {"type", "loc", "msg"} == set(response.json()["detail"][0])
+    assert api.get("/clickstream/session?session_id=s-1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"search_results": [{"object_id": "o", "rank": NaN}]',
+        '"search_results": [{"object_id": "o", "rank": 1e999}]',
+        '"search_results": [], "created_at": Infinity',
+        '"search_results": [], "search_meta": {"a": NaN}',
+        '"search_results": [], "search_meta": {"\\ud800": 1}',
+        '"search_results": [], "user_id": "\\udfff"',
+    ],
+)
+def test_values_that_json_cannot_carry_are_422(api: TestClient, fields: str) -> None:
+    """NaN, infinity and lone surrogates get a readable answer, alone and in bulk."""
+    text = f'{{"session_id": "s-1", "search_query": "q", {fields}}}'
+    headers = {"Content-Type": "application/json"}
+    response = api.post("/clickstream/session", content=text, headers=headers)
+    assert response.status_code == 422
+    bulk = api.post("/clickstream/sessions", content=f'{{"sessions": [{text}]}}', headers=headers)
+    assert [one["status"] for one in bulk.json()["sessions"]] == ["invalid"]
+
+
+def test_a_body_that_is_no_json_is_422(api: TestClient) -> None:
+    """Broken JSON is answered as a mistake of the client's."""
+    headers = {"Content-Type": "application/json"}
+    response = api.post("/clickstream/session", content="{not json", headers=headers)
+    assert response.status_code == 422
+
+
+def test_one_bad_bulk_item_costs_only_itself(api: TestClient) -> None:
+    """Outcomes come in order; a session with one bad event is left out as a whole."""
+    items = [
+        session_json("good-1", events=[event_json("e-1"), event_json("e-2")]),
+        session_json("", events=[]),
+        session_json("half", events=[event_json("e-1"), event_json("e-2", created_at=1)]),
+        "not an object",
+        session_json("good-1", events=[event_json("e-2"), event_json("e-3")]),
+        session_json("good-2", is_irrelevant=True),
+    ]
+    answer = api.post("/clickstream/sessions", json={"sessions": items})
+    assert answer.status_code == 200
+    outcomes = answer.json()["sessions"]
+    assert [(one["session_id"], one["status"], one["new_events"]) for one in outcomes] == [
+        ("good-1", "created", 2),
+        (None, "invalid", 0),
+        ("half", "invalid", 0),
+        (None, "invalid", 0),
+        ("good-1", "existing", 1),
+        ("good-2", "created", 0),
+    ]
+    assert "session_id" in outcomes[1]["error"]
+    assert "e-2" in outcomes[2]["error"]
+    assert api.get("/clickstream/session?session_id=half").status_code == 404
+    sessions = batch_sessions(api, released(api))["sessions"]
+    assert [(one["session_number"], one["session_id"]) for one in sessions] == [
+        (1, "good-1"),
+        (2, "good-2"),
+    ]
+    assert [event["event_id"] for event in sessions[0]["events"]] == ["e-1", "e-2", "e-3"]
+    assert sessions[1]["is_irrelevant"] is True
+
+
+def test_a_bulk_mark_reaches_a_known_session(api: TestClient) -> None:
+    """is_irrelevant in a bulk request marks a session that was posted before, and sticks."""
+    for is_irrelevant in (False, True, False):
+        item = session_json(is_irrelevant=is_irrelevant)
+        api.post("/clickstream/sessions", json={"sessions": [item]})
+    assert api.get("/clickstream/session?session_id=s-1").json()["is_irrelevant"] is True
+
+
+def test_a_bulk_request_has_a_limit(api: TestClient, settings: Settings) -> None:
+    """One session too many is refused with the limit, and nothing is stored."""
+    limit = settings.max_sessions_per_request
+    items = [session_json(f"s-{i}") for i in range(limit + 1)]
+    refused = api.post("/clickstream/sessions", json={"sessions": items})
+    assert refused.status_code == 422
+    assert str(limit) in refused.json()["detail"]
+    assert api.get("/clickstream/session?session_id=s-0").status_code == 404
+    taken = api.post("/clickstream/sessions", json={"sessions": items[:limit]})
+    assert {one["status"] for one in taken.json()["sessions"]} == {"created"}
+    assert api.post("/clickstream/sessions", json={"sessions": []}).json() == {"sessions": []}
+
+
+def test_releasing_again_gives_the_same_batch(api: TestClient) -> None:
+    """A release_id names one release for ever; nothing collecting is 409."""
+    body = {"release_id": "r-1"}
+    nothing = api.post("/clickstream/internal/batch/release", json=body)
+    assert nothing.status_code == 409
+    assert nothing.json()["detail"]
+    api.post("/clickstream/session", json=session_json())
+    first = api.post("/clickstream/internal/batch/release", json=body).json()
+    api.post("/clickstream/session", json=session_json("s-2"))
+    again = api.post("/clickstream/internal/batch/release", json=body).json()
+    assert first == again
+    assert first["release_id"] == "r-1"
+    assert first["released_at"] == NOW
+
+
+def test_a_batch_is_read_in_pages(api: TestClient) -> None:
+    """last_number leads from page to page; after the last page it is null."""
+    api.post(
+        "/clickstream/sessions",
+        json={
+            "sessions": [
+                session_json(f"s-{i}", events=[event_json(f"e-{k}") for k in range(3)])
+                for i in range(5)
+            ]
+        },
+    )
+    batch_id = released(api)
+    numbers: list[int] = []
+    after_number: int | None = 0
+    while after_number is not None:
+        page = batch_sessions(api, batch_id, after_number=after_number, limit=2, events_limit=1)
+        assert page["batch_id"] == batch_id
+        assert all(len(one["events"]) == 1 for one in page["sessions"])
+        numbers += [one["session_number"] for one in page["sessions"]]
+        after_number = page["last_number"]
+    assert numbers == [1, 2, 3, 4, 5]
+    no_events = batch_sessions(api, batch_id, events_limit=0)
+    assert [one["events"] for one in no_events["sessions"]] == [[]] * 5
+
+
+def test_a_page_has_a_limit(api: TestClient, settings: Settings) -> None:
+    """A larger page than allowed is refused with the limit."""
+    response = api.get(
+        "/clickstream/internal/batch/sessions",
+        params={"batch_id": "b", "limit": settings.max_page_size + 1},
+    )
+    assert response.status_code == 422
+    assert str(settings.max_page_size) in response.json()["detail"]

@@ -1,0 +1,252 @@
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.errors import NotFound
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store
+from embedding_studio.tasks import Promotion, TaskProgress, TaskRequest, TaskStatus
+from tests.api.samples import METHOD, START, Clock, claim, only_task, record_worker, session_json
+
+TASK = "/fine-tuning/task"
+
+
+@pytest.fixture
+def collecting(api: TestClient) -> None:
+    """One session waits in the batch now collecting."""
+    api.post("/clickstream/session", json=session_json())
+
+
+def release(api: TestClient) -> str:
+    answer = api.post("/clickstream/internal/batch/release", json={"release_id": "r-1"})
+    batch_id: str = answer.json()["batch_id"]
+    return batch_id
+
+
+def create(api: TestClient, **body: Any) -> Any:
+    response = api.post(TASK, json={"fine_tuning_method": METHOD, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_task_is_created_and_read_back(api: TestClient) -> None:
+    """The answer carries the names that clients of the reference read; no model, no model link."""
+    body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
+    task = create(api, **body)
+    assert task == {
+        "id": task["id"],
+        "fine_tuning_method": METHOD,
+        "status": "pending",
+        "created_at": "2026-01-31T12:00:00Z",
+        "updated_at": "2026-01-31T12:00:00Z",
+        "batch_id": None,
+        "metadata": {"who": "me"},
+        "idempotency_key": "k-1",
+        "budget": {"max_trials": 3, "max_minutes": None},
+        "attempt": 0,
+        "worker_id": None,
+        "progress": None,
+        "promotion": None,
+        "error": None,
+        "mlflow_url": None,
+    }
+    assert api.get(f"{TASK}/{task['id']}").json() == task
+    assert datetime.fromisoformat(task["created_at"]) == START
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_running_task_shows_where_it_stands(
+    api: TestClient, store: Store, settings: Settings
+) -> None:
+    """Progress, verdict, owner and the link for people appear as the worker writes them."""
+    create(api)
+    owner = claim(store)
+    progress = TaskProgress("search", "val_ndcg10", trial=2, max_trials=3, main_metric=float("nan"))
+    store.renew_lease(owner, START, 60, progress)
+    verdict = Promotion(True, "better", "ndcg10", 0.4, 0.5, 0.1, (0.05, 0.15), 700)
+    store.record(owner, START, batch_id="b-1", experiment_id="7", promotion=verdict)
+    task = api.get(f"{TASK}/{owner.task_id}").json()
+    assert task["status"] == "processing"
+    assert task["batch_id"] == "b-1"
+    assert (task["attempt"], task["worker_id"]) == (1, "worker-1")
+    assert (task["progress"]["trial"], task["progress"]["main_metric"]) == (2, None)
+    assert task["promotion"]["delta_ci95"] == [0.05, 0.15]
+    assert task["mlflow_url"] == settings.mlflow_public_url + "/#/experiments/7"
+    assert "best_model_url" not in task
+
+
+@pytest.mark.usefixtures("collecting")
+def test_one_key_posted_a_hundred_times_is_one_task(api: TestClient, store: Store) -> None:
+    """A hundred concurrent posts of one idempotency key all get the same task."""
+    body = {"fine_tuning_method": METHOD, "idempotency_key": "k-1"}
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: api.post(TASK, json=body), range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["id"] for answer in answers} == {only_task(store).id}
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_key_is_bound_to_its_body(api: TestClient, store: Store) -> None:
+    """The same key with another body is 409 and names the key; nothing is added."""
+    create(api, idempotency_key="k-1")
+    other = {"fine_tuning_method": METHOD, "idempotency_key": "k-1", "metadata": {"n": 2}}
+    response = api.post(TASK, json=other)
+    assert response.status_code == 409
+    assert "k-1" in response.json()["detail"]
+    assert only_task(store).metadata is None
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_repost_finds_its_task_whatever_happened_since(api: TestClient, store: Store) -> None:
+    """After the batch was released and the method's worker left, the key still gives its task."""
+    first = create(api, idempotency_key="k-1")
+    release(api)
+    record_worker(store, "Another Method")
+    assert create(api, idempotency_key="k-1")["id"] == first["id"]
+    assert api.post(TASK, json={"fine_tuning_method": METHOD}).status_code == 422
+
+
+@pytest.mark.usefixtures("collecting")
+def test_without_a_key_each_post_is_a_task(api: TestClient, store: Store) -> None:
+    """Two posts without a key are two requests."""
+    assert create(api)["id"] != create(api)["id"]
+    assert len(store.list_tasks()) == 2
+
+
+def test_nothing_collecting_is_refused(api: TestClient, store: Store) -> None:
+    """Without a batch to learn from the post is 409, before and after a release."""
+    body = {"fine_tuning_method": METHOD}
+    refused = api.post(TASK, json=body)
+    assert refused.status_code == 409
+    assert "collecting" in refused.json()["detail"]
+    api.post("/clickstream/session", json=session_json())
+    release(api)
+    assert api.post(TASK, json=body).status_code == 409
+    assert store.list_tasks() == []
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_named_batch_must_be_released(api: TestClient, store: Store) -> None:
+    """An unknown batch is 404, a collecting one 409, a released one is taken."""
+    collecting = store.collecting_batch()
+    assert collecting is not None
+    unknown = api.post(TASK, json={"fine_tuning_method": METHOD, "batch_id": "nowhere"})
+    early = api.post(TASK, json={"fine_tuning_method": METHOD, "batch_id": collecting.batch_id})
+    assert (unknown.status_code, early.status_code) == (404, 409)
+    assert "nowhere" in unknown.json()["detail"]
+    assert "release" in early.json()["detail"]
+    batch_id = release(api)
+    assert create(api, batch_id=batch_id)["batch_id"] == batch_id
+
+
+@pytest.mark.usefixtures("collecting")
+def test_an_unknown_method_is_refused_with_the_known(
+    api: TestClient, store: Store, clock: Clock
+) -> None:
+    """Accepted while no worker has told its methods; then refused at once, naming them."""
+    create(api, fine_tuning_method="Nobody's Method")
+    record_worker(store, "Method A", "Method B")
+    clock.now += timedelta(days=1)
+    response = api.post(TASK, json={"fine_tuning_method": "Nobody's Method"})
+    assert response.status_code == 422
+    for name in ("Nobody's Method", "Method A", "Method B"):
+        assert name in response.json()["detail"]
+    create(api, fine_tuning_method="Method B")
+
+
+@pytest.mark.usefixtures("collecting")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"fine_tuning_method": ""},
+        {"batch_id": ""},
+        {"idempotency_key": "k" * 257},
+        {"metadata": "text"},
+        {"budget": {"max_trials": 0}},
+        {"budget": {"max_minutes": 0}},
+        {"budget": {"max_minutes": "inf"}},
+    ],
+)
+def test_bad_task_fields_are_422(api: TestClient, store: Store, fields: dict[str, Any]) -> None:
+    """A field out of range is refused, naming it, and adds nothing."""
+    response = api.post(TASK, json={"fine_tuning_method": METHOD, **fields})
+    assert response.status_code == 422
+    assert next(iter(fields)) in response.json()["detail"][0]["loc"]
+    assert store.list_tasks() == []
+
+
+@pytest.mark.usefixtures("collecting")
+def test_tasks_are_listed_newest_first(api: TestClient, clock: Clock) -> None:
+    """skip and offset are one thing; status filters; limit is bounded."""
+    ids = []
+    for _ in range(4):
+        clock.now += timedelta(seconds=1)
+        ids.append(create(api)["id"])
+    api.put(f"{TASK}/{ids[0]}/cancel")
+
+    def listed(**params: str | int) -> list[str]:
+        return [task["id"] for task in api.get(TASK, params=params).json()]
+
+    assert listed() == ids[::-1]
+    assert listed(skip=1, limit=2) == listed(offset=1, limit=2) == [ids[2], ids[1]]
+    assert listed(status="canceled") == [ids[0]]
+    assert listed(status="done") == []
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=51", "limit=0", "skip=-1", "skip=1&offset=2", "status=asleep", f"skip={2**63}"]
+)
+def test_bad_list_parameters_are_422(api: TestClient, query: str) -> None:
+    """Parameters that make no sense are refused, not clamped."""
+    assert api.get(f"{TASK}?{query}").status_code == 422
+
+
+@pytest.mark.usefixtures("collecting")
+def test_cancel_and_restart(api: TestClient, store: Store) -> None:
+    """Cancel sticks and repeats, restart makes it pending again, a finished task refuses both."""
+    task_url = f"{TASK}/{create(api)['id']}"
+    for _ in range(2):
+        assert api.put(f"{task_url}/cancel").json()["status"] == "canceled"
+    assert api.get(task_url).json()["status"] == "canceled"
+    assert api.put(f"{task_url}/restart").json()["status"] == "pending"
+    store.finish_task(claim(store), START, TaskStatus.DONE)
+    for action in ("cancel", "restart"):
+        refused = api.put(f"{task_url}/{action}")
+        assert refused.status_code == 409
+        assert "done" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", ""), ("GET", "/model"), ("PUT", "/cancel"), ("PUT", "/restart")],
+)
+def test_an_unknown_task_is_404(api: TestClient, method: str, path: str) -> None:
+    """Every route of a task names the id that nobody knows."""
+    response = api.request(method, f"{TASK}/no-such-task{path}")
+    assert response.status_code == 404
+    assert "no-such-task" in response.json()["detail"]
+
+
+def test_the_store_agrees_on_what_is_unknown(store: Store) -> None:
+    """A key that was never posted finds nothing; an unknown id raises."""
+    assert store.find_task("k-1") is None
+    with pytest.raises(NotFound):
+        store.get_task("k-1")
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_concurrent_post_of_the_key_may_take_the_batch(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A post that finds the batch gone because its twin's task has it gets that task, not 409."""
+
+    def twin_was_faster() -> None:
+        store.add_task(TaskRequest(METHOD, idempotency_key="k-1"), START)
+        store.release_batch("twin", START)
+
+    monkeypatch.setattr(store, "collecting_batch", twin_was_faster)
+    assert create(api, idempotency_key="k-1")["id"] == only_task(store).id

@@ -1,0 +1,139 @@
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.api.app import create_app
+from embedding_studio.errors import StoreUnavailable
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store
+from tests.api.samples import METHOD, START, Clock, record_worker
+
+
+def create_mlflow_database(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        connection.execute("create table experiments (id integer)")
+
+
+def test_ping_tells_the_time(api: TestClient) -> None:
+    """Ping answers at once with the server's time."""
+    response = api.get("/ping")
+    assert response.status_code == 200
+    assert datetime.fromisoformat(response.json()["time"]) == START
+
+
+def test_health_when_all_is_there(api: TestClient, store: Store, tmp_path: Path) -> None:
+    """Store, MLflow and a live worker with its methods: 200."""
+    create_mlflow_database(tmp_path)
+    record_worker(store, seen_at=START - timedelta(seconds=59))
+    response = api.get("/health")
+    assert response.status_code == 200
+    health = response.json()
+    assert {health[part]["status"] for part in ("store", "mlflow", "worker")} == {"ok"}
+    assert health["status"] == "ok"
+    assert health["worker"]["methods"] == [METHOD]
+    assert health["worker"]["live"][0]["worker_id"] == "worker-1"
+
+
+def test_health_without_a_worker(api: TestClient, store: Store, tmp_path: Path) -> None:
+    """A worker silent for longer than its lease counts as missing, and the answer says so."""
+    create_mlflow_database(tmp_path)
+    record_worker(store, seen_at=START - timedelta(seconds=61))
+    response = api.get("/health")
+    assert response.status_code == 503
+    assert response.json()["status"] == "unavailable"
+    assert "embedding-studio worker" in response.json()["worker"]["detail"]
+    assert response.json()["mlflow"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("content", [None, b"this is no database, just some text " * 10])
+def test_health_without_mlflows_database(
+    api: TestClient, store: Store, tmp_path: Path, content: bytes | None
+) -> None:
+    """A missing or unreadable database file is named, and not created by looking."""
+    record_worker(store)
+    file = tmp_path / "mlflow.db"
+    if content is not None:
+        file.write_bytes(content)
+    response = api.get("/health")
+    assert response.status_code == 503
+    assert str(file) in response.json()["mlflow"]["detail"]
+    assert file.exists() == (content is not None)
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Failing(_Healthy):
+    status = 500
+
+
+@pytest.mark.parametrize(
+    ("handler", "status", "words"),
+    [(_Healthy, "ok", "answers"), (_Failing, "unavailable", "answers 500")],
+)
+def test_health_of_mlflows_server(
+    store: Store,
+    tmp_path: Path,
+    clock: Clock,
+    handler: type[BaseHTTPRequestHandler],
+    status: str,
+    words: str,
+) -> None:
+    """MLflow's own health route decides, and a password in its URL is not shown."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        uri = f"http://user:secret@127.0.0.1:{server.server_port}"
+        settings = Settings(data_folder=tmp_path, mlflow_tracking_uri=uri)
+        with TestClient(create_app(store, settings, clock)) as api:
+            thread = threading.Thread(target=server.handle_request)
+            thread.start()
+            part = api.get("/api/v1/health").json()["mlflow"]
+            thread.join()
+            server.server_close()
+            gone = api.get("/api/v1/health").json()["mlflow"]
+    assert part["status"] == status
+    assert words in part["detail"]
+    assert gone["status"] == "unavailable"
+    assert "secret" not in part["detail"] + gone["detail"]
+
+
+def test_health_admits_what_it_cannot_check(store: Store, tmp_path: Path, clock: Clock) -> None:
+    """A tracking database that the API has no driver for is reported as unchecked, not as ok."""
+    settings = Settings(data_folder=tmp_path, mlflow_tracking_uri="postgresql://u:secret@db/mlflow")
+    record_worker(store)
+    with TestClient(create_app(store, settings, clock)) as api:
+        health = api.get("/api/v1/health").json()
+    assert health["mlflow"]["status"] == "unchecked"
+    assert "secret" not in str(health)
+
+
+def test_a_silent_store_is_503(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health and every route that needs the store answer 503; the route says when to come back."""
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("the database went away")
+
+    for name in ("ping", "list_workers", "list_tasks"):
+        monkeypatch.setattr(store, name, fail)
+    health = api.get("/health")
+    assert health.status_code == 503
+    assert "went away" in health.json()["store"]["detail"]
+    tasks = api.get("/fine-tuning/task")
+    assert tasks.status_code == 503
+    assert tasks.json() == {"detail": "the database went away"}
+    assert int(tasks.headers["Retry-After"]) > 0

@@ -1,0 +1,337 @@
+import hashlib
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+import stamina
+import uvicorn
+
+from embedding_studio.api.app import create_app
+from embedding_studio.api.schemas import PostStatus, TaskView
+from embedding_studio.api.server import listen
+from embedding_studio.clickstream import SearchResult, Session, SessionEvent
+from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.errors import (
+    ConfigurationError,
+    Conflict,
+    CorruptModel,
+    EmbeddingStudioError,
+    InvalidInput,
+    NotFound,
+    StoreUnavailable,
+)
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store, open_store
+from embedding_studio.tasks import Budget, TaskStatus
+from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with closing(open_store(f"sqlite:///{tmp_path / 'store.db'}")) as store:
+        yield store
+
+
+@pytest.fixture
+def client(store: Store, tmp_path: Path) -> Iterator[EmbeddingStudioClient]:
+    """A client of the real application, served on a free port of this machine."""
+    listener = listen("127.0.0.1", 0)
+    app = create_app(store, Settings(data_folder=tmp_path))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    with EmbeddingStudioClient(url, retry_seconds=5) as client:
+        client.ping()
+        yield client
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
+@pytest.fixture
+def no_pauses() -> Iterator[None]:
+    """Retries follow each other at once, four tries at most."""
+    with stamina.set_testing(True, attempts=4):
+        yield
+
+
+def session(session_id: str, events: int = 0) -> Session:
+    return Session(
+        session_id=session_id,
+        search_query="red shoes",
+        search_results=(SearchResult("shoe-1", 0.9, {"text": "Runner"}), SearchResult("shoe-2")),
+        created_at=NOW,
+        search_meta={"page": 1},
+        user_id="u-1",
+        events=tuple(SessionEvent(f"e-{i}", "shoe-1", NOW) for i in range(events)),
+    )
+
+
+def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
+    """What was posted, one by one or in bulk, is read back equal, page after page."""
+    posted = [session(f"s-{i}", events=i % 3) for i in range(7)]
+    assert client.post_session(posted[0]).status is PostStatus.CREATED
+    outcomes = client.post_sessions(iter(posted))
+    assert [one.status for one in outcomes] == [PostStatus.EXISTING] + [PostStatus.CREATED] * 6
+    assert client.post_events("s-0", [SessionEvent("e-9", "shoe-2", NOW, "buy", {"n": 1})]) == 1
+    client.mark_irrelevant("s-1")
+    release = client.release_batch("r-1")
+    assert client.release_batch("r-1") == release
+    read = list(client.read_batch(release.batch_id, page_size=3))
+    assert [one.number for one in read] == [1, 2, 3, 4, 5, 6, 7]
+    assert {one.batch_id for one in read} == {release.batch_id}
+    expected = [
+        replace(posted[0], events=(SessionEvent("e-9", "shoe-2", NOW, "buy", {"n": 1}),)),
+        replace(posted[1], is_irrelevant=True),
+        *posted[2:],
+    ]
+    assert [one.session for one in read] == expected
+
+
+def test_bulk_posts_are_split(client: EmbeddingStudioClient) -> None:
+    """More sessions than one request may carry are posted in several; a bad one is told."""
+    sessions = [session(f"s-{i}") for i in range(1200)]
+    sessions[700] = replace(sessions[700], created_at=NOW - timedelta(days=2))
+    outcomes = client.post_sessions(sessions)
+    assert [one.session_id for one in outcomes] == [one.session_id for one in sessions]
+    assert [i for i, one in enumerate(outcomes) if one.status is PostStatus.INVALID] == [700]
+    assert "s-700" in (outcomes[700].error or "")
+
+
+def test_a_task_from_post_to_model(
+    client: EmbeddingStudioClient, store: Store, tmp_path: Path
+) -> None:
+    """A task is created, followed to its end, and its model downloaded into a folder."""
+    client.post_session(session("s-1"))
+    record_worker(store, seen_at=datetime.now(UTC))
+    task = client.create_task(METHOD, metadata={"n": 1}, budget=Budget(max_trials=2))
+    assert (task.status, task.budget.max_trials) == (TaskStatus.PENDING, 2)
+    assert client.get_task(task.id) == task
+    assert client.list_tasks(TaskStatus.PENDING) == [task]
+    assert client.list_tasks(skip=1) == []
+
+    files = write_model(tmp_path / "artifacts")
+    seen: list[TaskView] = []
+
+    def work(view: TaskView) -> None:
+        seen.append(view)
+        if view.status is TaskStatus.PENDING:
+            finish_with_model(store, str(tmp_path / "artifacts"), files)
+        elif view.status is TaskStatus.PROCESSING:
+            owner = claim(store, datetime.now(UTC) + timedelta(days=1))
+            store.finish_task(owner, datetime.now(UTC), TaskStatus.DONE)
+
+    done = client.wait_for_task(task.id, work, poll_seconds=0)
+    assert [view.status for view in seen] == ["pending", "processing", "done"]
+    assert done.best_model_url is not None
+    folder = tmp_path / "new/model"
+    client.download_model(task.id, folder)
+    for file in files:
+        assert hashlib.sha256((folder / file.path).read_bytes()).hexdigest() == file.sha256
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    with pytest.raises(InvalidInput, match="not an empty folder"):
+        client.download_model(task.id, folder)
+
+
+def test_canceling_and_restarting(client: EmbeddingStudioClient) -> None:
+    """Both give the task as it then is."""
+    client.post_session(session("s-1"))
+    task = client.create_task(METHOD, idempotency_key="k")
+    assert client.create_task(METHOD, idempotency_key="k") == task
+    assert client.cancel_task(task.id).status is TaskStatus.CANCELED
+    assert client.wait_for_task(task.id).status is TaskStatus.CANCELED
+    assert client.restart_task(task.id).status is TaskStatus.PENDING
+
+
+def test_refusals_are_the_errors_of_this_package(client: EmbeddingStudioClient) -> None:
+    """Each refusal raises its error, in the server's words."""
+    with pytest.raises(NotFound, match="no-task"):
+        client.get_task("no-task")
+    with pytest.raises(NotFound, match="nobody"):
+        client.post_events("nobody", [])
+    with pytest.raises(Conflict, match="collecting"):
+        client.create_task(METHOD)
+    with pytest.raises(Conflict):
+        client.release_batch()
+    with pytest.raises(InvalidInput, match="more than 43200 seconds ago"):
+        client.post_session(replace(session("s-1"), created_at=NOW - timedelta(days=1)))
+    with pytest.raises(InvalidInput, match=r"body\.fine_tuning_method: "):
+        client.create_task("")
+
+
+def test_health_is_told_not_raised(client: EmbeddingStudioClient) -> None:
+    """A missing worker is an answer, not an error."""
+    health = client.health()
+    assert health.status == "unavailable"
+    assert health.store.status == "ok"
+    assert "no worker" in health.worker.detail
+
+
+# -- retries, on a transport that answers what the test says --------------------------------------
+
+Answer = httpx.Response | Exception
+PONG = httpx.Response(200, json={"time": "2026-01-31T12:00:00Z"})
+
+
+class Scripted:
+    """Answers one after the other, and keeps what was asked."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = iter(answers)
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = next(self._answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def client(self) -> EmbeddingStudioClient:
+        return EmbeddingStudioClient("http://studio", transport=httpx.MockTransport(self))
+
+
+TRANSIENT: list[Callable[[], Answer]] = [
+    lambda: httpx.ConnectTimeout("slow"),
+    lambda: httpx.ReadTimeout("slow"),
+    lambda: httpx.ConnectError("refused"),
+    lambda: httpx.RemoteProtocolError("cut off"),
+    lambda: httpx.Response(500),
+    lambda: httpx.Response(502, text="<html>"),
+    lambda: httpx.Response(503, json={"detail": "the database went away"}),
+]
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("failure", TRANSIENT)
+def test_transient_failures_are_retried(failure: Callable[[], Answer]) -> None:
+    """Timeouts, lost connections and 5xx are tried again until the answer comes."""
+    script = Scripted(failure(), failure(), PONG)
+    with script.client() as client:
+        assert client.ping() == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert len(script.requests) == 3
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (400, InvalidInput),
+        (401, EmbeddingStudioError),
+        (404, NotFound),
+        (409, Conflict),
+        (413, InvalidInput),
+        (422, InvalidInput),
+        (429, EmbeddingStudioError),
+        (501, ConfigurationError),
+    ],
+)
+def test_refusals_are_never_retried(status: int, error: type[EmbeddingStudioError]) -> None:
+    """A 4xx is asked once, and raises its error with the server's words."""
+    script = Scripted(httpx.Response(status, json={"detail": "because of k-1"}))
+    with script.client() as client, pytest.raises(error, match="because of k-1") as raised:
+        client.ping()
+    assert raised.type is error
+    assert len(script.requests) == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (lambda: httpx.ConnectError("refused"), "http://studio does not answer: refused"),
+        (lambda: httpx.Response(503, json={"detail": "went away"}), "went away"),
+        (lambda: httpx.Response(502, text="<html>"), "answered 502"),
+    ],
+)
+def test_giving_up_raises_store_unavailable(failure: Callable[[], Answer], words: str) -> None:
+    """When no try succeeds, the error says who did not answer."""
+    script = Scripted(*(failure() for _ in range(4)))
+    with script.client() as client, pytest.raises(StoreUnavailable, match=words):
+        client.ping()
+    assert len(script.requests) == 4
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_retried_post_adds_one_task() -> None:
+    """Without a key of the caller's, the answer being lost does not make a second task."""
+    script = Scripted(httpx.ReadTimeout("lost"), httpx.Response(409, json={"detail": "stop here"}))
+    with script.client() as client, pytest.raises(Conflict):
+        client.create_task(METHOD)
+    keys = {json.loads(request.content)["idempotency_key"] for request in script.requests}
+    assert len(script.requests) == 2
+    assert len(keys) == 1
+    assert keys != {None}
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_two_calls_are_two_releases() -> None:
+    """Each release without an id of the caller's has one of its own."""
+    release = {"release_id": "r", "batch_id": "b", "released_at": 1}
+    script = Scripted(*(httpx.Response(200, json=release) for _ in range(2)))
+    with script.client() as client:
+        client.release_batch()
+        client.release_batch()
+    first, second = (json.loads(request.content)["release_id"] for request in script.requests)
+    assert first != second
+
+
+def zip_of(contents: dict[str, bytes]) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        for name, content in contents.items():
+            members.writestr(name, content)
+    return archive.getvalue()
+
+
+class _CutOff(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield zip_of({"a": b"a" * 1000})[:500]
+        raise httpx.RemoteProtocolError("cut off")
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_download_that_breaks_starts_anew(tmp_path: Path) -> None:
+    """A connection lost in mid-download is retried from the beginning."""
+    whole = httpx.Response(200, content=zip_of({"a": b"a" * 1000}))
+    script = Scripted(httpx.Response(200, stream=_CutOff()), whole)
+    with script.client() as client:
+        client.download_model("t-1", tmp_path / "model")
+    assert (tmp_path / "model/a").read_bytes() == b"a" * 1000
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(
+    "archive",
+    [
+        b"no zip at all",
+        zip_of({"a": b"a" * 100}).replace(b"a" * 100, b"b" * 100),
+        zip_of({"../outside": b"x"}),
+        zip_of({"/outside": b"x"}),
+    ],
+)
+def test_a_bad_archive_leaves_nothing(tmp_path: Path, archive: bytes) -> None:
+    """Damaged bytes and paths that lead out raise, and no folder appears, nor anything beside."""
+    script = Scripted(httpx.Response(200, content=archive))
+    with script.client() as client, pytest.raises(CorruptModel):
+        client.download_model("t-1", tmp_path / "in/model")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "in"]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_refused_download_is_an_error(tmp_path: Path) -> None:
+    """The server's words arrive although the answer is streamed."""
+    script = Scripted(httpx.Response(404, json={"detail": "task 't-1' has no model"}))
+    with script.client() as client, pytest.raises(NotFound, match="has no model"):
+        client.download_model("t-1", tmp_path / "model")
