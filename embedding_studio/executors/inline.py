@@ -1,0 +1,27 @@
+"""Jobs run in the caller's thread: a breakpoint in a plugin stops where one expects it."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from embedding_studio.executors.base import Executor, Job, Report, Verdict, raise_verdict
+
+Result = TypeVar("Result")
+
+
+class InlineExecutor(Executor):
+    slots = 1
+
+    def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
+        future: Future[Result] = Future()
+        try:
+            future.set_result(job(lambda report: raise_verdict(on_report(report))))
+        except Exception as error:  # noqa: BLE001 - around a trial: it becomes the future's exception
+            future.set_exception(error)
+        return future
+
+    def kill(self, future: "Future[Result]") -> None:
+        """Nothing to do: `submit` returns finished jobs."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,164 @@
+"""Every job in a process of its own, forked from a server that has the imports behind it.
+
+Memory comes back when the job ends, and a job starts in milliseconds: the fork server imported
+the plugins, and so torch, once. A job's process dies with the worker that started it, however the
+worker ended.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
+from typing import Any, TypeVar
+
+from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
+from embedding_studio.executors.base import Executor, Job, Report, Verdict, raise_verdict
+
+Result = TypeVar("Result")
+
+_PRELOAD = "embedding_studio.executors.preload"
+
+
+class ProcessExecutor(Executor):
+    """slots: jobs at a time; each gets cores // slots threads, at least one."""
+
+    def __init__(self, slots: int, cores: int) -> None:
+        self.slots = slots
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([_PRELOAD])
+        _start_fork_server(threads=max(1, cores // slots))
+        self._supervisors = ThreadPoolExecutor(slots, thread_name_prefix="trial")
+        self._processes: dict[Future[Any], _Supervised] = {}
+
+    def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
+        supervised = _Supervised(self._context.Process, job, on_report)
+        future = self._supervisors.submit(supervised.run)
+        self._processes[future] = supervised
+        future.add_done_callback(lambda done: self._processes.pop(done, None))
+        if future.done():  # finished before the line above could see it
+            self._processes.pop(future, None)
+        return future
+
+    def kill(self, future: "Future[Result]") -> None:
+        if supervised := self._processes.get(future):
+            supervised.kill()
+
+    def close(self) -> None:
+        for supervised in list(self._processes.values()):
+            supervised.kill()
+        self._supervisors.shutdown()
+
+
+class _Supervised:
+    """One job's process, and the thread that answers its reports."""
+
+    def __init__(
+        self,
+        make_process: Callable[..., ForkServerProcess],
+        job: Job[Any],
+        on_report: Callable[[Report], Verdict],
+    ) -> None:
+        self._make_process = make_process
+        self._job = job
+        self._on_report = on_report
+        self._lock = threading.Lock()
+        self._is_killed = False
+        self._process: ForkServerProcess | None = None
+
+    def kill(self) -> None:
+        with self._lock:
+            self._is_killed = True
+            if self._process is not None:
+                self._process.kill()
+
+    def run(self) -> Any:
+        ours, theirs = multiprocessing.Pipe()
+        with ours:
+            with self._lock, theirs:
+                if self._is_killed:
+                    raise TrialCanceled("killed before it started")
+                process = self._make_process(target=_child, args=(theirs, self._job))
+                process.start()
+                self._process = process
+            try:
+                return self._converse(ours, process)
+            finally:
+                with self._lock:
+                    self._process = None  # its pid may be another's once it is joined
+                    process.kill()
+                    process.join()
+                process.close()
+
+    def _converse(self, connection: Connection, process: ForkServerProcess) -> Any:
+        while True:
+            try:
+                kind, payload = connection.recv()
+            except (EOFError, ConnectionResetError):
+                process.join()
+                if self._is_killed:
+                    raise TrialCanceled("killed on request") from None
+                raise TrialCrashed(_describe_exit(process.exitcode)) from None
+            if kind == "result":
+                return payload
+            if kind == "error":
+                error, remote_traceback = payload
+                raise error from RemoteTraceback(remote_traceback)
+            verdict = self._on_report(payload)
+            if verdict is Verdict.CANCEL:  # not asked to end: leaving `run` kills its process
+                raise_verdict(verdict)
+            connection.send(verdict)
+
+
+def _describe_exit(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return (
+            f"the trial's process was killed by {signal.Signals(-exit_code).name}; "
+            "if nobody sent it, the machine may be out of memory"
+        )
+    return f"the trial's process ended with exit status {exit_code} and no answer"
+
+
+def _child(connection: Connection, job: Job[Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+    def report(report: Report) -> None:
+        connection.send(("report", report))
+        raise_verdict(connection.recv())
+
+    try:
+        answer: tuple[str, Any] = ("result", job(report))
+    except Exception as error:  # noqa: BLE001 - around a trial: it is raised again over there
+        answer = ("error", (error, traceback.format_exc()))
+    try:
+        connection.send(answer)
+    except Exception:  # noqa: BLE001 - an answer that cannot be pickled is described instead
+        description = f"the trial's answer cannot be sent between processes: {answer[1]!r}"
+        connection.send(("error", (MethodError(description), traceback.format_exc())))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _start_fork_server(threads: int) -> None:
+    # OpenMP reads this when it loads, which the fork server does for every job to come
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

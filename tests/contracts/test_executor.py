@@ -1,0 +1,258 @@
+"""The promises of `executors/base.py`, held by every executor."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.errors import ConfigurationError, TrialCanceled, TrialCrashed, TrialPruned
+from embedding_studio.executors import Executor, open_executor
+from embedding_studio.executors.base import Report, Reporter, Verdict
+from tests.waiting import wait_until
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Reports `steps` times, then answers its process id."""
+
+    steps: int = 0
+
+    def __call__(self, report: Reporter) -> int:
+        for step in range(self.steps):
+            report(Report(step, {"metric": step / 2}))
+        return os.getpid()
+
+
+@dataclass(frozen=True)
+class Raising:
+    def __call__(self, report: Reporter) -> None:
+        raise ValueError("boom")
+
+
+@dataclass(frozen=True)
+class Large:
+    def __call__(self, report: Reporter) -> bytes:
+        return b"x" * 20_000_000
+
+
+@dataclass(frozen=True)
+class Dying:
+    def __call__(self, report: Reporter) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Touches a file, then waits for ever; SIGTERM would not end it."""
+
+    started: Path
+
+    def __call__(self, report: Reporter) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.started.touch()
+        threading.Event().wait()
+
+
+@dataclass(frozen=True)
+class Unpicklable:
+    def __call__(self, report: Reporter) -> object:
+        return lambda: None
+
+
+@dataclass(frozen=True)
+class CountingThreads:
+    def __call__(self, report: Reporter) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+
+@dataclass(frozen=True)
+class Preloaded:
+    def __call__(self, report: Reporter) -> bool:
+        return "sentence_transformers" in sys.modules
+
+
+def go_on(report: Report) -> Verdict:
+    return Verdict.CONTINUE
+
+
+@pytest.fixture(params=["inline", "process:2"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    opened = open_executor(request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def processes() -> Iterator[Executor]:
+    opened = open_executor("process:2")
+    yield opened
+    opened.close()
+
+
+def test_the_future_holds_the_result(executor: Executor) -> None:
+    """A job's return value reaches the future."""
+    assert executor.submit(Reporting(), go_on).result(60) > 0
+
+
+def test_reports_arrive_in_order(executor: Executor) -> None:
+    """Every report reaches on_report once, in order, with its step and metrics."""
+    seen: list[Report] = []
+
+    def note(report: Report) -> Verdict:
+        seen.append(report)
+        return Verdict.CONTINUE
+
+    executor.submit(Reporting(3), note).result(60)
+    assert seen == [Report(step, {"metric": step / 2}) for step in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"), [(Verdict.PRUNE, TrialPruned), (Verdict.CANCEL, TrialCanceled)]
+)
+def test_a_verdict_ends_the_job(
+    executor: Executor, verdict: Verdict, error: type[Exception]
+) -> None:
+    """The answer to a report is raised inside the job and ends it at that report."""
+    seen: list[int] = []
+
+    def end_at_second(report: Report) -> Verdict:
+        seen.append(report.step)
+        return verdict if report.step == 1 else Verdict.CONTINUE
+
+    with pytest.raises(error):
+        executor.submit(Reporting(5), end_at_second).result(60)
+    assert seen == [0, 1]
+
+
+def test_what_a_job_raises_is_the_futures_exception(executor: Executor) -> None:
+    """An exception keeps its type and message, and one can find where it was raised."""
+    error = executor.submit(Raising(), go_on).exception(60)
+    assert isinstance(error, ValueError)
+    assert str(error) == "boom"
+    assert error.__cause__ is None or "in __call__" in str(error.__cause__)
+
+
+def test_what_on_report_raises_ends_the_job(executor: Executor) -> None:
+    """A report that cannot be taken is the future's exception, not lost."""
+
+    def refuse(report: Report) -> Verdict:
+        raise OSError("the ledger is full")
+
+    with pytest.raises(OSError, match="the ledger is full"):
+        executor.submit(Reporting(1), refuse).result(60)
+
+
+def test_large_results_arrive_whole(executor: Executor) -> None:
+    """A result far larger than a pipe's buffer arrives."""
+    assert len(executor.submit(Large(), go_on).result(60)) == 20_000_000
+
+
+def test_a_finished_job_cannot_be_killed(executor: Executor) -> None:
+    """Killing what is done changes nothing."""
+    future = executor.submit(Reporting(), go_on)
+    result = future.result(60)
+    executor.kill(future)
+    assert future.result(60) == result
+
+
+def test_each_job_has_a_process_of_its_own(processes: Executor) -> None:
+    """Memory comes back with the process: no two jobs share one, nor the caller's."""
+    pids = {processes.submit(Reporting(), go_on).result(60) for _ in range(3)}
+    assert len(pids | {os.getpid()}) == 4
+
+
+def test_a_process_that_dies_gives_trial_crashed(processes: Executor) -> None:
+    """A killed process is an error that names the signal, and the next job runs."""
+    with pytest.raises(TrialCrashed, match="SIGKILL"):
+        processes.submit(Dying(), go_on).result(60)
+    assert processes.submit(Reporting(), go_on).result(60) > 0
+
+
+def test_kill_ends_a_job_that_never_reports(processes: Executor, tmp_path: Path) -> None:
+    """A stuck job ends at once, whatever signals it ignores."""
+    started = tmp_path / "started"
+    future = processes.submit(Waiting(started), go_on)
+    wait_until(started.exists)
+    processes.kill(future)
+    with pytest.raises(TrialCanceled):
+        future.result(5)
+
+
+def test_close_kills_what_runs(tmp_path: Path) -> None:
+    """Closing does not wait for jobs."""
+    processes = open_executor("process:1")
+    started = tmp_path / "started"
+    future = processes.submit(Waiting(started), go_on)
+    wait_until(started.exists)
+    processes.close()
+    assert isinstance(future.exception(5), TrialCanceled)
+
+
+def test_an_answer_that_cannot_be_sent_is_an_error(processes: Executor) -> None:
+    """A result that cannot be pickled is described, not swallowed."""
+    with pytest.raises(Exception, match="cannot be sent between processes"):
+        processes.submit(Unpicklable(), go_on).result(60)
+
+
+def test_threads_do_not_oversubscribe(processes: Executor) -> None:
+    """Jobs at a time x torch's threads do not exceed the cores."""
+    threads = processes.submit(CountingThreads(), go_on).result(60)
+    assert threads == max(1, (os.cpu_count() or 1) // 2)
+
+
+def test_jobs_find_the_plugins_imports_loaded(processes: Executor) -> None:
+    """The fork server has imported what the plugins import: no trial pays for it."""
+    assert processes.submit(Preloaded(), go_on).result(60)
+
+
+def test_jobs_die_with_their_worker(tmp_path: Path) -> None:
+    """kill -9 of the process that submitted leaves no trial behind."""
+    program = f"""
+import pathlib, sys
+sys.path.insert(0, {str(Path.cwd())!r})
+from tests.contracts.test_executor import Surviving, go_on
+from embedding_studio.executors import open_executor
+if __name__ == "__main__":
+    open_executor("process:1").submit(Surviving(pathlib.Path({str(tmp_path)!r})), go_on).result()
+"""
+    script = tmp_path / "owner.py"
+    script.write_text(program)
+    owner = subprocess.Popen([sys.executable, str(script)])
+    pid_file = tmp_path / "pid"
+    wait_until(pid_file.exists)
+    owner.kill()
+    owner.wait()
+    pid = int(pid_file.read_text())
+    wait_until(lambda: not _is_alive(pid))
+
+
+@dataclass(frozen=True)
+class Surviving:
+    folder: Path
+
+    def __call__(self, report: Reporter) -> None:
+        (self.folder / "writing").write_text(str(os.getpid()))
+        (self.folder / "writing").rename(self.folder / "pid")
+        threading.Event().wait()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_unknown_executor_is_refused() -> None:
+    """A misspelt setting is an error that names the choices."""
+    with pytest.raises(ConfigurationError, match="process:N"):
+        open_executor("threads:2")
