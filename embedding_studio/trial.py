@@ -1,0 +1,183 @@
+"""What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from embedding_studio.clickstream import Session, split_by_query
+from embedding_studio.errors import MethodError, NotEnoughData
+from embedding_studio.executors.base import Report, Reporter
+from embedding_studio.methods import (
+    AnyMethod,
+    MethodCatalog,
+    Parameters,
+    Scores,
+    TrialRun,
+    discover_methods,
+)
+
+SESSION_LINES = TypeAdapter(Session)
+"""How a snapshot's lines are written and read: one session as JSON per line."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRef:
+    """A method by name, so that a job carries no code between processes."""
+
+    name: str
+    plugins_folder: Path
+
+    def load(self) -> AnyMethod:
+        return _catalog(self.plugins_folder).get(self.name)
+
+
+@cache
+def _catalog(plugins_folder: Path) -> MethodCatalog:
+    return discover_methods(plugins_folder)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveInitialModel:
+    """Write what the method starts from when there is no champion."""
+
+    method: MethodRef
+    folder: Path
+
+    def __call__(self, report: Reporter) -> None:
+        method = self.method.load()
+        method.save(method.load_initial_model(), _empty(self.folder))
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareData:
+    """Split a snapshot by query and let the method write what its trials read.
+
+    snapshot: a file with a session per line. Returns the method's figures and the counts of
+    sessions, of those marked irrelevant (kept out), and of clicks on items that were not shown.
+    """
+
+    method: MethodRef
+    snapshot: Path
+    folder: Path
+
+    def __call__(self, report: Reporter) -> Mapping[str, float]:
+        method = self.method.load()
+        with self.snapshot.open("rb") as lines:
+            sessions = [SESSION_LINES.validate_json(line) for line in lines]
+        usable = [session for session in sessions if not session.is_irrelevant]
+        if not usable:
+            raise NotEnoughData(
+                f"the batch holds {len(sessions)} sessions and all of them are marked irrelevant: "
+                "collect more and start a new task"
+            )
+        splits = split_by_query(usable, method.validation_share, method.test_share)
+        figures = method.prepare(splits, _empty(self.folder))
+        return {
+            "sessions": len(sessions),
+            "irrelevant_sessions": len(sessions) - len(usable),
+            "clicks_on_items_not_shown": sum(map(_count_strays, usable)),
+            **figures,
+        }
+
+
+def _count_strays(session: Session) -> int:
+    shown = {result.object_id for result in session.search_results}
+    return len(session.clicked_ids() - shown)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """metrics: averaged over the validation queries; seconds: by phase of the trial."""
+
+    metrics: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """One trial: train from the starting model, score on validation, save."""
+
+    method: MethodRef
+    params: Parameters
+    seed: int
+    data_folder: Path
+    start_folder: Path
+    model_folder: Path
+
+    def __call__(self, report: Reporter) -> TrialResult:
+        clock = _Stopwatch()
+        method = self.method.load()
+        with clock.measure("load"):
+            data = method.load_data(self.data_folder)
+            model = method.load(self.start_folder)
+        with clock.measure("train"):
+            run = _ReportingRun(self.seed, method.main_metric, report)
+            model = method.train(model, self.params, replace(data, test=None), run)
+        with clock.measure("evaluate"):
+            scores = method.evaluate(model, data.validation)
+            metrics = mean_metrics(scores, method.main_metric)
+        with clock.measure("save"):
+            method.save(model, _empty(self.model_folder))
+        return TrialResult(metrics, clock.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Score a saved model on the validation or the test split; arrays stay per query."""
+
+    method: MethodRef
+    model_folder: Path
+    data_folder: Path
+    split: str
+
+    def __call__(self, report: Reporter) -> Scores:
+        method = self.method.load()
+        split = getattr(method.load_data(self.data_folder), self.split)
+        scores = method.evaluate(method.load(self.model_folder), split)
+        mean_metrics(scores, method.main_metric)
+        return scores
+
+
+def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
+    """Average the per-query arrays. Raises MethodError for a missing or non-finite main metric.
+
+    Other metrics that are not finite are left out: MLflow's databases refuse them.
+    """
+    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    if main_metric not in means:
+        raise MethodError(f"the scores {sorted(means)} lack the main metric {main_metric!r}")
+    if not np.isfinite(means[main_metric]):
+        raise MethodError(f"the main metric {main_metric} is {means[main_metric]}, not a number")
+    return {name: mean for name, mean in means.items() if np.isfinite(mean)}
+
+
+@dataclass
+class _ReportingRun(TrialRun):
+    seed: int
+    main_metric: str
+    send: Reporter
+
+    def report(self, scores: Scores, step: int) -> None:
+        self.send(Report(step, mean_metrics(scores, self.main_metric)))
+
+
+@dataclass
+class _Stopwatch:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def _empty(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

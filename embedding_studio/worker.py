@@ -1,0 +1,191 @@
+"""The worker: claims tasks one at a time, keeps their leases, runs their iterations, drains.
+
+APScheduler is the timer: one job looks for work, the other beats. Nothing is persisted in it.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from types import FrameType
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from embedding_studio.errors import Draining, EmbeddingStudioError, LeaseLost, StoreUnavailable
+from embedding_studio.executors import open_executor
+from embedding_studio.iteration import House, run_iteration
+from embedding_studio.lease import Lease
+from embedding_studio.methods import MethodCatalog, discover_methods
+from embedding_studio.settings import Settings
+from embedding_studio.store import open_store
+from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
+from embedding_studio.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+"""How often the lease is renewed at least, and so how soon a cancel is noticed."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Worker:
+    """One task at a time. `work_once` does a tick's work; `run_forever` ticks until drained."""
+
+    def __init__(self, house: House, catalog: MethodCatalog, worker_id: str | None = None) -> None:
+        self._house = house
+        self._catalog = catalog
+        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._lease: Lease | None = None
+        self._is_draining = threading.Event()
+
+    def work_once(self) -> bool:
+        """Claim a task and run it to its end; False if there is none to claim."""
+        if self._is_draining.is_set():
+            return False
+        settings = self._house.settings
+        task = self._house.store.claim_task(
+            self.worker_id,
+            self._house.clock(),
+            settings.lease_seconds,
+            skip_methods=self._methods_of_others(),
+            max_expired_leases=settings.max_expired_leases,
+        )
+        if task is None:
+            return False
+        log.info("task %s: claimed, attempt %d", task.id, task.attempt)
+        lease = Lease(
+            self._house.store, task, self.worker_id, settings.lease_seconds, self._house.clock
+        )
+        self._lease = lease
+        try:
+            self._run(task, lease)
+        finally:
+            self._lease = None
+        return True
+
+    def beat(self) -> None:
+        """Say that this worker lives, and renew the lease of its task."""
+        if (lease := self._lease) is not None:
+            lease.beat()
+        try:
+            self._house.store.record_worker(
+                WorkerRecord(self.worker_id, tuple(self._catalog.methods), self._house.clock())
+            )
+        except StoreUnavailable as error:
+            log.warning("the store does not answer: %s", error)
+
+    def drain(self) -> None:
+        """Claim nothing more, and give the task in hand back."""
+        self._is_draining.set()
+        if (lease := self._lease) is not None:
+            lease.drain()
+
+    def run_forever(self) -> None:
+        """Tick until SIGTERM or SIGINT, then drain; a second signal ends the process at once."""
+        settings = self._house.settings
+        for place, why in self._catalog.failures.items():
+            log.error("plugin %s did not load: %s", place, why)
+        self.beat()
+        # a tick that takes longer than the interval is the normal case, not a warning
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(2)}, timezone=UTC,
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )  # fmt: skip
+        beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)
+        scheduler.add_job(self.beat, "interval", seconds=beat_seconds)
+        scheduler.add_job(
+            self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
+        )
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if self._is_draining.is_set():
+                os._exit(128 + number)
+            self.drain()
+
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+        scheduler.start()
+        methods = ", ".join(sorted(self._catalog.methods)) or "no method"
+        log.info("worker %s is ready; it carries %s", self.worker_id, methods)
+        while not self._is_draining.wait(timeout=1.0):
+            pass  # woken every second, for Python handles signals between waits only
+        scheduler.shutdown(wait=True)
+        self._house.executor.close()
+        self._house.store.remove_worker(self.worker_id)
+        log.info("worker %s has drained", self.worker_id)
+
+    def _tick(self) -> None:
+        try:
+            while self.work_once():
+                pass
+        except StoreUnavailable as error:
+            log.warning("the store does not answer, will try again: %s", error)
+
+    def _methods_of_others(self) -> frozenset[str]:
+        """Return the methods that only other live workers carry: their tasks are theirs."""
+        silence = timedelta(seconds=self._house.settings.lease_seconds)
+        workers = self._house.store.list_workers(self._house.clock() - silence)
+        carried = {name for worker in workers for name in worker.methods}
+        return frozenset(carried - set(self._catalog.methods))
+
+    def _run(self, task: FineTuningTask, lease: Lease) -> None:
+        store, clock = self._house.store, self._house.clock
+        try:
+            method = self._catalog.get(task.fine_tuning_method)
+            run_iteration(self._house, task, lease, method)
+            log.info("task %s: done", task.id)
+        except LeaseLost as error:
+            log.warning("task %s: %s", task.id, error)
+            self._clean_up_if_canceled(task, lease)
+        except Draining as error:
+            store.release_task(lease.claim, clock())
+            log.info("task %s: %s", task.id, error)
+        except StoreUnavailable as error:
+            # nothing can be written: the lease runs out and the task is claimed again
+            log.warning("task %s: given up, the store does not answer: %s", task.id, error)
+        except EmbeddingStudioError as error:  # says all there is to say: no traceback
+            log.warning("task %s: error: %s", task.id, error)
+            self._end_with_error(lease, f"{type(error).__name__}: {error}")
+        except Exception as error:
+            log.exception("task %s: error", task.id)
+            self._end_with_error(lease, f"{type(error).__name__}: {error}")
+
+    def _end_with_error(self, lease: Lease, why: str) -> None:
+        try:
+            store = self._house.store
+            store.finish_task(lease.claim, self._house.clock(), TaskStatus.ERROR, error=why)
+        except LeaseLost:
+            return
+        for experiment_id in self._house.tracking.task_experiments(lease.claim.task_id):
+            self._house.tracking.kill_unfinished(experiment_id)
+            self._house.tracking.set_iteration_state(experiment_id, "error")
+
+    def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
+        now = self._house.store.get_task(task.id)
+        if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
+            return
+        self._house.tracking.discard_task(task.id, task.fine_tuning_method)
+        self._house.store.release_canceled(lease.claim)
+        log.info("task %s: canceled, what it wrote is removed", task.id)
+
+
+def open_worker(settings: Settings) -> Worker:
+    """Open everything a worker needs. Raises ConfigurationError, StoreUnavailable."""
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
+    catalog = discover_methods(settings.plugins_folder)
+    house = House(
+        store=open_store(settings.resolved_store_url),
+        tracking=Tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
+        executor=open_executor(settings.executor),
+        settings=settings,
+        clock=utc_now,
+    )
+    return Worker(house, catalog)

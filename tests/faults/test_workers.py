@@ -1,0 +1,164 @@
+"""Real worker processes: killed, stopped, asked to end, and racing each other."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from os import environ
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import FineTuningTask, TaskStatus
+from embedding_studio.worker import utc_now
+from tests.iterations import Bench
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_worker(settings: Settings) -> Iterator[Start]:
+    """Start `embedding-studio worker` on the bench's data, with a lease of three seconds."""
+    workers: list[subprocess.Popen[bytes]] = []
+    given = {**{name: getattr(settings, name) for name in settings.model_fields_set}}
+    given |= {"executor": "process:1", "lease_seconds": 3.0, "poll_seconds": 0.1}
+
+    def start() -> subprocess.Popen[bytes]:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "embedding_studio", "worker"],
+            env={**environ, **Settings(**given).as_environment()},
+        )
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.send_signal(signal.SIGCONT)
+        worker.kill()
+        worker.wait()
+
+
+def is_in_trial(bench: Bench, task: FineTuningTask) -> Callable[[], bool]:
+    def check() -> bool:
+        now = bench.house.store.get_task(task.id)
+        return now.progress is not None and now.progress.main_metric is not None
+
+    return check
+
+
+def has_status(bench: Bench, task: FineTuningTask, status: TaskStatus) -> Callable[[], bool]:
+    return lambda: bench.house.store.get_task(task.id).status is status
+
+
+def task_now(bench: Bench, task: FineTuningTask) -> FineTuningTask:
+    return bench.house.store.get_task(task.id)
+
+
+def trial_processes(worker: subprocess.Popen[bytes]) -> list[int]:
+    """Return the pids of the processes that the worker's fork server forked."""
+    running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in running if worker.pid in _ancestors(pid)[1:]]
+
+
+def _ancestors(pid: int) -> list[int]:
+    chain = []
+    while pid > 1:
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        chain.append(parent)
+        pid = parent
+    return chain
+
+
+def test_a_canceled_trial_ends_within_seconds(bench: Bench, start_worker: Start) -> None:
+    """Cancel reaches a trial that never reports: its process ends and what it wrote is removed."""
+    worker = start_worker()
+    bench.post_sessions()
+    task = bench.post_task("Stuck")
+    wait_until(lambda: len(trial_processes(worker)) == 1 and bench.experiments())
+    wait_until(lambda: bench.runs(task_now(bench, task)))
+    bench.house.store.cancel_task(task.id, utc_now())
+    wait_until(lambda: bench.experiments() == [], seconds=6)
+    wait_until(lambda: trial_processes(worker) == [], seconds=6)
+    assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
+
+
+def test_a_killed_workers_task_goes_on_elsewhere(bench: Bench, start_worker: Start) -> None:
+    """After kill -9 in mid-trial no process is left, and when the lease is out another worker
+    claims the task, counts one expired lease and marks the orphaned run KILLED."""
+    first = start_worker()
+    bench.post_sessions()
+    task = bench.post_task("Slow", trials=1)
+    wait_until(is_in_trial(bench, task))
+    (orphan,) = trial_processes(first)
+    first.kill()
+    first.wait()
+    wait_until(lambda: not Path(f"/proc/{orphan}").exists())
+    start_worker()
+    wait_until(lambda: bench.house.store.get_task(task.id).attempt == 2)
+    wait_until(lambda: len(bench.runs(task_now(bench, task))) == 2)
+    statuses = sorted(run.info.status for run in bench.runs(task_now(bench, task)))
+    assert statuses == ["KILLED", "RUNNING"]
+    assert task_now(bench, task).expired_leases == 1
+
+
+def test_sigterm_gives_the_task_back(bench: Bench, start_worker: Start) -> None:
+    """A drained worker ends by itself in seconds; its task is pending and no attempt is spent."""
+    worker = start_worker()
+    bench.post_sessions()
+    task = bench.post_task("Slow", trials=1)
+    wait_until(is_in_trial(bench, task))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(10) == 0
+    given_back = bench.house.store.get_task(task.id)
+    assert given_back.status is TaskStatus.PENDING
+    assert given_back.expired_leases == 0
+    assert [run.info.status for run in bench.runs(given_back)] == ["KILLED"]
+
+
+def test_a_stopped_worker_that_wakes_up_writes_nothing(bench: Bench, start_worker: Start) -> None:
+    """SIGSTOP past the lease, another worker takes over, SIGCONT: the first changes nothing."""
+    zombie = start_worker()
+    bench.post_sessions()
+    task = bench.post_task("Slow", trials=1)
+    wait_until(is_in_trial(bench, task))
+    zombie.send_signal(signal.SIGSTOP)
+    start_worker()
+    wait_until(lambda: bench.house.store.get_task(task.id).attempt == 2)
+    owner = bench.house.store.get_task(task.id).worker_id
+    zombie.send_signal(signal.SIGCONT)
+    wait_until(is_in_trial(bench, task))
+    wait_until(lambda: trial_processes(zombie) == [], seconds=20)
+    now = bench.house.store.get_task(task.id)
+    assert (now.status, now.worker_id, now.attempt) == (TaskStatus.PROCESSING, owner, 2)
+
+
+def test_two_workers_never_run_the_same_task(bench: Bench, start_worker: Start) -> None:
+    """Of two workers on one database each task is claimed once, and every task is done."""
+    bench.post_sessions()
+    batch = bench.house.store.release_batch("all", utc_now())
+    tasks = [bench.post_task("Worse", batch_id=batch.batch_id, trials=1) for _ in range(6)]
+    start_worker()
+    start_worker()
+    for task in tasks:
+        wait_until(has_status(bench, task, TaskStatus.DONE))
+    finished = [bench.house.store.get_task(task.id) for task in tasks]
+    assert [task.attempt for task in finished] == [1] * 6
+
+
+def test_a_method_that_kills_its_process_is_an_error(bench: Bench, start_worker: Start) -> None:
+    """Trials whose process dies are failed runs; the worker lives on and says why."""
+    worker = start_worker()
+    bench.post_sessions()
+    task = bench.post_task("Crashing", trials=2)
+    wait_until(has_status(bench, task, TaskStatus.ERROR))
+    error = bench.house.store.get_task(task.id).error
+    assert error is not None
+    assert "SIGABRT" in error
+    assert worker.poll() is None

@@ -1,0 +1,357 @@
+"""The iteration: what it keeps, what it refuses, and what it leaves behind."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from embedding_studio.errors import LeaseLost
+from embedding_studio.lease import Lease
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import TaskStatus
+from embedding_studio.trial import Train
+from embedding_studio.worker import Worker, utc_now
+from tests.iterations import Bench, make_session, open_bench
+
+
+def champion_run_id(client: MlflowClient, method: str = "Toy") -> str | None:
+    run_id: str | None = client.get_model_version_by_alias(method, "champion").run_id
+    return run_id
+
+
+def test_a_task_becomes_a_promoted_champion(bench: Bench) -> None:
+    """A task on clicks ends done, with a run per set, a baseline, and the champion alias moved."""
+    task = bench.run_task()
+    assert task.status is TaskStatus.DONE
+    assert task.error is None
+    assert task.promotion is not None
+    assert task.promotion.promoted
+    assert task.promotion.delta_ci95 is not None
+    assert task.promotion.delta_ci95[0] > 0
+    assert [run.info.status for run in bench.runs(task)] == ["FINISHED"] * 3
+    assert len(bench.runs(task, "baseline")) == 1
+    assert task.best_model is not None
+    assert champion_run_id(bench.mlflow) == task.best_model.run_id
+    names = {experiment.name for experiment in bench.mlflow.search_experiments()}
+    assert {"iteration / initial", f"iteration / Toy / {task.batch_id}"} <= names
+
+
+def test_one_model_is_left_beside_the_initial_one(bench: Bench) -> None:
+    """After an iteration the best run alone carries a model; the other runs are kept, tagged."""
+    task = bench.run_task(trials=5)
+    best = max(bench.runs(task), key=lambda run: run.data.metrics["skill"])
+    assert task.best_model is not None
+    assert best.info.run_id == task.best_model.run_id
+    assert best.data.tags["es.is_best"] == "true"
+    assert len(bench.model_files()) == 2
+    kept = [run.data.tags.get("es.model") for run in bench.runs(task)]
+    assert kept.count("stored") == 1
+    assert set(kept) <= {"stored", "deleted", None}
+
+
+def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench: Bench) -> None:
+    """The next task starts from the champion, tries its best sets first, and cleans up."""
+    first = bench.run_task()
+    second = bench.run_task(start=1000)
+    assert second.status is TaskStatus.DONE
+    assert first.promotion is not None
+    assert second.promotion is not None
+    assert second.promotion.promoted
+    assert second.promotion.baseline == pytest.approx(first.promotion.best)
+    assert [e.experiment_id for e in bench.experiments()] == [second.experiment_id]
+    assert len(bench.model_files()) == 2
+    versions = bench.mlflow.search_model_versions("name = 'Toy'")
+    assert second.best_model is not None
+    assert [version.run_id for version in versions] == [second.best_model.run_id]
+
+
+def test_parameters_read_back_from_mlflow_keep_their_types(bench: Bench) -> None:
+    """The previous iteration's best sets are tried first, as numbers and booleans, not strings."""
+    first = bench.run_task()
+    assert first.best_model is not None
+    best = next(r for r in bench.runs(first) if r.info.run_id == first.best_model.run_id)
+    second = bench.run_task(start=1000)
+    again = bench.suggested(bench.runs(second)[0])
+    assert again == bench.suggested(best)
+    assert [type(again[name]) for name in ("skill", "layers", "kind", "shuffle")] == [
+        float,
+        int,
+        str,
+        bool,
+    ]
+    drawn = [json.dumps(bench.suggested(run)) for run in bench.runs(second)]
+    assert len(set(drawn)) == 3
+
+
+def test_a_worse_model_is_not_promoted_and_the_champion_is_not_touched(bench: Bench) -> None:
+    """When no set beats the baseline on the test split, the task is done, nothing is champion."""
+    task = bench.run_task("Worse")
+    assert task.status is TaskStatus.DONE
+    assert task.promotion is not None
+    assert not task.promotion.promoted
+    assert bench.house.tracking.champion("Worse") is None
+
+
+def test_the_champion_outlives_iterations_that_do_not_beat_it(settings: Settings) -> None:
+    """An iteration that is refused leaves the champion's files and experiment in place."""
+    bench = open_bench(settings)
+    first = bench.run_task()
+    for start in (1000, 2000, 3000):
+        last = bench.run_task(start=start, trials=2)  # the two sets tried before: no better
+    assert last.promotion is not None
+    champion = bench.house.tracking.champion("Toy")
+    assert champion is not None
+    if champion == first.best_model:
+        assert len(bench.experiments()) == 2
+    bench.house.tracking.download_model(champion, settings.data_folder / "copy")
+
+
+def test_a_failed_set_is_a_failed_run_and_the_search_goes_on(bench: Bench) -> None:
+    """A set that raises is a FAILED run with its traceback; the others still give a model."""
+    task = bench.run_task("Failing once")
+    assert task.status is TaskStatus.DONE
+    failed, *others = bench.runs(task)
+    assert failed.info.status == "FAILED"
+    assert [run.info.status for run in others] == ["FINISHED", "FINISHED"]
+    assert "es.value" not in failed.data.tags
+    traceback = bench.mlflow.download_artifacts(failed.info.run_id, "traceback.txt")
+    with open(traceback) as text:  # noqa: PTH123 - a path from mlflow
+        assert "an unlucky set" in text.read()
+    assert task.progress is not None
+    assert task.progress.failed_trials == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("Failing", "the loss is NaN"),
+        ("Failing to save", "no space left on device"),
+        ("Forgetful", "loaded back"),
+        ("Collapsed", "not a number"),
+    ],
+)
+def test_when_all_sets_fail_the_task_is_an_error_that_says_why(
+    bench: Bench, method: str, why: str
+) -> None:
+    """Failed training, saving, reading back or scoring never counts: no score, no model, error."""
+    task = bench.run_task(method)
+    assert task.status is TaskStatus.ERROR
+    assert task.error is not None
+    assert why in task.error
+    assert {run.info.status for run in bench.runs(task)} == {"FAILED"}
+    assert not any("es.value" in run.data.tags for run in bench.runs(task))
+    assert len(bench.model_files()) == 1  # the initial one
+    assert task.best_model is None
+
+
+def test_the_former_best_is_deleted_only_after_the_new_one_was_read_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the moment a new best is confirmed, the former best's files are still there."""
+    seen: list[int] = []
+    confirm = bench.house.tracking.confirm_model
+
+    def confirm_and_count(model: object) -> None:
+        seen.append(len(bench.model_files()))
+        confirm(model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.house.tracking, "confirm_model", confirm_and_count)
+    bench.run_task(trials=6)
+    assert seen[:2] == [1, 2]  # the initial model; then the first best beside it
+    assert set(seen[2:]) == {3}  # the former best, the new one, the initial one
+    assert len(seen) > 2
+
+
+def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash in mid-search the finished trials are replayed and only the rest is run."""
+    bench.post_sessions()
+    task = bench.post_task(trials=4)
+    start_trial = bench.house.tracking.start_trial
+    started: list[int] = []
+
+    def die_at_third(experiment_id: str, proposal: object, seed: int) -> str:
+        started.append(proposal.number)  # type: ignore[attr-defined]
+        if len(started) == 3:
+            raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
+        return start_trial(experiment_id, proposal, seed)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.house.tracking, "start_trial", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.work_once()
+    assert bench.house.store.get_task(task.id).status is TaskStatus.PROCESSING
+
+    later = Worker(
+        replace(bench.house, clock=lambda: utc_now().replace(year=utc_now().year + 1)),
+        bench.worker._catalog,
+    )
+    assert later.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.DONE
+    assert (task.attempt, task.expired_leases) == (2, 1)
+    assert started == [0, 1, 2, 2, 3]
+    runs = bench.runs(task)
+    assert [run.data.tags["es.trial"] for run in runs] == ["0", "1", "2", "3"]
+    drawn = [bench.suggested(run)["skill"] for run in runs]
+    monkeypatch.undo()
+    uninterrupted = bench.run_task("Toy", start=5000, trials=4)
+    assert uninterrupted.status is TaskStatus.DONE
+    assert len(set(drawn)) == 4
+
+
+def test_runs_left_running_by_a_dead_worker_are_killed(bench: Bench) -> None:
+    """A run that nobody ended is KILLED, its upload deleted, and it does not count."""
+    bench.run_task()
+    tracking, client = bench.house.tracking, bench.mlflow
+    experiment_id = bench.experiments()[0].experiment_id
+    orphan = client.create_run(experiment_id, tags={"es.kind": "trial", "es.trial": "9"})
+    tracking.kill_unfinished(experiment_id)
+    assert client.get_run(orphan.info.run_id).info.status == "KILLED"
+    assert len(tracking.finished_trials(experiment_id)) == 3
+
+
+def test_cancel_sticks_and_removes_what_the_attempt_wrote(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task canceled in mid-trial stays canceled: no experiment, no model, no champion."""
+    bench.post_sessions()
+    task = bench.post_task()
+    log_report = bench.house.tracking.log_report
+
+    def cancel_and_log(run_id: str, report: object) -> None:
+        bench.house.store.cancel_task(task.id, utc_now())
+        log_report(run_id, report)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench.house.tracking, "log_report", cancel_and_log)
+    monkeypatch.setattr(Lease, "check", check_against_store)
+    assert bench.worker.work_once()
+    assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
+    assert bench.experiments() == []
+    assert len(bench.model_files()) == 1
+    assert bench.house.tracking.champion("Toy") is None
+    assert list(bench.house.settings.work_folder.iterdir()) == []
+    # its owner has let go, so it can be restarted at once
+    assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING
+
+
+def check_against_store(lease: Lease) -> None:
+    """Lease.check with the beat that a timer would have given by now."""
+    lease.beat()
+    if lease._is_lost:
+        raise LeaseLost(lease.claim.task_id)
+
+
+def test_a_failed_task_can_be_restarted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart keeps the batch and gives the failed sets' budget back."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Train, "__call__", lambda *_: 1 / 0)
+        task = bench.run_task()
+        assert task.status is TaskStatus.ERROR
+    assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING
+    assert bench.worker.work_once()
+    again = bench.house.store.get_task(task.id)
+    assert again.status is TaskStatus.DONE
+    assert again.batch_id == task.batch_id
+
+
+def test_irrelevant_sessions_are_kept_out_and_reported(bench: Bench) -> None:
+    """Sessions marked irrelevant count in the baseline's figures and nowhere else."""
+    store = bench.house.store
+    store.register_sessions(
+        [make_session(number, is_irrelevant=number < 10) for number in range(70)], utc_now()
+    )
+    task = bench.post_task()
+    bench.worker.work_once()
+    (baseline,) = bench.runs(bench.house.store.get_task(task.id), "baseline")
+    figures = baseline.data.metrics
+    assert figures["data/sessions"] == 70
+    assert figures["data/irrelevant_sessions"] == 10
+    parts = ("data/train_sessions", "data/validation_sessions", "data/test_sessions")
+    assert sum(figures[part] for part in parts) == 60
+
+
+def test_a_method_that_no_worker_carries_is_an_error_with_the_known_names(bench: Bench) -> None:
+    """A task accepted before any worker was known is judged when it is claimed."""
+    task = bench.run_task("No such method")
+    assert task.status is TaskStatus.ERROR
+    assert task.error is not None
+    assert "No such method" in task.error
+    assert "'Toy'" in task.error
+
+
+def test_nothing_collecting_is_a_clear_error(bench: Bench) -> None:
+    """A task without a batch, with no session to release, ends as an error that says so."""
+    task = bench.post_task()
+    bench.worker.work_once()
+    done = bench.house.store.get_task(task.id)
+    assert done.status is TaskStatus.ERROR
+    assert done.error is not None
+    assert "nothing to release" in done.error
+
+
+def test_the_minutes_of_the_budget_end_the_search(bench: Bench) -> None:
+    """No set is started once the minutes are spent; what finished by then counts."""
+    bench.post_sessions()
+    request = bench.post_task(trials=500)
+    toy = bench.worker._catalog.methods["Toy"]
+    assert toy.budget.max_minutes is None
+    store = bench.house.store
+    store.cancel_task(request.id, utc_now())
+    from embedding_studio.tasks import Budget, TaskRequest
+
+    task, _ = store.add_task(TaskRequest("Toy", budget=Budget(500, 0.02)), utc_now())
+    bench.worker.work_once()
+    done = store.get_task(task.id)
+    assert done.status is TaskStatus.DONE
+    assert 1 <= len(bench.runs(done)) < 500
+
+
+def test_a_model_changed_on_disk_is_refused(bench: Bench) -> None:
+    """A byte flipped in the champion's file is noticed before anything starts from it."""
+    first = bench.run_task()
+    assert first.best_model is not None
+    run_id = first.best_model.run_id
+    (file,) = [path for path in bench.model_files() if run_id in str(path)]
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    second = bench.run_task(start=1000)
+    assert second.status is TaskStatus.ERROR
+    assert second.error is not None
+    assert "CorruptModel" in second.error
+    assert run_id in second.error
+
+
+def test_mlflow_failing_is_no_failed_set(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the ledger cannot be written to, the task ends; no set is blamed for it."""
+
+    def refuse(run_id: str, report: object) -> None:
+        raise MlflowException("the server is on fire")
+
+    monkeypatch.setattr(bench.house.tracking, "log_report", refuse)
+    task = bench.run_task()
+    assert task.status is TaskStatus.ERROR
+    assert task.error is not None
+    assert "the server is on fire" in task.error
+    assert {run.info.status for run in bench.runs(task)} == {"KILLED"}
+
+
+def test_local_copies_are_removed(bench: Bench) -> None:
+    """The work folder is empty when an iteration is over, whichever way it ended."""
+    bench.run_task()
+    bench.run_task("Failing", start=1000)
+    assert list(bench.house.settings.work_folder.iterdir()) == []
+
+
+def test_runs_carry_metrics_per_step_and_aggregated(bench: Bench) -> None:
+    """A run has a value per step, and last, min, max, mean and sliding mean, and its seconds."""
+    task = bench.run_task()
+    run = bench.runs(task)[0]
+    history = bench.mlflow.get_metric_history(run.info.run_id, "skill")
+    assert [point.step for point in history] == [0, 1, 2]  # two reports, then the final score
+    names = {f"skill/{name}" for name in ("last", "min", "max", "mean", "sliding_mean")}
+    assert names <= set(run.data.metrics)
+    assert {"seconds/train", "seconds/wall"} <= set(run.data.metrics)
+    assert run.data.params["layers"] == str(bench.suggested(run)["layers"])
+    assert run.data.params["seed"] == "0"

@@ -1,0 +1,64 @@
+"""The promotion gate."""
+
+import numpy as np
+import pytest
+
+from embedding_studio.errors import MethodError
+from embedding_studio.promotion import bootstrap_ci95, decide
+
+
+def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
+    """Without spread there is no uncertainty."""
+    assert bootstrap_ci95(np.full(50, 0.25), seed=0) == (0.25, 0.25)
+
+
+def test_the_interval_agrees_with_the_normal_approximation() -> None:
+    """For many values it is the mean +- 1.96 standard errors, within sampling noise."""
+    differences = np.random.default_rng(0).normal(0.1, 1.0, size=2000)
+    low, high = bootstrap_ci95(differences, seed=1)
+    error = differences.std() / np.sqrt(2000)
+    assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(differences.mean() + 1.96 * error, abs=0.1 * error)
+    assert (low, high) == bootstrap_ci95(differences, seed=1)
+
+
+def test_a_clear_improvement_is_promoted() -> None:
+    """Better on nearly every query: the interval lies above zero."""
+    before = np.random.default_rng(0).random(100)
+    verdict = decide("ndcg", "maximize", {"ndcg": before}, {"ndcg": before + 0.05}, seed=0)
+    assert verdict.promoted
+    assert verdict.delta == pytest.approx(0.05)
+    assert verdict.test_queries == 100
+
+
+def test_a_lucky_improvement_is_not() -> None:
+    """Better on average, but within chance: refused, and the verdict says so."""
+    rng = np.random.default_rng(3)
+    before = rng.random(40)
+    after = before + rng.normal(0, 0.5, 40)
+    after += before.mean() - after.mean() + 0.01  # a gain of 0.01 in a spread of 0.5
+    verdict = decide("ndcg", "maximize", {"ndcg": before}, {"ndcg": after}, seed=0)
+    assert verdict.delta > 0
+    assert not verdict.promoted
+    assert "chance" in verdict.reason
+
+
+def test_the_gate_knows_the_direction() -> None:
+    """Where less is better, less is promoted and more is not."""
+    before, less = np.full(30, 0.5), np.full(30, 0.4)
+    assert decide("loss", "minimize", {"loss": before}, {"loss": less}, seed=0).promoted
+    assert not decide("loss", "minimize", {"loss": less}, {"loss": before}, seed=0).promoted
+
+
+def test_single_numbers_must_be_strictly_better() -> None:
+    """Without per-query values, equal is refused and any gain passes, without an interval."""
+    assert not decide("m", "maximize", {"m": 0.5}, {"m": 0.5}, seed=0).promoted
+    verdict = decide("m", "maximize", {"m": 0.5}, {"m": 0.51}, seed=0)
+    assert verdict.promoted
+    assert verdict.delta_ci95 is None
+
+
+def test_models_scored_on_different_queries_are_not_compared() -> None:
+    """A paired comparison needs the same queries."""
+    with pytest.raises(MethodError, match="30 and then on 29"):
+        decide("m", "maximize", {"m": np.zeros(30)}, {"m": np.ones(29)}, seed=0)

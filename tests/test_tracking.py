@@ -1,0 +1,178 @@
+"""The ledger: what is retried, what is named how, and what of a model is kept."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+from safetensors.numpy import save_file
+
+from embedding_studio.errors import CorruptModel
+from embedding_studio.executors.base import Report
+from embedding_studio.methods import PluginMeta
+from embedding_studio.settings import Settings
+from embedding_studio.tracking import Tracking, aggregate
+
+
+@pytest.fixture
+def tracking(settings: Settings) -> Tracking:
+    return Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+
+
+class FaultyServer(ThreadingHTTPServer):
+    """Answers each request with the next status of `plan` (0: hangs up), then with 200."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _FaultyHandler)
+        self.plan: list[int] = []
+        self.requests = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _FaultyHandler(BaseHTTPRequestHandler):
+    server: FaultyServer
+
+    def do_POST(self) -> None:
+        self.server.requests += 1
+        self.rfile.read(int(self.headers["Content-Length"]))
+        status = self.server.plan.pop(0) if self.server.plan else 200
+        if status == 0:
+            self.connection.close()
+            return
+        body = b'{"error_code": "SOME_ERROR", "message": "no"}' if status >= 400 else b"{}"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    opened = FaultyServer()
+    thread = threading.Thread(target=opened.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield opened
+    opened.shutdown()
+    opened.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize("fault", [500, 502, 503, 504, 0])
+def test_a_failing_server_is_asked_again(server: FaultyServer, fault: int, tmp_path: Path) -> None:
+    """5xx answers and lost connections cost a retry, not a report."""
+    server.plan = [fault, fault]
+    Tracking(server.url, tmp_path).log_report("run", Report(0, {"metric": 0.5}))
+    assert server.requests == 3
+
+
+@pytest.mark.parametrize("refusal", [400, 403, 404])
+def test_a_refusal_is_never_retried(server: FaultyServer, refusal: int, tmp_path: Path) -> None:
+    """A 4xx answer is the answer."""
+    server.plan = [refusal] * 5
+    with pytest.raises(MlflowException):
+        Tracking(server.url, tmp_path).log_report("run", Report(0, {"metric": 0.5}))
+    assert server.requests == 1
+
+
+def test_the_name_of_a_deleted_experiment_gets_a_suffix(tracking: Tracking) -> None:
+    """An iteration on the same batch finds a name although MLflow keeps the old one taken."""
+    first = tracking.open_iteration("task-1", "Toy", "batch", "start")
+    assert tracking.open_iteration("task-1", "Toy", "batch", "start") == first
+    tracking.remove_iteration(first.experiment_id)
+    tracking.remove_iteration(first.experiment_id)  # again changes nothing
+    second = tracking.open_iteration("task-2", "Toy", "batch", "start")
+    assert second.experiment_id != first.experiment_id
+    name = tracking._client.get_experiment(second.experiment_id).name
+    assert name == "iteration / Toy / batch / 2"
+
+
+def test_trials_from_another_start_are_not_mixed_in(tracking: Tracking) -> None:
+    """If the champion changed between two attempts, the task's search begins anew."""
+    first = tracking.open_iteration("task-1", "Toy", "batch", "start-a")
+    second = tracking.open_iteration("task-1", "Toy", "batch", "start-b")
+    assert second.experiment_id != first.experiment_id
+    assert second.generation == first.generation + 1
+    old = tracking._client.get_experiment(first.experiment_id)
+    assert old.tags["es.state"] == "abandoned"
+
+
+def save_arrays(folder: Path, seed: int = 0) -> Path:
+    folder.mkdir()
+    save_file({"w": np.random.default_rng(seed).random((4, 4))}, folder / "arrays.safetensors")
+    return folder
+
+
+def test_a_model_round_trips_and_its_bytes_go_when_it_is_deleted(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    """What is uploaded is what is downloaded; deleted means gone from the disk, the run kept."""
+    model = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "saved"))
+    assert tracking.initial_model(PluginMeta("Toy")) == model
+    assert tracking.initial_model(PluginMeta("Toy", version="2")) is None
+    assert tracking.initial_model(PluginMeta("Other")) is None
+    assert tracking.stored_model(model.run_id) == model
+    tracking.download_model(model, tmp_path / "copy")
+    assert (tmp_path / "copy" / "arrays.safetensors").read_bytes() == (
+        tmp_path / "saved" / "arrays.safetensors"
+    ).read_bytes()
+    tracking.delete_model(model.run_id)
+    tracking.delete_model(model.run_id)
+    assert list((tmp_path / "artifacts").rglob("*.safetensors")) == []
+    run = tracking._client.get_run(model.run_id)
+    assert (run.info.lifecycle_stage, run.data.tags["es.model"]) == ("active", "deleted")
+
+
+def test_a_missing_file_is_noticed(tracking: Tracking, tmp_path: Path) -> None:
+    """A model without one of its files is refused with the file's name and the run's id."""
+    model = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "saved"))
+    (file,) = (tmp_path / "artifacts").rglob("*.safetensors")
+    file.unlink()
+    with pytest.raises(CorruptModel, match=rf"arrays.safetensors .* {model.run_id}"):
+        tracking.download_model(model, tmp_path / "copy")
+
+
+def test_an_empty_model_is_refused(tracking: Tracking, tmp_path: Path) -> None:
+    """A method that saves nothing does not get a model stored."""
+    (tmp_path / "saved").mkdir()
+    with pytest.raises(CorruptModel, match="saved no file"):
+        tracking.store_initial_model(PluginMeta("Toy"), tmp_path / "saved")
+    assert tracking.initial_model(PluginMeta("Toy")) is None
+
+
+def test_promotion_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:
+    """Promoting twice gives one version; promoting another model moves the alias."""
+    first = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "a"))
+    second = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "b", 1))
+    assert tracking.champion("Toy") is None
+    tracking.promote("Toy", first)
+    tracking.promote("Toy", first)
+    assert tracking.champion("Toy") == first
+    tracking.promote("Toy", second)
+    assert tracking.champion("Toy") == second
+    assert len(tracking._client.search_model_versions("name = 'Toy'")) == 2
+
+
+def test_aggregates_are_those_of_the_reports() -> None:
+    """Last, min, max, mean, and the mean of the last three."""
+    reports = [Report(step, {"m": value}) for step, value in enumerate([1.0, 5.0, 3.0, 4.0])]
+    assert aggregate(reports) == {
+        "m/last": 4.0,
+        "m/min": 1.0,
+        "m/max": 5.0,
+        "m/mean": 3.25,
+        "m/sliding_mean": 4.0,
+    }
+    assert aggregate([]) == {}
+    assert "m/sliding_mean" not in aggregate(reports[:1])

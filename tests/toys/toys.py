@@ -1,0 +1,143 @@
+"""Small fine-tuning methods whose every outcome is known beforehand."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+
+from embedding_studio import (
+    Budget,
+    FineTuningMethod,
+    Parameters,
+    PluginMeta,
+    Scores,
+    Session,
+    Splits,
+    TrialRun,
+)
+
+Vector = NDArray[np.float64]
+
+
+class Toy(FineTuningMethod[Vector]):
+    """A model is one number, its skill; its score on a query is the skill, a little off per query.
+
+    `skill` is both the hyperparameter and what training leads to.
+    """
+
+    meta = PluginMeta(name="Toy")
+    main_metric = "skill"
+    budget = Budget(max_trials=3)
+
+    def load_initial_model(self) -> Vector:
+        return np.array([0.2])
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        return {
+            "skill": trial.suggest_float("skill", 0.3, 0.9),
+            "layers": trial.suggest_int("layers", 1, 3),
+            "kind": trial.suggest_categorical("kind", ["a", "b"]),
+            "shuffle": trial.suggest_categorical("shuffle", [True, False]),
+        }
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        assert data.test is None
+        for step in range(2):
+            run.report(self.evaluate(model, data.validation), step)
+        return np.array([params["skill"]])
+
+    def evaluate(self, model: Vector, split: list[Session]) -> Scores:
+        return {"skill": model[0] + np.linspace(-0.01, 0.01, len(split)), "size": float(len(split))}
+
+
+class Worse(Toy):
+    """Training always harms."""
+
+    meta = PluginMeta(name="Worse")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        return {"skill": trial.suggest_float("skill", 0.0, 0.1)}
+
+
+class Failing(Toy):
+    """Every set fails in training."""
+
+    meta = PluginMeta(name="Failing")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        raise RuntimeError("the loss is NaN")
+
+
+class FailingOnce(Toy):
+    """The first set fails, the others do not."""
+
+    meta = PluginMeta(name="Failing once")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        if run.seed == 0:
+            raise RuntimeError("an unlucky set")
+        return super().train(model, params, data, run)
+
+
+class FailingToSave(Toy):
+    """What was trained cannot be saved."""
+
+    meta = PluginMeta(name="Failing to save")
+
+    def save(self, model: Vector, folder: Path) -> None:
+        if model[0] != 0.2:
+            raise OSError("no space left on device")
+        super().save(model, folder)
+
+
+class Forgetful(Toy):
+    """What is saved is not what was trained."""
+
+    meta = PluginMeta(name="Forgetful")
+
+    def save(self, model: Vector, folder: Path) -> None:
+        super().save(model * 0.5, folder)
+
+
+class Collapsed(Toy):
+    """The score of what was trained is not a number."""
+
+    meta = PluginMeta(name="Collapsed")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        return {"skill": float("nan")}
+
+
+class Crashing(Toy):
+    """The trial's process dies."""
+
+    meta = PluginMeta(name="Crashing")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        os.abort()
+
+
+class Slow(Toy):
+    """Reports every 50 ms for a minute, unless it is ended."""
+
+    meta = PluginMeta(name="Slow")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for step in range(1200):
+            run.report(self.evaluate(model, data.validation), step)
+            time.sleep(0.05)
+        return np.array([params["skill"]])
+
+
+class Stuck(Toy):
+    """Never reports."""
+
+    meta = PluginMeta(name="Stuck")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        time.sleep(600)
+        return model
