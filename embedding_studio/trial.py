@@ -34,11 +34,12 @@ class MethodRef:
     plugins_folder: Path
 
     def load(self) -> AnyMethod:
-        return _catalog(self.plugins_folder).get(self.name)
+        return load_catalog(self.plugins_folder).get(self.name)
 
 
 @cache
-def _catalog(plugins_folder: Path) -> MethodCatalog:
+def load_catalog(plugins_folder: Path) -> MethodCatalog:
+    """Load the plugins of a folder once per process, and of the processes forked from it."""
     return discover_methods(plugins_folder)
 
 

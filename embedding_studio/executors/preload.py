@@ -1,6 +1,6 @@
 """Imported once by the fork server: loads the plugins, so that no trial waits for their imports."""
 
-from embedding_studio.methods import discover_methods
 from embedding_studio.settings import Settings
+from embedding_studio.trial import load_catalog
 
-discover_methods(Settings().plugins_folder)
+load_catalog(Settings().plugins_folder)

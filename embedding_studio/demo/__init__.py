@@ -1,0 +1,1 @@
+"""A search product in miniature: a corpus, people who search it, and an honest measurement."""

@@ -1,0 +1,251 @@
+"""From clicks to relevance: what people clicked depends on what they saw and where they saw it.
+
+A position-based click model with noisy clicks and a hidden relevance per (query, item) pair,
+
+    P(click at position k | relevance r) = theta_k * attraction_r,    P(r = 1) = prior_k,
+
+fitted by expectation maximisation. theta_k is the chance that position k is looked at (theta_1 = 1:
+only ratios can be learnt), attraction_1 that a relevant item is clicked once seen, attraction_0
+that an irrelevant one is. A pair shown n_k times and clicked c_k times at position k then has
+
+    log-odds(r = 1) = logit(prior) + sum_k c_k log(attraction_1 / attraction_0)
+                      + (n_k - c_k) log((1 - theta_k attraction_1) / (1 - theta_k attraction_0)).
+
+So one click on a noisy corpus is weak evidence and ten unclicked showings at the top are strong
+evidence, while taking any click as relevance gets worse the more sessions there are. Repeated
+showings of a pair are what tells theta from relevance; where there are few, priors decide.
+
+Sources: Joachims, Swaminathan & Schnabel 2017 (position bias in learning to rank); Wang et al. 2018
+(theta by EM from ordinary clicks); Chuklin, Markov & de Rijke 2015 (click models, section 3.2 on
+the position-based model); Agarwal et al. 2019 (noise in clicks; their noise depends on position,
+ours does not).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.clickstream import Session
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Beta priors in pseudo-impressions: they decide while the data cannot
+_THETA_STRENGTH = 20.0
+_THETA_FLOOR = 0.02
+_ATTRACTION_1 = (6.0, 2.0)  # clicked and not clicked, when seen and relevant
+_ATTRACTION_0 = (2.0, 18.0)  # clicked and not clicked, when seen and irrelevant
+_PRIOR_STRENGTH = 10.0
+_PRIOR_RANGE = (1e-3, 0.9)
+_ATTRACTION_CEILING = 0.99
+_MINIMUM_LOOKS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Impressions:
+    """How often each pair was shown and clicked at each position, one row per pair and position.
+
+    pair: (n_rows,) in [0, n_pairs), position: (n_rows,) from 0, shown and clicked: (n_rows,) >= 0.
+    """
+
+    pair: Ints
+    position: Ints
+    shown: Floats
+    clicked: Floats
+    n_pairs: int
+
+    def total_shown(self) -> Floats:
+        """Return (n_pairs,) showings at any position."""
+        return _sum_by(self.pair, self.shown, self.n_pairs)
+
+    def total_clicked(self) -> Floats:
+        """Return (n_pairs,) clicks at any position."""
+        return _sum_by(self.pair, self.clicked, self.n_pairs)
+
+    def first_position(self) -> Ints:
+        """Return (n_pairs,) the highest place each pair was shown at."""
+        best = np.full(self.n_pairs, np.iinfo(np.int64).max)
+        np.minimum.at(best, self.pair, self.position)
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class ClickModel:
+    """theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
+
+    Positions beyond the last one fitted are taken for the last one.
+    """
+
+    theta: Floats
+    attraction_1: float
+    attraction_0: float
+    prior: Floats
+
+    def relevance(self, impressions: Impressions) -> Floats:
+        """Return (n_pairs,) the probability that each pair is relevant, given its clicks."""
+        irrelevant, relevant = self._log_joint(impressions)
+        return 1 / (1 + np.exp(np.clip(irrelevant - relevant, -50, 50)))
+
+    def unbiased_relevance(self, impressions: Impressions) -> Floats:
+        """Return (n_pairs,) estimates of relevance that are right on average: clicks per look,
+        scaled so that attraction_0 is 0 and attraction_1 is 1. Below 0 and above 1 happen.
+
+        Inverse propensity scoring (Joachims et al. 2017) with noise taken off. `relevance` is the
+        better guess for each pair, yet as a judge it takes the part of the ranking that was shown:
+        where nobody looked it knows nothing but the position. This knows nothing of positions.
+        Pairs with less than a quarter of a look are drawn towards 0, to bound the variance.
+        """
+        theta = self.theta[np.minimum(impressions.position, len(self.theta) - 1)]
+        looks = _sum_by(impressions.pair, theta * impressions.shown, impressions.n_pairs)
+        surplus = impressions.total_clicked() - self.attraction_0 * looks
+        scale = self.attraction_1 - self.attraction_0
+        return surplus / (scale * np.maximum(looks, _MINIMUM_LOOKS))
+
+    def log_likelihood(self, impressions: Impressions) -> float:
+        """Return the log-probability of all the clicks and skips."""
+        return float(np.logaddexp(*self._log_joint(impressions)).sum())
+
+    def _log_joint(self, impressions: Impressions) -> tuple[Floats, Floats]:
+        last = len(self.theta) - 1
+        theta = self.theta[np.minimum(impressions.position, last)]
+        prior = self.prior[np.minimum(impressions.first_position(), last)]
+        skipped = impressions.shown - impressions.clicked
+
+        def evidence(attraction: float) -> Floats:
+            click = theta * attraction
+            logs = impressions.clicked * np.log(click) + skipped * np.log1p(-click)
+            return _sum_by(impressions.pair, logs, impressions.n_pairs)
+
+        return (
+            np.log1p(-prior) + evidence(self.attraction_0),
+            np.log(prior) + evidence(self.attraction_1),
+        )
+
+
+def fit_click_model(
+    impressions: Impressions, max_rounds: int = 200, tolerance: float = 1e-5
+) -> ClickModel:
+    """Fit by EM from three guesses: that people look at everything, at 1/k, and at 1/k^2.
+
+    EM finds the best explanation nearby; the likeliest of the three is returned.
+    """
+    n_positions = int(impressions.position.max(initial=0)) + 1
+    fits = [
+        _fit_from(np.arange(1.0, n_positions + 1) ** -decay, impressions, max_rounds, tolerance)
+        for decay in (0.0, 1.0, 2.0)
+    ]
+    return max(fits, key=lambda fit: fit.log_likelihood(impressions))
+
+
+def _fit_from(
+    guess: Floats, impressions: Impressions, max_rounds: int, tolerance: float
+) -> ClickModel:
+    n_positions = len(guess)
+    first = impressions.first_position()
+    shown_first = np.bincount(first, minlength=n_positions)
+    model = ClickModel(
+        theta=guess,
+        attraction_1=_ATTRACTION_1[0] / sum(_ATTRACTION_1),
+        attraction_0=_ATTRACTION_0[0] / sum(_ATTRACTION_0),
+        prior=np.full(n_positions, 0.2),
+    )
+    for _ in range(max_rounds):
+        relevance = model.relevance(impressions)
+        weight = relevance[impressions.pair]
+        shown, clicked = (
+            np.stack(
+                [
+                    _sum_by(impressions.position, counts * (1 - weight), n_positions),
+                    _sum_by(impressions.position, counts * weight, n_positions),
+                ],
+                axis=1,
+            )
+            for counts in (impressions.shown, impressions.clicked)
+        )
+        before = model.theta
+        model = _maximize(model, shown, clicked, guess)
+        overall = relevance.sum() / max(1, len(relevance))
+        relevant_first = _sum_by(first, relevance, n_positions)
+        # a search engine ranks no worse than at random: without this, "never looked at" and "never
+        # relevant" explain an unclicked position equally well
+        prior = _non_increasing(
+            relevant_first + _PRIOR_STRENGTH * overall, shown_first + _PRIOR_STRENGTH
+        )
+        model = ClickModel(
+            model.theta, model.attraction_1, model.attraction_0, np.clip(prior, *_PRIOR_RANGE)
+        )
+        if np.abs(model.theta - before).max() < tolerance:
+            break
+    return model
+
+
+def _maximize(
+    model: ClickModel, shown: Floats, clicked: Floats, guess: Floats, rounds: int = 20
+) -> ClickModel:
+    """Return the model with a theta and attractions that better explain (n_positions, 2) counts.
+
+    Whether a result without a click was looked at is a second hidden variable, in closed form.
+    """
+    theta = model.theta
+    attraction = np.array([model.attraction_0, model.attraction_1])
+    pseudo = np.array([_ATTRACTION_0, _ATTRACTION_1])
+    for _ in range(rounds):
+        chance = theta[:, None] * attraction
+        skipped = shown - clicked
+        seen = clicked + skipped * (theta[:, None] - chance) / (1 - chance)
+        attraction = (clicked.sum(axis=0) + pseudo[:, 0]) / (seen.sum(axis=0) + pseudo.sum(axis=1))
+        theta = (seen.sum(axis=1) + _THETA_STRENGTH * guess) / (shown.sum(axis=1) + _THETA_STRENGTH)
+        attraction = np.minimum(attraction * theta[0], _ATTRACTION_CEILING)
+        theta = np.clip(theta / theta[0], _THETA_FLOOR, 1.0)
+    a0, a1 = float(attraction[0]), float(attraction[1])
+    # the two kinds must keep their names: relevant is what is clicked more
+    a1 = max(a1, min(1.5 * a0, _ATTRACTION_CEILING))
+    return ClickModel(theta, a1, min(a0, a1 / 1.5), model.prior)
+
+
+def _non_increasing(part: NDArray[np.floating], whole: NDArray[np.floating]) -> Floats:
+    """Return the non-increasing sequence closest to part / whole, weighted by whole.
+
+    Isotonic regression by its min-max formula (Barlow et al. 1972): both (n,), whole > 0.
+    """
+    sums, weights = (np.concatenate([[0.0], np.cumsum(x)]) for x in (part, whole))
+    start, stop = np.triu_indices(len(part))
+    means = np.full((len(part), len(part)), -np.inf)
+    means[start, stop] = (sums[stop + 1] - sums[start]) / (weights[stop + 1] - weights[start])
+    best_tail = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
+    closest: Floats = np.where(np.tri(len(part), dtype=bool).T, best_tail, np.inf).min(axis=0)
+    return closest
+
+
+def count_impressions(
+    sessions: Sequence[Session], pair_of: Sequence[Sequence[int] | Ints], n_pairs: int
+) -> Impressions:
+    """Sum sessions up. pair_of[s][k]: the pair that session s showed at position k, -1 to skip."""
+    clicks = [session.clicked_ids() for session in sessions]
+    pair = np.array([p for pairs in pair_of for p in pairs], dtype=np.int64)
+    position = np.array([k for pairs in pair_of for k in range(len(pairs))], dtype=np.int64)
+    was_clicked = np.array(
+        [
+            result.object_id in clicked
+            for session, clicked in zip(sessions, clicks, strict=True)
+            for result in session.search_results
+        ],
+        dtype=np.float64,
+    )
+    kept = pair >= 0
+    pair, position, was_clicked = pair[kept], position[kept], was_clicked[kept]
+    width = int(position.max(initial=0)) + 1
+    cells, row = np.unique(pair * width + position, return_inverse=True)
+    return Impressions(
+        pair=cells // width,
+        position=cells % width,
+        shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
+        clicked=_sum_by(row, was_clicked, len(cells)),
+        n_pairs=n_pairs,
+    )
+
+
+def _sum_by(group: Ints, values: Floats, n_groups: int) -> Floats:
+    return np.bincount(group, values, n_groups).astype(np.float64)

@@ -1,0 +1,244 @@
+"""Sessions as columns on disk: prepared once per iteration, memory-mapped by every trial."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_studio.clickstream import SearchResult, Session, Splits, normalize_query
+from embedding_studio.errors import NotEnoughData
+from embedding_studio.training.clicks import (
+    ClickModel,
+    Impressions,
+    count_impressions,
+    fit_click_model,
+)
+from embedding_studio.training.encoder import TokenizedTexts
+from embedding_studio.training.metrics import RELEVANT_FROM
+
+Ints = NDArray[np.integer]
+
+_LEAST: Mapping[str, int] = {"train": 10, "validation": 5, "test": 5}
+_SPLITS = ("train", "validation", "test")
+_COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked")
+_DISTRACTORS = 100
+_HALF_WEIGHT = 20  # searches from which a query weighs half of what it ever can
+
+
+@dataclass(frozen=True)
+class QueryLists:
+    """Queries, each with the items it was ever shown, as indices into `texts`.
+
+    queries: (n_queries,); weight: (n_queries,) how much a query's clicks say, in (0, 1);
+    offsets: (n_queries + 1,) places in the following (n_pairs,) columns, sorted by item:
+    items; relevance: in [0, 1], the click model's probability; gain: its unbiased estimate of the
+    same, for judging models; clicked: how often.
+    distractors: (n_distractors,) random items, presumed irrelevant where they were not shown.
+    """
+
+    texts: TokenizedTexts
+    queries: Ints
+    weight: NDArray[np.float32]
+    offsets: Ints
+    items: Ints
+    relevance: NDArray[np.float32]
+    gain: NDArray[np.float32]
+    clicked: NDArray[np.int32]
+    distractors: Ints
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def pair_queries(self) -> Ints:
+        """Return (n_pairs,) the place in `queries` of each pair's query."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def padded(self, column: NDArray[Any], fill: float) -> NDArray[Any]:
+        """Return a (n_pairs,) column as (n_queries, longest list), `fill` where a list is shorter.
+
+        Padding is where `padded(ones, 0)` is 0."""
+        lengths = np.diff(self.offsets)
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        table = np.full(mask.shape, fill, dtype=column.dtype)
+        table[mask] = column
+        return table
+
+
+def text_of(result: SearchResult) -> str | None:
+    """Return the text that the result carries in its meta, or None when there is none."""
+    text = result.meta.get("text")
+    return text if isinstance(text, str) and text.strip() else None
+
+
+def prepare_clicks(
+    sessions: Splits[list[Session]],
+    item_text: Callable[[SearchResult], str | None],
+    tokenize: Callable[[Sequence[str]], TokenizedTexts],
+    folder: Path,
+    seed: int = 0,
+) -> Mapping[str, float]:
+    """Write the columns of all three splits and the tokens of every distinct text.
+
+    The click model is fitted on the training sessions alone and only applied to the others. Of the
+    training queries, those with a click are kept; of the others all, since to judge only by queries
+    that were clicked would favour the ranking that was shown. An item is its text: two ids of one
+    text are the same to a text model. Results without a text are left out and counted.
+    Returns counts and the click model's parameters, worth seeing in MLflow. Raises NotEnoughData
+    when no result has a text, or in a split too few queries have a probably relevant one.
+    """
+    vocabulary: dict[str, int] = {}
+    tables: dict[str, _Table] = {}
+    for name, part in zip(_SPLITS, _parts(sessions), strict=True):
+        tables[name] = _tabulate(part, item_text, vocabulary)
+    shown = sum(len(s.search_results) for part in _parts(sessions) for s in part)
+    textless = sum(table.without_text for table in tables.values())
+    if shown and textless == shown:
+        example = next(r for part in _parts(sessions) for s in part for r in s.search_results)
+        raise NotEnoughData(
+            f"none of {shown} results has a text (object_id {example.object_id!r}, say): post "
+            'results with meta {"text": ...}, or override the method\'s item_text'
+        )
+    click_model = fit_click_model(tables["train"].impressions)
+    figures: dict[str, float] = {"results_without_text": textless}
+    for name, part in zip(_SPLITS, _parts(sessions), strict=True):
+        figures[f"{name}_sessions"] = len(part)
+        figures |= _write_split(name, tables[name], click_model, folder)
+    _require_enough(figures)
+
+    every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
+    count = min(_DISTRACTORS, len(every_item))
+    distractors = np.random.default_rng(seed).choice(every_item, size=count, replace=False)
+    np.save(folder / "distractors.npy", distractors)
+    texts = tokenize(list(vocabulary))
+    np.save(folder / "tokens.npy", texts.tokens)
+    np.save(folder / "token_offsets.npy", texts.offsets)
+    (folder / "tokenizer.json").write_text(json.dumps(texts.tokenizer), encoding="utf-8")
+    return figures | {
+        "items": len(every_item),
+        "click_attraction_relevant": click_model.attraction_1,
+        "click_attraction_irrelevant": click_model.attraction_0,
+        "click_examination_at_10": float(click_model.theta[:10][-1]),
+    }
+
+
+def open_clicks(folder: Path) -> Splits[QueryLists]:
+    """Map what `prepare_clicks` wrote into memory."""
+
+    def column(name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
+
+    fingerprint = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    texts = TokenizedTexts(column("tokens"), column("token_offsets"), fingerprint)
+    distractors = column("distractors")
+
+    def lists(split: str) -> QueryLists:
+        columns = {name: column(f"{split}_{name}") for name in _COLUMNS}
+        return QueryLists(texts=texts, distractors=distractors, **columns)
+
+    return Splits(*map(lists, _SPLITS))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One split. queries: (n_queries,) text indices, ascending; searches: how often each was asked;
+    pair_query, pair_item: (n_pairs,) text indices, sorted by query, then item."""
+
+    queries: Ints
+    searches: Ints
+    pair_query: Ints
+    pair_item: Ints
+    impressions: Impressions
+    without_text: int
+
+
+def _tabulate(
+    sessions: list[Session],
+    item_text: Callable[[SearchResult], str | None],
+    vocabulary: dict[str, int],
+) -> _Table:
+    spelling: dict[str, str] = {}
+    shown: list[list[int]] = []
+    queries: list[int] = []
+    without_text = 0
+    for session in sessions:
+        # the first spelling stands for all
+        query = spelling.setdefault(normalize_query(session.search_query), session.search_query)
+        queries.append(vocabulary.setdefault(query, len(vocabulary)))
+        found = [item_text(result) for result in session.search_results]
+        without_text += sum(not text for text in found)
+        shown.append([vocabulary.setdefault(t, len(vocabulary)) if t else -1 for t in found])
+    width = len(vocabulary) + 1
+    lengths = [len(items) for items in shown]
+    items = np.array([item for row in shown for item in row], dtype=np.int64)
+    keys = np.repeat(np.array(queries, dtype=np.int64), lengths) * width + items
+    distinct, pair = np.unique(keys[items >= 0], return_inverse=True)
+    pairs = np.full(len(items), -1)
+    pairs[items >= 0] = pair
+    asked, searches = np.unique(np.array(queries, dtype=np.int64), return_counts=True)
+    has_pairs = np.isin(asked, distinct // width)
+    return _Table(
+        queries=asked[has_pairs],
+        searches=searches[has_pairs],
+        pair_query=distinct // width,
+        pair_item=distinct % width,
+        impressions=count_impressions(
+            sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct)
+        ),
+        without_text=without_text,
+    )
+
+
+def _write_split(
+    name: str, table: _Table, click_model: ClickModel, folder: Path
+) -> dict[str, float]:
+    relevance = click_model.relevance(table.impressions)
+    clicked = table.impressions.total_clicked()
+    queries = table.queries
+    row = np.searchsorted(queries, table.pair_query)
+    is_clicked = np.bincount(row, clicked, len(queries)) > 0
+    is_judged = np.bincount(row, relevance >= RELEVANT_FROM, len(queries)) > 0
+    is_kept = is_clicked if name == "train" else np.ones_like(is_clicked)
+    pairs = is_kept[row]
+    columns = {
+        "queries": queries[is_kept],
+        "weight": (table.searches / (table.searches + _HALF_WEIGHT))[is_kept].astype(np.float32),
+        "offsets": np.concatenate(
+            [[0], np.cumsum(np.bincount(row, minlength=len(queries))[is_kept])]
+        ),
+        "items": table.pair_item[pairs],
+        "relevance": relevance[pairs].astype(np.float32),
+        "gain": click_model.unbiased_relevance(table.impressions)[pairs].astype(np.float32),
+        "clicked": clicked[pairs].astype(np.int32),
+    }
+    for column in _COLUMNS:
+        np.save(folder / f"{name}_{column}.npy", columns[column])
+    return {
+        f"{name}_queries": len(queries),
+        f"{name}_queries_with_relevant": int(is_judged.sum()),
+        f"{name}_pairs": int(pairs.sum()),
+        f"{name}_clicks": float(clicked.sum()),
+    }
+
+
+def _require_enough(figures: Mapping[str, float]) -> None:
+    if all(figures[f"{name}_queries_with_relevant"] >= least for name, least in _LEAST.items()):
+        return
+    counts = "; ".join(
+        f"{name}: {figures[f'{name}_queries_with_relevant']:.0f} of "
+        f"{figures[f'{name}_queries']:.0f} distinct queries in "
+        f"{figures[f'{name}_sessions']:.0f} sessions, at least {least} needed"
+        for name, least in _LEAST.items()
+    )
+    raise NotEnoughData(
+        f"too few queries with a result that clicks show to be relevant ({counts}): collect more "
+        "sessions with clicks, on more distinct queries"
+    )
+
+
+def _parts(sessions: Splits[list[Session]]) -> tuple[list[Session], ...]:
+    return sessions.train, sessions.validation, sessions.test

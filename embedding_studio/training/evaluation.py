@@ -1,0 +1,79 @@
+"""How good a model is, judged by clicks that another model's ranking received."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from embedding_studio.training.data import QueryLists
+from embedding_studio.training.encoder import embed_frozen, require_same_tokenizer
+from embedding_studio.training.metrics import (
+    RELEVANT_FROM,
+    dcg,
+    ideal_dcg,
+    ranking_metrics,
+    similarity_gap,
+)
+
+PerQuery = NDArray[np.float64]
+Vectors = NDArray[np.float32]
+
+
+def evaluate(model: SentenceTransformer, lists: QueryLists) -> dict[str, float | PerQuery]:
+    """Score a text encoder with `evaluate_vectors`, each distinct text encoded once.
+
+    Raises MethodError when the lists were prepared for another tokenizer."""
+    require_same_tokenizer(model, lists.texts)
+    return evaluate_vectors(
+        lists,
+        embed_frozen(model, lists.texts, lists.queries),
+        lambda items: embed_frozen(model, lists.texts, items),
+    )
+
+
+def evaluate_vectors(
+    lists: QueryLists, queries: Vectors, embed_items: Callable[[NDArray[np.integer]], Vectors]
+) -> dict[str, float | PerQuery]:
+    """Score a model by how it ranks what each query was shown, and random items among it.
+
+    queries: (n_queries, d) unit vectors of lists.queries; embed_items: those of any texts.
+
+    ndcg_at_10, (n_queries,): the click model's unbiased estimate of each query's DCG@10 over the
+    ideal DCG@10 of the average query, times the query's weight. Single values are rough and may lie
+    outside [0, 1]; the mean does not favour the ranking that was shown and clicked. The other
+    metrics, only for queries with a probably relevant item, take the click model's probabilities as
+    labels; they are steadier and do favour it. similarity_gap: one number, see `metrics`.
+
+    Items never shown are unjudged and left out (Sakai 2007, condensed lists), for a better model
+    finds relevant ones there; but a fixed random sample of items is presumed irrelevant, so that a
+    model which keeps the order of the shown and loses its sense of everything else does not pass.
+    """
+    items, place = np.unique(np.concatenate([lists.items, lists.distractors]), return_inverse=True)
+    similarity = queries @ embed_items(items).T
+    n_pairs = len(lists.items)
+    row, column = lists.pair_queries(), place[:n_pairs]
+    is_shown = np.zeros(similarity.shape, dtype=np.bool_)
+    is_shown[row, column] = True
+
+    others = similarity[:, place[n_pairs:]]
+    shown = lists.padded(np.ones(n_pairs, dtype=np.bool_), False)
+    judged = np.concatenate([shown, ~is_shown[:, place[n_pairs:]]], axis=1)
+    scores = np.concatenate([lists.padded(similarity[row, column], 0.0), others], axis=1)
+    nothing = np.zeros_like(others)
+    relevance = np.concatenate([lists.padded(lists.relevance, 0.0), nothing], axis=1)
+    gains = np.concatenate([lists.padded(lists.gain, 0.0), nothing], axis=1)
+
+    clear = (relevance >= RELEVANT_FROM).any(axis=1)
+    return {
+        **ranking_metrics(scores[clear], relevance[clear], judged[clear]),
+        "ndcg_at_10": _weighted(lists, dcg(scores, gains, judged) / ideal_dcg(relevance).mean()),
+        "similarity_gap": similarity_gap(
+            scores[:, : shown.shape[1]], relevance[:, : shown.shape[1]], shown
+        ),
+    }
+
+
+def _weighted(lists: QueryLists, values: PerQuery) -> PerQuery:
+    weighted: PerQuery = values * (lists.weight / lists.weight.mean())
+    return weighted

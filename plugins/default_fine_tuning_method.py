@@ -1,0 +1,88 @@
+"""Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer
+
+from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.methods import (
+    FineTuningMethod,
+    Parameters,
+    PluginMeta,
+    Scores,
+    TrialRun,
+)
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import Budget
+from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
+from embedding_studio.training.encoder import count_layers, load_encoder, save_encoder, tokenize
+from embedding_studio.training.evaluation import evaluate
+from embedding_studio.training.loop import TrainingPlan, train
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
+    """A sentence-transformers bi-encoder that learns which shown items a query's searchers meant.
+
+    Clicks are freed of position bias by a click model before anything is learnt or scored.
+    """
+
+    meta = PluginMeta(
+        name="Default Fine Tuning Method",
+        description="Text queries and text items, a sentence-transformers encoder, debiased clicks",
+    )
+    main_metric = "ndcg_at_10"
+    direction = "maximize"
+    budget = Budget(max_trials=8, max_minutes=60)
+    # to judge by clicks takes more queries than to learn from them
+    test_share = 0.3
+
+    def item_text(self, result: SearchResult) -> str | None:
+        """Return an item's text. Override to look it up elsewhere, by `result.object_id`."""
+        return text_of(result)
+
+    def load_initial_model(self) -> SentenceTransformer:
+        return load_encoder(Settings().initial_model)
+
+    def suggest(self, trial: "optuna.Trial") -> Parameters:
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 7e-5, 3e-4, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True),
+            "frozen_layers": trial.suggest_int("frozen_layers", 1, 4),
+            "epochs": trial.suggest_int("epochs", 2, 3),
+            "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
+            "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
+            "negatives_per_click": trial.suggest_int("negatives_per_click", 1, 4),
+            "debias": trial.suggest_categorical("debias", [True, False]),
+        }
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        model = self.load_initial_model()
+        return prepare_clicks(sessions, self.item_text, lambda t: tokenize(model, t), folder)
+
+    def load_data(self, folder: Path) -> Splits[QueryLists]:
+        return open_clicks(folder)
+
+    def train(
+        self,
+        model: SentenceTransformer,
+        params: Parameters,
+        data: Splits[Any],
+        run: TrialRun,
+    ) -> SentenceTransformer:
+        frozen_layers = min(params["frozen_layers"], count_layers(model))
+        plan = TrainingPlan(**params | {"frozen_layers": frozen_layers})
+        return train(model, plan, data, self.main_metric, run)
+
+    def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
+        return evaluate(model, split)
+
+    def save(self, model: SentenceTransformer, folder: Path) -> None:
+        save_encoder(model, folder)
+
+    def load(self, folder: Path) -> SentenceTransformer:
+        return load_encoder(folder)

@@ -1,0 +1,160 @@
+"""The bundled methods, used as an iteration uses them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from embedding_studio.clickstream import Session, split_by_query
+from embedding_studio.demo.corpus import load_corpus
+from embedding_studio.demo.searchers import held_out_quality, simulate_sessions
+from embedding_studio.methods import AnyMethod, discover_methods
+from embedding_studio.training.encoder import load_encoder
+from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
+
+PLUGINS = Path(__file__).parents[2] / "plugins"
+NAMES = ["Default Fine Tuning Method", "Linear adapter"]
+
+
+@pytest.fixture(scope="module")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(params=NAMES)
+def method(
+    request: pytest.FixtureRequest, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AnyMethod:
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(tiny_model_folder))
+    return discover_methods(PLUGINS).get(request.param)
+
+
+def prepared(method: AnyMethod, sessions: Sequence[Session], folder: Path) -> Any:
+    folder.mkdir()
+    splits = split_by_query(sessions, method.validation_share, method.test_share)
+    figures = method.prepare(splits, folder)
+    assert figures["train_sessions"] == len(splits.train)
+    return method.load_data(folder)
+
+
+def suggestion(method: AnyMethod, seed: int = 0) -> dict[str, Any]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return method.suggest(study.ask())
+
+
+def test_both_are_found() -> None:
+    """The plugins folder loads without a failure."""
+    catalog = discover_methods(PLUGINS)
+    assert sorted(catalog.methods) == NAMES
+    assert not catalog.failures
+
+
+def test_a_trial_runs_through(method: AnyMethod, tmp_path: Path) -> None:
+    """Initial model, data, training, evaluation, saving and loading fit together."""
+    data = prepared(method, searches(6000), tmp_path / "data")
+    start, saved = tmp_path / "start", tmp_path / "saved"
+    for folder in (start, saved):
+        folder.mkdir()
+    method.save(method.load_initial_model(), start)
+    run = Reports()
+    model = method.load(start)
+    model = method.train(model, suggestion(method), replace(data, test=None), run)
+    scores = method.evaluate(model, data.validation)
+    method.save(model, saved)
+    again = method.evaluate(method.load(saved), data.validation)
+    assert np.mean(scores[method.main_metric]) == pytest.approx(
+        np.mean(again[method.main_metric]), abs=1e-4
+    )
+    assert all(method.main_metric in reported for reported in run.scores)
+    assert np.asarray(scores[method.main_metric]).shape == (
+        np.asarray(method.evaluate(method.load(start), data.validation)[method.main_metric]).shape
+    )
+    files = {file.suffix for file in saved.rglob("*") if file.is_file()}
+    assert files <= {".safetensors", ".json", ".txt", ".md"}
+
+
+def test_metrics_have_names_that_mlflow_takes(method: AnyMethod, tmp_path: Path) -> None:
+    """Letters, digits and underscores only."""
+    data = prepared(method, searches(6000), tmp_path / "data")
+    scores = method.evaluate(method.load_initial_model(), data.validation)
+    assert all(name.isidentifier() for name in scores)
+    assert {"ndcg_at_10", "mrr_at_10", "recall_at_10", "precision_at_10", "f1_at_10"} <= set(scores)
+
+
+def test_suggestions_are_plain_values(method: AnyMethod) -> None:
+    """Every hyperparameter is a str, int, float or bool, so MLflow gives it back as it was."""
+    for seed in range(5):
+        values = suggestion(method, seed).values()
+        assert all(isinstance(value, str | int | float | bool) for value in values)
+
+
+def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
+    """The hyperparameters that the documentation promises are there."""
+    if method.meta.name == NAMES[0]:
+        assert set(suggestion(method)) == {
+            "learning_rate",
+            "weight_decay",
+            "frozen_layers",
+            "epochs",
+            "batch_size",
+            "temperature",
+            "negatives_per_click",
+            "debias",
+        }
+
+
+def test_discovering_the_plugins_loads_no_model() -> None:
+    """Trial processes fork from where they are discovered: no model read, no Python thread."""
+    code = (
+        "import threading, pathlib\n"
+        "from embedding_studio.methods import discover_methods\n"
+        f"catalog = discover_methods(pathlib.Path({str(PLUGINS)!r}))\n"
+        "assert len(catalog.methods) == 2, catalog.failures\n"
+        "assert threading.active_count() == 1\n"
+    )
+    environment = {**os.environ, "ES_INITIAL_MODEL": "/nowhere"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.slow
+def test_clicks_make_the_real_model_truly_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One epoch on simulated clicks raises nDCG@10 on unasked queries, beyond chance."""
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(PACKAGED_MODEL))
+    method = discover_methods(PLUGINS).get(NAMES[0])
+    corpus = load_corpus()
+    model = load_encoder(PACKAGED_MODEL)
+
+    def embeddings() -> tuple[Any, Any]:
+        labels = [item.label for item in corpus.items]
+        return model.encode(list(corpus.queries)), model.encode(labels)
+
+    queries, items = embeddings()
+    before = held_out_quality(corpus, queries, items).ndcg_at_10
+    sessions = simulate_sessions(corpus, queries, items, 20_000, 0, datetime.now(UTC))
+    usable = [session for session in sessions if not session.is_irrelevant]
+    data = prepared(method, usable, tmp_path / "data")
+    params = {
+        "learning_rate": 1e-4,
+        "weight_decay": 0.01,
+        "frozen_layers": 4,
+        "epochs": 1,
+        "batch_size": 64,
+        "temperature": 0.1,
+        "negatives_per_click": 1,
+        "debias": True,
+    }
+    model = method.train(model, params, replace(data, test=None), Reports())
+    gained = held_out_quality(corpus, *embeddings()).ndcg_at_10 - before
+    assert before.mean() == pytest.approx(0.420, abs=0.001)
+    assert gained.mean() > 0.015
+    assert gained.mean() > 3 * gained.std() / np.sqrt(len(gained))

@@ -1,0 +1,282 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from embedding_studio.clickstream import Splits, split_by_query
+from embedding_studio.errors import MethodError, TrialCanceled
+from embedding_studio.methods import Scores
+from embedding_studio.training import loop
+from embedding_studio.training.batches import Batches
+from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
+from embedding_studio.training.encoder import TokenizedTexts, load_encoder, tokenize
+from embedding_studio.training.evaluation import evaluate, evaluate_vectors
+from embedding_studio.training.loop import TrainingPlan, batch_loss, linear_schedule, train
+from tests.training.tiny import Reports, searches
+
+PLAN = TrainingPlan(learning_rate=3e-3, frozen_layers=1, epochs=2, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Splits[QueryLists]:
+    folder = tmp_path_factory.mktemp("data")
+    model = load_encoder(tiny_model_folder)
+    sessions = split_by_query(searches(6000))
+    prepare_clicks(sessions, text_of, lambda texts: tokenize(model, texts), folder)
+    return open_clicks(folder)
+
+
+@pytest.fixture
+def model(tiny_model_folder: Path) -> SentenceTransformer:
+    return load_encoder(tiny_model_folder)
+
+
+def weights_of(model: SentenceTransformer) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in model.state_dict().items()}
+
+
+def mean(scores: Scores, name: str) -> float:
+    return float(np.mean(scores[name]))
+
+
+def without_test(data: Splits[QueryLists]) -> Splits[QueryLists]:
+    return replace(data, test=None)  # type: ignore[arg-type]
+
+
+def test_training_lowers_the_loss_and_reports_each_epoch(
+    model: SentenceTransformer, data: Splits[QueryLists]
+) -> None:
+    """The loss over all training queries falls; every reported metric is one of evaluation's."""
+    everything = Batches(data.train, batch_size=10_000, negatives_per_click=8, debias=True)
+    (batch,) = everything.shuffled(np.random.default_rng(0))
+
+    def loss_now() -> float:
+        with torch.inference_mode():
+            return batch_loss(model.eval(), data.train.texts, batch, PLAN).item()
+
+    before = loss_now()
+    run = Reports()
+    train(model, replace(PLAN, epochs=3), without_test(data), "ndcg_at_10", run)
+    assert loss_now() < before - 0.05
+    assert set(run.scores[0]) == set(evaluate(model, data.validation)) | {"distance_shift"}
+
+
+def test_frozen_layers_do_not_change(model: SentenceTransformer, data: Splits[QueryLists]) -> None:
+    """After training, embeddings and frozen layers are bit for bit the same; others are not."""
+    before = weights_of(model)
+    train(model, PLAN, without_test(data), "ndcg_at_10", Reports())
+    changed = {name for name, now in weights_of(model).items() if not now.equal(before[name])}
+    assert changed
+    assert all(".layer.1." in name or "pooler" in name for name in changed)
+
+
+def test_a_seed_fixes_the_outcome(tiny_model_folder: Path, data: Splits[QueryLists]) -> None:
+    """Two trainings of one seed give the same weights; another seed gives others."""
+
+    def outcome(seed: int) -> torch.Tensor:
+        model = load_encoder(tiny_model_folder)
+        plan = replace(PLAN, epochs=1)
+        train(model, plan, without_test(data), "ndcg_at_10", Reports(seed))
+        return torch.cat([values.flatten().float() for values in model.state_dict().values()])
+
+    assert outcome(1).equal(outcome(1))
+    assert not outcome(1).equal(outcome(2))
+
+
+def test_the_best_epoch_is_kept_and_training_ends_early(
+    model: SentenceTransformer, data: Splits[QueryLists], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the first epoch stays the best, two more are tried and its weights come back."""
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def worse_each_time(model: SentenceTransformer, lists: QueryLists) -> Mapping[str, float]:
+        seen.append(weights_of(model))
+        return {"ndcg_at_10": -float(len(seen)), "similarity_gap": 0.0}
+
+    monkeypatch.setattr(loop, "evaluate", worse_each_time)
+    run = Reports()
+    train(model, replace(PLAN, epochs=9), without_test(data), "ndcg_at_10", run)
+    assert len(run.scores) == 3
+    first_epoch, last_epoch = seen[1], seen[3]
+    kept = weights_of(model)
+    assert all(kept[name].equal(first_epoch[name]) for name in kept)
+    assert not all(kept[name].equal(last_epoch[name]) for name in kept)
+
+
+def test_a_better_blend_with_the_start_is_kept(
+    model: SentenceTransformer, data: Splits[QueryLists], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights halfway between start and tuned win when validation likes them best."""
+    seen: list[dict[str, torch.Tensor]] = []
+    scores = iter([0.0, 0.5, 0.9, 0.6])  # the start, the epoch, one half, three quarters
+
+    def scripted(model: SentenceTransformer, lists: QueryLists) -> Mapping[str, float]:
+        seen.append(weights_of(model))
+        return {"ndcg_at_10": next(scores), "similarity_gap": 0.0}
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    train(model, replace(PLAN, epochs=1), without_test(data), "ndcg_at_10", Reports())
+    name = next(name for name, _ in model.named_parameters() if ".layer.1." in name)
+    halfway = (seen[0][name] + seen[1][name]) / 2
+    torch.testing.assert_close(weights_of(model)[name], halfway)
+
+
+def test_distance_shift_is_the_gap_gained(
+    model: SentenceTransformer, data: Splits[QueryLists]
+) -> None:
+    """The reported shift is the gap after an epoch minus the gap before training."""
+    before = mean(evaluate(model, data.validation), "similarity_gap")
+    run = Reports()
+    train(model, PLAN, without_test(data), "ndcg_at_10", run)
+    for scores in run.scores:
+        expected = mean(scores, "similarity_gap") - before
+        assert mean(scores, "distance_shift") == pytest.approx(expected)
+
+
+def test_what_report_raises_ends_the_training(
+    model: SentenceTransformer, data: Splits[QueryLists]
+) -> None:
+    """A canceled trial is not caught."""
+
+    class Canceled(Reports):
+        def report(self, scores: Scores, step: int) -> None:
+            raise TrialCanceled
+
+    with pytest.raises(TrialCanceled):
+        train(model, PLAN, without_test(data), "ndcg_at_10", Canceled())
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    """Over twenty steps: two to warm up, the peak, then evenly down to nearly nothing."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.9)
+    schedule = linear_schedule(optimizer, total_steps=20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:3] == pytest.approx([0.45, 0.9, 0.9])
+    assert np.diff(rates[2:]) == pytest.approx(np.full(17, -0.05))
+
+
+def test_the_loop_steps_its_schedule(
+    model: SentenceTransformer, data: Splits[QueryLists], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training ends with a learning rate of zero: the schedule took every step."""
+    made: list[torch.optim.Optimizer] = []
+    original = loop.linear_schedule
+
+    def remember(
+        optimizer: torch.optim.Optimizer, total_steps: int
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        made.append(optimizer)
+        return original(optimizer, total_steps)
+
+    monkeypatch.setattr(loop, "linear_schedule", remember)
+    train(model, PLAN, without_test(data), "ndcg_at_10", Reports())
+    assert made[0].param_groups[0]["lr"] == 0
+
+
+def lists_by_hand(**columns: object) -> QueryLists:
+    """Two queries, 0 and 1; the first was shown items 2, 3, 4, the second 3 and 5."""
+    texts = TokenizedTexts(np.arange(7, dtype=np.int32), np.arange(8), "none")
+    made = QueryLists(
+        texts=texts,
+        queries=np.array([0, 1]),
+        weight=np.array([1.0, 1.0], np.float32),
+        offsets=np.array([0, 3, 5]),
+        items=np.array([2, 3, 4, 3, 5]),
+        relevance=np.array([0.9, 0.4, 0.1, 0.2, 0.8], np.float32),
+        gain=np.array([1.5, 0.5, -0.1, 0.0, 1.0], np.float32),
+        clicked=np.array([3, 0, 0, 1, 2], np.int32),
+        distractors=np.array([5, 6]),
+    )
+    return replace(made, **columns)  # type: ignore[arg-type]
+
+
+def test_a_batch_by_hand() -> None:
+    """Relevance from 0.3 on is positive; what only the other query was shown is a sure negative."""
+    batches = Batches(lists_by_hand(), batch_size=2, negatives_per_click=5, debias=True)
+    (batch,) = batches.shuffled(np.random.default_rng(0))
+    order = np.argsort(batch.queries)
+    assert batch.items.tolist() == [2, 3, 4, 5]
+    assert batch.relevance[order] == pytest.approx(np.array([[0.9, 0.4, 0, 0], [0, 0, 0, 0.8]]))
+    assert batch.negative_weight[order] == pytest.approx(
+        np.array([[0.1, 0.6, 0.9, 1], [1, 0.8, 1, 0.2]])
+    )
+
+
+def test_a_batch_without_debiasing_by_hand() -> None:
+    """Then anything ever clicked is a positive and never a negative of its query."""
+    batches = Batches(lists_by_hand(), batch_size=2, negatives_per_click=5, debias=False)
+    (batch,) = batches.shuffled(np.random.default_rng(0))
+    order = np.argsort(batch.queries)
+    assert batch.relevance[order].tolist() == [[1, 0, 0, 0], [0, 1, 0, 1]]
+    assert batch.negative_weight[order].tolist() == [[0, 1, 1, 1], [1, 0, 1, 0]]
+
+
+def test_negatives_are_as_many_as_clicks_pay_for(data: Splits[QueryLists]) -> None:
+    """With none per click, an epoch shows only positives; every query comes once."""
+    none = Batches(data.train, batch_size=16, negatives_per_click=0, debias=True)
+    queries = []
+    for batch in none.shuffled(np.random.default_rng(0)):
+        assert (batch.relevance.max(axis=0) >= 0.3).all()
+        queries += batch.queries.tolist()
+    assert len(set(queries)) == len(queries)
+    assert len(none) == -(-len(queries) // 16)
+
+
+def test_evaluation_by_hand() -> None:
+    """Gains at their ranks over the ideal of the average query, a random item among them."""
+    lists = lists_by_hand()
+    items = {2: [0.2, 0.1], 3: [0.9, 0.9], 4: [0.1, 0.2], 5: [0.3, 0.8], 6: [0.5, 0.0]}
+    vectors = np.array([items.get(text, [0.0, 0.0]) for text in range(7)], np.float32)
+    scores = evaluate_vectors(lists, np.eye(2, dtype=np.float32), lambda which: vectors[which])
+    # query 0 ranks 3, 6, 5, 2, 4 (5 and 6 were not shown: no gain); query 1 ranks 3, 5, 6
+    first = 0.5 + 1.5 / np.log2(5) - 0.1 / np.log2(6)
+    second = 1.0 / np.log2(3)
+    ideal = (0.9 + 0.4 / np.log2(3) + 0.1 / 2 + 0.8 + 0.2 / np.log2(3)) / 2
+    assert scores["ndcg_at_10"] == pytest.approx(np.array([first, second]) / ideal)
+    assert scores["mrr_at_10"] == pytest.approx([1 / 4, 1 / 2])
+    assert scores["similarity_gap"] == pytest.approx((0.2 - 0.5 + 0.8 - 0.9) / 2)
+
+
+def test_queries_weigh_by_their_searches() -> None:
+    """Values are scaled so that their plain mean is the weighted mean."""
+    vectors = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+
+    def score(weight: list[float]) -> np.ndarray:
+        lists = lists_by_hand(weight=np.array(weight, np.float32))
+        scores = evaluate_vectors(lists, vectors[:2], lambda which: vectors[which])
+        return np.asarray(scores["ndcg_at_10"])
+
+    assert score([0.9, 0.3]) == pytest.approx(score([1, 1]) * [1.5, 0.5])
+
+
+def test_a_collapsed_model_cannot_win(model: SentenceTransformer, data: Splits[QueryLists]) -> None:
+    """A model that gives every text the same vector scores below the untrained one."""
+
+    def constant(which: np.ndarray) -> np.ndarray:
+        return np.full((len(which), 4), 0.5, np.float32)
+
+    queries = constant(np.asarray(data.validation.queries))
+    collapsed = evaluate_vectors(data.validation, queries, constant)
+    untrained = evaluate(model, data.validation)
+    for metric in ("ndcg_at_10", "mrr_at_10", "recall_at_10", "precision_at_10", "f1_at_10"):
+        assert mean(collapsed, metric) < mean(untrained, metric)
+
+
+def test_a_diverged_model_gets_an_error(
+    model: SentenceTransformer, data: Splits[QueryLists]
+) -> None:
+    """NaN weights are never scored."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(MethodError, match="diverged"):
+        evaluate(model, data.validation)
