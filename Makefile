@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` runs the main job on real data, `make test` the checks.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo up test quick lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/embedding-studio demo $(ARGS)
+
+up: $(VENV)/.demo
+	$(BIN)/embedding-studio up
+
+test: lint
+	$(BIN)/python -m pytest
+
+# the inner loop: everything that takes no longer than a few seconds
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# An extra each, so that running the product installs nothing that only its tests need.
+$(VENV)/.%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	touch $@

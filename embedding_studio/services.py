@@ -1,0 +1,194 @@
+"""The API, a worker and the MLflow UI as child processes of one command."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any
+
+from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.errors import ConfigurationError, EmbeddingStudioError
+from embedding_studio.settings import Settings
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 180.0
+STOP_SECONDS = 15.0
+
+
+class Services(AbstractContextManager["Services"]):
+    """Started on entering, ready when entered, stopped on leaving, also on Ctrl-C or SIGTERM.
+
+    Ports that are taken are replaced by free ones. An MLflow named by ES_MLFLOW_TRACKING_URI as
+    http(s) is used as it is; else MLflow's UI is served from the local database. logs: a folder
+    for the services' output; None lets them write to this terminal.
+    """
+
+    def __init__(self, settings: Settings, logs: Path | None = None) -> None:
+        own_mlflow = not settings.resolved_tracking_uri.startswith("http")
+        changes: dict[str, Any] = {"api_port": _free_port(settings.api_host, settings.api_port)}
+        if own_mlflow:
+            port = _free_port(settings.api_host, settings.mlflow_port)
+            changes["mlflow_port"] = port
+            changes["mlflow_public_url"] = f"http://{settings.api_host}:{port}"
+        given = {name: getattr(settings, name) for name in settings.model_fields_set}
+        self.settings = Settings(**{**given, **changes})
+        self._own_mlflow = own_mlflow
+        self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{self.settings.api_host}:{self.settings.api_port}"
+
+    def describe(self) -> str:
+        return f"API {self.api_url}/docs · MLflow {self.settings.mlflow_public_url}"
+
+    def __enter__(self) -> "Services":
+        signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self.stop()
+        return kind is KeyboardInterrupt
+
+    def wait(self) -> None:
+        """Return when a service ends by itself, which none should: raises ConfigurationError."""
+        while True:
+            self.check()
+            time.sleep(0.5)
+
+    def check(self) -> None:
+        """Raise ConfigurationError if a service has ended, with the tail of its log."""
+        for name, process in self._processes.items():
+            if (code := process.poll()) is not None:
+                raise ConfigurationError(
+                    f"the {name} ended with exit status {code}{self._tail(name)}"
+                )
+
+    def stop(self) -> None:
+        """Ask all to end, and kill what does not within 15 seconds."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        for name, process in self._processes.items():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("the %s did not end in time and was killed", name)
+                process.kill()
+                process.wait()
+
+    def _start(self) -> None:
+        settings = self.settings
+        settings.artifacts_folder.mkdir(parents=True, exist_ok=True)
+        program = [sys.executable, "-m", "embedding_studio"]
+        self._spawn("API", [*program, "api"])
+        self._spawn("worker", [*program, "worker"])
+        if self._own_mlflow:
+            # the worker creates MLflow's tables first: two creators at once would collide
+            self._wait_until_ready("worker")
+            self._spawn(
+                "MLflow UI",
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+                    *("--backend-store-uri", settings.resolved_tracking_uri),
+                    *("--default-artifact-root", str(settings.artifacts_folder)),
+                    *("--host", settings.api_host, "--port", str(settings.mlflow_port)),
+                ],
+            )
+            self._wait_until_up(settings.api_host, settings.mlflow_port)
+        self._wait_until_ready("worker", "store", "mlflow")
+
+    def _spawn(self, name: str, command: list[str]) -> None:
+        with self._open_log(name) as output:
+            # a session of its own: Ctrl-C reaches us alone, and we stop the services in order
+            self._processes[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **self.settings.as_environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _open_log(self, name: str) -> IO[bytes]:
+        """Without a folder for logs, this terminal's error stream: standard output is ours."""
+        if self._logs is None:
+            return os.fdopen(os.dup(sys.stderr.fileno()), "ab")
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self._log_file(name).open("ab")
+
+    def _wait_until_ready(self, *parts: str) -> None:
+        client = EmbeddingStudioClient(self.api_url, timeout=5.0, retry_seconds=1.0)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            self.check()
+            try:
+                health = client.health()
+                found = {"store": health.store, "mlflow": health.mlflow, "worker": health.worker}
+                missing = ", ".join(part for part in parts if found[part].status == "unavailable")
+                if not missing:
+                    return
+            except EmbeddingStudioError:
+                missing = "API"
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"not ready after {START_SECONDS:.0f} s: {missing}{self._tail('worker')}"
+                )
+            time.sleep(0.2)
+
+    def _wait_until_up(self, host: str, port: int) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _is_taken(host, port):
+            self.check()
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"MLflow is not up after {START_SECONDS:.0f} s")
+            time.sleep(0.2)
+
+    def _log_file(self, name: str) -> Path:
+        assert self._logs is not None
+        return self._logs / f"{name.lower().replace(' ', '-')}.log"
+
+    def _tail(self, name: str) -> str:
+        if self._logs is None:
+            return ""
+        lines = self._log_file(name).read_text(errors="replace").splitlines()[-15:]
+        return f"; the end of {self._log_file(name)}:\n" + "\n".join(lines)
+
+
+def _as_keyboard_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _free_port(host: str, wanted: int) -> int:
+    """Return `wanted` if nobody listens there, else a port that the system calls free."""
+    if wanted != 0 and not _is_taken(host, wanted):
+        return wanted
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0

@@ -1,0 +1,137 @@
+"""The house's rules: who may import whom, and what the quick commands never load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "embedding_studio"
+
+# each may import those in the tiers above it, and its own
+TIERS = [
+    {"errors", "tasks", "clickstream", "settings"},
+    {"methods", "executors.base"},
+    {"search", "store", "executors", "training", "promotion", "trial"},
+    {"tracking", "lease"},
+    {"iteration", "api"},
+    {"worker", "client"},
+    {"services", "demo"},
+    {"__main__"},
+]
+HOMES = {
+    "mlflow": {"tracking"},
+    "optuna": {"search"},
+    "pymongo": {"store.mongo"},
+    "bson": {"store.mongo"},
+    "sqlalchemy": {"store.sqlite"},
+    "apscheduler": {"worker"},
+    "fastapi": {"api"},
+    "torch": {"training"},
+    "sentence_transformers": {"training"},
+    "transformers": {"training"},
+    "typer": {"__main__"},
+}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(file: Path) -> str:
+    parts = list(file.relative_to(PACKAGE).with_suffix("").parts)
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts.pop()
+    return ".".join(parts)
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return what a file imports when it runs; imports for type checking alone do not count."""
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        node
+        for guard in ast.walk(tree)
+        if isinstance(guard, ast.If) and ast.unparse(guard.test) == "TYPE_CHECKING"
+        for node in ast.walk(guard)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def tier_of(module: str) -> int:
+    """The most specific entry decides: `executors.base` before `executors`."""
+    for candidate in (module, module.split(".", maxsplit=1)[0]):
+        for number, tier in enumerate(TIERS):
+            if candidate in tier:
+                return number
+    raise AssertionError(f"{module} has no place in the house: add it to TIERS")
+
+
+@pytest.mark.parametrize("file", modules(), ids=name_of)
+def test_imports_go_one_way(file: Path) -> None:
+    """A module imports its own tier and those before it, never one that comes after."""
+    module = name_of(file)
+    if module == "__init__":
+        return
+    for imported in imports_of(file):
+        if imported.startswith("embedding_studio."):
+            other = imported.removeprefix("embedding_studio.")
+            assert tier_of(other) <= tier_of(module), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("file", modules(), ids=name_of)
+def test_every_third_party_has_one_home(file: Path) -> None:
+    """mlflow is imported in tracking alone, pymongo in store/mongo alone, and so on."""
+    module = name_of(file)
+    for imported in imports_of(file):
+        homes = HOMES.get(imported.split(".", maxsplit=1)[0])
+        if homes is not None:
+            assert any(module == home or module.startswith(f"{home}.") for home in homes), (
+                f"{module} imports {imported}"
+            )
+
+
+def loaded_by(statement: str) -> set[str]:
+    program = f"{statement}\nimport sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import embedding_studio.api.server, embedding_studio.store.sqlite",
+        "import embedding_studio.api.app, embedding_studio.store.mongo",
+        "import embedding_studio.client",
+    ],
+)
+def test_api_and_client_load_no_heavy_library(statement: str) -> None:
+    """The API and its client start without torch, mlflow and optuna, whatever the store."""
+    heavy = {"torch", "mlflow", "optuna", "sentence_transformers", "transformers"}
+    assert not heavy & loaded_by(statement)
+
+
+def test_the_command_line_answers_at_once() -> None:
+    """`--help` loads nothing that a command needs: neither the API's libraries nor pydantic."""
+    loaded = loaded_by("import embedding_studio.__main__")
+    assert not {"torch", "mlflow", "optuna", "fastapi", "pydantic", "numpy"} & loaded
+
+
+def test_only_settings_reads_the_environment() -> None:
+    """No other module asks for an ES_ variable."""
+    for file in modules():
+        if name_of(file) != "settings":
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and "environ" in ast.unparse(node.func):
+                    asked = ast.unparse(node)
+                    assert "'ES_" not in asked, f"{name_of(file)}: {asked}"
