@@ -144,12 +144,12 @@ class _Iteration:
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion, else the initial model (uploaded once), to the work folder."""
-        meta = self._method.meta
-        model = self._tracking.champion(meta.name) or self._tracking.initial_model(meta)
+        name = self._method.meta.name
+        model = self._tracking.champion(name)
         if model is None:
             folder = self._work / "initial"
             self._run(SaveInitialModel(self._ref, folder))
-            model = self._tracking.store_initial_model(meta, folder)
+            model = self._tracking.store_initial_model(name, folder)
         self._tracking.download_model(model, self._start_folder)
         return model
 
@@ -406,10 +406,14 @@ class _Iteration:
                 reason="another iteration changed the champion meanwhile: start a new task",
             )
         self._store.record(self._lease.claim, self._house.clock(), promotion=promotion)
-        log.info(
-            "task %s: %s on test: %.4f, was %.4f: %s",
-            self._task.id, metric, promotion.best, promotion.baseline, promotion.reason,
-        )  # fmt: skip
+        verdict = (
+            f"{metric} on the test split: {promotion.best:.4f}, was {promotion.baseline:.4f}: "
+            f"{'promoted' if promotion.promoted else 'not promoted'}, {promotion.reason}"
+        )
+        log.info("task %s: %s", self._task.id, verdict)
+        self._tracking.describe_iteration(
+            self._experiment_id, f"Task {self._task.id}. Best run: {best.run_id}. {verdict}."
+        )
         return promotion
 
     def recall_verdict(self) -> Promotion:

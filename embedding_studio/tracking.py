@@ -37,7 +37,6 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from embedding_studio.errors import CorruptModel
 from embedding_studio.executors.base import Report
-from embedding_studio.methods import PluginMeta
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
 from embedding_studio.tasks import ModelFile, StoredModel
 
@@ -48,6 +47,7 @@ _MODEL = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
 _SENTENCE_TRANSFORMER = "model.sentence_transformer"  # where the flavor of MLflow looks
 _PAGE = 1000
+_UI_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, no LLM traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +72,36 @@ class Tracking:
 
     # -- models --------------------------------------------------------------------------------
 
-    def initial_model(self, method: PluginMeta) -> StoredModel | None:
-        """Return what this version of the method starts from, if it was stored before."""
-        experiment = self._find_experiment({"es.kind": "initial"})
-        if experiment is None:
-            return None
-        for run in self._runs(experiment.experiment_id):
-            tags = run.data.tags
-            if (tags.get("es.method"), tags.get("es.method_version")) == (
-                method.name,
-                method.version,
-            ) and tags.get("es.model") == "stored":
-                return self.stored_model(run.info.run_id)
-        return None
+    def store_initial_model(self, method_name: str, folder: Path) -> StoredModel:
+        """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
 
-    def store_initial_model(self, method: PluginMeta, folder: Path) -> StoredModel:
-        """Upload what the method starts from, as run `initial_model` of `iteration / initial`."""
+        The same files are uploaded once; other files replace those of the method stored before.
+        """
         experiment = self._find_experiment({"es.kind": "initial"})
         experiment_id = (
             experiment.experiment_id
             if experiment
             else self._create_experiment("iteration / initial", {"es.kind": "initial"})
         )
-        run = self._client.create_run(
-            experiment_id,
-            run_name="initial_model",
-            tags={"es.method": method.name, "es.method_version": method.version},
+        files = tuple(_describe_files(folder))
+        former = [
+            run
+            for run in self._runs(experiment_id)
+            if run.data.tags.get("es.method") == method_name
+        ]
+        for run in former:
+            if run.data.tags.get("es.model") == "stored":
+                stored = self.stored_model(run.info.run_id)
+                if stored.files == files:
+                    return stored
+        new = self._client.create_run(
+            experiment_id, run_name="initial_model", tags={"es.method": method_name}
         )
-        model = self.upload_model(run.info.run_id, folder)
+        model = self.upload_model(new.info.run_id, folder)
         self.confirm_model(model)
-        self._client.set_terminated(run.info.run_id)
+        self._client.set_terminated(new.info.run_id)
+        for run in former:
+            self._delete_model(run)
         return model
 
     def upload_model(self, run_id: str, folder: Path) -> StoredModel:
@@ -232,6 +232,7 @@ class Tracking:
                 "es.batch_id": batch_id,
                 "es.start_run_id": start_run_id,
                 "es.generation": str(generation),
+                "mlflow.note.content": f"Task {task_id}: {method_name} on batch {batch_id}.",
             },
         )
         return OpenIteration(experiment_id, generation)
@@ -245,6 +246,10 @@ class Tracking:
     def set_iteration_state(self, experiment_id: str, state: str) -> None:
         """Say where an iteration stands; one that is `running` is never cleaned up."""
         self._client.set_experiment_tag(experiment_id, "es.state", state)
+
+    def describe_iteration(self, experiment_id: str, text: str) -> None:
+        """Set what a person reads above the experiment's runs (Markdown)."""
+        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
 
     def previous_trials(self, method_name: str, experiment_id: str) -> list[FinishedTrial]:
         """Return the finished trials of the method's latest older iteration that has any."""
@@ -462,7 +467,7 @@ class Tracking:
         while True:
             try:
                 created: str = self._client.create_experiment(
-                    name if suffix == 1 else f"{name} / {suffix}", location, dict(tags)
+                    name if suffix == 1 else f"{name} / {suffix}", location, {**tags, **_UI_VIEW}
                 )
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):

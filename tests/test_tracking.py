@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from embedding_studio.errors import CorruptModel
 from embedding_studio.executors.base import Report
-from embedding_studio.methods import PluginMeta
 from embedding_studio.settings import Settings
 from embedding_studio.tracking import Tracking, aggregate
 
@@ -118,10 +117,7 @@ def test_a_model_round_trips_and_its_bytes_go_when_it_is_deleted(
     tracking: Tracking, tmp_path: Path
 ) -> None:
     """What is uploaded is what is downloaded; deleted means gone from the disk, the run kept."""
-    model = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "saved"))
-    assert tracking.initial_model(PluginMeta("Toy")) == model
-    assert tracking.initial_model(PluginMeta("Toy", version="2")) is None
-    assert tracking.initial_model(PluginMeta("Other")) is None
+    model = tracking.store_initial_model("Toy", save_arrays(tmp_path / "saved"))
     assert tracking.stored_model(model.run_id) == model
     tracking.download_model(model, tmp_path / "copy")
     assert (tmp_path / "copy" / "arrays.safetensors").read_bytes() == (
@@ -134,9 +130,23 @@ def test_a_model_round_trips_and_its_bytes_go_when_it_is_deleted(
     assert (run.info.lifecycle_stage, run.data.tags["es.model"]) == ("active", "deleted")
 
 
+def test_an_initial_model_is_uploaded_once_and_replaced_by_another(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    """The same files are the same run; other files, of another ES_INITIAL_MODEL, replace them,
+    and other methods' initial models are not touched."""
+    first = tracking.store_initial_model("Toy", save_arrays(tmp_path / "a"))
+    other = tracking.store_initial_model("Other", save_arrays(tmp_path / "b"))
+    assert tracking.store_initial_model("Toy", save_arrays(tmp_path / "c")) == first
+    second = tracking.store_initial_model("Toy", save_arrays(tmp_path / "d", seed=1))
+    assert second.run_id not in (first.run_id, other.run_id)
+    folders = {path.parts[-5] for path in (tmp_path / "artifacts").rglob("*.safetensors")}
+    assert folders == {second.run_id, other.run_id}
+
+
 def test_a_missing_file_is_noticed(tracking: Tracking, tmp_path: Path) -> None:
     """A model without one of its files is refused with the file's name and the run's id."""
-    model = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "saved"))
+    model = tracking.store_initial_model("Toy", save_arrays(tmp_path / "saved"))
     (file,) = (tmp_path / "artifacts").rglob("*.safetensors")
     file.unlink()
     with pytest.raises(CorruptModel, match=rf"arrays.safetensors .* {model.run_id}"):
@@ -147,14 +157,14 @@ def test_an_empty_model_is_refused(tracking: Tracking, tmp_path: Path) -> None:
     """A method that saves nothing does not get a model stored."""
     (tmp_path / "saved").mkdir()
     with pytest.raises(CorruptModel, match="saved no file"):
-        tracking.store_initial_model(PluginMeta("Toy"), tmp_path / "saved")
-    assert tracking.initial_model(PluginMeta("Toy")) is None
+        tracking.store_initial_model("Toy", tmp_path / "saved")
+    assert list((tmp_path / "artifacts").rglob("*.*")) == []
 
 
 def test_promotion_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:
     """Promoting twice gives one version; promoting another model moves the alias."""
-    first = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "a"))
-    second = tracking.store_initial_model(PluginMeta("Toy"), save_arrays(tmp_path / "b", 1))
+    first = tracking.store_initial_model("A", save_arrays(tmp_path / "a"))
+    second = tracking.store_initial_model("B", save_arrays(tmp_path / "b"))
     assert tracking.champion("Toy") is None
     tracking.promote("Toy", first)
     tracking.promote("Toy", first)
