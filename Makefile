@@ -14,9 +14,10 @@ up: $(VENV)/.demo
 test: lint
 	$(BIN)/python -m pytest
 
-# the inner loop: everything that takes no longer than a few seconds
+# The inner loop, on two cores and, where there is one, on a disk in memory; `slow` tests are left out.
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

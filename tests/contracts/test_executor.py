@@ -213,6 +213,7 @@ def test_jobs_find_the_plugins_imports_loaded(processes: Executor) -> None:
     assert processes.submit(Preloaded(), go_on).result(60)
 
 
+@pytest.mark.slow
 def test_jobs_die_with_their_worker(tmp_path: Path) -> None:
     """kill -9 of the process that submitted leaves no trial behind."""
     program = f"""

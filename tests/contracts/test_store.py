@@ -1026,6 +1026,7 @@ def fail_once(
     return store, failure.happened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", REPEATABLE)
 @pytest.mark.parametrize("moment", ["before", "halfway", "after"])
 def test_a_call_that_failed_is_completed_by_repeating_it(
@@ -1134,6 +1135,7 @@ def assert_batches_hold_together(store: Store, answers: Answers) -> None:
     assert statuses.count(BatchStatus.COLLECTING) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_batches_hold_together_whoever_comes_between(
@@ -1394,6 +1396,7 @@ def test_processes_post_while_others_release(
     store.close()
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_nothing_that_was_answered(shared: Backend) -> None:
     """After kill -9 in mid-posting each answered session is there once and the store goes on."""
     program = f"from tests.contracts.store_processes import *; post_until_killed({shared.url!r})"

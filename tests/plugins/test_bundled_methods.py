@@ -111,6 +111,7 @@ def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
         }
 
 
+@pytest.mark.slow
 def test_discovering_the_plugins_loads_no_model() -> None:
     """Trial processes fork from where they are discovered: no model read, no Python thread."""
     code = (
