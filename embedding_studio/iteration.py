@@ -120,7 +120,7 @@ class _Iteration:
         self._best_folder = self._work / "best"
         self._experiment_id = task.experiment_id or ""
         self._best_value: float | None = None
-        self._best_model = task.best_model
+        self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
         self._figures: dict[str, float] = {}
         self._trial_seconds: list[float] = []
@@ -204,11 +204,12 @@ class _Iteration:
         spent = sum(trial.seconds for trial in finished)
         deadline = None if max_minutes is None else time.monotonic() + max_minutes * 60 - spent
         started = len(finished)
+        failed_before = sum(trial.outcome is Outcome.FAILED for trial in finished)
         failures: list[str] = []
         running: dict[Future[TrialResult], _RunningTrial] = {}
         self._lease.show(
             phase="search", max_trials=max_trials, finished_trials=started,
-            failed_trials=sum(trial.outcome is Outcome.FAILED for trial in finished),
+            failed_trials=failed_before,
         )  # fmt: skip
         try:
             while True:
@@ -229,7 +230,7 @@ class _Iteration:
                     finished_trials = started - len(running)
                     self._lease.show(
                         finished_trials=finished_trials,
-                        failed_trials=len(failures),
+                        failed_trials=failed_before + len(failures),
                         seconds_left=self._estimate_seconds(max_trials - finished_trials, deadline),
                     )
         finally:
@@ -419,6 +420,7 @@ class _Iteration:
     def recall_verdict(self) -> Promotion:
         """Return the verdict that an earlier attempt recorded."""
         assert self._task.promotion is not None
+        self._best_model = self._task.best_model
         return self._task.promotion
 
     def carry_out(self, promotion: Promotion) -> None:
