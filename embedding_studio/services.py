@@ -37,8 +37,7 @@ class Services(AbstractContextManager["Services"]):
             port = _free_port(settings.api_host, settings.mlflow_port)
             changes["mlflow_port"] = port
             changes["mlflow_public_url"] = f"http://{settings.api_host}:{port}"
-        given = {name: getattr(settings, name) for name in settings.model_fields_set}
-        self.settings = Settings(**{**given, **changes})
+        self.settings = settings.replaced(**changes)
         self._own_mlflow = own_mlflow
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

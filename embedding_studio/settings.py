@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -75,14 +76,20 @@ class Settings(BaseSettings):
             return self.mlflow_tracking_uri
         return f"sqlite:///{self.data_folder.absolute() / 'mlflow.db'}"
 
+    def replaced(self, **changes: Any) -> "Settings":
+        """Return these settings with some changed."""
+        return Settings(**{**self._given(), **changes})
+
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
     def as_environment(self) -> dict[str, str]:
         """Return the variables that give another process these settings."""
-        given = {name: getattr(self, name) for name in self.model_fields_set}
         return {
             f"ES_{name.upper()}": value.get_secret_value()
             if isinstance(value, SecretStr)
             else str(value)
-            for name, value in given.items()
+            for name, value in self._given().items()
             if value is not None
         }
 

@@ -4,10 +4,11 @@ import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -57,26 +58,24 @@ def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: 
         settings = services.settings
         with EmbeddingStudioClient(services.api_url) as client:
             model = Path(settings.initial_model)
-            summaries = []
+            summary: dict[str, object] = {}
             for number in range(rounds):
                 if rounds > 1:
                     console.rule(f"round {number + 1} of {rounds}")
                 round_ = _Round(console, settings, client, corpus, f"round-{number}")
                 folder = round_.fine_tune(model, sessions, trials, seed + number)
-                summary = round_.summarize(model, folder, started, seed)
-                summaries.append(summary)
+                summary = round_.summarize(folder, started, seed)
                 if summary["promoted"]:
                     model = folder
-        console.print(json.dumps(summaries[-1]), soft_wrap=True, highlight=False, markup=False)
+        console.print(json.dumps(summary), soft_wrap=True, highlight=False, markup=False)
 
 
 def _demo_settings(settings: Settings) -> Settings:
-    given = {name: getattr(settings, name) for name in settings.model_fields_set}
-    given["data_folder"] = settings.data_folder / "demo"
-    if "initial_model" not in given:
-        given["initial_model"] = str(_packaged_model())
-    shutil.rmtree(given["data_folder"], ignore_errors=True)
-    return Settings(**given)
+    if "initial_model" not in settings.model_fields_set:
+        settings = settings.replaced(initial_model=str(_packaged_model()))
+    settings = settings.replaced(data_folder=settings.data_folder / "demo")
+    shutil.rmtree(settings.data_folder, ignore_errors=True)
+    return settings
 
 
 def _packaged_model() -> Path:
@@ -102,7 +101,6 @@ class _Round:
         self._client = client
         self._corpus = corpus
         self._name = name
-        self._started = time.monotonic()
         self._task: TaskView | None = None
 
     def fine_tune(self, model: Path, sessions: int, trials: int, seed: int) -> Path:
@@ -130,7 +128,7 @@ class _Round:
         self._client.download_model(task.id, folder)
         return folder
 
-    def summarize(self, before: Path, after: Path, started: float, seed: int) -> dict[str, object]:
+    def summarize(self, after: Path, started: float, seed: int) -> dict[str, object]:
         """Measure both models on held-out queries against true relevance, print and return it."""
         task = self._task
         assert task is not None
@@ -174,23 +172,15 @@ class _Round:
             items=encoder.encode(labels, show_progress_bar=False),
         )
 
-    def _post(self, searches: Iterable[Session], count: int) -> None:
+    def _post(self, searches: Iterator[Session], count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=self._console) as progress:
             bar = progress.add_task("people search and click", total=count)
-            chunk: list[Session] = []
-            for session in searches:
-                chunk.append(session)
-                if len(chunk) == POST_CHUNK:
-                    self._post_chunk(chunk, progress, bar)
-            self._post_chunk(chunk, progress, bar)
-
-    def _post_chunk(self, chunk: list[Session], progress: Progress, bar: TaskID) -> None:
-        for outcome in self._client.post_sessions(chunk):
-            if outcome.status == "invalid":
-                raise ConfigurationError(f"session {outcome.session_id}: {outcome.error}")
-        progress.advance(bar, len(chunk))
-        chunk.clear()
+            while chunk := list(islice(searches, POST_CHUNK)):
+                for outcome in self._client.post_sessions(chunk):
+                    if outcome.status == "invalid":
+                        raise ConfigurationError(f"session {outcome.session_id}: {outcome.error}")
+                progress.advance(bar, len(chunk))
 
     @contextmanager
     def _progress(self) -> "Iterator[Show]":
