@@ -16,9 +16,16 @@ from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import AllTrialsFailed, Conflict, CorruptModel, TrialPruned
 from embedding_studio.executors.base import Executor, Job, Report, Verdict
 from embedding_studio.lease import Clock, Lease
-from embedding_studio.methods import AnyMethod
+from embedding_studio.methods import AnyMethod, Scores, is_better
 from embedding_studio.promotion import decide
-from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
+from embedding_studio.search import (
+    FinishedTrial,
+    Outcome,
+    Proposal,
+    Search,
+    best_first,
+    draw_sets,
+)
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, TaskStatus
@@ -29,6 +36,7 @@ from embedding_studio.trial import (
     PrepareData,
     SaveInitialModel,
     Score,
+    ScoreBaseline,
     Train,
     TrialResult,
     mean_metrics,
@@ -41,6 +49,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 SNAPSHOT_PAGE = 1000
 SEEDS_PER_GENERATION = 100_000
+ESTIMATE_FROM_SETS = 16
+ESTIMATE = "estimated_trained_tokens"
 SCORE_TOLERANCE = 1e-3
 """How far the score of a model read back may be from the one it was saved with."""
 
@@ -84,13 +94,15 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
 
 @dataclass
 class _RunningTrial:
-    """started: time.monotonic(). ledger_error: what kept MLflow from being written to."""
+    """started: time.monotonic(). trained_tokens: as last heard of.
+    ledger_error: what kept MLflow from being written to."""
 
     proposal: Proposal
     run_id: str
     model_folder: Path
     started: float
     reports: list[Report] = field(default_factory=list)
+    trained_tokens: int = 0
     ledger_error: Exception | None = None
 
     @contextmanager
@@ -122,8 +134,11 @@ class _Iteration:
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
+        self._baseline_test_scores: Scores | None = None
         self._figures: dict[str, float] = {}
         self._trial_seconds: list[float] = []
+        self._trained_tokens: dict[str, int] = {}  # by run
+        self._max_trials = task.budget.max_trials or method.budget.max_trials or 1
         self._seed = house.settings.seed
         self._search = Search(method.direction, self._seed)
 
@@ -180,7 +195,7 @@ class _Iteration:
         self._tracking.kill_unfinished(self._experiment_id)
 
     def score_baseline(self) -> None:
-        """Score the starting model as it is, on the data of every trial."""
+        """Score the starting model as it is, on the data of every trial, and estimate the cost."""
         self._lease.show(phase="baseline", main_metric_name=self._method.main_metric)
         finished = self._tracking.finished_baseline(self._experiment_id)
         if finished is not None:
@@ -189,17 +204,25 @@ class _Iteration:
             self._baseline_run_id = self._tracking.start_baseline(
                 self._experiment_id, self._figures
             )
-            metrics = self._score(self._start_folder, "validation")
+            sets = draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._seed)
+            baseline = self._run(
+                ScoreBaseline(self._ref, self._start_folder, self._data_folder, sets)
+            )
+            self._baseline_test_scores = baseline.test_scores
+            metrics = dict(baseline.metrics)
             value = metrics[self._method.main_metric]
+            if baseline.tokens_per_trial is not None:
+                metrics[ESTIMATE] = round(baseline.tokens_per_trial * self._max_trials)
             self._tracking.finish_run(self._baseline_run_id, metrics, value=value)
         self._lease.show(baseline=metrics[self._method.main_metric])
+        self._recall_cost(metrics)
 
     # -- search ----------------------------------------------------------------------------------
 
     def search(self) -> StoredModel:
         """Run one trial per hyperparameter set until the budget is spent; keep the best model."""
         finished = self._replay_finished_trials()
-        max_trials = self._task.budget.max_trials or self._method.budget.max_trials or 1
+        max_trials = self._max_trials
         max_minutes = self._task.budget.max_minutes or self._method.budget.max_minutes
         spent = sum(trial.seconds for trial in finished)
         deadline = None if max_minutes is None else time.monotonic() + max_minutes * 60 - spent
@@ -238,7 +261,9 @@ class _Iteration:
                 self._executor.kill(future)
                 wait([future])
                 self._tracking.kill_run(trial.run_id)
+        self._tracking.record_cost(self._experiment_id, self._count_tokens())
         if self._best_model is None:
+            self._lease.beat()  # the last word on progress
             why = failures[-1] if failures else "the time budget was spent before one could finish"
             raise AllTrialsFailed(
                 f"none of {started} hyperparameter sets gave a model; the last one: {why}. "
@@ -276,12 +301,14 @@ class _Iteration:
             data_folder=self._data_folder,
             start_folder=self._start_folder,
             model_folder=folder,
+            best_value=self._best_value,
         )
         return self._executor.submit(job, self._listen_to(trial)), trial
 
     def _listen_to(self, trial: _RunningTrial) -> Callable[[Report], Verdict]:
         def on_report(report: Report) -> Verdict:
             trial.reports.append(report)
+            self._note_cost(trial, report.trained_tokens)
             number, value = trial.proposal.number, report.metrics[self._method.main_metric]
             with trial.writes_to_ledger():
                 self._tracking.log_report(trial.run_id, report)
@@ -305,11 +332,18 @@ class _Iteration:
         model, value = None, None
         try:
             result = future.result()
+            self._note_cost(trial, result.trained_tokens)
             value = result.metrics[self._method.main_metric]
-            if self._search.is_better(value, self._best_value):
+            if is_better(self._method.direction, value, self._best_value):
                 model = self._upload(trial, result)
         except TrialPruned:
-            self._tracking.finish_run(trial.run_id, {}, trial.reports, outcome=Outcome.PRUNED)
+            self._tracking.finish_run(
+                trial.run_id,
+                {},
+                trial.reports,
+                outcome=Outcome.PRUNED,
+                trained_tokens=trial.trained_tokens,
+            )
             self._search.tell(number, Outcome.PRUNED)
             return None
         except Exception as error:
@@ -324,6 +358,7 @@ class _Iteration:
                 trial.reports,
                 outcome=Outcome.FAILED,
                 failure="".join(traceback.format_exception(error)),
+                trained_tokens=trial.trained_tokens,
             )
             self._search.tell(number, Outcome.FAILED)
             return f"{type(error).__name__}: {error}"
@@ -342,6 +377,7 @@ class _Iteration:
             trial.reports,
             seconds={**result.seconds, "wall": wall_seconds},
             value=value,
+            trained_tokens=trial.trained_tokens,
         )
         self._search.tell(number, Outcome.COMPLETE, value)
         if model is not None:
@@ -359,7 +395,7 @@ class _Iteration:
         copy = self._work / f"copy-{trial.proposal.number}"
         with trial.writes_to_ledger():
             self._tracking.download_model(model, copy)
-        read_back = self._score(copy, "validation")[metric]
+        read_back = mean_metrics(self._score(copy, "validation"), metric)[metric]
         if abs(read_back - result.metrics[metric]) > SCORE_TOLERANCE * max(1.0, abs(read_back)):
             raise CorruptModel(
                 f"the model of run {trial.run_id} scored {result.metrics[metric]:.6f} before it "
@@ -375,10 +411,24 @@ class _Iteration:
         """Make a stored model the best so far; only now may the former best's files go."""
         self._best_value, self._best_model = value, model
         self._lease.check()
-        self._tracking.mark_best(self._experiment_id, model.run_id)
-        self._tracking.delete_models(self._experiment_id, keep_run_id=model.run_id)
+        self._tracking.keep_best(self._experiment_id, model.run_id)
         self._store.record(self._lease.claim, self._house.clock(), best_model=model)
         self._lease.show(best_so_far=value)
+
+    def _recall_cost(self, baseline: Mapping[str, float]) -> None:
+        """Go on from what MLflow knows of the estimate and of the trials of earlier attempts."""
+        self._trained_tokens = self._tracking.trained_tokens(self._experiment_id)
+        self._lease.show(
+            trained_tokens=self._count_tokens(),
+            estimated_trained_tokens=int(baseline[ESTIMATE]) if ESTIMATE in baseline else None,
+        )
+
+    def _note_cost(self, trial: _RunningTrial, trained_tokens: int) -> None:
+        trial.trained_tokens = self._trained_tokens[trial.run_id] = trained_tokens
+        self._lease.show(trained_tokens=self._count_tokens())
+
+    def _count_tokens(self) -> int:
+        return sum(list(self._trained_tokens.values()))  # a copy: reports come from other threads
 
     def _estimate_seconds(self, trials_left: int, deadline: float | None) -> float | None:
         if not self._trial_seconds:
@@ -393,8 +443,10 @@ class _Iteration:
         self._lease.show(phase="promote", seconds_left=None)
         if not self._best_folder.exists():  # found by an earlier attempt
             self._tracking.download_model(best, self._best_folder)
-        before = self._run(Score(self._ref, self._start_folder, self._data_folder, "test"))
-        after = self._run(Score(self._ref, self._best_folder, self._data_folder, "test"))
+        before = self._baseline_test_scores
+        if before is None:  # the baseline run is an earlier attempt's
+            before = self._score(self._start_folder, "test")
+        after = self._score(self._best_folder, "test")
         metric = self._method.main_metric
         self._tracking.log_test_scores(self._baseline_run_id, mean_metrics(before, metric))
         self._tracking.log_test_scores(best.run_id, mean_metrics(after, metric))
@@ -413,7 +465,9 @@ class _Iteration:
         )
         log.info("task %s: %s", self._task.id, verdict)
         self._tracking.describe_iteration(
-            self._experiment_id, f"Task {self._task.id}. Best run: {best.run_id}. {verdict}."
+            self._experiment_id,
+            f"Task {self._task.id}. Best run: {best.run_id}. {verdict}. "
+            f"Trained tokens: {self._count_tokens():,}.",
         )
         return promotion
 
@@ -421,6 +475,8 @@ class _Iteration:
         """Return the verdict that an earlier attempt recorded."""
         assert self._task.promotion is not None
         self._best_model = self._task.best_model
+        finished = self._tracking.finished_baseline(self._experiment_id)
+        self._recall_cost(finished[1] if finished else {})
         return self._task.promotion
 
     def carry_out(self, promotion: Promotion) -> None:
@@ -455,6 +511,5 @@ class _Iteration:
             raise
         return future.result()
 
-    def _score(self, model_folder: Path, split: str) -> Mapping[str, float]:
-        scores = self._run(Score(self._ref, model_folder, self._data_folder, split))
-        return mean_metrics(scores, self._method.main_metric)
+    def _score(self, model_folder: Path, split: str) -> Scores:
+        return self._run(Score(self._ref, model_folder, self._data_folder, split))

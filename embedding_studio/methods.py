@@ -29,6 +29,14 @@ Scores: TypeAlias = "Mapping[str, float | NDArray[np.floating[Any]]]"
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
+
+def is_better(direction: Direction, value: float, than: float | None) -> bool:
+    """Return whether a main metric beats another; anything beats None."""
+    if than is None:
+        return True
+    return value < than if direction == "minimize" else value > than
+
+
 Parameters: TypeAlias = dict[str, Any]
 """One hyperparameter set, as Optuna suggested it: str, int, float, bool or None by name."""
 
@@ -50,9 +58,13 @@ class PluginMeta:
 
 
 class TrialRun(ABC):
-    """What `train` holds while it runs: its seed, and the one checkpoint."""
+    """What `train` holds while it runs: its seed, what it has cost, and the one checkpoint.
+
+    trained_tokens: tokens seen times epochs, padding apart; `train` adds to it as it goes.
+    """
 
     seed: int
+    trained_tokens: int = 0
 
     @abstractmethod
     def report(self, scores: Scores, step: int) -> None:
@@ -95,6 +107,13 @@ class FineTuningMethod(ABC, Generic[Model]):
 
         Per-query arrays let the promotion gate ask whether a difference is more than chance.
         """
+
+    def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int | None:
+        """Return about how many tokens `train` would count with these, if it counts any.
+
+        Called before the search, for sets drawn at random: quick, and `data.test` is None.
+        """
+        return None
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
         """Write once, into an empty folder, what every trial of the iteration reads.

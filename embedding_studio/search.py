@@ -77,7 +77,6 @@ class Search:
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
         )
         self._running: dict[int, optuna.Trial] = {}
-        self._is_minimizing = direction == "minimize"
 
     def replay(self, trials: Iterable[FinishedTrial]) -> None:
         """Tell the study what was finished before a crash, in the order it was finished."""
@@ -131,11 +130,13 @@ class Search:
             del self._running[number]
             self._study.tell(number, value, state=_STATES[outcome])
 
-    def is_better(self, value: float, than: float | None) -> bool:
-        """Return whether a main metric beats another; anything beats None."""
-        if than is None:
-            return True
-        return value < than if self._is_minimizing else value > than
+
+def draw_sets(
+    suggest: Callable[[optuna.Trial], Parameters], count: int, seed: int
+) -> list[Parameters]:
+    """Draw hyperparameter sets at random, apart from any search: what its trials may look like."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    return [suggest(study.ask()) for _ in range(count)]
 
 
 def best_first(trials: Iterable[FinishedTrial], direction: Direction) -> list[FinishedTrial]:

@@ -57,6 +57,8 @@ class TaskProgress:
     phase: prepare, baseline, search, verify, promote, clean up.
     trial: 1-based number of the trial that last reported; step: the last step it reported.
     main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
+    trained_tokens: tokens seen times epochs, of all trials so far, whatever became of them; 0 if
+    the method does not count. estimated_trained_tokens: of the whole search, before it started.
     """
 
     phase: str
@@ -70,6 +72,8 @@ class TaskProgress:
     finished_trials: int = 0
     failed_trials: int = 0
     seconds_left: float | None = None
+    trained_tokens: int = 0
+    estimated_trained_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

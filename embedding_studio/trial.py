@@ -1,11 +1,12 @@
 """What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -20,6 +21,7 @@ from embedding_studio.methods import (
     Scores,
     TrialRun,
     discover_methods,
+    is_better,
 )
 
 SESSION_LINES = TypeAdapter(Session)
@@ -94,15 +96,20 @@ def _count_strays(session: Session) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """metrics: averaged over the validation queries; seconds: by phase of the trial."""
+    """metrics: averaged over the validation queries; seconds: by phase of the trial;
+    trained_tokens: what the method counted."""
 
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
+    trained_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """One trial: train from the starting model, score on validation, save."""
+    """One trial: train from the starting model, score on validation, save if it beats the best.
+
+    best_value: the best main metric so far, None for none; only a better model is saved.
+    """
 
     method: MethodRef
     params: Parameters
@@ -110,6 +117,7 @@ class Train:
     data_folder: Path
     start_folder: Path
     model_folder: Path
+    best_value: float | None
 
     def __call__(self, report: Reporter) -> TrialResult:
         clock = _Stopwatch()
@@ -123,9 +131,10 @@ class Train:
         with clock.measure("evaluate"):
             scores = method.evaluate(model, data.validation)
             metrics = mean_metrics(scores, method.main_metric)
-        with clock.measure("save"):
-            method.save(model, _empty(self.model_folder))
-        return TrialResult(metrics, clock.seconds)
+        if is_better(method.direction, metrics[method.main_metric], self.best_value):
+            with clock.measure("save"):
+                method.save(model, _empty(self.model_folder))
+        return TrialResult(metrics, clock.seconds, run.trained_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,42 @@ class Score:
         scores = method.evaluate(method.load(self.model_folder), split)
         mean_metrics(scores, method.main_metric)
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineResult:
+    """metrics: averaged over the validation queries; test_scores: per query where the method gives
+    them so; tokens_per_trial: what a trial may cost, None when the method does not tell."""
+
+    metrics: Mapping[str, float]
+    test_scores: Scores
+    tokens_per_trial: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBaseline:
+    """Score the starting model on validation and test, and estimate what training with `sets`
+    would cost: one process does it all, for each loads the model anew."""
+
+    method: MethodRef
+    model_folder: Path
+    data_folder: Path
+    sets: Sequence[Parameters]
+
+    def __call__(self, report: Reporter) -> BaselineResult:
+        method = self.method.load()
+        data = method.load_data(self.data_folder)
+        model = method.load(self.model_folder)
+        scores = method.evaluate(model, data.validation)
+        test_scores = method.evaluate(model, data.test)
+        untested = replace(data, test=None)
+        costs = [method.estimate_trained_tokens(params, untested) for params in self.sets]
+        known = [cost for cost in costs if cost is not None]
+        return BaselineResult(
+            metrics=mean_metrics(scores, method.main_metric),
+            test_scores=test_scores,
+            tokens_per_trial=fmean(known) if known else None,
+        )
 
 
 def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
@@ -165,7 +210,7 @@ class _ReportingRun(TrialRun):
     send: Reporter
 
     def report(self, scores: Scores, step: int) -> None:
-        self.send(Report(step, mean_metrics(scores, self.main_metric)))
+        self.send(Report(step, mean_metrics(scores, self.main_metric), self.trained_tokens))
 
 
 @dataclass

@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from embedding_studio.errors import LeaseLost
+from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskRequest, TaskStatus
-from embedding_studio.trial import Train
+from embedding_studio.trial import MethodRef, Train
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import Bench, make_session, open_bench
 
@@ -227,6 +229,93 @@ def test_a_crash_after_the_verdict_is_carried_out_by_the_next_worker(
     assert task.status is TaskStatus.DONE
     assert task.best_model is not None
     assert champion_run_id(bench.mlflow) == task.best_model.run_id
+
+
+def test_cost_is_counted_per_run_and_per_task(bench: Bench) -> None:
+    """Each run says what it cost by then, a failed one as far as it came; the task and its
+    experiment say the sum, and the task what was expected."""
+    task = bench.run_task("Counting")
+    assert task.progress is not None
+    assert task.progress.trained_tokens == 200 + 100 + 200
+    assert task.progress.estimated_trained_tokens == 150 * 3
+    first, failed, _ = bench.runs(task)
+    history = bench.mlflow.get_metric_history(first.info.run_id, "trained_tokens")
+    assert [(point.step, point.value) for point in history] == [(0, 100), (1, 200), (2, 200)]
+    assert failed.info.status == "FAILED"
+    assert failed.data.metrics["trained_tokens"] == 100
+    (baseline,) = bench.runs(task, "baseline")
+    assert baseline.data.metrics["estimated_trained_tokens"] == 450
+    (experiment,) = bench.experiments()
+    assert experiment.tags["es.trained_tokens"] == "500"
+    assert "Trained tokens: 500" in experiment.tags["mlflow.note.content"]
+
+
+def test_a_method_that_counts_nothing_has_no_cost(bench: Bench) -> None:
+    """Without a count there is no metric, and without the hook no estimate."""
+    task = bench.run_task()
+    assert task.progress is not None
+    assert task.progress.trained_tokens == 0
+    assert task.progress.estimated_trained_tokens is None
+    runs = [*bench.runs(task), *bench.runs(task, "baseline")]
+    names = {name for run in runs for name in run.data.metrics}
+    assert not [name for name in names if name.endswith("trained_tokens")]
+
+
+def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash in mid-trial, what was spent before is in the sum, on an unfinished trial too;
+    a crash after the verdict loses none of it."""
+    bench.post_sessions()
+    task = bench.post_task("Counting")
+    log_report = bench.house.tracking.log_report
+    reports: list[Report] = []
+
+    def die_at_fifth(run_id: str, report: Report) -> None:
+        log_report(run_id, report)
+        reports.append(report)
+        if len(reports) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench.house.tracking, "log_report", die_at_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.work_once()
+    spent = 200 + 100 + 200  # the third trial had reported all, but was not finished
+
+    def work_later(days: int) -> None:
+        house = replace(bench.house, clock=lambda: utc_now() + timedelta(days=days))
+        assert Worker(house, bench.worker._catalog).work_once()
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(bench.house.tracking, "promote", die)
+        with pytest.raises(KeyboardInterrupt):
+            work_later(1)
+    work_later(2)
+    done = bench.house.store.get_task(task.id)
+    assert done.status is TaskStatus.DONE
+    assert done.progress is not None
+    assert done.progress.trained_tokens == spent + 200
+    assert done.progress.estimated_trained_tokens == 450
+
+
+def test_a_model_that_is_no_better_is_not_saved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a set that beats the best so far writes its model."""
+    toy = type(MethodRef("Toy", bench.house.settings.plugins_folder).load())
+    save, saved = toy.save, []
+
+    def count(method: object, model: Any, folder: object) -> None:
+        saved.append(float(model[0]))
+        save(method, model, folder)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(toy, "save", count)
+    task = bench.run_task(trials=6)
+    skills = [bench.suggested(run)["skill"] for run in bench.runs(task)]
+    records = [skill for place, skill in enumerate(skills) if skill == max(skills[: place + 1])]
+    assert saved == pytest.approx([0.2, *records])  # the initial model, then each new best
+    assert len(records) < len(skills)
 
 
 def test_runs_left_running_by_a_dead_worker_are_killed(bench: Bench) -> None:

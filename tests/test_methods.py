@@ -9,7 +9,7 @@ import pytest
 
 from embedding_studio.clickstream import Splits, normalize_query, split_by_query
 from embedding_studio.errors import UnknownMethod
-from embedding_studio.methods import PluginMeta, discover_methods
+from embedding_studio.methods import PluginMeta, discover_methods, is_better
 from tests.iterations import TOYS, make_session
 
 GOOD = """
@@ -23,6 +23,15 @@ class {name}(FineTuningMethod):
     def train(self, model, params, data, run): return model
     def evaluate(self, model, split): return {{"m": 0.0}}
 """
+
+
+def test_better_knows_the_direction() -> None:
+    """Anything beats nothing, nothing beats its equal, and less is better when minimizing."""
+    assert is_better("maximize", 0.0, None)
+    assert is_better("maximize", 2.0, 1.0)
+    assert not is_better("maximize", 1.0, 1.0)
+    assert is_better("minimize", 1.0, 2.0)
+    assert not is_better("minimize", 2.0, 1.0)
 
 
 def test_one_bad_plugin_does_not_take_the_others_down(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The ledger: what is retried, what is named how, and what of a model is kept."""
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -151,6 +152,42 @@ def test_a_missing_file_is_noticed(tracking: Tracking, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(CorruptModel, match=rf"arrays.safetensors .* {model.run_id}"):
         tracking.download_model(model, tmp_path / "copy")
+
+
+def test_a_local_model_takes_its_space_once(tracking: Tracking, tmp_path: Path) -> None:
+    """Upload and download give the same bytes another name; deleting one leaves the others."""
+    saved = save_arrays(tmp_path / "saved")
+    model = tracking.store_initial_model("Toy", saved)
+    tracking.download_model(model, tmp_path / "copy")
+    (stored,) = (tmp_path / "artifacts").rglob("*.safetensors")
+    assert stored.samefile(saved / "arrays.safetensors")
+    assert stored.samefile(tmp_path / "copy" / "arrays.safetensors")
+    tracking.delete_model(model.run_id)
+    assert (tmp_path / "copy" / "arrays.safetensors").exists()
+
+
+def test_where_files_cannot_share_bytes_they_are_copied(
+    tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Across file systems, and for a link in the saved folder, the bytes themselves are stored."""
+    outside = save_arrays(tmp_path / "outside") / "arrays.safetensors"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "arrays.safetensors").symlink_to(outside)
+    first = tracking.store_initial_model("Linked", linked)
+
+    def refuse(*_: object) -> None:
+        raise OSError("invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    second = tracking.store_initial_model("Toy", save_arrays(tmp_path / "saved"))
+    for number, model in enumerate([first, second]):
+        copy = tmp_path / f"copy-{number}"
+        tracking.download_model(model, copy)
+        assert (copy / "arrays.safetensors").read_bytes() == outside.read_bytes()
+    for stored in (tmp_path / "artifacts").rglob("*.safetensors"):
+        assert not stored.is_symlink()
+        assert stored.stat().st_nlink == 1
 
 
 def test_an_empty_model_is_refused(tracking: Tracking, tmp_path: Path) -> None:

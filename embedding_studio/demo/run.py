@@ -145,6 +145,8 @@ class _Round:
         self._console.print(f"{verdict}: {task.promotion.reason}")
         self._console.print(f"MLflow    {task.mlflow_url}")
         self._console.print(f"model     {task.best_model_url}")
+        spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
+        self._console.print(f"cost      {spent:,} trained tokens, {expected:,} were expected")
         megabytes = _bytes_under(self._settings.data_folder) / 1e6
         self._console.print(f"disk used {megabytes:.0f} MB, {models} models (one is the initial)")
         return {
@@ -157,6 +159,8 @@ class _Round:
             "delta_ci95": [round(low, 4), round(high, 4)],
             "promoted": promoted,
             "trials": task.progress.finished_trials,
+            "trained_tokens": task.progress.trained_tokens,
+            "estimated_trained_tokens": task.progress.estimated_trained_tokens,
             "wall_seconds": round(time.monotonic() - started, 1),
             "models_on_disk": models,
             "disk_mb": round(megabytes, 1),

@@ -14,10 +14,11 @@ Result = TypeVar("Result", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Averaged validation scores of a running trial at one step."""
+    """Averaged validation scores of a running trial at one step, and what it has cost so far."""
 
     step: int
     metrics: Mapping[str, float]
+    trained_tokens: int = 0
 
 
 class Verdict(StrEnum):

@@ -38,12 +38,11 @@ class ProcessExecutor(Executor):
         self._processes: dict[Future[Any], _Supervised] = {}
 
     def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
+        future: Future[Result] = Future()
         supervised = _Supervised(self._context.Process, job, on_report)
-        future = self._supervisors.submit(supervised.run)
         self._processes[future] = supervised
-        future.add_done_callback(lambda done: self._processes.pop(done, None))
-        if future.done():  # finished before the line above could see it
-            self._processes.pop(future, None)
+        future.add_done_callback(lambda done: self._processes.pop(done))
+        self._supervisors.submit(supervised.run, future)
         return future
 
     def kill(self, future: "Future[Result]") -> None:
@@ -78,7 +77,14 @@ class _Supervised:
             if self._process is not None:
                 self._process.kill()
 
-    def run(self) -> Any:
+    def run(self, future: "Future[Any]") -> None:
+        """Give the future its result at once, what went wrong when the process has ended."""
+        try:
+            self._run(future.set_result)
+        except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
+            future.set_exception(error)
+
+    def _run(self, answer: Callable[[Any], None]) -> None:
         ours, theirs = multiprocessing.Pipe()
         with ours:
             with self._lock, theirs:
@@ -88,7 +94,7 @@ class _Supervised:
                 process.start()
                 self._process = process
             try:
-                return self._converse(ours, process)
+                answer(self._converse(ours, process))
             finally:
                 with self._lock:
                     self._process = None  # its pid may be another's once it is joined

@@ -65,7 +65,10 @@ def test_a_running_task_shows_where_it_stands(
     """Progress, verdict, owner and the link for people appear as the worker writes them."""
     create(api)
     owner = claim(store)
-    progress = TaskProgress("search", "val_ndcg10", trial=2, max_trials=3, main_metric=float("nan"))
+    progress = TaskProgress(
+        "search", "val_ndcg10", trial=2, max_trials=3, main_metric=float("nan"),
+        trained_tokens=40_000, estimated_trained_tokens=90_000,
+    )  # fmt: skip
     store.renew_lease(owner, START, 60, progress)
     verdict = Promotion(True, "better", "ndcg10", 0.4, 0.5, 0.1, (0.05, 0.15), 700)
     store.record(owner, START, batch_id="b-1", experiment_id="7", promotion=verdict)
@@ -74,6 +77,8 @@ def test_a_running_task_shows_where_it_stands(
     assert task["batch_id"] == "b-1"
     assert (task["attempt"], task["worker_id"]) == (1, "worker-1")
     assert (task["progress"]["trial"], task["progress"]["main_metric"]) == (2, None)
+    assert task["progress"]["trained_tokens"] == 40_000
+    assert task["progress"]["estimated_trained_tokens"] == 90_000
     assert task["promotion"]["delta_ci95"] == [0.05, 0.15]
     assert task["mlflow_url"] == settings.mlflow_public_url + "/#/experiments/7"
     assert "best_model_url" not in task

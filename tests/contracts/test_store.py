@@ -59,7 +59,9 @@ ODD_JSON = {
 NO_IDS = ["", "no id", "0" * 23, "0" * 24, "ж" * 12, "s:1"]
 MODEL = StoredModel("run-1", "mlflow-artifacts:/1/model", (ModelFile("a/b.bin", 3, "ab" * 32),))
 PROMOTION = Promotion(True, "better", "mrr", 0.5, 0.75, 0.25, (0.125, 0.5), 40)
-PROGRESS = TaskProgress("search", "mrr", trial=2, max_trials=5, step=7, main_metric=0.5)
+PROGRESS = TaskProgress(
+    "search", "mrr", trial=2, max_trials=5, step=7, main_metric=0.5, trained_tokens=2**40
+)
 
 OWNER_WRITES: dict[str, Callable[[Store, Claim], None]] = {
     "renew_lease": lambda store, claim: store.renew_lease(claim, later(2), 60, PROGRESS),

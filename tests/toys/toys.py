@@ -112,6 +112,24 @@ class Collapsed(Toy):
         return {"skill": float("nan")}
 
 
+class Counting(Toy):
+    """Counts 100 tokens per step. The set with seed 1 fails after its first step."""
+
+    meta = PluginMeta(name="Counting")
+
+    def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
+        assert data.test is None
+        return 150 if params["skill"] > 0 else 0
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for step in range(2):
+            run.trained_tokens += 100
+            run.report(self.evaluate(model, data.validation), step)
+            if run.seed == 1:
+                raise RuntimeError("an unlucky set")
+        return np.array([params["skill"]])
+
+
 class Crashing(Toy):
     """The trial's process dies."""
 

@@ -1,0 +1,315 @@
+"""Everything MLflow: the ledger of trials, the models' files, the registry with its champions.
+
+Things are found by tags, never by name. Network faults (time-outs, 5xx) are retried by MLflow's own
+client; MLFLOW_HTTP_REQUEST_MAX_RETRIES and its siblings tune that.
+
+A model's life on its run is told by the tag `es.model`: uploading -> stored -> deleted. Only a
+stored model was read back whole and scored.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow loads
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow.entities import Experiment, Metric, Param, Run, RunTag
+
+from embedding_studio.executors.base import Report
+from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
+from embedding_studio.tracking.models import Models, delete_all_files
+
+SLIDING_WINDOW = 3
+TRAINED_TOKENS = "trained_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIteration:
+    """generation: 1 for a method's first iteration, then one higher each time."""
+
+    experiment_id: str
+    generation: int
+
+
+class Tracking(Models):
+    """The models, and the ledger: iterations with their trials, one MLflow run each."""
+
+    # -- iterations ------------------------------------------------------------------------------
+
+    def open_iteration(
+        self, task_id: str, method_name: str, batch_id: str, start_run_id: str
+    ) -> OpenIteration:
+        """Return the task's experiment, made if it is not there yet.
+
+        Trials are comparable only if they started from the same model: an experiment of this task
+        that started from another one is closed as abandoned, and a new one is made.
+        """
+        generations = [0]
+        for experiment in self._search_experiments(
+            {"es.kind": "iteration", "es.method": method_name}
+        ):
+            experiment_id: str = experiment.experiment_id
+            generation = int(experiment.tags["es.generation"])
+            generations.append(generation)
+            if experiment.tags["es.task_id"] != task_id:
+                continue
+            if experiment.tags["es.start_run_id"] == start_run_id:
+                if experiment.tags["es.state"] == "error":
+                    self._supersede_failures(experiment_id)
+                self.set_iteration_state(experiment_id, "running")
+                return OpenIteration(experiment_id, generation)
+            self.set_iteration_state(experiment_id, "abandoned")
+        generation = max(generations) + 1
+        experiment_id = self._create_experiment(
+            f"iteration / {method_name} / {batch_id}",
+            {
+                "es.kind": "iteration",
+                "es.state": "running",
+                "es.task_id": task_id,
+                "es.method": method_name,
+                "es.batch_id": batch_id,
+                "es.start_run_id": start_run_id,
+                "es.generation": str(generation),
+                "mlflow.note.content": f"Task {task_id}: {method_name} on batch {batch_id}.",
+            },
+        )
+        return OpenIteration(experiment_id, generation)
+
+    def _supersede_failures(self, experiment_id: str) -> None:
+        """Free the budget of a restarted task from the sets that failed before the restart."""
+        for run in list(self._runs(experiment_id)):
+            if run.info.status == "FAILED":
+                self._client.set_tag(run.info.run_id, "es.kind", "superseded")
+
+    def set_iteration_state(self, experiment_id: str, state: str) -> None:
+        """Say where an iteration stands; one that is `running` is never cleaned up."""
+        self._client.set_experiment_tag(experiment_id, "es.state", state)
+
+    def record_cost(self, experiment_id: str, trained_tokens: int) -> None:
+        """Tag an iteration with what its trials have cost."""
+        self._client.set_experiment_tag(experiment_id, f"es.{TRAINED_TOKENS}", str(trained_tokens))
+
+    def describe_iteration(self, experiment_id: str, text: str) -> None:
+        """Set what a person reads above the experiment's runs (Markdown)."""
+        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
+
+    def previous_trials(self, method_name: str, experiment_id: str) -> list[FinishedTrial]:
+        """Return the finished trials of the method's latest older iteration that has any."""
+        for previous in self._older_iterations(method_name, experiment_id):
+            if trials := self.finished_trials(previous.experiment_id):
+                return trials
+        return []
+
+    def remove_older_iterations(self, method_name: str, experiment_id: str) -> None:
+        """Remove the method's iterations that are over and older than this: runs, files and all.
+
+        The one that holds the champion stays until another model is champion. Versions of the
+        registered model whose files go, go too. Repeating it is safe; so is a late call by a
+        worker that lost its lease, for what is newer stays.
+        """
+        champion_run_id = self._champion_run_id(method_name)
+        for older in self._older_iterations(method_name, experiment_id):
+            run_ids = {run.info.run_id for run in self._runs(older.experiment_id)}
+            if champion_run_id in run_ids:
+                continue
+            for registered in self._versions(method_name):
+                if registered.run_id in run_ids:
+                    self._client.delete_model_version(method_name, str(registered.version))
+            self.remove_iteration(older.experiment_id)
+
+    def discard_task(self, task_id: str, method_name: str) -> None:
+        """Remove what a canceled task wrote, but never a model that became champion before that."""
+        champion_run_id = self._champion_run_id(method_name)
+        for experiment in self._search_experiments({"es.task_id": task_id}):
+            experiment_id: str = experiment.experiment_id
+            if champion_run_id in {run.info.run_id for run in self._runs(experiment_id)}:
+                self.set_iteration_state(experiment_id, "canceled")
+            else:
+                self.remove_iteration(experiment_id)
+
+    def remove_iteration(self, experiment_id: str) -> None:
+        """Delete an experiment with its runs and all their files. Repeating it is safe."""
+        for run in list(self._runs(experiment_id)):
+            delete_all_files(run)
+            self._client.delete_run(run.info.run_id)
+        if self._client.get_experiment(experiment_id).lifecycle_stage == "active":
+            self._client.delete_experiment(experiment_id)
+
+    def task_experiments(self, task_id: str) -> list[str]:
+        """Return the ids of every experiment that attempts of this task made."""
+        found = self._search_experiments({"es.task_id": task_id})
+        return [experiment.experiment_id for experiment in found]
+
+    def _older_iterations(self, method_name: str, experiment_id: str) -> list[Experiment]:
+        def age_of(experiment: Experiment) -> tuple[int, int]:
+            return experiment.creation_time or 0, int(experiment.experiment_id)
+
+        this = self._client.get_experiment(experiment_id)
+        found = self._search_experiments({"es.kind": "iteration", "es.method": method_name})
+        older = (
+            experiment
+            for experiment in found
+            if age_of(experiment) < age_of(this) and experiment.tags["es.state"] != "running"
+        )
+        return sorted(older, key=age_of, reverse=True)
+
+    # -- runs ------------------------------------------------------------------------------------
+
+    def finished_baseline(self, experiment_id: str) -> tuple[str, Mapping[str, float]] | None:
+        """Return the id and the metrics of the experiment's baseline run, if it is finished."""
+        for run in self._runs(experiment_id):
+            if run.data.tags.get("es.kind") == "baseline" and run.info.status == "FINISHED":
+                return run.info.run_id, run.data.metrics
+        return None
+
+    def start_baseline(self, experiment_id: str, figures: Mapping[str, float]) -> str:
+        """Open the run without training; `figures` say what the data is."""
+        run_id = self._create_run(experiment_id, "baseline", {"es.kind": "baseline"})
+        named = {f"data/{name}": value for name, value in figures.items()}
+        self._client.log_batch(run_id, metrics=_metrics(named))
+        return run_id
+
+    def start_trial(self, experiment_id: str, proposal: Proposal, seed: int) -> str:
+        """Open the run of one hyperparameter set."""
+        run_id = self._create_run(
+            experiment_id,
+            f"trial {proposal.number + 1}",
+            {
+                "es.kind": "trial",
+                "es.trial": str(proposal.number),
+                "es.suggested.values": proposal.suggested.values,
+                "es.suggested.distributions": proposal.suggested.distributions,
+            },
+        )
+        params = [Param(name, str(value)) for name, value in proposal.params.items()]
+        self._client.log_batch(run_id, params=[*params, Param("seed", str(seed))])
+        return run_id
+
+    def log_report(self, run_id: str, report: Report) -> None:
+        """Log the scores of one step, and the cost so far, in one call."""
+        scores = {**report.metrics, **_cost(report.trained_tokens)}
+        self._client.log_batch(run_id, metrics=_metrics(scores, report.step))
+
+    def finish_run(
+        self,
+        run_id: str,
+        metrics: Mapping[str, float],
+        reports: Sequence[Report] = (),
+        seconds: Mapping[str, float] | None = None,
+        outcome: Outcome = Outcome.COMPLETE,
+        value: float | None = None,
+        failure: str | None = None,
+        trained_tokens: int = 0,
+    ) -> None:
+        """End a run with its final scores, the aggregates of its reports, and what took how long.
+
+        The outcome and value are written before the status: a run that is terminated is complete
+        in the ledger. failure: the traceback of a failed trial, kept as artifact `traceback.txt`.
+        """
+        totals = {f"seconds/{phase}": duration for phase, duration in (seconds or {}).items()}
+        final = {**metrics, **_cost(trained_tokens)}
+        points = [
+            *_metrics({**aggregate(reports), **totals}),
+            *_metrics(final, step=reports[-1].step + 1 if reports else 0),
+        ]
+        tags = {"es.outcome": outcome.value}
+        if value is not None:
+            tags["es.value"] = repr(value)
+        if failure is not None:
+            self._client.log_text(run_id, failure, "traceback.txt")
+            last_line = failure.strip().splitlines()[-1]
+            tags["es.failure"] = last_line[:500]
+            tags["mlflow.note.content"] = f"```\n{failure[-4000:]}\n```"
+        self._client.log_batch(run_id, points, tags=[RunTag(k, v) for k, v in tags.items()])
+        status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
+        self._client.set_terminated(run_id, status[outcome])
+
+    def kill_run(self, run_id: str) -> None:
+        """End a run that does not count: interrupted, or left behind by a dead worker."""
+        self._client.set_terminated(run_id, "KILLED")
+
+    def log_test_scores(self, run_id: str, scores: Mapping[str, float]) -> None:
+        """Log scores on the test split, as `test/<metric>`, to a run that has ended."""
+        named = {f"test/{name}": value for name, value in scores.items()}
+        self._client.log_batch(run_id, metrics=_metrics(named))
+
+    def kill_unfinished(self, experiment_id: str) -> None:
+        """End the runs that a dead worker left RUNNING, and delete what they uploaded."""
+        for run in list(self._runs(experiment_id)):
+            if run.info.status == "RUNNING":
+                self._delete_model(run)
+                self.kill_run(run.info.run_id)
+
+    def finished_trials(self, experiment_id: str, metric: str | None = None) -> list[FinishedTrial]:
+        """Return the trials that count against the budget, in the order of their numbers.
+
+        metric: whose reported values to fetch with them; None for none.
+        """
+        runs = (
+            run
+            for run in self._runs(experiment_id)
+            if run.data.tags.get("es.kind") == "trial"
+            and "es.outcome" in run.data.tags
+            and run.info.status != "RUNNING"
+        )
+        return [
+            _as_trial(run, self._reported(run, metric) if metric else {})
+            for run in sorted(runs, key=lambda run: int(run.data.tags["es.trial"]))
+        ]
+
+    def trained_tokens(self, experiment_id: str) -> dict[str, int]:
+        """Return what each run of an experiment has cost by its last report, however it ended."""
+        return {
+            run.info.run_id: int(run.data.metrics[TRAINED_TOKENS])
+            for run in self._runs(experiment_id)
+            if TRAINED_TOKENS in run.data.metrics
+        }
+
+    def _reported(self, run: Run, metric: str) -> dict[int, float]:
+        history = self._client.get_metric_history(run.info.run_id, metric)
+        return {point.step: point.value for point in history}
+
+
+def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(name, value, now, step) for name, value in values.items()]
+
+
+def _cost(trained_tokens: int) -> dict[str, float]:
+    return {TRAINED_TOKENS: trained_tokens} if trained_tokens else {}
+
+
+def aggregate(reports: Sequence[Report]) -> dict[str, float]:
+    """Return `<metric>/last`, `/min`, `/max`, `/mean` and, from two reports on, `/sliding_mean`.
+
+    The sliding mean is that of the last three reports.
+    """
+    histories: dict[str, list[float]] = {}
+    for report in reports:
+        for name, value in report.metrics.items():
+            histories.setdefault(name, []).append(value)
+    totals = {}
+    for name, values in histories.items():
+        totals[f"{name}/last"] = values[-1]
+        totals[f"{name}/min"] = min(values)
+        totals[f"{name}/max"] = max(values)
+        totals[f"{name}/mean"] = fmean(values)
+        if len(values) > 1:
+            totals[f"{name}/sliding_mean"] = fmean(values[-SLIDING_WINDOW:])
+    return totals
+
+
+def _as_trial(run: Run, reported: Mapping[int, float]) -> FinishedTrial:
+    tags = run.data.tags
+    ended, started = run.info.end_time, run.info.start_time
+    return FinishedTrial(
+        run_id=run.info.run_id,
+        suggested=SuggestedSet(tags["es.suggested.values"], tags["es.suggested.distributions"]),
+        outcome=Outcome(tags["es.outcome"]),
+        value=float(tags["es.value"]) if "es.value" in tags else None,
+        intermediate_values=reported,
+        seconds=(ended - started) / 1000 if ended and started else 0.0,
+    )

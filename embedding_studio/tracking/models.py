@@ -1,0 +1,309 @@
+"""A method's models in MLflow: their files on runs, the initial ones, the registered champions."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import (
+    RESOURCE_ALREADY_EXISTS,
+    ErrorCode,
+)
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from embedding_studio.errors import CorruptModel
+from embedding_studio.tasks import ModelFile, StoredModel
+
+CHAMPION = "champion"
+
+_MODEL = "model"  # the artifact folder of a run's model: an MLflow model
+_MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
+_SENTENCE_TRANSFORMER = "model.sentence_transformer"  # where the flavor of MLflow looks
+_PAGE = 1000
+_UI_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, no LLM traces
+
+
+class Models:
+    """One MLflow server or local database.
+
+    artifacts_folder: where model files go when MLflow is a local database; a server decides
+    for itself.
+    """
+
+    def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
+        mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
+        self._client = MlflowClient(tracking_uri)
+        self._artifacts_folder = None if tracking_uri.startswith("http") else artifacts_folder
+        self._artifact_uris: dict[str, str] = {}  # by run
+
+    # -- models --------------------------------------------------------------------------------
+
+    def store_initial_model(self, method_name: str, folder: Path) -> StoredModel:
+        """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
+
+        The same files are uploaded once; other files replace those of the method stored before.
+        """
+        experiment = self._find_experiment({"es.kind": "initial"})
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else self._create_experiment("iteration / initial", {"es.kind": "initial"})
+        )
+        files = tuple(_describe_files(folder))
+        former = [
+            run
+            for run in self._runs(experiment_id)
+            if run.data.tags.get("es.method") == method_name
+        ]
+        for run in former:
+            if run.data.tags.get("es.model") == "stored":
+                stored = self.stored_model(run.info.run_id)
+                if stored.files == files:
+                    return stored
+        run_id = self._create_run(experiment_id, "initial_model", {"es.method": method_name})
+        model = self.upload_model(run_id, folder)
+        self.confirm_model(model)
+        self._client.set_terminated(run_id)
+        for run in former:
+            self._delete_model(run)
+        return model
+
+    def upload_model(self, run_id: str, folder: Path) -> StoredModel:
+        """Upload a folder that a method saved, as an MLflow model with the hash of every file.
+
+        A sentence-transformers folder gets MLflow's flavor for it. The folder's files may be
+        deleted afterwards but not written to. Raises CorruptModel when the folder is empty.
+        """
+        files = tuple(_describe_files(folder))
+        if not files:
+            raise CorruptModel(f"the method saved no file for run {run_id}")
+        is_sentence_transformer = (folder / "modules.json").exists()
+        payload = _SENTENCE_TRANSFORMER if is_sentence_transformer else "data"
+        card = folder.parent / f"{folder.name}.mlmodel"
+        card.mkdir(exist_ok=True)
+        _write_mlmodel(card, is_sentence_transformer)
+        (card / _MANIFEST).write_text(
+            json.dumps({"payload": payload, "files": [asdict(file) for file in files]})
+        )
+        self._client.set_tag(run_id, "es.model", "uploading")
+        self._place(run_id, folder, f"{_MODEL}/{payload}")
+        self._place(run_id, card, _MODEL)
+        return self._locate(run_id, payload, files)
+
+    def _place(self, run_id: str, folder: Path, path: str) -> None:
+        """Upload a folder; where artifacts are local files, they share the bytes with it."""
+        local = _local_folder(self._artifact_uri(run_id))
+        if local is None:
+            self._client.log_artifacts(run_id, str(folder), path)
+        else:
+            _link_tree(folder, local / path)
+
+    def confirm_model(self, model: StoredModel) -> None:
+        """Mark an uploaded model as stored, once it was read back and found good."""
+        self._client.set_tag(model.run_id, "es.model", "stored")
+
+    def download_model(self, model: StoredModel, folder: Path) -> None:
+        """Bring a model's files into a new `folder`, to be read and deleted, not written to.
+
+        Raises CorruptModel if one is not as saved.
+        """
+        local = _local_folder(model.artifact_uri)
+        if local is None:
+            folder.mkdir(parents=True)
+            _repository(model.artifact_uri).download_artifacts("", str(folder))
+        else:
+            _link_tree(local, folder)
+        found = {file.path: file for file in _describe_files(folder)}
+        for file in model.files:
+            if found.get(file.path) != file:
+                raise CorruptModel(
+                    f"{file.path} of the model of run {model.run_id} is missing or is not what "
+                    "was saved: delete the run, or restore the file from a backup"
+                )
+
+    def stored_model(self, run_id: str) -> StoredModel:
+        """Return where a run's model lies."""
+        text = mlflow.artifacts.load_text(f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}")
+        manifest = json.loads(text)
+        files = tuple(ModelFile(**file) for file in manifest["files"])
+        return self._locate(run_id, manifest["payload"], files)
+
+    def delete_model(self, run_id: str) -> None:
+        """Delete the model files of one run, if it has any. Repeating it is safe."""
+        self._delete_model(self._client.get_run(run_id))
+
+    def keep_best(self, experiment_id: str, best_run_id: str) -> None:
+        """Tag one run of an experiment as its best, then delete the model files of all others.
+
+        The runs stay, tagged; bytes are gone from the disk or object store. Repeating it is safe.
+        """
+        runs = list(self._runs(experiment_id))
+        self._client.set_tag(best_run_id, "es.is_best", "true")
+        for run in runs:
+            if run.info.run_id != best_run_id:
+                if "es.is_best" in run.data.tags:
+                    self._client.delete_tag(run.info.run_id, "es.is_best")
+                self._delete_model(run)
+
+    # -- the registry --------------------------------------------------------------------------
+
+    def champion(self, method_name: str) -> StoredModel | None:
+        """Return the model behind the alias `champion` of a method's registered model."""
+        run_id = self._champion_run_id(method_name)
+        return None if run_id is None else self.stored_model(run_id)
+
+    def promote(self, method_name: str, model: StoredModel) -> None:
+        """Point `champion` to this model; register it first if it is not. Repeating it is safe."""
+        try:
+            self._client.create_registered_model(method_name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        source = f"{self._artifact_uri(model.run_id)}/{_MODEL}"
+        versions = [v for v in self._versions(method_name) if v.run_id == model.run_id]
+        registered = (
+            versions[0]
+            if versions
+            else self._client.create_model_version(method_name, source, run_id=model.run_id)
+        )
+        self._client.set_registered_model_alias(method_name, CHAMPION, str(registered.version))
+
+    def _champion_run_id(self, method_name: str) -> str | None:
+        for model in self._client.search_registered_models(f"name = '{method_name}'"):
+            if CHAMPION in model.aliases:
+                number = str(model.aliases[CHAMPION])
+                run_id: str | None = self._client.get_model_version(method_name, number).run_id
+                return run_id
+        return None
+
+    def _versions(self, method_name: str) -> Sequence[Any]:
+        return self._client.search_model_versions(f"name = '{method_name}'")
+
+    # -- the client's rough edges ------------------------------------------------------------------
+
+    def _delete_model(self, run: Run) -> None:
+        if run.data.tags.get("es.model") in ("uploading", "stored"):
+            _repository(run.info.artifact_uri).delete_artifacts(_MODEL)
+            self._client.set_tag(run.info.run_id, "es.model", "deleted")
+
+    def _runs(self, experiment_id: str) -> Iterator[Run]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=_PAGE,
+                page_token=token,
+            )  # fmt: skip
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _find_experiment(self, tags: Mapping[str, str]) -> Experiment | None:
+        return next(iter(self._search_experiments(tags)), None)
+
+    def _search_experiments(self, tags: Mapping[str, str]) -> Sequence[Experiment]:
+        wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        return self._client.search_experiments(filter_string=wanted)
+
+    def _create_experiment(self, name: str, tags: Mapping[str, str]) -> str:
+        """Create an experiment under a name like `name`: those of deleted ones stay taken."""
+        location = None
+        if self._artifacts_folder is not None:
+            slug = re.sub(r"\W+", "-", name).strip("-").lower()
+            location = str(self._artifacts_folder / f"{slug}-{uuid.uuid4().hex[:8]}")
+        suffix = 1
+        while True:
+            try:
+                created: str = self._client.create_experiment(
+                    name if suffix == 1 else f"{name} / {suffix}", location, {**tags, **_UI_VIEW}
+                )
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                    raise
+                suffix += 1
+            else:
+                return created
+
+    def _artifact_uri(self, run_id: str) -> str:
+        if run_id not in self._artifact_uris:  # a run's never changes
+            self._artifact_uris[run_id] = self._client.get_run(run_id).info.artifact_uri
+        return self._artifact_uris[run_id]
+
+    def _create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        run = self._client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        run_id: str = run.info.run_id
+        self._artifact_uris[run_id] = run.info.artifact_uri
+        return run_id
+
+    def _locate(self, run_id: str, payload: str, files: tuple[ModelFile, ...]) -> StoredModel:
+        return StoredModel(run_id, f"{self._artifact_uri(run_id)}/{_MODEL}/{payload}", files)
+
+
+def delete_all_files(run: Run) -> None:
+    """Delete every artifact of a run. Repeating it is safe."""
+    _repository(run.info.artifact_uri).delete_artifacts()
+
+
+def _repository(artifact_uri: str) -> Any:
+    return get_artifact_repository(artifact_uri)  # untyped in mlflow
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    """Return the folder behind an artifact URI if it is one of this machine."""
+    repository = _repository(artifact_uri)
+    is_local = isinstance(repository, LocalArtifactRepository)
+    return Path(repository.artifact_dir) if is_local else None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Give a folder's files a second name each; across file systems, a copy."""
+
+    def link(file: str, name: str) -> None:
+        if not Path(file).is_symlink():
+            with suppress(OSError):
+                os.link(file, name)
+                return
+        shutil.copyfile(file, name)
+
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
+def _describe_files(folder: Path) -> Iterator[ModelFile]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            yield ModelFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
+
+
+def _write_mlmodel(folder: Path, is_sentence_transformer: bool) -> None:
+    """Write the MLmodel file that makes the payload loadable by MLflow's own flavors."""
+    card = Model()
+    if is_sentence_transformer:
+        mlflow.pyfunc.add_to_model(
+            card, loader_module="mlflow.sentence_transformers", data=_SENTENCE_TRANSFORMER
+        )
+        card.add_flavor(
+            "sentence_transformers",
+            sentence_transformers_version=version("sentence-transformers"),
+            code=None,
+        )
+        packages = ("mlflow", "sentence-transformers", "transformers", "torch")
+        pins = "".join(f"{package}=={version(package)}\n" for package in packages)
+        (folder / "requirements.txt").write_text(pins)
+    card.save(str(folder / "MLmodel"))
