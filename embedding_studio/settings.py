@@ -37,6 +37,16 @@ class Settings(BaseSettings):
         "sentence-transformers/all-MiniLM-L6-v2",
         description="what the default method starts from: a folder or a model hub's name",
     )
+    initial_image_model: str = Field(
+        "sentence-transformers/clip-ViT-B-32",
+        description="what the image method starts from: a folder or a model hub's name",
+    )
+    activations_mb: int = Field(
+        4096,
+        ge=0,
+        description="how much of the disk an iteration may use to keep what frozen "
+        "layers compute; 0 to compute it anew each time",
+    )
     api_host: str = Field("127.0.0.1", description="address the API binds to")
     api_port: int = Field(5000, ge=0, le=65535, description="port of the API")
     mlflow_port: int = Field(5001, ge=0, le=65535, description="port of the MLflow UI under `up`")

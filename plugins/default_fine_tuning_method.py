@@ -1,5 +1,6 @@
 """Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,16 @@ from embedding_studio.methods import (
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import count_layers, load_encoder, save_encoder, tokenize
+from embedding_studio.training.encoder import (
+    count_layers,
+    load_encoder,
+    require_same_tokenizer,
+    save_encoder,
+    tokenize,
+)
 from embedding_studio.training.evaluation import evaluate
-from embedding_studio.training.loop import TrainingPlan, train
+from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
+from embedding_studio.training.towers import BiEncoder, Tower
 
 if TYPE_CHECKING:
     import optuna
@@ -40,6 +48,8 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     budget = Budget(max_trials=8, max_minutes=60)
     # to judge by clicks takes more queries than to learn from them
     test_share = 0.3
+    lora_rank = 0
+    """Above 0, adapters of this rank learn in place of the layers: for large encoders."""
 
     def item_text(self, result: SearchResult) -> str | None:
         """Return an item's text. Override to look it up elsewhere, by `result.object_id`."""
@@ -50,13 +60,13 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
-            "learning_rate": trial.suggest_float("learning_rate", 7e-5, 3e-4, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 8e-4, log=True),
             "weight_decay": trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True),
             "frozen_layers": trial.suggest_int("frozen_layers", 1, 4),
-            "epochs": trial.suggest_int("epochs", 2, 3),
+            "epochs": trial.suggest_int("epochs", 2, 4),
             "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
             "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
-            "negatives_per_click": trial.suggest_int("negatives_per_click", 1, 4),
+            "negatives_per_click": trial.suggest_int("negatives_per_click", 2, 6),
             "debias": trial.suggest_categorical("debias", [True, False]),
         }
 
@@ -74,9 +84,25 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         data: Splits[Any],
         run: TrialRun,
     ) -> SentenceTransformer:
-        frozen_layers = min(params["frozen_layers"], count_layers(model))
-        plan = TrainingPlan(**params | {"frozen_layers": frozen_layers})
-        return train(model, plan, data, self.main_metric, run)
+        require_same_tokenizer(model, data.train.texts)
+        tower = Tower(
+            model,
+            data.train.texts,
+            frozen_layers=min(params["frozen_layers"], count_layers(model) - 1),
+            learning_rate=params["learning_rate"],
+            lora_rank=self.lora_rank,
+            activations_mb=Settings().activations_mb,
+        )
+        train(BiEncoder(tower, tower), self._plan(params), data, self.main_metric, run)
+        return model
+
+    def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
+        texts = data.train.texts
+        return estimate_trained_tokens(data.train, self._plan(params), texts, texts)
+
+    def _plan(self, params: Parameters) -> TrainingPlan:
+        names = {field.name for field in dataclasses.fields(TrainingPlan)}
+        return TrainingPlan(**{name: params[name] for name in names & params.keys()})
 
     def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
         return evaluate(model, split)

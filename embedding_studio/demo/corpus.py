@@ -22,11 +22,12 @@ _METADATA = Path("static", "fontawesomefree", "metadata", "icons.json")
 
 @dataclass(frozen=True, slots=True)
 class Icon:
-    """object_id: Font Awesome's name, "magnifying-glass"; label: its title; svg: the drawing."""
+    """object_id: Font Awesome's name, "magnifying-glass"; label: its title; svg: the drawing, empty
+    for an item of a corpus that has none."""
 
     object_id: str
     label: str
-    svg: str
+    svg: str = ""
 
 
 @dataclass(frozen=True)

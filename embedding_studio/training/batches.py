@@ -8,25 +8,34 @@ from numpy.typing import NDArray
 
 from embedding_studio.training.data import QueryLists
 
+Ints = NDArray[np.integer]
+Weights = NDArray[np.float32]
+
 _POSITIVE_FROM = 0.3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """queries: (b,) and items: (n,) distinct text indices; relevance and negative_weight: (b, n),
-    what the losses take. An item that only other queries of the batch were shown is a negative."""
+    """queries: (b,) distinct text indices and items: (n,) distinct item indices; relevance and
+    negative_weight: (b, n), what the losses take. An item that only other queries of the batch
+    were shown is a negative, unless a near-identical query meant it."""
 
-    queries: NDArray[np.integer]
-    items: NDArray[np.integer]
-    relevance: NDArray[np.float32]
-    negative_weight: NDArray[np.float32]
+    queries: Ints
+    items: Ints
+    relevance: Weights
+    negative_weight: Weights
 
 
 class Batches:
     """Cuts an epoch's queries into batches, each query with its positives and some skipped items.
 
     A positive is an item that was probably meant; what is left of its relevance, like that of a
-    skipped item, only lightens it as a negative of its query.
+    skipped item, only lightens it as a negative of its query. How much a skip says is the click
+    model's to tell: one at the top, where people look, leaves little relevance and so nearly a
+    full negative; one far down leaves the item about as likely as it was before.
+
+    An item is a negative of a query by no more than 1 minus the likeliest relevance it has to any
+    query spelled almost alike (`QueryLists.near`).
     """
 
     def __init__(
@@ -38,49 +47,106 @@ class Batches:
     ) -> None:
         self._queries = np.asarray(lists.queries)
         self._items = np.asarray(lists.items)
-        self._offsets = np.asarray(lists.offsets)
         self._row = lists.pair_queries()
         clicked = np.asarray(lists.clicked) > 0
         likely = np.asarray(lists.relevance) if debias else clicked.astype(np.float32)
         self._is_positive = likely >= _POSITIVE_FROM
-        self._positive_weight = np.where(self._is_positive, likely, 0.0).astype(np.float32)
-        self._negative_weight = (1 - likely).astype(np.float32)
         self._batch_size = batch_size
-        positives = np.bincount(self._row, self._is_positive, len(lists))
-        self._drawn_per_query = positives * (1 + negatives_per_click)
+        positives = np.bincount(self._row, self._is_positive, len(lists)).astype(np.int64)
+        self._drawn_per_query = np.minimum(
+            positives * (1 + negatives_per_click), np.diff(lists.offsets)
+        )
+        self._drawn_offsets = _offsets(self._drawn_per_query)
         self._rows = np.flatnonzero(positives)
-        self._width = int(self._items.max(initial=0)) + 1
-        # pairs are sorted by query and item, so a pair is found by bisection
-        self._keys = self._row * self._width + self._items
+        self._offsets = np.asarray(lists.offsets)
+        self._known = _Known.of(lists, likely, self._is_positive)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)
 
     def shuffled(self, random: np.random.Generator) -> Iterator[Batch]:
         """Yield an epoch's batches, with negatives drawn anew."""
-        drawn = self._draw_pairs(random)
+        drawn = self._items[self._draw_pairs(random)]
         order = random.permutation(self._rows)
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            yield self._batch(rows, np.unique(self._items[drawn[np.isin(self._row[drawn], rows)]]))
+            items = np.unique(drawn[_places(self._drawn_offsets, rows)])
+            relevance, negative_weight = self._known.tables(rows, items)
+            yield Batch(self._queries[rows], items, relevance, negative_weight)
 
-    def _draw_pairs(self, random: np.random.Generator) -> NDArray[np.integer]:
-        """Return an epoch's pairs: all positives, and at random as many others as they pay for."""
-        luck = np.where(self._is_positive, -1.0, random.random(len(self._items)))
-        order = np.lexsort((luck, self._row))
+    def _draw_pairs(self, random: np.random.Generator) -> Ints:
+        """Return an epoch's pairs by query: all positives, and others as far as they are paid for.
+
+        A query's pairs are put in random order behind its positives by one sort of them all."""
+        luck = np.where(self._is_positive, 0.0, random.random(len(self._items)))
+        order = np.argsort(self._row + luck, kind="stable")
         place_in_query = np.arange(len(order)) - self._offsets[self._row]
-        drawn: NDArray[np.integer] = order[place_in_query < self._drawn_per_query[self._row]]
+        drawn: Ints = order[place_in_query < self._drawn_per_query[self._row]]
         return drawn
 
-    def _batch(self, rows: NDArray[np.integer], items: NDArray[np.integer]) -> Batch:
-        keys = rows[:, None] * self._width + items
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        is_known = self._keys[place] == keys
-        return Batch(
-            queries=self._queries[rows],
-            items=items,
-            relevance=np.where(is_known, self._positive_weight[place], 0.0).astype(np.float32),
-            negative_weight=np.where(is_known, self._negative_weight[place], 1.0).astype(
-                np.float32
-            ),
+
+@dataclass(frozen=True)
+class _Known:
+    """What there is to say of (query, item) pairs, by query: offsets (n_queries + 1,) into the
+    others, (n_known,). A pair that is not here is an ordinary negative."""
+
+    offsets: Ints
+    items: Ints
+    relevance: Weights
+    negative_weight: Weights
+
+    @classmethod
+    def of(cls, lists: QueryLists, likely: Weights, is_positive: NDArray[np.bool_]) -> "_Known":
+        """Put what a query's own searchers did beside what was meant by those of like queries."""
+        own_row, own_item = lists.pair_queries(), np.asarray(lists.items)
+        # the pairs that a neighbour meant, once for each query it is a neighbour of
+        row, neighbour = np.asarray(lists.near).T
+        counts = np.bincount(own_row, is_positive, len(lists)).astype(np.int64)
+        meant = np.flatnonzero(is_positive)[_places(_offsets(counts), neighbour)]
+        rows = np.concatenate([own_row, np.repeat(row, counts[neighbour])])
+        items = np.concatenate([own_item, own_item[meant]])
+        relevance = np.concatenate(
+            [np.where(is_positive, likely, 0.0), np.zeros(len(meant))]
+        ).astype(np.float32)
+        negative_weight = 1 - np.concatenate([likely, likely[meant]])
+
+        order = np.lexsort((items, rows))
+        is_first = np.ones(len(order), dtype=np.bool_)
+        is_first[1:] = np.diff(rows[order]).astype(bool) | np.diff(items[order]).astype(bool)
+        first = np.flatnonzero(is_first)
+        return cls(
+            offsets=_offsets(np.bincount(rows[order[first]], minlength=len(lists))),
+            items=items[order[first]],
+            relevance=_reduce(np.maximum, relevance[order], first),
+            negative_weight=_reduce(np.minimum, negative_weight[order], first),
         )
+
+    def tables(self, rows: Ints, items: Ints) -> tuple[Weights, Weights]:
+        """Return relevance and negative_weight as (len(rows), len(items)). items: ascending."""
+        known = _places(self.offsets, rows)
+        row = np.repeat(np.arange(len(rows)), self.offsets[rows + 1] - self.offsets[rows])
+        column = np.minimum(np.searchsorted(items, self.items[known]), len(items) - 1)
+        is_here = items[column] == self.items[known]
+        cells = row[is_here], column[is_here]
+        relevance = np.zeros((len(rows), len(items)), np.float32)
+        negative_weight = np.ones_like(relevance)
+        relevance[cells] = self.relevance[known[is_here]]
+        negative_weight[cells] = self.negative_weight[known[is_here]]
+        return relevance, negative_weight
+
+
+def _offsets(lengths: NDArray[np.number]) -> Ints:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _places(offsets: Ints, rows: Ints) -> Ints:
+    """Return the places of all entries of `rows`, row after row."""
+    lengths = offsets[rows + 1] - offsets[rows]
+    before = np.cumsum(lengths) - lengths
+    places: Ints = np.arange(lengths.sum()) + np.repeat(offsets[rows] - before, lengths)
+    return places
+
+
+def _reduce(ufunc: np.ufunc, values: Weights, starts: Ints) -> Weights:
+    found: Weights = ufunc.reduceat(values, starts) if len(starts) else values
+    return found

@@ -12,8 +12,11 @@ that an irrelevant one is. A pair shown n_k times and clicked c_k times at posit
                       + (n_k - c_k) log((1 - theta_k attraction_1) / (1 - theta_k attraction_0)).
 
 So one click on a noisy corpus is weak evidence and ten unclicked showings at the top are strong
-evidence, while taking any click as relevance gets worse the more sessions there are. Repeated
-showings of a pair are what tells theta from relevance; where there are few, priors decide.
+evidence, while taking any click as relevance gets worse the more sessions there are. A skip counts
+as far as people look: with attractions of 0.9 and 0.08 and theta_k = 1/k, one at the top takes 2.2
+off the log-odds and one at position 10 takes 0.09. That somebody who clicked further down has
+looked at all above it is not assumed: people do skip, and counts per position cannot tell.
+Repeated showings of a pair are what tells theta from relevance; where there are few, priors decide.
 
 Sources: Joachims, Swaminathan & Schnabel 2017 (position bias in learning to rank); Wang et al. 2018
 (theta by EM from ordinary clicks); Chuklin, Markov & de Rijke 2015 (click models, section 3.2 on

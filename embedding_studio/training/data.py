@@ -1,13 +1,13 @@
 """Sessions as columns on disk: prepared once per iteration, memory-mapped by every trial."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits, normalize_query
 from embedding_studio.errors import NotEnoughData
@@ -17,27 +17,33 @@ from embedding_studio.training.clicks import (
     count_impressions,
     fit_click_model,
 )
-from embedding_studio.training.encoder import TokenizedTexts
+from embedding_studio.training.encoder import TokenizedTexts, open_texts
 from embedding_studio.training.metrics import RELEVANT_FROM
 
 Ints = NDArray[np.integer]
 
 _LEAST: Mapping[str, int] = {"train": 10, "validation": 5, "test": 5}
 _SPLITS = ("train", "validation", "test")
-_COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked")
+_COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked", "near")
 _DISTRACTORS = 100
+_NEAR_FROM = 0.75
+_NEAR_CHUNK = 1024
 _HALF_WEIGHT = 20  # searches from which a query weighs half of what it ever can
 
 
 @dataclass(frozen=True)
 class QueryLists:
-    """Queries, each with the items it was ever shown, as indices into `texts`.
+    """Queries, each with the items it was ever shown.
 
-    queries: (n_queries,); weight: (n_queries,) how much a query's clicks say, in (0, 1);
+    queries: (n_queries,) indices into `texts`, and so are items and distractors, unless the method
+    numbers its items apart (see `prepare_clicks`);
+    weight: (n_queries,) how much a query's clicks say, in (0, 1);
     offsets: (n_queries + 1,) places in the following (n_pairs,) columns, sorted by item:
     items; relevance: in [0, 1], the click model's probability; gain: its unbiased estimate of the
     same, for judging models; clicked: how often.
     distractors: (n_distractors,) random items, presumed irrelevant where they were not shown.
+    near: (n_near, 2) places in `queries` of two that are spelled almost alike, by the first; each
+    pair stands there both ways. Only the training split has any.
     """
 
     texts: TokenizedTexts
@@ -49,6 +55,7 @@ class QueryLists:
     gain: NDArray[np.float32]
     clicked: NDArray[np.int32]
     distractors: Ints
+    near: Ints = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -76,47 +83,55 @@ def text_of(result: SearchResult) -> str | None:
 
 def prepare_clicks(
     sessions: Splits[list[Session]],
-    item_text: Callable[[SearchResult], str | None],
+    item_key: Callable[[SearchResult], str | None],
     tokenize: Callable[[Sequence[str]], TokenizedTexts],
     folder: Path,
     seed: int = 0,
+    encode_items: Callable[[Sequence[str]], None] | None = None,
 ) -> Mapping[str, float]:
     """Write the columns of all three splits and the tokens of every distinct text.
 
     The click model is fitted on the training sessions alone and only applied to the others. Of the
     training queries, those with a click are kept; of the others all, since to judge only by queries
-    that were clicked would favour the ranking that was shown. An item is its text: two ids of one
-    text are the same to a text model. Results without a text are left out and counted.
+    that were clicked would favour the ranking that was shown. Results of one key are one item;
+    those without a key are left out and counted.
+
+    Without encode_items a key is the item's text, and queries and items share one numbering: a text
+    that is both is one text. With it a key is whatever tells items apart, an image's address, say:
+    only queries are texts, items are numbered on their own, and encode_items is called once with
+    the distinct keys in the order of their numbers, to write what the method reads of them.
+
     Returns counts and the click model's parameters, worth seeing in MLflow. Raises NotEnoughData
-    when no result has a text, or in a split too few queries have a probably relevant one.
+    when no result has a key, or in a split too few queries have a probably relevant one.
     """
-    vocabulary: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    items: dict[str, int] = texts if encode_items is None else {}
     tables: dict[str, _Table] = {}
     for name, part in zip(_SPLITS, _parts(sessions), strict=True):
-        tables[name] = _tabulate(part, item_text, vocabulary)
+        tables[name] = _tabulate(part, item_key, texts, items)
     shown = sum(len(s.search_results) for part in _parts(sessions) for s in part)
-    textless = sum(table.without_text for table in tables.values())
-    if shown and textless == shown:
+    left_out = sum(table.left_out for table in tables.values())
+    if shown and left_out == shown:
         example = next(r for part in _parts(sessions) for s in part for r in s.search_results)
         raise NotEnoughData(
-            f"none of {shown} results has a text (object_id {example.object_id!r}, say): post "
-            'results with meta {"text": ...}, or override the method\'s item_text'
+            f"the method finds nothing to learn from in any of {shown} results (object_id "
+            f"{example.object_id!r}, say): a text method takes results posted with meta "
+            '{"text": ...}, or overrides item_text'
         )
     click_model = fit_click_model(tables["train"].impressions)
-    figures: dict[str, float] = {"results_without_text": textless}
+    figures: dict[str, float] = {"results_left_out": left_out}
     for name, part in zip(_SPLITS, _parts(sessions), strict=True):
         figures[f"{name}_sessions"] = len(part)
-        figures |= _write_split(name, tables[name], click_model, folder)
+        figures |= _write_split(name, tables[name], click_model, list(texts), folder)
     _require_enough(figures)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
     count = min(_DISTRACTORS, len(every_item))
     distractors = np.random.default_rng(seed).choice(every_item, size=count, replace=False)
     np.save(folder / "distractors.npy", distractors)
-    texts = tokenize(list(vocabulary))
-    np.save(folder / "tokens.npy", texts.tokens)
-    np.save(folder / "token_offsets.npy", texts.offsets)
-    (folder / "tokenizer.json").write_text(json.dumps(texts.tokenizer), encoding="utf-8")
+    tokenize(list(texts)).write(folder)
+    if encode_items is not None:
+        encode_items(list(items))
     return figures | {
         "items": len(every_item),
         "click_attraction_relevant": click_model.attraction_1,
@@ -132,8 +147,7 @@ def open_clicks(folder: Path) -> Splits[QueryLists]:
         array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return array
 
-    fingerprint = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    texts = TokenizedTexts(column("tokens"), column("token_offsets"), fingerprint)
+    texts = open_texts(folder)
     distractors = column("distractors")
 
     def lists(split: str) -> QueryLists:
@@ -146,39 +160,41 @@ def open_clicks(folder: Path) -> Splits[QueryLists]:
 @dataclass(frozen=True)
 class _Table:
     """One split. queries: (n_queries,) text indices, ascending; searches: how often each was asked;
-    pair_query, pair_item: (n_pairs,) text indices, sorted by query, then item."""
+    pair_query, pair_item: (n_pairs,) text and item indices, sorted by query, then item.
+    left_out: how many results had no key."""
 
     queries: Ints
     searches: Ints
     pair_query: Ints
     pair_item: Ints
     impressions: Impressions
-    without_text: int
+    left_out: int
 
 
 def _tabulate(
     sessions: list[Session],
-    item_text: Callable[[SearchResult], str | None],
-    vocabulary: dict[str, int],
+    item_key: Callable[[SearchResult], str | None],
+    texts: dict[str, int],
+    items: dict[str, int],
 ) -> _Table:
     spelling: dict[str, str] = {}
     shown: list[list[int]] = []
     queries: list[int] = []
-    without_text = 0
+    left_out = 0
     for session in sessions:
         # the first spelling stands for all
         query = spelling.setdefault(normalize_query(session.search_query), session.search_query)
-        queries.append(vocabulary.setdefault(query, len(vocabulary)))
-        found = [item_text(result) for result in session.search_results]
-        without_text += sum(not text for text in found)
-        shown.append([vocabulary.setdefault(t, len(vocabulary)) if t else -1 for t in found])
-    width = len(vocabulary) + 1
-    lengths = [len(items) for items in shown]
-    items = np.array([item for row in shown for item in row], dtype=np.int64)
-    keys = np.repeat(np.array(queries, dtype=np.int64), lengths) * width + items
-    distinct, pair = np.unique(keys[items >= 0], return_inverse=True)
-    pairs = np.full(len(items), -1)
-    pairs[items >= 0] = pair
+        queries.append(texts.setdefault(query, len(texts)))
+        keys = [item_key(result) for result in session.search_results]
+        left_out += sum(not key for key in keys)
+        shown.append([items.setdefault(key, len(items)) if key else -1 for key in keys])
+    width = len(items) + 1
+    lengths = [len(row) for row in shown]
+    item = np.array([number for row in shown for number in row], dtype=np.int64)
+    cells = np.repeat(np.array(queries, dtype=np.int64), lengths) * width + item
+    distinct, pair = np.unique(cells[item >= 0], return_inverse=True)
+    pairs = np.full(len(item), -1)
+    pairs[item >= 0] = pair
     asked, searches = np.unique(np.array(queries, dtype=np.int64), return_counts=True)
     has_pairs = np.isin(asked, distinct // width)
     return _Table(
@@ -189,12 +205,12 @@ def _tabulate(
         impressions=count_impressions(
             sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct)
         ),
-        without_text=without_text,
+        left_out=left_out,
     )
 
 
 def _write_split(
-    name: str, table: _Table, click_model: ClickModel, folder: Path
+    name: str, table: _Table, click_model: ClickModel, texts: Sequence[str], folder: Path
 ) -> dict[str, float]:
     relevance = click_model.relevance(table.impressions)
     clicked = table.impressions.total_clicked()
@@ -204,6 +220,7 @@ def _write_split(
     is_judged = np.bincount(row, relevance >= RELEVANT_FROM, len(queries)) > 0
     is_kept = is_clicked if name == "train" else np.ones_like(is_clicked)
     pairs = is_kept[row]
+    near = find_near_identical([texts[q] for q in queries[is_kept]] if name == "train" else [])
     columns = {
         "queries": queries[is_kept],
         "weight": (table.searches / (table.searches + _HALF_WEIGHT))[is_kept].astype(np.float32),
@@ -214,6 +231,7 @@ def _write_split(
         "relevance": relevance[pairs].astype(np.float32),
         "gain": click_model.unbiased_relevance(table.impressions)[pairs].astype(np.float32),
         "clicked": clicked[pairs].astype(np.int32),
+        "near": near,
     }
     for column in _COLUMNS:
         np.save(folder / f"{name}_{column}.npy", columns[column])
@@ -223,6 +241,24 @@ def _write_split(
         f"{name}_pairs": int(pairs.sum()),
         f"{name}_clicks": float(clicked.sum()),
     }
+
+
+def find_near_identical(queries: Sequence[str]) -> Ints:
+    """Return (n, 2) places of queries that differ by a plural, a typo or the order of words.
+
+    By the cosine of their TF-IDF weighted two- and three-letter pieces, above 0.75: of Font
+    Awesome's search terms, that finds seven of eight plurals in s and half of the one-letter slips.
+    """
+    if len(queries) < 2:
+        return np.empty((0, 2), np.int64)
+    pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3), dtype=np.float32)
+    vectors = pieces.fit_transform(normalize_query(query) for query in queries)
+    found = []
+    for start in range(0, len(queries), _NEAR_CHUNK):
+        cosine = (vectors[start : start + _NEAR_CHUNK] @ vectors.T).tocoo()
+        near = (cosine.data > _NEAR_FROM) & (cosine.row + start != cosine.col)
+        found.append(np.stack([cosine.row[near] + start, cosine.col[near]], axis=1))
+    return np.concatenate(found).astype(np.int64)
 
 
 def _require_enough(figures: Mapping[str, float]) -> None:

@@ -18,6 +18,9 @@ from embedding_studio.training.metrics import (
 
 PerQuery = NDArray[np.float64]
 Vectors = NDArray[np.float32]
+Ints = NDArray[np.integer]
+
+_CHUNK = 10_000
 
 
 def evaluate(model: SentenceTransformer, lists: QueryLists) -> dict[str, float | PerQuery]:
@@ -50,16 +53,20 @@ def evaluate_vectors(
     model which keeps the order of the shown and loses its sense of everything else does not pass.
     """
     items, place = np.unique(np.concatenate([lists.items, lists.distractors]), return_inverse=True)
-    similarity = queries @ embed_items(items).T
-    n_pairs = len(lists.items)
+    vectors = embed_items(items)
+    n_pairs, n_distractors = len(lists.items), len(lists.distractors)
     row, column = lists.pair_queries(), place[:n_pairs]
-    is_shown = np.zeros(similarity.shape, dtype=np.bool_)
-    is_shown[row, column] = True
+    others = queries @ vectors[place[n_pairs:]].T
+    distractor = np.full(len(items), -1)
+    distractor[place[n_pairs:]] = np.arange(n_distractors)
+    is_distractor = distractor[column] >= 0
+    is_presumed = np.ones(others.shape, dtype=np.bool_)
+    is_presumed[row[is_distractor], distractor[column[is_distractor]]] = False
 
-    others = similarity[:, place[n_pairs:]]
     shown = lists.padded(np.ones(n_pairs, dtype=np.bool_), False)
-    judged = np.concatenate([shown, ~is_shown[:, place[n_pairs:]]], axis=1)
-    scores = np.concatenate([lists.padded(similarity[row, column], 0.0), others], axis=1)
+    judged = np.concatenate([shown, is_presumed], axis=1)
+    similarity = _dots(queries, vectors, row, column)
+    scores = np.concatenate([lists.padded(similarity, 0.0), others], axis=1)
     nothing = np.zeros_like(others)
     relevance = np.concatenate([lists.padded(lists.relevance, 0.0), nothing], axis=1)
     gains = np.concatenate([lists.padded(lists.gain, 0.0), nothing], axis=1)
@@ -72,6 +79,15 @@ def evaluate_vectors(
             scores[:, : shown.shape[1]], relevance[:, : shown.shape[1]], shown
         ),
     }
+
+
+def _dots(queries: Vectors, items: Vectors, row: Ints, column: Ints) -> Vectors:
+    """Return (n_pairs,) inner products; never all of queries x items, nor all pairs at once."""
+    dots = np.empty(len(row), np.float32)
+    for start in range(0, len(row), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        np.einsum("nd,nd->n", queries[row[chunk]], items[column[chunk]], out=dots[chunk])
+    return dots
 
 
 def _weighted(lists: QueryLists, values: PerQuery) -> PerQuery:

@@ -6,52 +6,63 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
 from embedding_studio.methods import TrialRun
 from embedding_studio.training.batches import Batch, Batches
 from embedding_studio.training.data import QueryLists
-from embedding_studio.training.encoder import TokenizedTexts, embed, freeze_layers
-from embedding_studio.training.evaluation import evaluate
-from embedding_studio.training.losses import listwise_softmax, pairwise_margin
+from embedding_studio.training.encoder import Inputs
+from embedding_studio.training.evaluation import PerQuery, evaluate_vectors
+from embedding_studio.training.losses import (
+    listwise_softmax,
+    pairwise_margin,
+    probabilistic_margin,
+)
+from embedding_studio.training.towers import BiEncoder, count_tokens
 
 Weights = dict[str, Tensor]
 
+_LOSSES = {
+    "softmax": listwise_softmax,
+    "margin": pairwise_margin,
+    "prob_margin": probabilistic_margin,
+}
 _WARM_UP_SHARE = 0.1
 _PATIENCE = 2
 _MAX_GRADIENT_NORM = 1.0
-_BLENDS = (0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """temperature: of the softmax loss, or the margin of the margin loss, in units of cosine.
+    """temperature: of the softmax loss, or the margin of the margin losses, in units of cosine.
 
     negatives_per_click: other shown items per probably meant one, drawn anew each epoch.
     debias: learn from the click model's relevance; else from "was it ever clicked".
+    blends: shares of the tuned weights, in (0, 1), that are tried in a mixture with the start's.
     """
 
-    learning_rate: float
     weight_decay: float = 0.01
-    frozen_layers: int = 3
     epochs: int = 3
     batch_size: int = 64
-    loss: Literal["softmax", "margin"] = "softmax"
+    loss: Literal["softmax", "margin", "prob_margin"] = "softmax"
     temperature: float = 0.07
     negatives_per_click: int = 2
     debias: bool = True
+    blends: tuple[float, ...] = (0.5, 0.75)
+
+    def batches(self, lists: QueryLists) -> Batches:
+        return Batches(lists, self.batch_size, self.negatives_per_click, self.debias)
 
 
 def train(
-    model: SentenceTransformer,
+    encoder: BiEncoder,
     plan: TrainingPlan,
     data: Splits[QueryLists],
     main_metric: str,
     run: TrialRun,
-) -> SentenceTransformer:
-    """Fine-tune the model in place and return it with the weights that validation liked best.
+) -> None:
+    """Fine-tune the encoder's models in place, to the weights that validation liked best.
 
     Each epoch is scored on data.validation and reported, with the distance shift since the start.
     Epochs end early after two without a better main metric. At the end the tuned weights are
@@ -60,27 +71,21 @@ def train(
     """
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
-    gap_before = float(np.mean(evaluate(model, data.validation)["similarity_gap"]))
-    freeze_layers(model, plan.frozen_layers)
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    start = copy_of(learning)
-    batches = Batches(data.train, plan.batch_size, plan.negatives_per_click, plan.debias)
-    optimizer = torch.optim.AdamW(
-        learning.values(), lr=plan.learning_rate, weight_decay=plan.weight_decay
-    )
+    start = copy_of(encoder.weights)
+    gap_before = float(np.mean(evaluate(encoder, data.validation)["similarity_gap"]))
+    learning = encoder.learning
+    batches = plan.batches(data.train)
+    optimizer = optimizer_of(encoder, plan)
     schedule = linear_schedule(optimizer, total_steps=plan.epochs * len(batches))
 
-    best, best_score, best_epoch = start, -np.inf, 0
+    best, best_score, best_epoch = copy_of(learning), -np.inf, 0
     for epoch in range(plan.epochs):
-        model.train()
+        encoder.train()
         for batch in batches.shuffled(random):
-            loss = batch_loss(model, data.train.texts, batch, plan)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(learning.values(), _MAX_GRADIENT_NORM)
-            optimizer.step()
+            learn_from(batch, encoder, plan, optimizer)
             schedule.step()
-        scores = evaluate(model, data.validation)
+            run.trained_tokens += encoder.count_tokens(batch.queries, batch.items)
+        scores = evaluate(encoder, data.validation)
         score = float(np.mean(scores[main_metric]))
         if score > best_score:
             best, best_score, best_epoch = copy_of(learning), score, epoch
@@ -89,30 +94,58 @@ def train(
         if epoch - best_epoch >= _PATIENCE:
             break
 
-    tuned = best
-    for share in _BLENDS:
+    put(best, learning)
+    encoder.finish()
+    tuned = best = copy_of(encoder.weights)
+    for share in plan.blends:
         blend = {name: torch.lerp(start[name], tuned[name], share) for name in tuned}
-        put(blend, learning)
-        score = float(np.mean(evaluate(model, data.validation)[main_metric]))
+        put(blend, encoder.weights)
+        score = float(np.mean(evaluate(encoder, data.validation)[main_metric]))
         if score > best_score:
             best, best_score = blend, score
-    put(best, learning)
-    return model.eval()
+    put(best, encoder.weights)
+    encoder.eval()
 
 
-def batch_loss(
-    model: SentenceTransformer, texts: TokenizedTexts, batch: Batch, plan: TrainingPlan
-) -> Tensor:
-    """Encode a batch's distinct texts once and return the plan's loss."""
-    distinct, place = np.unique(np.concatenate([batch.queries, batch.items]), return_inverse=True)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_fast_bfloat16()):
-        vectors = embed(model, texts, distinct)
-    vectors = nn.functional.normalize(vectors, dim=1)[torch.from_numpy(place)]
-    scores = vectors[: len(batch.queries)] @ vectors[len(batch.queries) :].T
-    relevance = torch.from_numpy(batch.relevance).to(scores.device)
-    negative_weight = torch.from_numpy(batch.negative_weight).to(scores.device)
-    loss = listwise_softmax if plan.loss == "softmax" else pairwise_margin
-    return loss(scores, relevance, negative_weight, plan.temperature)
+def learn_from(
+    batch: Batch, encoder: BiEncoder, plan: TrainingPlan, optimizer: torch.optim.Optimizer
+) -> None:
+    """Take one step down the loss of a batch."""
+    loss = batch_loss(encoder, batch, plan)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(encoder.learning.values(), _MAX_GRADIENT_NORM)
+    optimizer.step()
+
+
+def batch_loss(encoder: BiEncoder, batch: Batch, plan: TrainingPlan) -> Tensor:
+    """Return the plan's loss over a batch."""
+    queries, items = encoder.embed(batch.queries, batch.items)
+    relevance, negative_weight = (
+        torch.from_numpy(table).to(queries.device)
+        for table in (batch.relevance, batch.negative_weight)
+    )
+    return _LOSSES[plan.loss](queries @ items.T, relevance, negative_weight, plan.temperature)
+
+
+def evaluate(encoder: BiEncoder, lists: QueryLists) -> dict[str, float | PerQuery]:
+    """Score the encoder as it is now, in the arithmetic that it learns in."""
+    encoder.eval()
+    return evaluate_vectors(lists, encoder.queries.vectors(lists.queries), encoder.items.vectors)
+
+
+def estimate_trained_tokens(
+    lists: QueryLists, plan: TrainingPlan, queries: Inputs, items: Inputs
+) -> int:
+    """Return the tokens that training by the plan will see, all of its epochs included."""
+    batches = plan.batches(lists).shuffled(np.random.default_rng(0))
+    one_epoch = sum(count_tokens(queries, items, batch.queries, batch.items) for batch in batches)
+    return plan.epochs * one_epoch
+
+
+def optimizer_of(encoder: BiEncoder, plan: TrainingPlan) -> torch.optim.AdamW:
+    """Return AdamW with state for what learns and nothing else."""
+    return torch.optim.AdamW(encoder.parameter_groups(plan.weight_decay), fused=True)
 
 
 def linear_schedule(
@@ -127,13 +160,6 @@ def linear_schedule(
         return max(0.0, (total_steps - step) / max(1, total_steps - warm_up))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def has_fast_bfloat16() -> bool:
-    """Return whether bfloat16 is the faster arithmetic here (2.5 times on AVX512-BF16)."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def copy_of(parameters: Mapping[str, nn.Parameter]) -> Weights:

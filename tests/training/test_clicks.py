@@ -56,6 +56,19 @@ def test_posterior_below_the_top_by_hand() -> None:
         assert MODEL.relevance(one_pair(1, 0, position)) == pytest.approx([yes / (yes + no)])
 
 
+def test_a_skip_at_the_top_says_more_by_hand() -> None:
+    """The log-odds lose 2.2 by a skip where all look, 0.09 by one where a tenth look."""
+    theta = 1 / np.arange(1.0, 11)
+    model = ClickModel(theta, attraction_1=0.9, attraction_0=0.08, prior=np.full(10, 0.5))
+
+    def log_odds(position: int) -> float:
+        likely = float(model.relevance(one_pair(1, 0, position))[0])
+        return float(np.log(likely / (1 - likely)))
+
+    assert log_odds(0) == pytest.approx(np.log(0.1 / 0.92)) == pytest.approx(-2.219, abs=0.001)
+    assert log_odds(9) == pytest.approx(np.log(0.91 / 0.992)) == pytest.approx(-0.086, abs=0.001)
+
+
 def test_unbiased_relevance_by_hand() -> None:
     """Clicks per look, with 0.1 taken to 0 and 0.8 to 1."""
     assert MODEL.unbiased_relevance(one_pair(4, 1, 1)) == pytest.approx([(1 - 0.2) / (0.7 * 2)])

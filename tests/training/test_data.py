@@ -7,8 +7,16 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import Session, Splits, split_by_query
+from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.errors import NotEnoughData
-from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
+from embedding_studio.training import data
+from embedding_studio.training.data import (
+    QueryLists,
+    find_near_identical,
+    open_clicks,
+    prepare_clicks,
+    text_of,
+)
 from embedding_studio.training.encoder import load_encoder, tokenize
 from tests.training.tiny import searches, session
 
@@ -58,7 +66,7 @@ def test_columns_hold_what_was_shown_and_clicked(
     assert figures["train_queries"] == len(
         {" ".join(s.search_query.casefold().split()) for s in many.train + extra}
     )
-    assert figures["results_without_text"] == 0
+    assert figures["results_left_out"] == 0
 
 
 def test_columns_are_memory_mapped_without_pickle(
@@ -77,10 +85,10 @@ def test_no_query_is_in_two_splits(model: SentenceTransformer, tmp_path: Path) -
     sessions = searches(4000)
     shouted = [replace(s, search_query=s.search_query.upper()) for s in sessions[::3]]
     prepare(split_by_query(sessions + shouted), model, tmp_path)
-    data = open_clicks(tmp_path)
+    found = open_clicks(tmp_path)
     queries = [
         {text.lower() for text in texts_of(model, lists, lists.queries)}
-        for lists in (data.train, data.validation, data.test)
+        for lists in (found.train, found.validation, found.test)
     ]
     assert not queries[0] & queries[1]
     assert not queries[0] & queries[2]
@@ -130,7 +138,72 @@ def test_some_items_without_text_are_skipped_and_counted(
     """The rest of the data is used."""
     bare = [session(90_000 + n, f"q{n}", ["x", "y"], [0], texts=False) for n in range(5)]
     figures = prepare(split_by_query(searches(4000) + bare), model, tmp_path)
-    assert figures["results_without_text"] == 10
+    assert figures["results_left_out"] == 10
+
+
+def test_items_that_are_not_texts_have_their_own_numbers(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """With encode_items the texts are the queries alone, and keys come once, in their order."""
+    keys: list[str] = []
+    sessions = split_by_query(searches(4000))
+    figures = prepare_clicks(
+        sessions,
+        lambda result: f"image of {result.object_id}",
+        lambda texts: tokenize(model, texts),
+        tmp_path,
+        encode_items=keys.extend,
+    )
+    lists = open_clicks(tmp_path).train
+    assert len(set(keys)) == len(keys) == figures["items"]
+    assert all(key.startswith("image of ") for key in keys)
+    assert len(lists.texts) == sum(figures[f"{x}_queries"] for x in ("train", "validation", "test"))
+    query = sessions.train[0].search_query
+    place = texts_of(model, lists, lists.queries).index(query)
+    items = lists.items[lists.offsets[place] : lists.offsets[place + 1]]
+    assert {keys[item] for item in items} == {
+        f"image of {result.object_id}"
+        for session in sessions.train
+        if session.search_query == query
+        for result in session.search_results
+    }
+
+
+def test_near_identical_queries_are_found() -> None:
+    """Plurals, slips and another order of words, both ways; not other words, not itself."""
+    queries = ["magnifying glass", "glass magnifying", "magnifying glasses", "magnifyng glass",
+               "wine glass", "umbrella", "umbrellas", "Umbrella",
+               *load_corpus().queries]  # fmt: skip
+    near = {(int(a), int(b)) for a, b in find_near_identical(queries)}
+    assert {(0, 1), (0, 2), (0, 3), (5, 6), (7, 5), (7, 6)} <= near
+    assert (0, 4) not in near
+    assert all((b, a) in near and a != b for a, b in near)
+
+
+def test_near_identical_queries_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the work is cut, the pairs are the same; few or no queries have none."""
+    queries = ["red chair", "lamp", "red chairs", "mirror", "chair red"]
+    expected = find_near_identical(queries).tolist()
+    monkeypatch.setattr(data, "_NEAR_CHUNK", 2)
+    assert find_near_identical(queries).tolist() == expected
+    assert [0, 4] in expected
+    assert find_near_identical([]).shape == find_near_identical(["one"]).shape == (0, 2)
+
+
+def test_only_training_queries_have_neighbours(model: SentenceTransformer, tmp_path: Path) -> None:
+    """The plural of a training query is its neighbour; the other splits have none."""
+    many = split_by_query(searches(4000))
+    extra = [
+        session(10_001, "unmatched query", ["red kite", "old boat"], [1]),
+        session(10_002, "unmatched queries", ["red kite", "new boat"], [1]),
+        session(10_003, "query unmatched", ["red kite", "new boat"], [0]),
+    ]
+    prepare(replace(many, train=many.train + extra), model, tmp_path)
+    splits = open_clicks(tmp_path)
+    texts = texts_of(model, splits.train, splits.train.queries)
+    near = {(texts[a], texts[b]) for a, b in splits.train.near}
+    assert ("unmatched query", "query unmatched") in near
+    assert len(splits.validation.near) == len(splits.test.near) == 0
 
 
 def test_padding_keeps_rows_apart() -> None:

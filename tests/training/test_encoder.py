@@ -3,15 +3,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import CorruptModel, MethodError
 from embedding_studio.training.encoder import (
+    chunks_of_like_length,
     count_layers,
-    embed,
     embed_frozen,
-    freeze_layers,
+    forward,
+    in_order,
     load_encoder,
+    open_texts,
     require_same_tokenizer,
     save_encoder,
     tokenize,
@@ -31,9 +35,63 @@ def test_token_ids_give_the_librarys_embeddings(model: SentenceTransformer) -> N
     expected = model.encode(TEXTS, normalize_embeddings=True)
     texts = tokenize(model, TEXTS)
     assert embed_frozen(model, texts, np.arange(len(TEXTS))) == pytest.approx(expected, abs=1e-5)
-    in_small_chunks = embed(model, texts, np.arange(len(TEXTS)), max_tokens=8)
-    normal = torch.nn.functional.normalize(in_small_chunks, dim=1).detach().numpy()
+    with torch.inference_mode():
+        one_by_one = in_order(
+            texts,
+            np.arange(len(TEXTS)),
+            lambda some: torch.cat(
+                [forward(model, texts.features(some[[k]])) for k in range(len(some))]
+            ),
+        )
+    normal = torch.nn.functional.normalize(one_by_one, dim=1).numpy()
     assert normal == pytest.approx(expected, abs=1e-5)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_chunks_hold_each_input_once_and_keep_to_the_limit(lengths: list[int]) -> None:
+    """Every input is in one slice of the order; no slice has more than 50 tokens once padded."""
+    order, slices = chunks_of_like_length(np.array(lengths), max_tokens=50, call_tokens=5)
+    chunks = [order[chunk] for chunk in slices]
+    assert np.concatenate(chunks).tolist() == order.tolist()
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    for chunk in chunks:
+        assert len(chunk) * max(lengths[number] for number in chunk) <= 50
+
+
+def test_vectors_come_back_in_the_order_asked_for(model: SentenceTransformer) -> None:
+    """However many passes it takes, each input has its own vector: here, its number."""
+    random = np.random.default_rng(0)
+    texts = tokenize(model, ["word " * count for count in random.integers(1, 30, size=100)])
+    asked = random.permutation(100)
+    passes = []
+
+    def number(which: np.ndarray) -> torch.Tensor:
+        passes.append(len(which))
+        return torch.from_numpy(which[:, None])
+
+    assert in_order(texts, asked, number)[:, 0].tolist() == asked.tolist()
+    assert len(passes) > 2
+
+
+def test_chunks_by_hand() -> None:
+    """Padding six texts by 7 tokens costs more than a call, padding one of them by one does not."""
+    lengths = np.array([3, 10, 3, 10, 3, 3, 10, 3, 3, 9])
+    order, slices = chunks_of_like_length(lengths, call_tokens=40)
+    assert sorted(lengths[order[chunk]].tolist() for chunk in slices) == [[3] * 6, [9, 10, 10, 10]]
+    order, slices = chunks_of_like_length(lengths, call_tokens=43)
+    assert len(slices) == 1
+
+
+def test_texts_written_and_opened_are_the_same(model: SentenceTransformer, tmp_path: Path) -> None:
+    """Tokens come back memory-mapped, with what is needed to pad them."""
+    texts = tokenize(model, TEXTS)
+    texts.write(tmp_path)
+    opened = open_texts(tmp_path)
+    everything = np.arange(len(TEXTS))
+    for name, expected in texts.features(everything).items():
+        assert opened.features(everything)[name].equal(expected)
+    assert (opened.tokenizer, opened.pad, opened.folder) == (texts.tokenizer, texts.pad, tmp_path)
+    assert isinstance(opened.tokens, np.memmap)
 
 
 @pytest.mark.slow
@@ -91,22 +149,9 @@ def test_a_folder_without_a_model_is_corrupt(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
-def test_frozen_is_what_comes_before(model: SentenceTransformer) -> None:
-    """Embeddings and the first layers do not learn, the rest does."""
+def test_layers_are_counted(model: SentenceTransformer) -> None:
+    """The tiny model has two."""
     assert count_layers(model) == 2
-    freeze_layers(model, 1)
-    learns = {name: p.requires_grad for name, p in model.named_parameters()}
-    assert not any(learns[name] for name in learns if ".embeddings." in name)
-    assert not any(learns[name] for name in learns if ".layer.0." in name)
-    assert all(learns[name] for name in learns if ".layer.1." in name)
-    freeze_layers(model, 0)
-    assert all(p.requires_grad for name, p in model.named_parameters() if ".layer." in name)
-
-
-def test_freezing_more_layers_than_there_are_is_refused(model: SentenceTransformer) -> None:
-    """The message tells how many there are."""
-    with pytest.raises(MethodError, match="freeze 3 layers of a model with 2"):
-        freeze_layers(model, 3)
 
 
 def test_another_tokenizer_is_noticed(model: SentenceTransformer) -> None:

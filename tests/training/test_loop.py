@@ -13,12 +13,40 @@ from embedding_studio.methods import Scores
 from embedding_studio.training import loop
 from embedding_studio.training.batches import Batches
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import TokenizedTexts, load_encoder, tokenize
+from embedding_studio.training.encoder import (
+    TokenizedTexts,
+    load_encoder,
+    save_encoder,
+    tokenize,
+)
 from embedding_studio.training.evaluation import evaluate, evaluate_vectors
-from embedding_studio.training.loop import TrainingPlan, batch_loss, linear_schedule, train
+from embedding_studio.training.loop import (
+    TrainingPlan,
+    batch_loss,
+    estimate_trained_tokens,
+    linear_schedule,
+)
+from embedding_studio.training.towers import BiEncoder, Tower
 from tests.training.tiny import Reports, searches
 
-PLAN = TrainingPlan(learning_rate=3e-3, frozen_layers=1, epochs=2, batch_size=32)
+PLAN = TrainingPlan(epochs=2, batch_size=32)
+
+
+def encoder_of(
+    model: SentenceTransformer, data: Splits[QueryLists], lora_rank: int = 0
+) -> BiEncoder:
+    tower = Tower(model, data.train.texts, 1, learning_rate=3e-3, lora_rank=lora_rank)
+    return BiEncoder(tower, tower)
+
+
+def train(
+    model: SentenceTransformer,
+    plan: TrainingPlan,
+    data: Splits[QueryLists],
+    run: Reports,
+    lora_rank: int = 0,
+) -> None:
+    loop.train(encoder_of(model, data, lora_rank), plan, without_test(data), "ndcg_at_10", run)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +84,12 @@ def test_training_lowers_the_loss_and_reports_each_epoch(
 
     def loss_now() -> float:
         with torch.inference_mode():
-            return batch_loss(model.eval(), data.train.texts, batch, PLAN).item()
+            model.eval()
+            return batch_loss(encoder_of(model, data), batch, PLAN).item()
 
     before = loss_now()
     run = Reports()
-    train(model, replace(PLAN, epochs=3), without_test(data), "ndcg_at_10", run)
+    train(model, replace(PLAN, epochs=3), data, run)
     assert loss_now() < before - 0.05
     assert set(run.scores[0]) == set(evaluate(model, data.validation)) | {"distance_shift"}
 
@@ -68,7 +97,7 @@ def test_training_lowers_the_loss_and_reports_each_epoch(
 def test_frozen_layers_do_not_change(model: SentenceTransformer, data: Splits[QueryLists]) -> None:
     """After training, embeddings and frozen layers are bit for bit the same; others are not."""
     before = weights_of(model)
-    train(model, PLAN, without_test(data), "ndcg_at_10", Reports())
+    train(model, PLAN, data, Reports())
     changed = {name for name, now in weights_of(model).items() if not now.equal(before[name])}
     assert changed
     assert all(".layer.1." in name or "pooler" in name for name in changed)
@@ -80,7 +109,7 @@ def test_a_seed_fixes_the_outcome(tiny_model_folder: Path, data: Splits[QueryLis
     def outcome(seed: int) -> torch.Tensor:
         model = load_encoder(tiny_model_folder)
         plan = replace(PLAN, epochs=1)
-        train(model, plan, without_test(data), "ndcg_at_10", Reports(seed))
+        train(model, plan, data, Reports(seed))
         return torch.cat([values.flatten().float() for values in model.state_dict().values()])
 
     assert outcome(1).equal(outcome(1))
@@ -93,13 +122,13 @@ def test_the_best_epoch_is_kept_and_training_ends_early(
     """When the first epoch stays the best, two more are tried and its weights come back."""
     seen: list[dict[str, torch.Tensor]] = []
 
-    def worse_each_time(model: SentenceTransformer, lists: QueryLists) -> Mapping[str, float]:
+    def worse_each_time(encoder: BiEncoder, lists: QueryLists) -> Mapping[str, float]:
         seen.append(weights_of(model))
         return {"ndcg_at_10": -float(len(seen)), "similarity_gap": 0.0}
 
     monkeypatch.setattr(loop, "evaluate", worse_each_time)
     run = Reports()
-    train(model, replace(PLAN, epochs=9), without_test(data), "ndcg_at_10", run)
+    train(model, replace(PLAN, epochs=9), data, run)
     assert len(run.scores) == 3
     first_epoch, last_epoch = seen[1], seen[3]
     kept = weights_of(model)
@@ -114,12 +143,12 @@ def test_a_better_blend_with_the_start_is_kept(
     seen: list[dict[str, torch.Tensor]] = []
     scores = iter([0.0, 0.5, 0.9, 0.6])  # the start, the epoch, one half, three quarters
 
-    def scripted(model: SentenceTransformer, lists: QueryLists) -> Mapping[str, float]:
+    def scripted(encoder: BiEncoder, lists: QueryLists) -> Mapping[str, float]:
         seen.append(weights_of(model))
         return {"ndcg_at_10": next(scores), "similarity_gap": 0.0}
 
     monkeypatch.setattr(loop, "evaluate", scripted)
-    train(model, replace(PLAN, epochs=1), without_test(data), "ndcg_at_10", Reports())
+    train(model, replace(PLAN, epochs=1), data, Reports())
     name = next(name for name, _ in model.named_parameters() if ".layer.1." in name)
     halfway = (seen[0][name] + seen[1][name]) / 2
     torch.testing.assert_close(weights_of(model)[name], halfway)
@@ -129,9 +158,9 @@ def test_distance_shift_is_the_gap_gained(
     model: SentenceTransformer, data: Splits[QueryLists]
 ) -> None:
     """The reported shift is the gap after an epoch minus the gap before training."""
-    before = mean(evaluate(model, data.validation), "similarity_gap")
+    before = mean(loop.evaluate(encoder_of(model, data), data.validation), "similarity_gap")
     run = Reports()
-    train(model, PLAN, without_test(data), "ndcg_at_10", run)
+    train(model, PLAN, data, run)
     for scores in run.scores:
         expected = mean(scores, "similarity_gap") - before
         assert mean(scores, "distance_shift") == pytest.approx(expected)
@@ -147,7 +176,47 @@ def test_what_report_raises_ends_the_training(
             raise TrialCanceled
 
     with pytest.raises(TrialCanceled):
-        train(model, PLAN, without_test(data), "ndcg_at_10", Canceled())
+        train(model, PLAN, data, Canceled())
+
+
+def test_low_rank_adapters_become_weights(
+    tiny_model_folder: Path, data: Splits[QueryLists], tmp_path: Path
+) -> None:
+    """With adapters, only linear maps above the frozen layers change, by a matrix of that rank; the
+    model has its own modules back and saves as any other."""
+    model = load_encoder(tiny_model_folder)
+    modules = [type(module) for module in model.modules()]
+    before = weights_of(model)
+    run = Reports()
+    train(model, replace(PLAN, epochs=3), data, run, lora_rank=2)
+    changed = {name: now - before[name] for name, now in weights_of(model).items()}
+    changed = {name: change for name, change in changed.items() if change.abs().max() > 0}
+    assert changed
+    for name, change in changed.items():
+        assert ".layer.1." in name
+        assert name.endswith(".weight")
+        assert np.linalg.matrix_rank(change.numpy(), tol=1e-5) <= 2
+    assert [type(module) for module in model.modules()] == modules
+    save_encoder(model, tmp_path / "saved")
+    saved = evaluate(load_encoder(tmp_path / "saved"), data.validation)
+    assert mean(saved, "ndcg_at_10") == pytest.approx(
+        mean(evaluate(model, data.validation), "ndcg_at_10")
+    )
+
+
+def test_trained_tokens_are_counted_and_foretold(
+    model: SentenceTransformer, data: Splits[QueryLists]
+) -> None:
+    """What training counts is what was estimated, but for the luck of the negatives drawn."""
+    texts = data.train.texts
+    estimate = estimate_trained_tokens(data.train, PLAN, texts, texts)
+    run = Reports()
+    train(model, PLAN, data, run)
+    assert run.trained_tokens == pytest.approx(estimate, rel=0.1)
+    (batch, *_) = PLAN.batches(data.train).shuffled(np.random.default_rng(0))
+    distinct = set(batch.queries) | set(batch.items)
+    by_hand = sum(int(texts.offsets[n + 1] - texts.offsets[n]) for n in distinct)
+    assert encoder_of(model, data).count_tokens(batch.queries, batch.items) == by_hand
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -178,7 +247,7 @@ def test_the_loop_steps_its_schedule(
         return original(optimizer, total_steps)
 
     monkeypatch.setattr(loop, "linear_schedule", remember)
-    train(model, PLAN, without_test(data), "ndcg_at_10", Reports())
+    train(model, PLAN, data, Reports())
     assert made[0].param_groups[0]["lr"] == 0
 
 

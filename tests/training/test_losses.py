@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from embedding_studio.training.losses import listwise_softmax, pairwise_margin
+from embedding_studio.training.losses import (
+    listwise_softmax,
+    pairwise_margin,
+    probabilistic_margin,
+)
 
 
 def row(*values: float) -> Tensor:
@@ -49,7 +53,62 @@ def test_margin_by_hand() -> None:
     assert loss.item() == pytest.approx((0.2 - 0.05) / 2)
 
 
-@pytest.mark.parametrize("loss", [listwise_softmax, pairwise_margin])
+def test_margin_weighs_pairs_and_leaves_an_item_out_of_its_own() -> None:
+    """By hand: two unsure positives against each other and a negative; no item against itself."""
+    loss = pairwise_margin(row(0.5, 0.4, 0.3), row(0.8, 0.6, 0), row(0.2, 0.4, 1), margin=0.2)
+    costs = 0.8 * 0.4 * 0.1 + 0.8 * 1 * 0 + 0.6 * 0.2 * 0.3 + 0.6 * 1 * 0.1
+    assert loss.item() == pytest.approx(costs / (0.8 * 0.4 + 0.8 + 0.6 * 0.2 + 0.6))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_probabilistic_margin_by_hand() -> None:
+    """A pair weighs as much as the less sure of its two; a masked item makes none."""
+    loss = probabilistic_margin(
+        row(0.8, 0.5, 0.9, 0.1), row(0.7, 0, 0, 0), row(0.3, 0.4, 0, 1), margin=0.2
+    )
+    expected = (0.4 * sigmoid(0.2 - 0.3) + 0.7 * sigmoid(0.2 - 0.7)) / (0.4 + 0.7)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_probabilistic_margin_takes_each_query_for_itself() -> None:
+    """By hand: pairs never cross queries, and the mean is over the pairs of both."""
+    loss = probabilistic_margin(
+        torch.tensor([[0.9, 0.1], [0.6, 0.2]], dtype=torch.float64),
+        torch.tensor([[1.0, 0.0], [0.0, 0.5]], dtype=torch.float64),
+        torch.tensor([[0.0, 1.0], [1.0, 0.5]], dtype=torch.float64),
+        margin=0.0,
+    )
+    assert loss.item() == pytest.approx((sigmoid(-0.8) + 0.5 * sigmoid(0.4)) / 1.5)
+
+
+LOSSES = [listwise_softmax, pairwise_margin, probabilistic_margin]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_raise_the_positive_and_lower_the_negatives(loss: object) -> None:
+    """Downhill is up for what was meant, down for what was not, nowhere for what is masked."""
+    assert callable(loss)
+    scores = row(0.2, 0.3, 0.1, 0.25).requires_grad_()
+    loss(scores, row(0.9, 0, 0, 0), row(0.1, 1, 0.5, 0), 0.3).backward()
+    assert scores.grad is not None
+    gradient = scores.grad[0].tolist()
+    assert gradient[0] < 0 < gradient[2] < gradient[1]
+    assert gradient[3] == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_are_those_of_small_steps(loss: object) -> None:
+    """Autograd agrees with finite differences."""
+    assert callable(loss)
+    scores = row(0.2, 0.35, 0.1).requires_grad_()
+    relevance, negative_weight = row(0.9, 0, 0.4), row(0.1, 1, 0.6)
+    assert torch.autograd.gradcheck(lambda s: loss(s, relevance, negative_weight, 0.2), (scores,))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_no_positives_cost_nothing(loss: object) -> None:
     """A batch without a positive gives 0 and finite gradients."""
     assert callable(loss)
