@@ -21,6 +21,7 @@ from embedding_studio.training.encoder import load_encoder
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
+# the image method has its own tests, with images
 NAMES = ["Default Fine Tuning Method", "Linear adapter"]
 
 
@@ -50,10 +51,10 @@ def suggestion(method: AnyMethod, seed: int = 0) -> dict[str, Any]:
     return method.suggest(study.ask())
 
 
-def test_both_are_found() -> None:
+def test_all_are_found() -> None:
     """The plugins folder loads without a failure."""
     catalog = discover_methods(PLUGINS)
-    assert sorted(catalog.methods) == NAMES
+    assert sorted(catalog.methods) == ["CLIP Fine Tuning Method", *NAMES]
     assert not catalog.failures
 
 
@@ -118,7 +119,7 @@ def test_discovering_the_plugins_loads_no_model() -> None:
         "import threading, pathlib\n"
         "from embedding_studio.methods import discover_methods\n"
         f"catalog = discover_methods(pathlib.Path({str(PLUGINS)!r}))\n"
-        "assert len(catalog.methods) == 2, catalog.failures\n"
+        "assert len(catalog.methods) == 3, catalog.failures\n"
         "assert threading.active_count() == 1\n"
     )
     environment = {**os.environ, "ES_INITIAL_MODEL": "/nowhere"}

@@ -1,0 +1,259 @@
+"""Images as pixels on disk: fetched and cut once per iteration, memory-mapped by every trial."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import fsspec
+import httpx
+import numpy as np
+import stamina
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from sentence_transformers import SentenceTransformer
+
+from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.errors import MethodError, NotEnoughData
+from embedding_studio.training.augmentation import Augmentation
+from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
+from embedding_studio.training.encoder import (
+    device,
+    embed_frozen,
+    require_same_tokenizer,
+    tokenize,
+)
+from embedding_studio.training.evaluation import PerQuery, evaluate_vectors
+
+Ints = NDArray[np.integer]
+
+_MOST_UNREADABLE = 0.5
+_READERS = 16
+_HTTP_SECONDS = 30.0
+# no other protocol: a session's sender must not choose among all that fsspec could open
+_PROTOCOLS = (None, "file", "data", "s3", "gs", "az")
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """Images as the model's processor resizes and crops them.
+
+    pixels: (n_rows, 3, height, width) uint8, may be memory-mapped; rows: (n_images,) where an image
+    stands there; mean, std: of each channel, of values in [0, 1]; tokens: what a transformer makes
+    of an image: its patches and one.
+    """
+
+    pixels: NDArray[np.uint8]
+    rows: Ints
+    mean: Sequence[float]
+    std: Sequence[float]
+    tokens: int
+    folder: Path | None = None
+    augmentation: Augmentation | None = None
+    random: torch.Generator | None = None
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.augmentation is None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self, which: Ints) -> NDArray[np.int64]:
+        return np.full(len(which), self.tokens)
+
+    def features(self, which: Ints) -> dict[str, Any]:
+        """Return pixel_values, (n, 3, height, width) float, normalised, on the training device.
+
+        Images are augmented only where gradients are enabled: an evaluation sees them as they are.
+        """
+        pixels = torch.from_numpy(self.pixels[self.rows[which]]).to(device()).float() / 255
+        if self.augmentation and self.random and torch.is_grad_enabled():
+            pixels = self.augmentation(pixels, self.random)
+        mean, std = (pixels.new_tensor(x)[:, None, None] for x in (self.mean, self.std))
+        return {"pixel_values": (pixels - mean) / std, "modality": "image"}
+
+    def augmented(self, augmentation: Augmentation, seed: int) -> "PreparedImages":
+        """Return the same images, changed at random in training; these if nothing is on."""
+        if not augmentation.is_on:
+            return self
+        return replace(self, augmentation=augmentation, random=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLists(QueryLists):
+    """Text queries; items and distractors are indices into `images`."""
+
+    images: PreparedImages
+
+
+def image_of(result: SearchResult) -> str | None:
+    """Return where the result's meta says that its image is, or None when it does not say."""
+    address = result.meta.get("image")
+    return address if isinstance(address, str) and address.strip() else None
+
+
+def prepare_image_clicks(
+    sessions: Splits[list[Session]],
+    item_image: Callable[[SearchResult], str | None],
+    model: SentenceTransformer,
+    folder: Path,
+) -> Mapping[str, float]:
+    """Do what `prepare_clicks` does where items are images, and write their pixels.
+
+    item_image: gives a path, a file:, http(s):, s3:, gs: or az: URL (the last three need fsspec's
+    drivers), or a data: URI. Images are set upright as their EXIF data say, and those of the same
+    content are one item. Results without an image, or with one that cannot be read, are left out
+    and counted. Raises NotEnoughData when more than half of the images cannot be read, or as
+    `prepare_clicks` does.
+    """
+    owners: dict[str, str] = {}  # of each address, the first object_id that came with it
+    results = [
+        result
+        for part in (sessions.train, sessions.validation, sessions.test)
+        for session in part
+        for result in session.search_results
+    ]
+    for result in results:
+        if address := item_image(result):
+            owners.setdefault(address, result.object_id)
+    if results and not owners:
+        raise NotEnoughData(
+            f"none of {len(results)} results has an image (object_id {results[0].object_id!r}, "
+            'say): post results with meta {"image": ...}, or override the method\'s item_image'
+        )
+    rows = _write_pixels(owners, model, folder)
+
+    def key(result: SearchResult) -> str | None:
+        row = rows.get(item_image(result) or "")
+        return None if row is None else str(row)
+
+    figures = prepare_clicks(
+        sessions,
+        key,
+        lambda texts: tokenize(model, texts),
+        folder,
+        encode_items=lambda keys: np.save(folder / "image_rows.npy", np.array(keys, np.int64)),
+    )
+    return {**figures, "unreadable_images": len(owners) - len(rows)}
+
+
+def open_image_clicks(folder: Path) -> Splits[ImageLists]:
+    """Map what `prepare_image_clicks` wrote into memory."""
+    images = PreparedImages(
+        np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False),
+        np.load(folder / "image_rows.npy", allow_pickle=False),
+        **json.loads((folder / "images.json").read_text(encoding="utf-8")),
+        folder=folder,
+    )
+    clicks = open_clicks(folder)
+    return Splits(
+        *(
+            ImageLists(**vars(lists), images=images)
+            for lists in (clicks.train, clicks.validation, clicks.test)
+        )
+    )
+
+
+def evaluate_images(model: SentenceTransformer, lists: ImageLists) -> dict[str, float | PerQuery]:
+    """Score a model of texts and images with `evaluate_vectors`, each of them encoded once.
+
+    Raises MethodError when the lists were prepared for another tokenizer."""
+    require_same_tokenizer(model, lists.texts)
+    return evaluate_vectors(
+        lists,
+        embed_frozen(model, lists.texts, lists.queries),
+        lambda images: embed_frozen(model, lists.images, images),
+    )
+
+
+def _write_pixels(
+    owners: Mapping[str, str], model: SentenceTransformer, folder: Path
+) -> dict[str, int]:
+    """Write the pixels of every address; return the rows of those that could be read."""
+    transformer: Any = model[0]
+    processor = getattr(getattr(transformer, "processor", None), "image_processor", None)
+    if processor is None:
+        raise MethodError("the model takes no images: what does ES_INITIAL_IMAGE_MODEL name?")
+
+    def cut(image: Image.Image) -> NDArray[np.uint8]:
+        done = processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels: NDArray[np.uint8] = done["pixel_values"][0]
+        return pixels
+
+    shape = cut(Image.new("RGB", (8, 8))).shape
+    patch = transformer.model.config.vision_config.patch_size
+    per_unit = 255 * processor.rescale_factor
+    description = {
+        "mean": [value / per_unit for value in processor.image_mean],
+        "std": [value / per_unit for value in processor.image_std],
+        "tokens": (shape[1] // patch) * (shape[2] // patch) + 1,
+    }
+    (folder / "images.json").write_text(json.dumps(description), encoding="utf-8")
+    pixels = np.lib.format.open_memmap(
+        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, len(owners)), *shape)
+    )
+
+    def read(row: int, address: str) -> str | Exception:
+        try:
+            content = _fetch(address, http)
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+            pixels[row] = cut(image.convert("RGB"))
+        except Exception as error:  # noqa: BLE001 - file systems and decoders raise what they like
+            return error.with_traceback(None)  # whose frames hold the content
+        return hashlib.sha256(content).hexdigest()
+
+    with (
+        httpx.Client(timeout=_HTTP_SECONDS, follow_redirects=True) as http,
+        ThreadPoolExecutor(_READERS) as readers,
+    ):
+        found = list(readers.map(read, range(len(owners)), owners))
+    pixels.flush()
+    _require_most(owners, found)
+    first: dict[str, int] = {}
+    return {
+        address: first.setdefault(digest, row)
+        for row, (address, digest) in enumerate(zip(owners, found, strict=True))
+        if isinstance(digest, str)
+    }
+
+
+def _require_most(owners: Mapping[str, str], found: Sequence[str | Exception]) -> None:
+    """Raises NotEnoughData: so many failures say more of this machine than of the images."""
+    failures = [
+        (object_id, address, error)
+        for (address, object_id), error in zip(owners.items(), found, strict=True)
+        if isinstance(error, Exception)
+    ]
+    if len(failures) > _MOST_UNREADABLE * len(owners):
+        object_id, address, error = failures[0]
+        raise NotEnoughData(
+            f"{len(failures)} of {len(owners)} images cannot be read; can this machine reach them? "
+            f"The first: object_id {object_id!r}, {address[:200]}: {type(error).__name__}: {error}"
+        )
+
+
+def _fetch(address: str, http: httpx.Client) -> bytes:
+    protocol, _ = fsspec.core.split_protocol(address)
+    if protocol in ("http", "https"):
+        for attempt in stamina.retry_context(on=_is_passing, attempts=3):
+            with attempt:
+                return http.get(address).raise_for_status().content
+    if protocol not in _PROTOCOLS:
+        raise ValueError(f"images are not read by {protocol}")
+    if protocol == "file":
+        address = unquote(address.removeprefix("file://"))
+    content: bytes = fsspec.filesystem(protocol or "file").cat_file(address)
+    return content
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)

@@ -1,0 +1,109 @@
+"""Fine-tune CLIP on clicks: text queries and the images of results, one tower each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers import SentenceTransformer
+
+from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import Budget
+from embedding_studio.training.augmentation import Augmentation
+from embedding_studio.training.encoder import (
+    count_layers,
+    load_encoder,
+    require_same_tokenizer,
+    save_encoder,
+)
+from embedding_studio.training.images import (
+    ImageLists,
+    evaluate_images,
+    image_of,
+    open_image_clicks,
+    prepare_image_clicks,
+)
+from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
+from embedding_studio.training.towers import BiEncoder, Tower
+
+if TYPE_CHECKING:
+    import optuna
+
+# a tower's layers, and what follows them; the scale of CLIP's own loss belongs to neither
+_TEXT = ("text_model.", "text_projection.")
+_IMAGE = ("vision_model.", "visual_projection.")
+
+
+class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
+    """CLIP learns which shown images a query's searchers meant.
+
+    Results name their image in meta {"image": ...}: a path, URL or data: URI. To turn a change of
+    the training images off, subclass with `augmentation = Augmentation(vertical_flip=False)`, say.
+    """
+
+    meta = PluginMeta("CLIP Fine Tuning Method", description="Text queries, image items, CLIP")
+    main_metric = "ndcg_at_10"
+    budget = Budget(max_trials=8, max_minutes=120)
+    # to judge by clicks takes more queries than to learn from them
+    test_share = 0.3
+    augmentation = Augmentation()
+
+    def item_image(self, result: SearchResult) -> str | None:
+        """Return where an item's image is. Override to look it up by `result.object_id`."""
+        return image_of(result)
+
+    def load_initial_model(self) -> SentenceTransformer:
+        return load_encoder(Settings().initial_image_model)
+
+    def suggest(self, trial: "optuna.Trial") -> Parameters:
+        return {
+            "text_learning_rate": trial.suggest_float("text_learning_rate", 1e-6, 1e-4, log=True),
+            "image_learning_rate": trial.suggest_float("image_learning_rate", 1e-6, 1e-4, log=True),
+            "text_frozen_layers": trial.suggest_int("text_frozen_layers", 4, 12),
+            "image_frozen_layers": trial.suggest_int("image_frozen_layers", 4, 12),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True),
+            "epochs": trial.suggest_int("epochs", 2, 4),
+            "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128]),
+            # CLIP's cosines of text and image lie close together
+            "temperature": trial.suggest_float("temperature", 0.01, 0.07, log=True),
+            **{name: getattr(self.augmentation, name) for name in Augmentation.switches()},
+        }
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        return prepare_image_clicks(sessions, self.item_image, self.load_initial_model(), folder)
+
+    def load_data(self, folder: Path) -> Splits[ImageLists]:
+        return open_image_clicks(folder)
+
+    def train(
+        self, model: SentenceTransformer, params: Parameters, data: Splits[Any], run: TrialRun
+    ) -> SentenceTransformer:
+        require_same_tokenizer(model, data.train.texts)
+
+        def tower(side: str, inputs: Any, scope: tuple[str, ...]) -> Tower:
+            frozen_layers = min(params[f"{side}_frozen_layers"], count_layers(model, scope))
+            learning_rate, room = params[f"{side}_learning_rate"], Settings().activations_mb
+            return Tower(model, inputs, frozen_layers, learning_rate, scope, activations_mb=room)
+
+        images = data.train.images.augmented(self.augmentation, run.seed)
+        encoder = BiEncoder(tower("text", data.train.texts, _TEXT), tower("image", images, _IMAGE))
+        train(encoder, self._plan(params), data, self.main_metric, run)
+        return model
+
+    def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
+        lists = data.train
+        return estimate_trained_tokens(lists, self._plan(params), lists.texts, lists.images)
+
+    def _plan(self, params: Parameters) -> TrainingPlan:
+        names = ("epochs", "batch_size", "temperature", "weight_decay")
+        return TrainingPlan(**{name: params[name] for name in names})
+
+    def evaluate(self, model: SentenceTransformer, split: ImageLists) -> Scores:
+        return evaluate_images(model, split)
+
+    def save(self, model: SentenceTransformer, folder: Path) -> None:
+        save_encoder(model, folder)
+
+    def load(self, folder: Path) -> SentenceTransformer:
+        return load_encoder(folder)
