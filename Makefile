@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo up test quick lint clean
+.PHONY: demo up test quick lint clean bench-training bench-clicks bench-iteration bench-hyperparameters
 
 demo: $(VENV)/.demo
 	$(BIN)/embedding-studio demo $(ARGS)
@@ -23,6 +23,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ratios and shares of time: on a machine that does nothing else. docs/training.md has the results.
+bench-training bench-clicks bench-iteration bench-hyperparameters: bench-%: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info
