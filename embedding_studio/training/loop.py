@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
@@ -62,12 +63,13 @@ def train(
     main_metric: str,
     run: TrialRun,
 ) -> None:
-    """Fine-tune the encoder's models in place, to the weights that validation liked best.
+    """Fine-tune the encoder's models in place, as long as validation does not speak against it.
 
     Each epoch is scored on data.validation and reported, with the distance shift since the start.
-    Epochs end early after two without a better main metric. At the end the tuned weights are
-    blended with the starting ones (WiSE-FT, Wortsman et al. 2022) and the best blend, the tuned
-    weights themselves among them, is kept.
+    The last epoch's weights are kept unless an earlier epoch's are clearly better (see
+    `is_clearly_better`); after two epochs in a row that are clearly worse, training ends. Then the
+    tuned weights are blended with the starting ones (WiSE-FT, Wortsman et al. 2022), and a blend is
+    kept if it is clearly better than they are.
     """
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
@@ -78,7 +80,7 @@ def train(
     optimizer = optimizer_of(encoder, plan)
     schedule = linear_schedule(optimizer, total_steps=plan.epochs * len(batches))
 
-    best, best_score, best_epoch = copy_of(learning), -np.inf, 0
+    best, best_scores, best_epoch = copy_of(learning), None, 0
     for epoch in range(plan.epochs):
         encoder.train()
         for batch in batches.shuffled(random):
@@ -86,9 +88,8 @@ def train(
             schedule.step()
             run.trained_tokens += encoder.count_tokens(batch.queries, batch.items)
         scores = evaluate(encoder, data.validation)
-        score = float(np.mean(scores[main_metric]))
-        if score > best_score:
-            best, best_score, best_epoch = copy_of(learning), score, epoch
+        if best_scores is None or not is_clearly_better(best_scores, than=scores[main_metric]):
+            best, best_scores, best_epoch = copy_of(learning), scores[main_metric], epoch
         shift = float(np.mean(scores["similarity_gap"])) - gap_before
         run.report({**scores, "distance_shift": shift}, step=epoch)
         if epoch - best_epoch >= _PATIENCE:
@@ -96,13 +97,14 @@ def train(
 
     put(best, learning)
     encoder.finish()
+    assert best_scores is not None
     tuned = best = copy_of(encoder.weights)
     for share in plan.blends:
         blend = {name: torch.lerp(start[name], tuned[name], share) for name in tuned}
         put(blend, encoder.weights)
-        score = float(np.mean(evaluate(encoder, data.validation)[main_metric]))
-        if score > best_score:
-            best, best_score = blend, score
+        blend_scores = evaluate(encoder, data.validation)[main_metric]
+        if is_clearly_better(blend_scores, than=best_scores):
+            best, best_scores = blend, blend_scores
     put(best, encoder.weights)
     encoder.eval()
 
@@ -141,6 +143,19 @@ def estimate_trained_tokens(
     batches = plan.batches(lists).shuffled(np.random.default_rng(0))
     one_epoch = sum(count_tokens(queries, items, batch.queries, batch.items) for batch in batches)
     return plan.epochs * one_epoch
+
+
+def is_clearly_better(scores: ArrayLike, than: ArrayLike) -> bool:
+    """Return whether a metric's mean is higher by more than one standard error of the difference.
+
+    scores, than: one value per query, of the same queries, or one number each, which has no error.
+    The rule of Breiman et al. 1984 (section 3.4.3): of what noise cannot tell apart, take what one
+    would take without looking. Clicks are noisy, and to take each time the higher of two scores is
+    to take luck for skill.
+    """
+    difference = np.atleast_1d(np.asarray(scores) - np.asarray(than))
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return bool(difference.mean() > error)
 
 
 def optimizer_of(encoder: BiEncoder, plan: TrainingPlan) -> torch.optim.AdamW:
