@@ -3,11 +3,13 @@
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from safetensors.numpy import save_file
 
@@ -96,6 +98,32 @@ def test_the_name_of_a_deleted_experiment_gets_a_suffix(tracking: Tracking) -> N
     assert second.experiment_id != first.experiment_id
     name = tracking._client.get_experiment(second.experiment_id).name
     assert name == "iteration / Toy / batch / 2"
+
+
+def test_two_workers_may_remove_the_same_iteration_at_once(
+    tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another worker removes between a look and a removal is no error: both have succeeded."""
+    opened = tracking.open_iteration("task-1", "Toy", "batch", "start")
+    save_file({"array": np.ones(3)}, tmp_path / "model.safetensors")
+    (folder := tmp_path / "folder").mkdir()
+    (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
+    run_id = tracking.start_baseline(opened.experiment_id, {})
+    tracking.promote("Toy", tracking.upload_model(run_id, folder))
+    tracking.open_iteration("task-2", "Other", "batch", "start")
+    looked = threading.Barrier(2, timeout=10)
+    original = type(tracking._client).get_experiment
+
+    def look_together(client: MlflowClient, experiment_id: str) -> object:
+        found = original(client, experiment_id)
+        looked.wait()
+        return found
+
+    monkeypatch.setattr(type(tracking._client), "get_experiment", look_together)
+    with ThreadPoolExecutor(2) as workers:
+        for done in [workers.submit(tracking.remove_iteration, opened.experiment_id) for _ in "12"]:
+            done.result()
+    assert not tracking.task_experiments("task-1")
 
 
 def test_trials_from_another_start_are_not_mixed_in(tracking: Tracking) -> None:

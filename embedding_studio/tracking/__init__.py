@@ -20,7 +20,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
-from embedding_studio.tracking.models import Models, delete_all_files
+from embedding_studio.tracking.models import Models, delete_all_files, unless_gone
 
 SLIDING_WINDOW = 3
 TRAINED_TOKENS = "trained_tokens"
@@ -117,7 +117,8 @@ class Tracking(Models):
                 continue
             for registered in self._versions(method_name):
                 if registered.run_id in run_ids:
-                    self._client.delete_model_version(method_name, str(registered.version))
+                    with unless_gone():
+                        self._client.delete_model_version(method_name, str(registered.version))
             self.remove_iteration(older.experiment_id)
 
     def discard_task(self, task_id: str, method_name: str) -> None:
@@ -131,12 +132,14 @@ class Tracking(Models):
                 self.remove_iteration(experiment_id)
 
     def remove_iteration(self, experiment_id: str) -> None:
-        """Delete an experiment with its runs and all their files. Repeating it is safe."""
+        """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
+        another worker's doing the same at the same time."""
         for run in list(self._runs(experiment_id)):
             delete_all_files(run)
             self._client.delete_run(run.info.run_id)
         if self._client.get_experiment(experiment_id).lifecycle_stage == "active":
-            self._client.delete_experiment(experiment_id)
+            with unless_gone():
+                self._client.delete_experiment(experiment_id)
 
     def task_experiments(self, task_id: str) -> list[str]:
         """Return the ids of every experiment that attempts of this task made."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import (
     RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -31,6 +32,7 @@ from embedding_studio.tasks import ModelFile, StoredModel
 
 CHAMPION = "champion"
 
+_DELETE_ATTEMPTS = 5
 _MODEL = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
 _SENTENCE_TRANSFORMER = "model.sentence_transformer"  # where the flavor of MLflow looks
@@ -256,7 +258,22 @@ class Models:
 
 def delete_all_files(run: Run) -> None:
     """Delete every artifact of a run. Repeating it is safe."""
-    _repository(run.info.artifact_uri).delete_artifacts()
+    for _ in range(_DELETE_ATTEMPTS):
+        try:
+            _repository(run.info.artifact_uri).delete_artifacts()
+        except FileNotFoundError:  # another worker is deleting the same: see what is left
+            continue
+        return
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Around a removal: what is gone already, another worker removed meanwhile."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
 
 
 def _repository(artifact_uri: str) -> Any:
