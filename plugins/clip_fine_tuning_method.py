@@ -17,9 +17,9 @@ from embedding_studio.training.encoder import (
     require_same_tokenizer,
     save_encoder,
 )
+from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.images import (
     ImageLists,
-    evaluate_images,
     image_of,
     open_image_clicks,
     prepare_image_clicks,
@@ -100,7 +100,7 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return TrainingPlan(**{name: params[name] for name in names})
 
     def evaluate(self, model: SentenceTransformer, split: ImageLists) -> Scores:
-        return evaluate_images(model, split)
+        return evaluate(model, split, split.images)
 
     def save(self, model: SentenceTransformer, folder: Path) -> None:
         save_encoder(model, folder)

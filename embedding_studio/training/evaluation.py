@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.training.data import QueryLists
-from embedding_studio.training.encoder import embed_frozen, require_same_tokenizer
+from embedding_studio.training.encoder import Inputs, embed_frozen, require_same_tokenizer
 from embedding_studio.training.metrics import (
     RELEVANT_FROM,
     dcg,
@@ -23,15 +23,19 @@ Ints = NDArray[np.integer]
 _CHUNK = 10_000
 
 
-def evaluate(model: SentenceTransformer, lists: QueryLists) -> dict[str, float | PerQuery]:
-    """Score a text encoder with `evaluate_vectors`, each distinct text encoded once.
+def evaluate(
+    model: SentenceTransformer, lists: QueryLists, items: Inputs | None = None
+) -> dict[str, float | PerQuery]:
+    """Score an encoder with `evaluate_vectors`, each distinct query and item encoded once.
 
+    items: what the lists' items are, where they are not texts.
     Raises MethodError when the lists were prepared for another tokenizer."""
     require_same_tokenizer(model, lists.texts)
+    item_inputs = lists.texts if items is None else items
     return evaluate_vectors(
         lists,
         embed_frozen(model, lists.texts, lists.queries),
-        lambda items: embed_frozen(model, lists.texts, items),
+        lambda which: embed_frozen(model, item_inputs, which),
     )
 
 

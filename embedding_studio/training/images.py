@@ -23,13 +23,7 @@ from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.errors import MethodError, NotEnoughData
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
-from embedding_studio.training.encoder import (
-    device,
-    embed_frozen,
-    require_same_tokenizer,
-    tokenize,
-)
-from embedding_studio.training.evaluation import PerQuery, evaluate_vectors
+from embedding_studio.training.encoder import device, tokenize
 
 Ints = NDArray[np.integer]
 
@@ -158,18 +152,6 @@ def open_image_clicks(folder: Path) -> Splits[ImageLists]:
             ImageLists(**vars(lists), images=images)
             for lists in (clicks.train, clicks.validation, clicks.test)
         )
-    )
-
-
-def evaluate_images(model: SentenceTransformer, lists: ImageLists) -> dict[str, float | PerQuery]:
-    """Score a model of texts and images with `evaluate_vectors`, each of them encoded once.
-
-    Raises MethodError when the lists were prepared for another tokenizer."""
-    require_same_tokenizer(model, lists.texts)
-    return evaluate_vectors(
-        lists,
-        embed_frozen(model, lists.texts, lists.queries),
-        lambda images: embed_frozen(model, lists.images, images),
     )
 
 
