@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedding_studio.training.encoder import padded_places
+
 _SHARE_OF_FREE_SPACE = 0.5
 
 
@@ -25,9 +27,7 @@ class Activations:
 
     def padded(self, which: NDArray[np.integer]) -> Tensor:
         """Return (n, longest, d) float32; whatever stands in the padding is masked anyway."""
-        starts, lengths = self.offsets[which], np.diff(self.offsets)[which]
-        columns = np.arange(lengths.max())
-        places = starts[:, None] + np.minimum(columns, lengths[:, None] - 1)
+        places, _ = padded_places(self.offsets, which)
         return torch.from_numpy(self.rows[places]).float()
 
 
@@ -72,9 +72,7 @@ def _write(
             part, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width)
         )
         for which, hidden in chunks:
-            lengths = offsets[which + 1] - offsets[which]
-            mask = np.arange(hidden.shape[1]) < lengths[:, None]
-            places = offsets[which][:, None] + np.arange(hidden.shape[1])
+            places, mask = padded_places(offsets, which)
             values = hidden.half().cpu().numpy()[mask]
             if not np.isfinite(values).all():
                 return False

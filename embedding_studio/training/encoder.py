@@ -69,10 +69,7 @@ class TokenizedTexts:
 
     def features(self, which: Ints) -> dict[str, Tensor]:
         """Return input_ids and attention_mask, both (n, longest) int64."""
-        lengths = self.lengths(which)
-        columns = np.arange(lengths.max())
-        mask = columns < lengths[:, None]
-        places = np.where(mask, self.offsets[which][:, None] + columns, 0)
+        places, mask = padded_places(self.offsets, which)
         ids = np.where(mask, self.tokens[places], self.pad)
         return {
             "input_ids": torch.from_numpy(ids.astype(np.int64)),
@@ -85,6 +82,16 @@ class TokenizedTexts:
         np.save(folder / "token_offsets.npy", self.offsets)
         description = {"tokenizer": self.tokenizer, "pad": self.pad}
         (folder / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+
+
+def padded_places(offsets: Ints, which: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return where the tokens of inputs that lie end to end are, and which of it is no padding.
+
+    offsets: (n_inputs + 1,). Both are (n, longest); a place in the padding is 0."""
+    lengths = offsets[which + 1] - offsets[which]
+    columns = np.arange(lengths.max())
+    mask = columns < lengths[:, None]
+    return np.where(mask, offsets[which][:, None] + columns, 0), mask
 
 
 def open_texts(folder: Path) -> TokenizedTexts:
