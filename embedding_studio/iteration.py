@@ -134,6 +134,7 @@ class _Iteration:
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
+        self._baseline: Mapping[str, float] = {}
         self._baseline_test_scores: Scores | None = None
         self._figures: dict[str, float] = {}
         self._trial_seconds: list[float] = []
@@ -214,6 +215,7 @@ class _Iteration:
             if baseline.tokens_per_trial is not None:
                 metrics[ESTIMATE] = round(baseline.tokens_per_trial * self._max_trials)
             self._tracking.finish_run(self._baseline_run_id, metrics, value=value)
+        self._baseline = {name: value for name, value in metrics.items() if name != ESTIMATE}
         self._lease.show(baseline=metrics[self._method.main_metric])
         self._recall_cost(metrics)
 
@@ -302,6 +304,7 @@ class _Iteration:
             start_folder=self._start_folder,
             model_folder=folder,
             best_value=self._best_value,
+            baseline=self._baseline,
         )
         return self._executor.submit(job, self._listen_to(trial)), trial
 

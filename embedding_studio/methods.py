@@ -61,10 +61,12 @@ class TrialRun(ABC):
     """What `train` holds while it runs: its seed, what it has cost, and the one checkpoint.
 
     trained_tokens: tokens seen times epochs, padding apart; `train` adds to it as it goes.
+    baseline: the starting model's validation metrics; None where nobody has scored it.
     """
 
     seed: int
     trained_tokens: int = 0
+    baseline: Mapping[str, float] | None = None
 
     @abstractmethod
     def report(self, scores: Scores, step: int) -> None:

@@ -109,6 +109,7 @@ class Train:
     """One trial: train from the starting model, score on validation, save if it beats the best.
 
     best_value: the best main metric so far, None for none; only a better model is saved.
+    baseline: the starting model's validation metrics.
     """
 
     method: MethodRef
@@ -118,6 +119,7 @@ class Train:
     start_folder: Path
     model_folder: Path
     best_value: float | None
+    baseline: Mapping[str, float]
 
     def __call__(self, report: Reporter) -> TrialResult:
         clock = _Stopwatch()
@@ -126,7 +128,9 @@ class Train:
             data = method.load_data(self.data_folder)
             model = method.load(self.start_folder)
         with clock.measure("train"):
-            run = _ReportingRun(self.seed, method.main_metric, report)
+            run = _ReportingRun(
+                seed=self.seed, baseline=self.baseline, main_metric=method.main_metric, send=report
+            )
             model = method.train(model, self.params, replace(data, test=None), run)
         with clock.measure("evaluate"):
             scores = method.evaluate(model, data.validation)
@@ -203,9 +207,10 @@ def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
     return {name: mean for name, mean in means.items() if np.isfinite(mean)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _ReportingRun(TrialRun):
     seed: int
+    baseline: Mapping[str, float] | None
     main_metric: str
     send: Reporter
 

@@ -126,7 +126,7 @@ def save_encoder(model: SentenceTransformer, folder: Path) -> None:
 
     Raises CorruptModel when the weights are not finite: such a model must not replace another."""
     for name, weights in model.state_dict().items():
-        if not torch.isfinite(weights).all():
+        if not weights.sum(dtype=torch.float32).isfinite():
             raise CorruptModel(f"{name} is not finite: the model diverged and is not saved")
     with _without_progress_bars():
         model.save(str(folder), create_model_card=False, safe_serialization=True)

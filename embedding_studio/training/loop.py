@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
-from embedding_studio.methods import TrialRun
+from embedding_studio.methods import Scores, TrialRun
 from embedding_studio.training.batches import Batch, Batches
 from embedding_studio.training.data import QueryLists
 from embedding_studio.training.encoder import Inputs
@@ -65,7 +65,8 @@ def train(
 ) -> None:
     """Fine-tune the encoder's models in place, as long as validation does not speak against it.
 
-    Each epoch is scored on data.validation and reported, with the distance shift since the start.
+    Each epoch is scored on data.validation and reported, with the distance shift since the
+    baseline: the similarity gap that was gained.
     The last epoch's weights are kept unless an earlier epoch's are clearly better (see
     `is_clearly_better`); after two epochs in a row that are clearly worse, training ends. Then the
     tuned weights are blended with the starting ones (WiSE-FT, Wortsman et al. 2022), and a blend is
@@ -74,7 +75,6 @@ def train(
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
     start = copy_of(encoder.weights)
-    gap_before = float(np.mean(evaluate(encoder, data.validation)["similarity_gap"]))
     learning = encoder.learning
     batches = plan.batches(data.train)
     optimizer = optimizer_of(encoder, plan)
@@ -90,8 +90,7 @@ def train(
         scores = evaluate(encoder, data.validation)
         if best_scores is None or not is_clearly_better(best_scores, than=scores[main_metric]):
             best, best_scores, best_epoch = copy_of(learning), scores[main_metric], epoch
-        shift = float(np.mean(scores["similarity_gap"])) - gap_before
-        run.report({**scores, "distance_shift": shift}, step=epoch)
+        run.report({**scores, **_shift(scores, run.baseline)}, step=epoch)
         if epoch - best_epoch >= _PATIENCE:
             break
 
@@ -107,6 +106,12 @@ def train(
             best, best_scores = blend, blend_scores
     put(best, encoder.weights)
     encoder.eval()
+
+
+def _shift(scores: Scores, baseline: Mapping[str, float] | None) -> Scores:
+    if baseline is None:
+        return {}
+    return {"distance_shift": float(np.mean(scores["similarity_gap"])) - baseline["similarity_gap"]}
 
 
 def learn_from(

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -92,8 +92,9 @@ def searches(count: int, seed: int = 0, queries: int = 200, shown: int = 8) -> l
 class Reports(TrialRun):
     """A run that remembers what it was told."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, baseline: Mapping[str, float] | None = None) -> None:
         self.seed = seed
+        self.baseline = baseline
         self.scores: list[Scores] = []
 
     def report(self, scores: Scores, step: int) -> None:
