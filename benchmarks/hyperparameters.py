@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +32,7 @@ CENTRE: Mapping[str, Any] = {
     "frozen_layers": 4,
     "lora_rank": 0,
     "is_bfloat16": True,
+    "is_near_masked": True,
     "weight_decay": 0.01,
     "epochs": 3,
     "batch_size": 64,
@@ -47,10 +49,13 @@ MOVES: tuple[Mapping[str, Any], ...] = (
     {"frozen_layers": 2, "learning_rate": 4e-4},
     {"frozen_layers": 0, "learning_rate": 1e-4},
     {"frozen_layers": 0},
+    {"frozen_layers": 0, "learning_rate": 4e-4},
     *({"epochs": epochs} for epochs in (1, 5)),
     *({"batch_size": size} for size in (32, 128)),
     *({"temperature": temperature} for temperature in (0.03, 0.05, 0.1, 0.15)),
-    *({"negatives_per_click": count} for count in (0, 4, 8)),
+    *({"negatives_per_click": count} for count in (0, 4, 8, 20)),
+    *({"negatives_per_click": count, "frozen_layers": 2} for count in (8, 20)),
+    {"is_near_masked": False},
     {"debias": False},
     {"blends": ()},
     *({"loss": "margin", "temperature": margin} for margin in (0.1, 0.3)),
@@ -94,6 +99,8 @@ def main() -> None:
 def gain_of(arena: Arena, data: Splits[QueryLists], params: Mapping[str, Any], seed: int) -> float:
     params = dict(params)
     model = load_encoder(MODEL)
+    if not params.pop("is_near_masked"):
+        data = replace(data, train=replace(data.train, near=data.train.near[:0]))
     exact = patch.object(towers, "fast_arithmetic", lambda device: nullcontext())
     with nullcontext() if params.pop("is_bfloat16") else exact:
         tower = Tower(
