@@ -24,6 +24,8 @@ from embedding_studio.api.schemas import (
     ReleaseView,
     SessionOutcome,
     SessionOutcomes,
+    TaskEventsPage,
+    TaskEventView,
     TaskView,
     from_unix_seconds,
     summarize_field_errors,
@@ -38,7 +40,7 @@ from embedding_studio.errors import (
     NotFound,
     StoreUnavailable,
 )
-from embedding_studio.tasks import Budget, TaskStatus
+from embedding_studio.tasks import TERMINAL, Budget, TaskStatus
 
 _ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     400: InvalidInput,
@@ -51,7 +53,6 @@ _ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     503: StoreUnavailable,
     504: StoreUnavailable,
 }
-_FINISHED = frozenset({TaskStatus.DONE, TaskStatus.CANCELED, TaskStatus.ERROR})
 _SESSIONS_PER_REQUEST = 500
 _TASKS = TypeAdapter(list[TaskView])
 
@@ -178,8 +179,24 @@ class EmbeddingStudioClient:
     def cancel_task(self, task_id: str) -> TaskView:
         return _task(self._call("PUT", f"/fine-tuning/task/{task_id}/cancel"))
 
-    def restart_task(self, task_id: str) -> TaskView:
-        return _task(self._call("PUT", f"/fine-tuning/task/{task_id}/restart"))
+    def stop_task(self, task_id: str) -> TaskView:
+        """Ask for the task to end with the best model it has so far."""
+        return _task(self._call("PUT", f"/fine-tuning/task/{task_id}/stop"))
+
+    def restart_task(self, task_id: str, fresh: bool = False) -> TaskView:
+        """Run a stopped, canceled or failed task again; fresh: without its finished trials."""
+        params = {"fresh": fresh}
+        return _task(self._call("PUT", f"/fine-tuning/task/{task_id}/restart", params=params))
+
+    def task_events(self, task_id: str, after_number: int = 0) -> Iterator[TaskEventView]:
+        """Yield what has happened to a task so far, oldest first."""
+        next_page: int | None = after_number
+        while next_page is not None:
+            params = {"after_number": next_page}
+            response = self._call("GET", f"/fine-tuning/task/{task_id}/events", params=params)
+            page = TaskEventsPage.model_validate_json(response.content)
+            yield from page.events
+            next_page = page.last_number
 
     def wait_for_task(
         self,
@@ -187,11 +204,11 @@ class EmbeddingStudioClient:
         on_update: Callable[[TaskView], None] = lambda task: None,
         poll_seconds: float = 1.0,
     ) -> TaskView:
-        """Return the task once it is done, canceled or an error; each look at it is passed on."""
+        """Return the task once it has ended, however; each look at it is passed on."""
         while True:
             task = self.get_task(task_id)
             on_update(task)
-            if task.status in _FINISHED:
+            if task.status in TERMINAL:
                 return task
             time.sleep(poll_seconds)
 

@@ -8,6 +8,7 @@ EmbeddingStudioError
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
 ├── LeaseLost               a write by a worker that no longer owns the task
 ├── Draining                the worker is asked to end: the task goes back as it is
+├── Stopped                 the task was asked to stop before there was anything to keep
 ├── MethodError             a fine-tuning method that cannot be used
 │   ├── PluginError         its file fails to load, or two methods share a name
 │   └── UnknownMethod       no method of that name (HTTP 422)
@@ -51,6 +52,10 @@ class LeaseLost(EmbeddingStudioError):
 
 
 class Draining(EmbeddingStudioError):
+    pass
+
+
+class Stopped(EmbeddingStudioError):
     pass
 
 

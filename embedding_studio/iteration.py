@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,14 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from embedding_studio.clickstream import BatchStatus
-from embedding_studio.errors import AllTrialsFailed, Conflict, CorruptModel, TrialPruned
+from embedding_studio.errors import (
+    AllTrialsFailed,
+    Conflict,
+    CorruptModel,
+    Stopped,
+    TrialCanceled,
+    TrialPruned,
+)
 from embedding_studio.executors.base import Executor, Job, Report, Verdict
 from embedding_studio.lease import Clock, Lease
 from embedding_studio.methods import AnyMethod, Scores, is_better
@@ -28,7 +35,14 @@ from embedding_studio.search import (
 )
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
-from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, TaskStatus
+from embedding_studio.tasks import (
+    FineTuningTask,
+    Promotion,
+    StoredModel,
+    TaskEvent,
+    TaskEventKind,
+    TaskStatus,
+)
 from embedding_studio.tracking import Tracking
 from embedding_studio.trial import (
     SESSION_LINES,
@@ -69,6 +83,7 @@ class House:
 def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
     """Execute a claimed task to its end, from wherever an earlier attempt left it.
 
+    A task that is to stop ends with the best model so far, and Stopped is raised if there is none.
     Raises LeaseLost or Draining when the task is no longer to be worked on, IterationError and
     MethodError when it cannot succeed; the caller ends the task accordingly.
     """
@@ -131,6 +146,7 @@ class _Iteration:
         self._data_folder = self._work / "data"
         self._best_folder = self._work / "best"
         self._experiment_id = task.experiment_id or ""
+        self._has_model = task.best_model is not None  # uploaded, if not yet read back
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
@@ -155,7 +171,12 @@ class _Iteration:
                 )
             return batch.batch_id
         batch = self._store.release_batch(f"task {self._task.id}", self._house.clock())
-        self._store.record(self._lease.claim, self._house.clock(), batch_id=batch.batch_id)
+        self._record(
+            TaskEventKind.BATCH_RELEASED,
+            f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
+            {"batch_id": batch.batch_id, "sessions": batch.session_count},
+            batch_id=batch.batch_id,
+        )
         return batch.batch_id
 
     def fetch_starting_model(self) -> StoredModel:
@@ -184,15 +205,19 @@ class _Iteration:
 
     def open_experiment(self, batch_id: str, start: StoredModel) -> None:
         opened = self._tracking.open_iteration(
-            self._task.id, self._method.meta.name, batch_id, start.run_id
+            self._task.id, self._method.meta.name, batch_id, start.run_id, self._task.fresh_starts
         )
         self._experiment_id = opened.experiment_id
         # each generation draws other sets; an attempt of the same one draws the same again
         self._seed = self._settings.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
         self._search = Search(self._method.direction, self._seed)
-        self._store.record(
-            self._lease.claim, self._house.clock(), experiment_id=self._experiment_id
-        )
+        if self._task.experiment_id != self._experiment_id:
+            self._record(
+                TaskEventKind.EXPERIMENT_OPENED,
+                f"MLflow experiment {self._experiment_id}, from the model of run {start.run_id}",
+                {"experiment_id": self._experiment_id, "start_run_id": start.run_id},
+                experiment_id=self._experiment_id,
+            )
         self._tracking.kill_unfinished(self._experiment_id)
 
     def score_baseline(self) -> None:
@@ -215,6 +240,11 @@ class _Iteration:
             if baseline.tokens_per_trial is not None:
                 metrics[ESTIMATE] = round(baseline.tokens_per_trial * self._max_trials)
             self._tracking.finish_run(self._baseline_run_id, metrics, value=value)
+            self._record(
+                TaskEventKind.BASELINE_SCORED,
+                f"the starting model has {self._method.main_metric} {value:.4f} on validation",
+                {"main_metric": self._method.main_metric, "value": value},
+            )
         self._baseline = {name: value for name, value in metrics.items() if name != ESTIMATE}
         self._lease.show(baseline=metrics[self._method.main_metric])
         self._recall_cost(metrics)
@@ -242,13 +272,14 @@ class _Iteration:
                     len(running) < self._executor.slots
                     and started < max_trials
                     and (deadline is None or time.monotonic() < deadline)
+                    and not self._lease.is_stopping
                 ):
                     future, trial = self._start_trial()
                     running[future] = trial
                     started += 1
                 if not running:
                     break
-                for future in self._first_done(running):
+                for future in self._first_done(running, self._kill_when_grace_is_over):
                     failure = self._conclude(running.pop(future), future)
                     if failure is not None:
                         failures.append(failure)
@@ -266,6 +297,8 @@ class _Iteration:
         self._tracking.record_cost(self._experiment_id, self._count_tokens())
         if self._best_model is None:
             self._lease.beat()  # the last word on progress
+            if self._lease.is_stopping:
+                raise Stopped("stopped before any hyperparameter set had given a model")
             why = failures[-1] if failures else "the time budget was spent before one could finish"
             raise AllTrialsFailed(
                 f"none of {started} hyperparameter sets gave a model; the last one: {why}. "
@@ -277,15 +310,16 @@ class _Iteration:
         metric = self._method.main_metric
         trials = self._tracking.finished_trials(self._experiment_id, metric)
         self._search.replay(trials)
+        self._search.enqueue(self._tracking.sets_without_model(self._experiment_id))
         previous = best_first(
             self._tracking.previous_trials(self._method.meta.name, self._experiment_id),
             self._method.direction,
         )
         wanted = previous[: self._settings.warm_start_trials]
         self._search.enqueue(trial.suggested for trial in wanted)
-        if complete := best_first(trials, self._method.direction):
-            best = complete[0]
-            self._adopt_best(best.value, self._tracking.stored_model(best.run_id))
+        with_model = [trial for trial in trials if trial.has_model]
+        if kept := best_first(with_model, self._method.direction):
+            self._adopt_best(kept[0].value, self._tracking.stored_model(kept[0].run_id))
         return trials
 
     def _start_trial(self) -> tuple[Future[TrialResult], _RunningTrial]:
@@ -317,17 +351,28 @@ class _Iteration:
                 self._tracking.log_report(trial.run_id, report)
             self._lease.show(trial=number + 1, step=report.step, main_metric=value)
             is_hopeless = self._search.report(number, value, report.step)
+            if self._lease.is_stopping:
+                return Verdict.STOP
             return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
 
         return on_report
 
-    def _first_done(self, running: Iterable[Future[Any]]) -> set[Future[Any]]:
+    def _first_done(
+        self, running: Collection[Future[Any]], when_stopping: Callable[[Future[Any]], None]
+    ) -> set[Future[Any]]:
         """Wait for the first of some jobs, asking the lease meanwhile."""
         while True:
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             self._lease.check()
             if done:
                 return done
+            if self._lease.is_stopping:
+                for future in running:
+                    when_stopping(future)
+
+    def _kill_when_grace_is_over(self, future: Future[Any]) -> None:
+        if self._lease.seconds_since_stop > self._settings.stop_grace_seconds:
+            self._executor.kill(future)
 
     def _conclude(self, trial: _RunningTrial, future: Future[TrialResult]) -> str | None:
         """Write a finished trial to the ledger; return why it failed, if it did."""
@@ -348,11 +393,19 @@ class _Iteration:
                 trained_tokens=trial.trained_tokens,
             )
             self._search.tell(number, Outcome.PRUNED)
+            self._record_trial(TaskEventKind.TRIAL_PRUNED, number, "pruned, it had no prospects")
             return None
         except Exception as error:
             if error is trial.ledger_error:
                 raise  # the ledger's failure, not the hyperparameter set's
             self._lease.check()
+            if isinstance(error, TrialCanceled) and self._lease.is_stopping:
+                self._tracking.kill_run(trial.run_id)
+                why = (
+                    f"killed, still going on {self._lease.seconds_since_stop:.0f} s after the stop"
+                )
+                self._record_trial(TaskEventKind.TRIAL_FAILED, number, why)
+                return why
             log.warning("task %s: trial %d failed: %r", self._task.id, number + 1, error)
             self._tracking.delete_model(trial.run_id)
             self._tracking.finish_run(
@@ -364,7 +417,9 @@ class _Iteration:
                 trained_tokens=trial.trained_tokens,
             )
             self._search.tell(number, Outcome.FAILED)
-            return f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {error}"
+            self._record_trial(TaskEventKind.TRIAL_FAILED, number, why)
+            return why
         finally:
             shutil.rmtree(trial.model_folder, ignore_errors=True)
         wall_seconds = time.monotonic() - trial.started
@@ -383,6 +438,12 @@ class _Iteration:
             trained_tokens=trial.trained_tokens,
         )
         self._search.tell(number, Outcome.COMPLETE, value)
+        self._record_trial(
+            TaskEventKind.TRIAL_FINISHED,
+            number,
+            f"{self._method.main_metric} {value:.4f} on validation, in {wall_seconds:.1f} s",
+            {"value": value, "seconds": round(wall_seconds, 1), "run_id": trial.run_id},
+        )
         if model is not None:
             self._adopt_best(value, model)
         return None
@@ -395,6 +456,7 @@ class _Iteration:
         metric = self._method.main_metric
         with trial.writes_to_ledger():
             model = self._tracking.upload_model(trial.run_id, trial.model_folder)
+        self._has_model = True
         copy = self._work / f"copy-{trial.proposal.number}"
         with trial.writes_to_ledger():
             self._tracking.download_model(model, copy)
@@ -415,7 +477,12 @@ class _Iteration:
         self._best_value, self._best_model = value, model
         self._lease.check()
         self._tracking.keep_best(self._experiment_id, model.run_id)
-        self._store.record(self._lease.claim, self._house.clock(), best_model=model)
+        self._record(
+            TaskEventKind.BEST_MODEL_STORED,
+            f"the best model so far is that of run {model.run_id}",
+            {"run_id": model.run_id, "value": value},
+            best_model=model,
+        )
         self._lease.show(best_so_far=value)
 
     def _recall_cost(self, baseline: Mapping[str, float]) -> None:
@@ -461,11 +528,13 @@ class _Iteration:
                 promoted=False,
                 reason="another iteration changed the champion meanwhile: start a new task",
             )
-        self._store.record(self._lease.claim, self._house.clock(), promotion=promotion)
         verdict = (
             f"{metric} on the test split: {promotion.best:.4f}, was {promotion.baseline:.4f}: "
             f"{'promoted' if promotion.promoted else 'not promoted'}, {promotion.reason}"
         )
+        kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
+        figures = {"baseline": promotion.baseline, "best": promotion.best}
+        self._record(kind, verdict, figures, promotion=promotion)
         log.info("task %s: %s", self._task.id, verdict)
         self._tracking.describe_iteration(
             self._experiment_id,
@@ -503,16 +572,38 @@ class _Iteration:
     # -- jobs --------------------------------------------------------------------------------------
 
     def _run(self, job: Job[Result]) -> Result:
-        """Run one job on the executor, ending it when the lease ends."""
+        """Run one job on the executor, ending it when the lease ends.
+
+        A task that is to stop and has no model yet ends here, for there will be nothing to keep."""
         self._lease.check()
         future = self._executor.submit(job, lambda _: Verdict.CONTINUE)
         try:
-            self._first_done([future])
+            self._first_done([future], self._stop_if_there_is_nothing_to_keep)
         except BaseException:
             self._executor.kill(future)
             wait([future])
             raise
         return future.result()
 
+    def _stop_if_there_is_nothing_to_keep(self, job: Future[Any]) -> None:
+        if not self._has_model:
+            raise Stopped("stopped before any hyperparameter set had given a model")
+
     def _score(self, model_folder: Path, split: str) -> Scores:
         return self._run(Score(self._ref, model_folder, self._data_folder, split))
+
+    # -- the task's history ------------------------------------------------------------------------
+
+    def _record(
+        self, kind: TaskEventKind, detail: str, data: Mapping[str, Any], **fields: Any
+    ) -> None:
+        """Set fields of the task and add an event to its history, in one fenced write."""
+        now = self._house.clock()
+        self._store.record(
+            self._lease.claim, now, event=TaskEvent(kind, now, detail, data), **fields
+        )
+
+    def _record_trial(
+        self, kind: TaskEventKind, number: int, what: str, data: Mapping[str, Any] | None = None
+    ) -> None:
+        self._record(kind, f"trial {number + 1}: {what}", {"trial": number + 1, **(data or {})})

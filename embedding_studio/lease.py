@@ -1,6 +1,7 @@
 """A worker's hold on one task: renewed from a timer, asked at every step, lost but once."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -8,7 +9,7 @@ from typing import Any
 
 from embedding_studio.errors import Draining, LeaseLost, StoreUnavailable
 from embedding_studio.store.base import Store
-from embedding_studio.tasks import Claim, FineTuningTask, TaskProgress
+from embedding_studio.tasks import Claim, FineTuningTask, TaskProgress, TaskStatus
 
 Clock = Callable[[], datetime]
 
@@ -28,6 +29,8 @@ class Lease:
         self._progress = TaskProgress(phase="prepare")
         self._is_lost = False
         self._is_draining = False
+        is_stopping = task.status is TaskStatus.STOPPING
+        self._stop_noticed_at = time.monotonic() if is_stopping else None
 
     def show(self, **changes: Any) -> None:
         """Change fields of the task's progress; the next beat writes them."""
@@ -41,7 +44,7 @@ class Lease:
         """
         now = self._clock()
         try:
-            self._store.renew_lease(self.claim, now, self._seconds, self._progress)
+            status = self._store.renew_lease(self.claim, now, self._seconds, self._progress)
         except LeaseLost:
             self._is_lost = True
         except StoreUnavailable:
@@ -49,10 +52,22 @@ class Lease:
                 self._is_lost = True
         else:
             self._renewed_at = now
+            if status is TaskStatus.STOPPING and self._stop_noticed_at is None:
+                self._stop_noticed_at = time.monotonic()
 
     def drain(self) -> None:
         """Ask the iteration to give the task back."""
         self._is_draining = True
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the iteration is to come to an end with what it has."""
+        return self._stop_noticed_at is not None
+
+    @property
+    def seconds_since_stop(self) -> float:
+        """How long ago the stop was noticed; 0 if there is none."""
+        return 0.0 if self._stop_noticed_at is None else time.monotonic() - self._stop_noticed_at
 
     def check(self) -> None:
         """Raise LeaseLost or Draining if the iteration must end; called at every step."""

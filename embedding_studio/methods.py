@@ -62,11 +62,14 @@ class TrialRun(ABC):
 
     trained_tokens: tokens seen times epochs, padding apart; `train` adds to it as it goes.
     baseline: the starting model's validation metrics; None where nobody has scored it.
+    should_stop: set by `report` when somebody wants to see what there is: return the model as it
+    stands. Whoever reports once more instead is interrupted, and the trial does not count.
     """
 
     seed: int
     trained_tokens: int = 0
     baseline: Mapping[str, float] | None = None
+    should_stop: bool = False
 
     @abstractmethod
     def report(self, scores: Scores, step: int) -> None:

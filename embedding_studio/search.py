@@ -56,7 +56,9 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class FinishedTrial:
-    """A trial as the ledger keeps it. value: the final main metric of a complete one."""
+    """A trial as the ledger keeps it. value: the final main metric of a complete one.
+
+    has_model: whether its model is still there, as that of the best one is."""
 
     run_id: str
     suggested: SuggestedSet
@@ -64,6 +66,7 @@ class FinishedTrial:
     value: float | None = None
     intermediate_values: Mapping[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+    has_model: bool = False
 
 
 class Search:

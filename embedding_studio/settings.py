@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     max_expired_leases: int = Field(
         3, ge=1, description="after this many dead workers a task is an error"
     )
+    stop_grace_seconds: float = Field(
+        300.0, ge=0, description="a trial that goes on for this long after a stop is killed"
+    )
     warm_start_trials: int = Field(
         2, ge=0, description="how many of the previous iteration's best sets are tried first"
     )

@@ -10,20 +10,35 @@ from typing import Any
 class TaskStatus(StrEnum):
     PENDING = "pending"
     PROCESSING = "processing"
+    STOPPING = "stopping"
     DONE = "done"
+    STOPPED = "stopped"
     CANCELED = "canceled"
     ERROR = "error"
 
 
 LEGAL_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.PENDING: frozenset({TaskStatus.PROCESSING, TaskStatus.CANCELED, TaskStatus.ERROR}),
-    TaskStatus.PROCESSING: frozenset(
-        {TaskStatus.PENDING, TaskStatus.DONE, TaskStatus.CANCELED, TaskStatus.ERROR}
+    TaskStatus.PENDING: frozenset(
+        {TaskStatus.PROCESSING, TaskStatus.STOPPING, TaskStatus.CANCELED, TaskStatus.ERROR}
     ),
+    TaskStatus.PROCESSING: frozenset(
+        {
+            TaskStatus.PENDING,
+            TaskStatus.STOPPING,
+            TaskStatus.DONE,
+            TaskStatus.CANCELED,
+            TaskStatus.ERROR,
+        }
+    ),
+    TaskStatus.STOPPING: frozenset({TaskStatus.STOPPED, TaskStatus.CANCELED, TaskStatus.ERROR}),
     TaskStatus.DONE: frozenset(),
+    TaskStatus.STOPPED: frozenset({TaskStatus.PENDING}),
     TaskStatus.CANCELED: frozenset({TaskStatus.PENDING}),
     TaskStatus.ERROR: frozenset({TaskStatus.PENDING}),
 }
+OWNED = frozenset({TaskStatus.PROCESSING, TaskStatus.STOPPING})
+"""What a worker is at, or was until it died."""
+TERMINAL = frozenset({TaskStatus.DONE, TaskStatus.STOPPED, TaskStatus.CANCELED, TaskStatus.ERROR})
 
 
 def sources_of(target: TaskStatus) -> frozenset[TaskStatus]:
@@ -114,6 +129,7 @@ class FineTuningTask:
 
     attempt: the fencing token, one higher with each claim; a write by an older owner matches
     nothing. expired_leases: how many owners died; a drained worker does not count.
+    fresh_starts: how often it was restarted without what earlier attempts had tried.
     """
 
     id: str
@@ -127,6 +143,7 @@ class FineTuningTask:
     budget: Budget = field(default_factory=Budget)
     attempt: int = 0
     expired_leases: int = 0
+    fresh_starts: int = 0
     worker_id: str | None = None
     lease_expires_at: datetime | None = None
     progress: TaskProgress | None = None
@@ -134,6 +151,48 @@ class FineTuningTask:
     best_model: StoredModel | None = None
     promotion: Promotion | None = None
     error: str | None = None
+
+
+class TaskEventKind(StrEnum):
+    """What may happen to a task."""
+
+    CREATED = "created"
+    CLAIMED = "claimed"
+    LEASE_EXPIRED = "lease_expired"
+    GIVEN_BACK = "given_back"
+    BATCH_RELEASED = "batch_released"
+    EXPERIMENT_OPENED = "experiment_opened"
+    BASELINE_SCORED = "baseline_scored"
+    TRIAL_FINISHED = "trial_finished"
+    TRIAL_PRUNED = "trial_pruned"
+    TRIAL_FAILED = "trial_failed"
+    BEST_MODEL_STORED = "best_model_stored"
+    PROMOTED = "promoted"
+    REFUSED = "refused"
+    STOP_REQUESTED = "stop_requested"
+    RESTARTED = "restarted"
+    DONE = "done"
+    STOPPED = "stopped"
+    CANCELED = "canceled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """detail: one sentence for people; data: the figures in it, for programs."""
+
+    kind: TaskEventKind
+    at: datetime
+    detail: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedTaskEvent:
+    """number: 1 for a task's first event, then one higher each time."""
+
+    number: int
+    event: TaskEvent
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, split_by_query
-from embedding_studio.errors import MethodError, NotEnoughData
-from embedding_studio.executors.base import Report, Reporter
+from embedding_studio.errors import MethodError, NotEnoughData, TrialCanceled
+from embedding_studio.executors.base import Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
     MethodCatalog,
@@ -215,7 +215,11 @@ class _ReportingRun(TrialRun):
     send: Reporter
 
     def report(self, scores: Scores, step: int) -> None:
-        self.send(Report(step, mean_metrics(scores, self.main_metric), self.trained_tokens))
+        if self.should_stop:
+            raise TrialCanceled("asked to stop at its last report, the trial went on")
+        means = mean_metrics(scores, self.main_metric)
+        verdict = self.send(Report(step, means, self.trained_tokens))
+        self.should_stop = verdict is Verdict.STOP
 
 
 @dataclass

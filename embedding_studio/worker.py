@@ -16,7 +16,13 @@ from types import FrameType
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from embedding_studio.errors import Draining, EmbeddingStudioError, LeaseLost, StoreUnavailable
+from embedding_studio.errors import (
+    Draining,
+    EmbeddingStudioError,
+    LeaseLost,
+    Stopped,
+    StoreUnavailable,
+)
 from embedding_studio.executors import open_executor
 from embedding_studio.iteration import House, run_iteration
 from embedding_studio.lease import Lease
@@ -145,6 +151,8 @@ class Worker:
             method = self._catalog.get(task.fine_tuning_method)
             run_iteration(self._house, task, lease, method)
             log.info("task %s: done", task.id)
+        except Stopped as error:
+            self._end(lease, TaskStatus.DONE, str(error))
         except LeaseLost as error:
             log.warning("task %s: %s", task.id, error)
             self._clean_up_if_canceled(task, lease)
@@ -156,20 +164,21 @@ class Worker:
             log.warning("task %s: given up, the store does not answer: %s", task.id, error)
         except EmbeddingStudioError as error:  # says all there is to say: no traceback
             log.warning("task %s: error: %s", task.id, error)
-            self._end_with_error(lease, f"{type(error).__name__}: {error}")
+            self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
         except Exception as error:
             log.exception("task %s: error", task.id)
-            self._end_with_error(lease, f"{type(error).__name__}: {error}")
+            self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
 
-    def _end_with_error(self, lease: Lease, why: str) -> None:
+    def _end(self, lease: Lease, status: TaskStatus, why: str) -> None:
+        """End a task that has no verdict."""
         try:
-            store = self._house.store
-            store.finish_task(lease.claim, self._house.clock(), TaskStatus.ERROR, error=why)
+            end = self._house.store.finish_task(lease.claim, self._house.clock(), status, why)
         except LeaseLost:
             return
+        log.info("task %s: %s: %s", lease.claim.task_id, end, why)
         for experiment_id in self._house.tracking.task_experiments(lease.claim.task_id):
             self._house.tracking.kill_unfinished(experiment_id)
-            self._house.tracking.set_iteration_state(experiment_id, "error")
+            self._house.tracking.set_iteration_state(experiment_id, end)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         now = self._house.store.get_task(task.id)

@@ -91,6 +91,8 @@ class LinearAdapter(FineTuningMethod[Matrix]):
                 optimizer.step()
             model = (start + change).detach().numpy()
             run.report(self.evaluate(model, data.validation), step=epoch)
+            if run.should_stop:
+                break
         return model
 
     def evaluate(self, model: Matrix, split: Split) -> Scores:

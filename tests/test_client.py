@@ -30,7 +30,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
-from embedding_studio.tasks import Budget, TaskStatus
+from embedding_studio.tasks import Budget, Claim, TaskStatus
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -142,6 +142,22 @@ def test_a_task_from_post_to_model(
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     with pytest.raises(InvalidInput, match="not an empty folder"):
         client.download_model(task.id, folder)
+
+
+def test_stopping_and_reading_the_history(client: EmbeddingStudioClient, store: Store) -> None:
+    """A stop gives the task as it then is; its events are read across pages."""
+    client.post_session(session("s-1"))
+    task = client.create_task(METHOD)
+    claim(store, datetime.now(UTC))
+    assert client.stop_task(task.id).status is TaskStatus.STOPPING
+    for _ in range(60):
+        client.cancel_task(task.id)
+        store.release_canceled(Claim(task.id, 1, "worker-1"))
+        client.restart_task(task.id, fresh=True)
+    events = list(client.task_events(task.id))
+    assert [event.number for event in events] == list(range(1, 124))
+    assert [event.kind for event in events[:3]] == ["created", "claimed", "stop_requested"]
+    assert store.get_task(task.id).fresh_starts == 60
 
 
 def test_canceling_and_restarting(client: EmbeddingStudioClient) -> None:

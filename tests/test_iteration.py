@@ -1,6 +1,7 @@
 """The iteration: what it keeps, what it refuses, and what it leaves behind."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,11 +10,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from embedding_studio import iteration
 from embedding_studio.errors import LeaseLost
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
 from embedding_studio.settings import Settings
-from embedding_studio.tasks import Budget, TaskRequest, TaskStatus
+from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
 from embedding_studio.trial import MethodRef, Train
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import Bench, make_session, open_bench
@@ -332,7 +334,7 @@ def test_runs_left_running_by_a_dead_worker_are_killed(bench: Bench) -> None:
 def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task canceled in mid-trial stays canceled: no experiment, no model, no champion."""
+    """A task canceled in mid-trial stays canceled: no run counts, no model, no champion."""
     bench.post_sessions()
     task = bench.post_task()
     log_report = bench.house.tracking.log_report
@@ -345,12 +347,169 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     monkeypatch.setattr(Lease, "check", check_against_store)
     assert bench.worker.work_once()
     assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
-    assert bench.experiments() == []
+    (experiment,) = bench.experiments()
+    assert experiment.tags["es.state"] == "canceled"
+    assert bench.house.tracking.finished_trials(experiment.experiment_id) == []
     assert len(bench.model_files()) == 1
     assert bench.house.tracking.champion("Toy") is None
     assert list(bench.house.settings.work_folder.iterdir()) == []
     # its owner has let go, so it can be restarted at once
     assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING
+
+
+def test_a_restart_of_a_canceled_task_goes_on_from_its_trials(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finished trials count still, but the best one, whose model is gone, is run again first."""
+    bench.post_sessions()
+    task = bench.post_task(trials=4)
+    with monkeypatch.context() as canceling:
+        after_trials(canceling, bench, 2, lambda: bench.house.store.cancel_task(task.id, utc_now()))
+        assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.CANCELED
+    assert len(bench.model_files()) == 1
+    before = bench.runs(task) + bench.runs(task, "superseded")
+    best = max(before, key=lambda run: float(run.data.tags["es.value"]))
+    assert bench.runs(task, "superseded")[0].info.run_id == best.info.run_id
+
+    bench.house.store.restart_task(task.id, utc_now())
+    assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.DONE
+    assert len(bench.experiments()) == 1
+    runs = bench.runs(task)
+    assert len(runs) == 4
+    assert sorted(run.info.run_id in {old.info.run_id for old in before} for run in runs) == [
+        False, False, False, True,
+    ]  # fmt: skip
+    assert bench.suggested(best) in [bench.suggested(run) for run in runs]
+
+
+def test_a_fresh_restart_forgets_earlier_trials(bench: Bench) -> None:
+    """Another experiment is opened, and all of the budget is spent on it."""
+    bench.post_sessions()
+    task = bench.post_task("Failing", trials=2)
+    bench.worker.work_once()
+    bench.house.store.restart_task(task.id, utc_now(), fresh=True)
+    bench.worker.work_once()
+    first, second = bench.experiments()
+    assert {first.tags["es.fresh_starts"], second.tags["es.fresh_starts"]} == {"0", "1"}
+    for experiment in (first, second):
+        assert len(bench.house.tracking.finished_trials(experiment.experiment_id)) == 2
+
+
+def after_trials(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench, count: int, act: Callable[[], object]
+) -> None:
+    """Act once that many trials have finished, and let the lease notice it at once."""
+    finish_run = bench.house.tracking.finish_run
+    finished: list[str] = []
+
+    def finish_and_act(run_id: str, *args: Any, **kwargs: Any) -> None:
+        finish_run(run_id, *args, **kwargs)
+        finished.append(run_id)
+        if len(finished) == count + 1:  # the baseline's run is the first
+            act()
+
+    monkeypatch.setattr(bench.house.tracking, "finish_run", finish_and_act)
+    monkeypatch.setattr(Lease, "check", check_against_store)
+
+
+def test_a_stopped_task_keeps_the_best_model_so_far(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search ends; the best model is judged, promoted and kept, and the task is stopped."""
+    bench.post_sessions()
+    task = bench.post_task(trials=5)
+    after_trials(monkeypatch, bench, 2, lambda: bench.house.store.stop_task(task.id, utc_now()))
+    assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.STOPPED
+    assert [run.info.status for run in bench.runs(task)].count("FINISHED") == 2
+    assert len(bench.runs(task)) < 5
+    assert task.promotion is not None
+    assert task.promotion.promoted
+    assert task.best_model is not None
+    assert champion_run_id(bench.mlflow) == task.best_model.run_id
+    assert len(bench.model_files()) == 2
+
+
+def test_a_trial_that_is_stopped_counts_as_it_stands(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends at its next report, with its model; one that reports on and on does not count."""
+    bench.post_sessions()
+    task = bench.post_task("Heeding", trials=5)
+    log_report = bench.house.tracking.log_report
+
+    def stop_and_log(run_id: str, report: Report) -> None:
+        bench.house.store.stop_task(task.id, utc_now())
+        log_report(run_id, report)
+
+    monkeypatch.setattr(bench.house.tracking, "log_report", stop_and_log)
+    monkeypatch.setattr(Lease, "show", show_and_beat)
+    assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.STOPPED
+    (run,) = bench.runs(task)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["skill/last"] > 0
+    assert task.best_model is not None
+
+    task = bench.post_task("Slow", batch_id=task.batch_id, trials=5)
+    assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert task.status is TaskStatus.STOPPED
+    assert task.error == "stopped before any hyperparameter set had given a model"
+    assert [run.info.status for run in bench.runs(task)] == ["KILLED"]
+    assert task.best_model is None
+
+
+def show_and_beat(lease: Lease, **changes: Any) -> None:
+    """Lease.show with the beat that a timer would have given by then."""
+    with lease._lock:
+        lease._progress = replace(lease._progress, **changes)
+    lease.beat()
+
+
+def test_a_task_stopped_before_its_search_has_nothing_to_keep(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends as stopped, says why there is no model, and can be restarted."""
+    bench.post_sessions()
+    task = bench.post_task()
+    prepare = iteration._Iteration.prepare_data
+
+    def stop_and_prepare(self: Any, batch_id: str) -> None:
+        bench.house.store.stop_task(task.id, utc_now())
+        prepare(self, batch_id)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(iteration._Iteration, "prepare_data", stop_and_prepare)
+        stopping.setattr(Lease, "check", check_against_store)
+        assert bench.worker.work_once()
+    task = bench.house.store.get_task(task.id)
+    assert (task.status, task.best_model) == (TaskStatus.STOPPED, None)
+    assert task.error is not None
+    bench.house.store.restart_task(task.id, utc_now())
+    assert bench.worker.work_once()
+    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
+
+
+def test_the_history_tells_an_iteration(bench: Bench) -> None:
+    """Each trial, best model and verdict leaves its event, with figures."""
+    task = bench.run_task(trials=2)
+    events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
+    kinds = [event.kind for event in events]
+    assert kinds[:5] == [
+        "created", "claimed", "batch_released", "experiment_opened", "baseline_scored",
+    ]  # fmt: skip
+    assert kinds.count(TaskEventKind.TRIAL_FINISHED) == 2
+    assert kinds[-2:] == ["promoted", "done"]
+    promoted = events[-2]
+    assert task.promotion is not None
+    assert promoted.data == {"baseline": task.promotion.baseline, "best": task.promotion.best}
 
 
 def check_against_store(lease: Lease) -> None:

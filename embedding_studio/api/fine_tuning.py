@@ -3,16 +3,18 @@
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from fastapi.sse import EventSourceResponse
 
 from embedding_studio.api.artifacts import open_model, zip_chunks
 from embedding_studio.api.context import Context, InContext
 from embedding_studio.api.errors import problems
-from embedding_studio.api.schemas import MAX_PAGE_OFFSET, TaskBody, TaskView
+from embedding_studio.api.events import follow_events
+from embedding_studio.api.schemas import MAX_PAGE_OFFSET, TaskBody, TaskEventsPage, TaskView
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
-from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"])
 
@@ -59,10 +61,23 @@ def get_task(task_id: str, request: Request, context: InContext) -> TaskView:
     return _view(context.store.get_task(task_id), request, context)
 
 
-@router.put("/task/{task_id}/restart", summary="Run it again", responses=problems(404, 409))
-def restart_task(task_id: str, request: Request, context: InContext) -> TaskView:
-    """For a failed or canceled task. Its batch is kept; a pending task stays as it is."""
-    return _view(context.store.restart_task(task_id, context.clock()), request, context)
+@router.put("/task/{task_id}/restart", summary="Run it again", responses=problems(404, 409, 422))
+def restart_task(
+    task_id: str,
+    request: Request,
+    context: InContext,
+    fresh: Annotated[bool, Query(description="forget the trials of earlier attempts")] = False,
+) -> TaskView:
+    """For a stopped, canceled or failed task, which goes on from its finished trials. Its batch is
+    kept; a pending task stays as it is."""
+    return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)
+
+
+@router.put("/task/{task_id}/stop", summary="End it with what it has", responses=problems(404, 409))
+def stop_task(task_id: str, request: Request, context: InContext) -> TaskView:
+    """The running trial ends at its next report and counts as it stands; the best model so far is
+    judged and kept. The task is stopping, then stopped. Stopping it again changes nothing."""
+    return _view(context.store.stop_task(task_id, context.clock()), request, context)
 
 
 @router.put("/task/{task_id}/cancel", summary="Give it up", responses=problems(404, 409))
@@ -96,6 +111,44 @@ def download_model(task_id: str, context: InContext) -> StreamingResponse:
         media_type="application/zip",
         headers={"Content-Disposition": f'attachment; filename="model-{task.id}.zip"'},
     )
+
+
+@router.get(
+    "/task/{task_id}/events",
+    summary="Read what happened to a task, or follow it",
+    response_model=TaskEventsPage,
+    responses={
+        200: {"description": "A page; with `Accept: text/event-stream`, events as they happen",
+              "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "Nothing more will happen: a follower may end"},
+        **problems(404, 422),
+    },
+)  # fmt: skip
+def list_events(
+    task_id: str,
+    context: InContext,
+    after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
+    limit: Annotated[int | None, Query(ge=1, description="100 when absent")] = None,
+    accept: Annotated[str, Header()] = "",
+    last_event_id: Annotated[str | None, Header(description="set by browsers")] = None,
+) -> TaskEventsPage | Response:
+    """Oldest first. A stream begins behind `after_number`, or behind Last-Event-ID where a client
+    connects again; it ends when the task has."""
+    size = context.page_size(limit, default=100)
+    if EventSourceResponse.media_type not in accept:
+        return TaskEventsPage.of(task_id, context.store.list_events(task_id, after_number, size))
+    after = max(after_number, _number_of(last_event_id))
+    is_over = context.store.get_task(task_id).status in TERMINAL
+    if is_over and not context.store.list_events(task_id, after, 1):
+        return Response(status_code=204)
+    return EventSourceResponse(
+        follow_events(context.store, task_id, after), headers={"Cache-Control": "no-store"}
+    )
+
+
+def _number_of(last_event_id: str | None) -> int:
+    text = last_event_id or ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:

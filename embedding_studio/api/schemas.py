@@ -22,7 +22,9 @@ from embedding_studio.clickstream import NumberedSession, SearchResult, Session,
 from embedding_studio.tasks import (
     Budget,
     FineTuningTask,
+    NumberedTaskEvent,
     Promotion,
+    TaskEventKind,
     TaskProgress,
     TaskRequest,
     TaskStatus,
@@ -344,6 +346,41 @@ class TaskView(BaseModel):
     def of(cls, task: FineTuningTask, mlflow_url: str | None, best_model_url: str | None) -> Self:
         links = {"mlflow_url": mlflow_url, "best_model_url": best_model_url}
         return cls.model_validate(task).model_copy(update=links)
+
+
+class TaskEventView(BaseModel):
+    """detail: for people; data: its figures, for programs."""
+
+    number: int = Field(description="1 for the first, then one higher each time")
+    kind: TaskEventKind
+    at: datetime
+    detail: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, numbered: NumberedTaskEvent) -> Self:
+        event = numbered.event
+        return cls(
+            number=numbered.number,
+            kind=event.kind,
+            at=event.at,
+            detail=event.detail,
+            data=event.data,
+        )
+
+
+class TaskEventsPage(BaseModel):
+    task_id: str
+    last_number: int | None = Field(description="the next page's after_number; null: no more yet")
+    events: list[TaskEventView]
+
+    @classmethod
+    def of(cls, task_id: str, events: Sequence[NumberedTaskEvent]) -> Self:
+        return cls(
+            task_id=task_id,
+            last_number=events[-1].number if events else None,
+            events=[TaskEventView.of(numbered) for numbered in events],
+        )
 
 
 # -- system ----------------------------------------------------------------------------------------

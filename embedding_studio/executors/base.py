@@ -25,20 +25,22 @@ class Verdict(StrEnum):
     """The answer to a report."""
 
     CONTINUE = "continue"
+    STOP = "stop"
     PRUNE = "prune"
     CANCEL = "cancel"
 
 
-Reporter: TypeAlias = Callable[[Report], None]
-"""Called inside a trial; returns on CONTINUE, else raises TrialPruned or TrialCanceled."""
+Reporter: TypeAlias = Callable[[Report], Verdict]
+"""Called inside a trial; returns CONTINUE or STOP, else raises TrialPruned or TrialCanceled."""
 
 
-def raise_verdict(verdict: Verdict) -> None:
+def obey(verdict: Verdict) -> Verdict:
     """Turn a verdict into what a trial's `report` does."""
     if verdict is Verdict.PRUNE:
         raise TrialPruned("the search gave up on this hyperparameter set")
     if verdict is Verdict.CANCEL:
         raise TrialCanceled("the trial was canceled")
+    return verdict
 
 
 class Job(Protocol[Result]):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from embedding_studio.executors.base import Executor, Job, Report, Verdict, raise_verdict
+from embedding_studio.executors.base import Executor, Job, Report, Verdict, obey
 
 Result = TypeVar("Result")
 
@@ -15,7 +15,7 @@ class InlineExecutor(Executor):
     def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
         future: Future[Result] = Future()
         try:
-            future.set_result(job(lambda report: raise_verdict(on_report(report))))
+            future.set_result(job(lambda report: obey(on_report(report))))
         except Exception as error:  # noqa: BLE001 - around a trial: it becomes the future's exception
             future.set_exception(error)
         return future

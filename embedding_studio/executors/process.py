@@ -19,7 +19,7 @@ from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, TypeVar
 
 from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
-from embedding_studio.executors.base import Executor, Job, Report, Verdict, raise_verdict
+from embedding_studio.executors.base import Executor, Job, Report, Verdict, obey
 
 Result = TypeVar("Result")
 
@@ -118,7 +118,7 @@ class _Supervised:
                 raise error from RemoteTraceback(remote_traceback)
             verdict = self._on_report(payload)
             if verdict is Verdict.CANCEL:  # not asked to end: leaving `run` kills its process
-                raise_verdict(verdict)
+                obey(verdict)
             connection.send(verdict)
 
 
@@ -135,9 +135,9 @@ def _child(connection: Connection, job: Job[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
-    def report(report: Report) -> None:
+    def report(report: Report) -> Verdict:
         connection.send(("report", report))
-        raise_verdict(connection.recv())
+        return obey(connection.recv())
 
     try:
         answer: tuple[str, Any] = ("result", job(report))

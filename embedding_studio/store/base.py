@@ -19,8 +19,10 @@ from embedding_studio.clickstream import NumberedSession, Session, SessionBatch,
 from embedding_studio.tasks import (
     Claim,
     FineTuningTask,
+    NumberedTaskEvent,
     Promotion,
     StoredModel,
+    TaskEvent,
     TaskProgress,
     TaskRequest,
     TaskStatus,
@@ -120,12 +122,31 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def restart_task(self, task_id: str, now: datetime) -> FineTuningTask:
-        """Set a canceled or failed task to pending, error, progress, promotion, best model and
-        expired_leases cleared, the batch kept. A pending task stays as it is.
+    def stop_task(self, task_id: str, now: datetime) -> FineTuningTask:
+        """Ask for a task to end with what it has: stopping at once, stopped once its owner is done.
 
-        Raises Conflict for processing and done, and while a canceled task's owner still holds an
+        A task that was begun and given back becomes stopping too, and is claimed to be ended.
+        Stopping a task that is stopping or stopped changes nothing. Raises NotFound; Conflict for
+        a task that never began, one that has ended, and one whose promotion is recorded.
+        """
+
+    @abstractmethod
+    def restart_task(self, task_id: str, now: datetime, fresh: bool = False) -> FineTuningTask:
+        """Set a stopped, canceled or failed task to pending, error, progress, promotion, best model
+        and expired_leases cleared, the batch kept. A pending task stays as it is.
+
+        fresh: count one more fresh start, by which the next attempt forgets earlier trials.
+        Raises Conflict for a task at work or done, and while a canceled task's owner still holds an
         unexpired lease (it is still removing what it wrote); NotFound.
+        """
+
+    @abstractmethod
+    def list_events(
+        self, task_id: str, after_number: int = 0, limit: int = 100
+    ) -> list[NumberedTaskEvent]:
+        """Return up to `limit` of a task's events numbered above `after_number`, oldest first.
+
+        Each move of a task leaves its event in the same atomic step. Raises NotFound.
         """
 
     # -- tasks, as their owner sees them ---------------------------------------------------------
@@ -139,12 +160,13 @@ class Store(ABC):
         skip_methods: frozenset[str] = frozenset(),
         max_expired_leases: int = 3,
     ) -> FineTuningTask | None:
-        """Take the oldest task that is pending, or processing with an expired lease.
+        """Take the oldest task that is pending, or processing or stopping without a valid lease.
 
         Atomic: of several claimants one gets it. attempt goes up by one with every claim, and
-        expired_leases with every claim of an expired lease. A task whose lease would have expired
-        more than max_expired_leases times becomes an error instead ("its worker died N times") and
-        the next one is looked at. Tasks of `skip_methods` are left alone.
+        expired_leases with every claim of an expired lease. A task that is stopping stays so. One
+        whose lease would have expired more than max_expired_leases times becomes an error instead
+        ("its worker died N times") and the next one is looked at. Tasks of `skip_methods` are left
+        alone.
         """
 
     @abstractmethod
@@ -154,10 +176,11 @@ class Store(ABC):
         now: datetime,
         lease_seconds: float,
         progress: TaskProgress | None = None,
-    ) -> None:
+    ) -> TaskStatus:
         """Extend the lease, and replace the progress if one is given. Raises LeaseLost.
 
-        Here and in every method that takes a Claim: the write matches only a processing task with
+        Returns processing, or stopping when the owner is to come to an end.
+        Here and in every method that takes a Claim: the write matches only a task at work with
         this id and this attempt; anything else (canceled, claimed by another) raises LeaseLost
         and changes nothing.
         """
@@ -172,18 +195,26 @@ class Store(ABC):
         experiment_id: str | None = None,
         best_model: StoredModel | None = None,
         promotion: Promotion | None = None,
+        event: TaskEvent | None = None,
     ) -> None:
-        """Set the given fields of the task; None leaves a field alone. Raises LeaseLost."""
+        """Set the given fields of the task and add the event; None leaves a field alone.
+
+        Raises LeaseLost.
+        """
 
     @abstractmethod
     def finish_task(
         self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
-    ) -> None:
-        """End a task as done or error, the lease given up. Raises LeaseLost."""
+    ) -> TaskStatus:
+        """End a task as done or error, the lease given up. Raises LeaseLost.
+
+        A task that is stopping ends as stopped where it would be done. Returns what it ended as.
+        """
 
     @abstractmethod
     def release_task(self, claim: Claim, now: datetime) -> None:
-        """Give a task back as pending without counting an expired lease. Raises LeaseLost."""
+        """Give a task back without counting an expired lease: pending, or stopping without an
+        owner. Raises LeaseLost."""
 
     @abstractmethod
     def release_canceled(self, claim: Claim) -> None:

@@ -9,7 +9,7 @@ next batch, and whoever raced with it has lost the number and looks again.
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
@@ -45,8 +45,17 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.store.base import Registered
-from embedding_studio.store.moves import TaskMoves, ensure_same_request, new_task
-from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus, WorkerRecord
+from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
+from embedding_studio.tasks import (
+    OWNED,
+    Claim,
+    FineTuningTask,
+    NumberedTaskEvent,
+    TaskEvent,
+    TaskRequest,
+    TaskStatus,
+    WorkerRecord,
+)
 
 Document = dict[str, Any]
 DEFAULT_DATABASE = "embedding_studio"
@@ -63,6 +72,7 @@ DUPLICATE_KEY = 11000
 NO_CODE = 0
 # BSONObjectTooLarge, two codes of growing one by an update, DollarPrefixedFieldName, too deep
 UNSTORABLE = {10334, 17419, 17420, 52, 15}
+WITHOUT_EVENTS = {"events": 0}  # a task's history is read by pages alone
 # A batch whose release has begun; to the outside it is still collecting.
 RELEASING = "releasing"
 
@@ -70,6 +80,7 @@ BATCH = TypeAdapter(SessionBatch)
 EVENT = TypeAdapter(SessionEvent)
 SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
+TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
@@ -342,13 +353,14 @@ class MongoStore(TaskMoves):
 
     @_answering()
     def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
-        task = new_task(request, now)
+        task = {**new_task(request, now), "events": [TASK_EVENT.dump_python(created(now))]}
         if request.idempotency_key is None:
             del task["idempotency_key"]  # the sparse index would take None for a key
         try:
             self._tasks.insert_one(task)
         except mongo_errors.DuplicateKeyError:
-            stored = self._tasks.find_one({"idempotency_key": request.idempotency_key})
+            key = {"idempotency_key": request.idempotency_key}
+            stored = self._tasks.find_one(key, WITHOUT_EVENTS)
             if stored is None:
                 raise StoreUnavailable("the task is just being added by another call") from None
             ensure_same_request(str(stored["_id"]), stored["request"], request)
@@ -357,14 +369,14 @@ class MongoStore(TaskMoves):
 
     @_answering()
     def get_task(self, task_id: str) -> FineTuningTask:
-        document = self._tasks.find_one({"_id": _id_of(task_id)})
+        document = self._tasks.find_one({"_id": _id_of(task_id)}, WITHOUT_EVENTS)
         if document is None:
-            raise NotFound(f"no fine-tuning task has the id {task_id!r}")
+            raise _no_task(task_id)
         return _task(document)
 
     @_answering()
     def find_task(self, idempotency_key: str) -> FineTuningTask | None:
-        document = self._tasks.find_one({"idempotency_key": idempotency_key})
+        document = self._tasks.find_one({"idempotency_key": idempotency_key}, WITHOUT_EVENTS)
         return None if document is None else _task(document)
 
     @_answering()
@@ -375,6 +387,7 @@ class MongoStore(TaskMoves):
             return []
         newest = self._tasks.find(
             {} if status is None else {"status": status},
+            WITHOUT_EVENTS,
             sort=NEWEST_FIRST,
             skip=skip,
             limit=limit,
@@ -382,39 +395,73 @@ class MongoStore(TaskMoves):
         return [_task(document) for document in newest]
 
     @_answering()
+    def list_events(
+        self, task_id: str, after_number: int = 0, limit: int = 100
+    ) -> list[NumberedTaskEvent]:
+        page = {"events": {"$slice": [after_number, max(1, limit)]}}
+        document = self._tasks.find_one({"_id": _id_of(task_id)}, page)
+        if document is None:
+            raise _no_task(task_id)
+        return [
+            NumberedTaskEvent(number, TASK_EVENT.validate_python(event))
+            for number, event in enumerate(
+                document.get("events", [])[:limit], start=after_number + 1
+            )
+        ]
+
+    @_answering()
     def _oldest_claimable(
         self, now: datetime, skip_methods: frozenset[str]
     ) -> FineTuningTask | None:
-        is_expired = {"status": TaskStatus.PROCESSING, "lease_expires_at": {"$lte": now}}
+        at_work = {"status": {"$in": sorted(OWNED)}}
+        is_expired = {"$or": [{"lease_expires_at": {"$lte": now}}, {"lease_expires_at": None}]}
         oldest = self._tasks.find_one(
             {
-                "$or": [{"status": TaskStatus.PENDING}, is_expired],
+                "$or": [{"status": TaskStatus.PENDING}, {**at_work, **is_expired}],
                 "fine_tuning_method": {"$nin": sorted(skip_methods)},
             },
+            WITHOUT_EVENTS,
             sort=OLDEST_FIRST,
         )
         return _task(oldest) if oldest else None
 
     @_answering()
     def _change_seen(
-        self, seen: FineTuningTask, changes: Mapping[str, Any]
+        self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
     ) -> FineTuningTask | None:
-        changed = self._tasks.find_one_and_update(
-            {
-                "_id": ObjectId(seen.id),
-                "attempt": seen.attempt,
-                "status": seen.status,
-                "lease_expires_at": seen.lease_expires_at,
-            },
-            {"$set": changes},
-            return_document=ReturnDocument.AFTER,
-        )
-        return _task(changed) if changed else None
+        as_seen = {
+            "_id": ObjectId(seen.id),
+            "attempt": seen.attempt,
+            "status": seen.status,
+            "lease_expires_at": seen.lease_expires_at,
+        }
+        return self._change_task(as_seen, changes, events)
 
     @_answering()
-    def _change_owned(self, claim: Claim, status: TaskStatus, changes: Mapping[str, Any]) -> bool:
-        owned = {"_id": _id_of(claim.task_id), "attempt": claim.attempt, "status": status}
-        return self._tasks.update_one(owned, {"$set": changes}).matched_count == 1
+    def _change_owned(
+        self,
+        claim: Claim,
+        statuses: Collection[TaskStatus],
+        changes: Mapping[str, Any],
+        *events: TaskEvent,
+    ) -> FineTuningTask | None:
+        owned = {
+            "_id": _id_of(claim.task_id),
+            "attempt": claim.attempt,
+            "status": {"$in": sorted(statuses)},
+        }
+        return self._change_task(owned, changes, events)
+
+    def _change_task(
+        self, which: Document, changes: Mapping[str, Any], events: Sequence[TaskEvent]
+    ) -> FineTuningTask | None:
+        update: Document = {"$set": changes}
+        if events:
+            update["$push"] = {"events": {"$each": [*map(TASK_EVENT.dump_python, events)]}}
+        changed = self._tasks.find_one_and_update(
+            which, update, WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
+        )
+        return _task(changed) if changed else None
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -467,6 +514,10 @@ def _key(session_id: str) -> str:
 def _id_of(text: str) -> ObjectId | None:
     """Return an id no document has, None, for a text that is no id."""
     return ObjectId(text) if ObjectId.is_valid(text) else None
+
+
+def _no_task(task_id: str) -> NotFound:
+    return NotFound(f"no fine-tuning task has the id {task_id!r}")
 
 
 def _no_session(session_id: str) -> NotFound:

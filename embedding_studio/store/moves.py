@@ -5,7 +5,7 @@ reads again. So a database gives three atomic steps and no transaction.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,10 +14,13 @@ from pydantic import TypeAdapter
 from embedding_studio.errors import Conflict, LeaseLost
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import (
+    OWNED,
     Claim,
     FineTuningTask,
     Promotion,
     StoredModel,
+    TaskEvent,
+    TaskEventKind,
     TaskProgress,
     TaskRequest,
     TaskStatus,
@@ -37,13 +40,20 @@ class TaskMoves(Store):
 
     @abstractmethod
     def _change_seen(
-        self, seen: FineTuningTask, changes: Mapping[str, Any]
+        self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
     ) -> FineTuningTask | None:
-        """Change a task whose status, attempt and lease are still as seen; else return None."""
+        """Change a task whose status, attempt and lease are still as seen, and add the events to
+        its history, in one atomic step; else return None."""
 
     @abstractmethod
-    def _change_owned(self, claim: Claim, status: TaskStatus, changes: Mapping[str, Any]) -> bool:
-        """Change the task of this id, attempt and status; return False if there is none."""
+    def _change_owned(
+        self,
+        claim: Claim,
+        statuses: Collection[TaskStatus],
+        changes: Mapping[str, Any],
+        *events: TaskEvent,
+    ) -> FineTuningTask | None:
+        """Change the task of this id and attempt if its status is among these, as above."""
 
     # -- as clients see them -----------------------------------------------------------------------
 
@@ -62,22 +72,39 @@ class TaskMoves(Store):
                     "carried out; it is done in a moment"
                 )
             changes = {"status": TaskStatus.CANCELED, "updated_at": now}
-            if (canceled := self._change_seen(task, changes)) is not None:
+            event = TaskEvent(TaskEventKind.CANCELED, now, f"canceled while {task.status}")
+            if (canceled := self._change_seen(task, changes, event)) is not None:
                 return canceled
 
-    def restart_task(self, task_id: str, now: datetime) -> FineTuningTask:
-        changes = {
-            "status": TaskStatus.PENDING,
-            "updated_at": now,
-            "expired_leases": 0,
-            **dict.fromkeys(CLEARED_BY_RESTART),
-        }
+    def stop_task(self, task_id: str, now: datetime) -> FineTuningTask:
+        changes = {"status": TaskStatus.STOPPING, "updated_at": now}
+        event = TaskEvent(
+            TaskEventKind.STOP_REQUESTED, now, "asked to end with the best model so far"
+        )
+        while True:
+            task = self.get_task(task_id)
+            if task.status in (TaskStatus.STOPPING, TaskStatus.STOPPED):
+                return task
+            _ensure_stoppable(task)
+            if (stopping := self._change_seen(task, changes, event)) is not None:
+                return stopping
+
+    def restart_task(self, task_id: str, now: datetime, fresh: bool = False) -> FineTuningTask:
         while True:
             task = self.get_task(task_id)
             if task.status == TaskStatus.PENDING:
                 return task
             _ensure_restartable(task, now)
-            if (restarted := self._change_seen(task, changes)) is not None:
+            changes = {
+                "status": TaskStatus.PENDING,
+                "updated_at": now,
+                "expired_leases": 0,
+                "fresh_starts": task.fresh_starts + fresh,
+                **dict.fromkeys(CLEARED_BY_RESTART),
+            }
+            how = "from the beginning" if fresh else "going on from its finished trials"
+            event = TaskEvent(TaskEventKind.RESTARTED, now, f"restarted, {how}", {"fresh": fresh})
+            if (restarted := self._change_seen(task, changes, event)) is not None:
                 return restarted
 
     # -- as their owner sees them ------------------------------------------------------------------
@@ -91,20 +118,28 @@ class TaskMoves(Store):
         max_expired_leases: int = 3,
     ) -> FineTuningTask | None:
         while (task := self._oldest_claimable(now, skip_methods)) is not None:
-            deaths = task.expired_leases + (task.status == TaskStatus.PROCESSING)
+            events = []
+            deaths = task.expired_leases
+            if task.worker_id is not None:
+                deaths += 1
+                events.append(_lease_expired(task, now))
             changes: dict[str, Any] = {"updated_at": now, "expired_leases": deaths}
             if deaths > max_expired_leases:
-                changes |= _ended(TaskStatus.ERROR, f"its worker died {deaths} times")
+                why = f"its worker died {deaths} times"
+                changes |= _ended(TaskStatus.ERROR, why)
+                events.append(TaskEvent(TaskEventKind.ERROR, now, why))
             else:
                 changes |= {
-                    "status": TaskStatus.PROCESSING,
                     "attempt": task.attempt + 1,
                     "worker_id": worker_id,
                     "lease_expires_at": now + timedelta(seconds=lease_seconds),
                 }
+                if task.status == TaskStatus.PENDING:
+                    changes["status"] = TaskStatus.PROCESSING
+                events.append(_claimed(task.attempt + 1, worker_id, now))
             # Of several claimants one finds the task as it was seen; the others look again.
-            changed = self._change_seen(task, changes)
-            if changed is not None and changed.status == TaskStatus.PROCESSING:
+            changed = self._change_seen(task, changes, *events)
+            if changed is not None and changed.status in OWNED:
                 return changed
         return None
 
@@ -114,11 +149,10 @@ class TaskMoves(Store):
         now: datetime,
         lease_seconds: float,
         progress: TaskProgress | None = None,
-    ) -> None:
+    ) -> TaskStatus:
         lease_expires_at = now + timedelta(seconds=lease_seconds)
-        self._write_owned(
-            claim, now, lease_expires_at=lease_expires_at, **_given(progress=progress)
-        )
+        changes = {"lease_expires_at": lease_expires_at, **_given(progress=progress)}
+        return self._write_owned(claim, now, changes).status
 
     def record(
         self,
@@ -129,6 +163,7 @@ class TaskMoves(Store):
         experiment_id: str | None = None,
         best_model: StoredModel | None = None,
         promotion: Promotion | None = None,
+        event: TaskEvent | None = None,
     ) -> None:
         changes = _given(
             batch_id=batch_id,
@@ -136,28 +171,61 @@ class TaskMoves(Store):
             best_model=best_model,
             promotion=promotion,
         )
-        self._write_owned(claim, now, **changes)
+        self._write_owned(claim, now, changes, *([event] if event else []))
 
     def finish_task(
         self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
-    ) -> None:
-        if status not in (TaskStatus.DONE, TaskStatus.ERROR):
+    ) -> TaskStatus:
+        if status == TaskStatus.ERROR:
+            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given")
+            return self._write_owned(claim, now, _ended(status, error), event).status
+        if status != TaskStatus.DONE:
             raise ValueError(f"a task ends as done or error, not as {status}")
-        self._write_owned(claim, now, **_ended(status, error))
+        return self._end_by_status(
+            claim,
+            now,
+            {TaskStatus.PROCESSING: TaskStatus.DONE, TaskStatus.STOPPING: TaskStatus.STOPPED},
+            lambda end: (_ended(end, error), TaskEvent(TaskEventKind(end), now, error or end)),
+        )
 
     def release_task(self, claim: Claim, now: datetime) -> None:
-        self._write_owned(claim, now, status=TaskStatus.PENDING, **NO_OWNER)
+        event = TaskEvent(
+            TaskEventKind.GIVEN_BACK, now, f"worker {claim.worker_id} was asked to end"
+        )
+        self._end_by_status(
+            claim,
+            now,
+            {TaskStatus.PROCESSING: TaskStatus.PENDING, TaskStatus.STOPPING: TaskStatus.STOPPING},
+            lambda end: ({"status": end, **NO_OWNER}, event),
+        )
 
     def release_canceled(self, claim: Claim) -> None:
-        self._change_owned(claim, TaskStatus.CANCELED, NO_OWNER)
+        self._change_owned(claim, {TaskStatus.CANCELED}, NO_OWNER)
 
-    def _write_owned(self, claim: Claim, now: datetime, **changes: Any) -> None:
+    def _end_by_status(
+        self,
+        claim: Claim,
+        now: datetime,
+        ends: Mapping[TaskStatus, TaskStatus],
+        change_to: Callable[[TaskStatus], tuple[Mapping[str, Any], TaskEvent]],
+    ) -> TaskStatus:
+        """Give a task up; by its status now, it becomes what `ends` says. From processing it may
+        turn to stopping meanwhile, never back: so each is tried once, in that order."""
+        for status, end in ends.items():
+            changes, event = change_to(end)
+            changed = self._change_owned(claim, {status}, {"updated_at": now, **changes}, event)
+            if changed is not None:
+                return end
+        raise _lease_lost(claim)
+
+    def _write_owned(
+        self, claim: Claim, now: datetime, changes: Mapping[str, Any], *events: TaskEvent
+    ) -> FineTuningTask:
         # Fenced: a stale owner matches nothing.
-        if not self._change_owned(claim, TaskStatus.PROCESSING, {"updated_at": now, **changes}):
-            raise LeaseLost(
-                f"task {claim.task_id} is no longer owned by attempt {claim.attempt} of worker "
-                f"{claim.worker_id}: it was canceled, ended or claimed again"
-            )
+        changed = self._change_owned(claim, OWNED, {"updated_at": now, **changes}, *events)
+        if changed is None:
+            raise _lease_lost(claim)
+        return changed
 
 
 def to_document(value: Any) -> Any:
@@ -175,8 +243,14 @@ def new_task(request: TaskRequest, now: datetime) -> dict[str, Any]:
         "updated_at": now,
         "attempt": 0,
         "expired_leases": 0,
+        "fresh_starts": 0,
         **NO_OWNER,
     }
+
+
+def created(now: datetime) -> TaskEvent:
+    """Return the first event of every task."""
+    return TaskEvent(TaskEventKind.CREATED, now, "added, waits for a worker")
 
 
 def ensure_same_request(task_id: str, stored: Mapping[str, Any], request: TaskRequest) -> None:
@@ -201,11 +275,51 @@ def _ended(status: TaskStatus, error: str | None) -> dict[str, Any]:
     return {"status": status, "error": error, **NO_OWNER}
 
 
-def _ensure_restartable(task: FineTuningTask, now: datetime) -> None:
-    if task.status not in (TaskStatus.CANCELED, TaskStatus.ERROR):
+def _lease_lost(claim: Claim) -> LeaseLost:
+    return LeaseLost(
+        f"task {claim.task_id} is no longer owned by attempt {claim.attempt} of worker "
+        f"{claim.worker_id}: it was canceled, ended or claimed again"
+    )
+
+
+def _claimed(attempt: int, worker_id: str, now: datetime) -> TaskEvent:
+    return TaskEvent(
+        TaskEventKind.CLAIMED,
+        now,
+        f"attempt {attempt}, by worker {worker_id}",
+        {"attempt": attempt, "worker_id": worker_id},
+    )
+
+
+def _lease_expired(task: FineTuningTask, now: datetime) -> TaskEvent:
+    return TaskEvent(
+        TaskEventKind.LEASE_EXPIRED,
+        now,
+        f"worker {task.worker_id} fell silent in attempt {task.attempt}",
+        {"attempt": task.attempt, "worker_id": task.worker_id},
+    )
+
+
+def _ensure_stoppable(task: FineTuningTask) -> None:
+    if task.status == TaskStatus.PENDING and task.attempt == 0:
         raise Conflict(
-            f"task {task.id} cannot be restarted while its status is {task.status}: only canceled "
-            "and failed tasks can"
+            f"task {task.id} cannot be stopped: it has not begun, so there is nothing to keep; "
+            "cancel it"
+        )
+    if task.status not in sources_of(TaskStatus.STOPPING):
+        raise Conflict(f"task {task.id} cannot be stopped: its status is already {task.status}")
+    if task.promotion is not None:
+        raise Conflict(
+            f"task {task.id} cannot be stopped any more: its verdict is in and is being carried "
+            "out; it is done in a moment"
+        )
+
+
+def _ensure_restartable(task: FineTuningTask, now: datetime) -> None:
+    if task.status not in sources_of(TaskStatus.PENDING) - OWNED:
+        raise Conflict(
+            f"task {task.id} cannot be restarted while its status is {task.status}: only stopped, "
+            "canceled and failed tasks can"
         )
     if task.lease_expires_at is not None and task.lease_expires_at > now:
         raise Conflict(

@@ -8,7 +8,7 @@ import json
 import secrets
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,13 +35,29 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.store.base import Registered
-from embedding_studio.store.moves import TaskMoves, ensure_same_request, new_task, to_document
-from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus, WorkerRecord
+from embedding_studio.store.moves import (
+    TaskMoves,
+    created,
+    ensure_same_request,
+    new_task,
+    to_document,
+)
+from embedding_studio.tasks import (
+    OWNED,
+    Claim,
+    FineTuningTask,
+    NumberedTaskEvent,
+    TaskEvent,
+    TaskRequest,
+    TaskStatus,
+    WorkerRecord,
+)
 
 BUSY_SECONDS = 30.0
 BATCH = TypeAdapter(SessionBatch)
 SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
+TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
@@ -105,6 +121,7 @@ task_rows = Table(
     Column("budget", DOCUMENT, nullable=False),
     Column("attempt", sa.Integer, nullable=False),
     Column("expired_leases", sa.Integer, nullable=False),
+    Column("fresh_starts", sa.Integer, nullable=False, server_default="0"),
     Column("worker_id", sa.String),
     Column("lease_expires_at", UtcDateTime),
     Column("progress", DOCUMENT),
@@ -113,6 +130,13 @@ task_rows = Table(
     Column("promotion", DOCUMENT),
     Column("error", sa.String),
     sa.Index("tasks_by_age", "status", "created_at", "arrival"),
+)
+task_event_rows = Table(
+    "task_events",
+    schema,
+    Column("task_id", sa.ForeignKey(task_rows.c.id), primary_key=True),
+    Column("number", sa.Integer, primary_key=True),
+    Column("document", DOCUMENT, nullable=False),
 )
 worker_rows = Table(
     "workers",
@@ -162,6 +186,7 @@ class SqliteStore(TaskMoves):
         ):
             with attempt, self._writing() as connection:
                 schema.create_all(connection)
+                _add_missing_columns(connection)
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[Connection]:
@@ -271,8 +296,10 @@ class SqliteStore(TaskMoves):
                     ensure_same_request(row.id, row.request, request)
                     return _task(row), False
             values = {"id": secrets.token_hex(12), **new_task(request, now)}
-            added = connection.execute(sa.insert(task_rows).values(values).returning(task_rows))
-            return _task(added.one()), True
+            insert = sa.insert(task_rows).values(values).returning(task_rows)
+            task = _task(connection.execute(insert).one())
+            _add_task_events(connection, task.id, [created(now)])
+            return task, True
 
     def get_task(self, task_id: str) -> FineTuningTask:
         with self._reading() as connection:
@@ -294,11 +321,25 @@ class SqliteStore(TaskMoves):
         with self._reading() as connection:
             return [_task(row) for row in connection.execute(newest.offset(skip).limit(limit))]
 
+    def list_events(
+        self, task_id: str, after_number: int = 0, limit: int = 100
+    ) -> list[NumberedTaskEvent]:
+        of_task = sa.select(task_event_rows).where(task_event_rows.c.task_id == task_id)
+        page = of_task.where(task_event_rows.c.number > after_number).limit(limit)
+        with self._reading() as connection:
+            rows = connection.execute(page.order_by(task_event_rows.c.number)).all()
+            if not rows:
+                _get_task(connection, task_id)
+        return [
+            NumberedTaskEvent(row.number, TASK_EVENT.validate_python(row.document)) for row in rows
+        ]
+
     def _oldest_claimable(
         self, now: datetime, skip_methods: frozenset[str]
     ) -> FineTuningTask | None:
         is_expired = sa.and_(
-            task_rows.c.status == TaskStatus.PROCESSING, task_rows.c.lease_expires_at <= now
+            task_rows.c.status.in_(sorted(OWNED)),
+            sa.or_(task_rows.c.lease_expires_at <= now, task_rows.c.lease_expires_at.is_(None)),
         )
         oldest = (
             sa.select(task_rows)
@@ -314,32 +355,45 @@ class SqliteStore(TaskMoves):
         return None if row is None else _task(row)
 
     def _change_seen(
-        self, seen: FineTuningTask, changes: Mapping[str, Any]
+        self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
     ) -> FineTuningTask | None:
         return self._change_task(
             changes,
+            events,
             task_rows.c.id == seen.id,
             task_rows.c.attempt == seen.attempt,
             task_rows.c.status == seen.status,
             task_rows.c.lease_expires_at.is_not_distinct_from(seen.lease_expires_at),
         )
 
-    def _change_owned(self, claim: Claim, status: TaskStatus, changes: Mapping[str, Any]) -> bool:
-        changed = self._change_task(
+    def _change_owned(
+        self,
+        claim: Claim,
+        statuses: Collection[TaskStatus],
+        changes: Mapping[str, Any],
+        *events: TaskEvent,
+    ) -> FineTuningTask | None:
+        return self._change_task(
             changes,
+            events,
             task_rows.c.id == claim.task_id,
             task_rows.c.attempt == claim.attempt,
-            task_rows.c.status == status,
+            task_rows.c.status.in_(sorted(statuses)),
         )
-        return changed is not None
 
     def _change_task(
-        self, changes: Mapping[str, Any], *conditions: sa.ColumnElement[bool]
+        self,
+        changes: Mapping[str, Any],
+        events: Sequence[TaskEvent],
+        *conditions: sa.ColumnElement[bool],
     ) -> FineTuningTask | None:
         change = sa.update(task_rows).where(*conditions).values(**changes).returning(task_rows)
         with self._writing() as connection:
             row = connection.execute(change).one_or_none()
-        return None if row is None else _task(row)
+            if row is None:
+                return None
+            _add_task_events(connection, row.id, events)
+        return _task(row)
 
     # -- workers ---------------------------------------------------------------------------------
 
@@ -397,6 +451,17 @@ def _configure(connection: sqlite3.Connection, _: object) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def _add_missing_columns(connection: Connection) -> None:
+    """Bring the tables of an older version up to date; columns only ever come to them."""
+    inspector = sa.inspect(connection)
+    for table in schema.sorted_tables:
+        present = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN {definition}')
 
 
 def _is_locked(error: Exception) -> bool:
@@ -505,6 +570,18 @@ def _read_sessions(
         )
         for row in rows
     ]
+
+
+def _add_task_events(connection: Connection, task_id: str, events: Sequence[TaskEvent]) -> None:
+    if not events:
+        return
+    of_task = task_event_rows.c.task_id == task_id
+    last = connection.scalar(sa.select(sa.func.max(task_event_rows.c.number)).where(of_task)) or 0
+    rows = [
+        {"task_id": task_id, "number": number, "document": to_document(event)}
+        for number, event in enumerate(events, start=last + 1)
+    ]
+    connection.execute(sa.insert(task_event_rows), rows)
 
 
 def _find_batch(connection: Connection, condition: sa.ColumnElement[bool]) -> SessionBatch | None:

@@ -40,12 +40,18 @@ class Tracking(Models):
     # -- iterations ------------------------------------------------------------------------------
 
     def open_iteration(
-        self, task_id: str, method_name: str, batch_id: str, start_run_id: str
+        self,
+        task_id: str,
+        method_name: str,
+        batch_id: str,
+        start_run_id: str,
+        fresh_starts: int = 0,
     ) -> OpenIteration:
         """Return the task's experiment, made if it is not there yet.
 
         Trials are comparable only if they started from the same model: an experiment of this task
-        that started from another one is closed as abandoned, and a new one is made.
+        that started from another one is closed as abandoned, and a new one is made. So it is after
+        a fresh start.
         """
         generations = [0]
         for experiment in self._search_experiments(
@@ -56,7 +62,8 @@ class Tracking(Models):
             generations.append(generation)
             if experiment.tags["es.task_id"] != task_id:
                 continue
-            if experiment.tags["es.start_run_id"] == start_run_id:
+            is_same_start = experiment.tags["es.start_run_id"] == start_run_id
+            if is_same_start and int(experiment.tags["es.fresh_starts"]) == fresh_starts:
                 if experiment.tags["es.state"] == "error":
                     self._supersede_failures(experiment_id)
                 self.set_iteration_state(experiment_id, "running")
@@ -72,6 +79,7 @@ class Tracking(Models):
                 "es.method": method_name,
                 "es.batch_id": batch_id,
                 "es.start_run_id": start_run_id,
+                "es.fresh_starts": str(fresh_starts),
                 "es.generation": str(generation),
                 "mlflow.note.content": f"Task {task_id}: {method_name} on batch {batch_id}.",
             },
@@ -82,7 +90,20 @@ class Tracking(Models):
         """Free the budget of a restarted task from the sets that failed before the restart."""
         for run in list(self._runs(experiment_id)):
             if run.info.status == "FAILED":
-                self._client.set_tag(run.info.run_id, "es.kind", "superseded")
+                self._supersede(run)
+
+    def _supersede(self, run: Run) -> None:
+        """Let a trial count no more."""
+        self._client.set_tag(run.info.run_id, "es.kind", "superseded")
+
+    def sets_without_model(self, experiment_id: str) -> list[SuggestedSet]:
+        """Return the sets whose models a cancel removed while they were the best."""
+        return [
+            _as_trial(run, {}).suggested
+            for run in self._runs(experiment_id)
+            if run.data.tags.get("es.kind") == "superseded"
+            and run.data.tags.get("es.outcome") == Outcome.COMPLETE
+        ]
 
     def set_iteration_state(self, experiment_id: str, state: str) -> None:
         """Say where an iteration stands; one that is `running` is never cleaned up."""
@@ -122,14 +143,20 @@ class Tracking(Models):
             self.remove_iteration(older.experiment_id)
 
     def discard_task(self, task_id: str, method_name: str) -> None:
-        """Remove what a canceled task wrote, but never a model that became champion before that."""
+        """Delete the models of a canceled task, but never one that became champion before that.
+
+        The runs stay until the iteration is removed: a restart goes on from them. Only the best
+        set, whose model is gone, is then to be tried again."""
         champion_run_id = self._champion_run_id(method_name)
-        for experiment in self._search_experiments({"es.task_id": task_id}):
-            experiment_id: str = experiment.experiment_id
-            if champion_run_id in {run.info.run_id for run in self._runs(experiment_id)}:
-                self.set_iteration_state(experiment_id, "canceled")
-            else:
-                self.remove_iteration(experiment_id)
+        for experiment_id in self.task_experiments(task_id):
+            self.kill_unfinished(experiment_id)
+            for run in list(self._runs(experiment_id)):
+                if run.info.run_id == champion_run_id:
+                    continue
+                if run.data.tags.get("es.model") == "stored":
+                    self._supersede(run)
+                self._delete_model(run)
+            self.set_iteration_state(experiment_id, "canceled")
 
     def remove_iteration(self, experiment_id: str) -> None:
         """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
@@ -315,4 +342,5 @@ def _as_trial(run: Run, reported: Mapping[int, float]) -> FinishedTrial:
         value=float(tags["es.value"]) if "es.value" in tags else None,
         intermediate_values=reported,
         seconds=(ended - started) / 1000 if ended and started else 0.0,
+        has_model=tags.get("es.model") == "stored",
     )

@@ -91,7 +91,7 @@ def train(
         if best_scores is None or not is_clearly_better(best_scores, than=scores[main_metric]):
             best, best_scores, best_epoch = copy_of(learning), scores[main_metric], epoch
         run.report({**scores, **_shift(scores, run.baseline)}, step=epoch)
-        if epoch - best_epoch >= _PATIENCE:
+        if run.should_stop or epoch - best_epoch >= _PATIENCE:
             break
 
     put(best, learning)

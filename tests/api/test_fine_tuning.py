@@ -1,3 +1,6 @@
+import json
+import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
@@ -219,7 +222,7 @@ def test_cancel_and_restart(api: TestClient, store: Store) -> None:
     assert api.get(task_url).json()["status"] == "canceled"
     assert api.put(f"{task_url}/restart").json()["status"] == "pending"
     store.finish_task(claim(store), START, TaskStatus.DONE)
-    for action in ("cancel", "restart"):
+    for action in ("cancel", "restart", "stop"):
         refused = api.put(f"{task_url}/{action}")
         assert refused.status_code == 409
         assert "done" in refused.json()["detail"]
@@ -227,13 +230,69 @@ def test_cancel_and_restart(api: TestClient, store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", ""), ("GET", "/model"), ("PUT", "/cancel"), ("PUT", "/restart")],
+    [
+        ("GET", ""),
+        ("GET", "/model"),
+        ("GET", "/events"),
+        ("PUT", "/cancel"),
+        ("PUT", "/restart"),
+        ("PUT", "/stop"),
+    ],
 )
 def test_an_unknown_task_is_404(api: TestClient, method: str, path: str) -> None:
     """Every route of a task names the id that nobody knows."""
     response = api.request(method, f"{TASK}/no-such-task{path}")
     assert response.status_code == 404
     assert "no-such-task" in response.json()["detail"]
+
+
+@pytest.mark.usefixtures("collecting")
+def test_stop_answers_at_once_and_repeats(api: TestClient, store: Store) -> None:
+    """A task at work is stopping, however often it is asked; one that waits has nothing to keep."""
+    task_url = f"{TASK}/{create(api)['id']}"
+    refused = api.put(f"{task_url}/stop")
+    assert refused.status_code == 409
+    assert "cancel it" in refused.json()["detail"]
+    owner = claim(store)
+    for _ in range(2):
+        assert api.put(f"{task_url}/stop").json()["status"] == "stopping"
+    store.finish_task(owner, START, TaskStatus.DONE)
+    assert api.put(f"{task_url}/stop").json()["status"] == "stopped"
+    assert api.put(f"{task_url}/restart?fresh=true").json()["status"] == "pending"
+    assert store.get_task(owner.task_id).fresh_starts == 1
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_history_is_paged(api: TestClient, store: Store) -> None:
+    """Events come oldest first; a page's last number leads to the next, null ends it."""
+    url = f"{TASK}/{create(api)['id']}/events"
+    owner = claim(store)
+    store.finish_task(owner, START, TaskStatus.ERROR, "no data")
+    first = api.get(url, params={"limit": 2}).json()
+    assert [event["kind"] for event in first["events"]] == ["created", "claimed"]
+    assert first["events"][1]["data"] == {"attempt": 1, "worker_id": "worker-1"}
+    second = api.get(url, params={"after_number": first["last_number"]}).json()
+    assert [(event["number"], event["detail"]) for event in second["events"]] == [(3, "no data")]
+    assert api.get(url, params={"after_number": 3}).json()["last_number"] is None
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_history_is_followed_until_the_task_ends(api: TestClient, store: Store) -> None:
+    """The stream sends what was, then what comes, and ends; a client that connects again behind
+    the last event is told that nothing more will come."""
+    url = f"{TASK}/{create(api)['id']}/events"
+    owner = claim(store)
+    threading.Timer(0.2, store.finish_task, (owner, START, TaskStatus.DONE)).start()
+    stream = api.get(url, headers={"Accept": "text/event-stream"})
+    assert stream.headers["content-type"].startswith("text/event-stream")
+    assert re.findall("^(?:event|id): (.*)$", stream.text, re.M) == [
+        "created", "1", "claimed", "2", "done", "3",
+    ]  # fmt: skip
+    assert json.loads(re.findall("^data: (.*)$", stream.text, re.M)[-1])["kind"] == "done"
+    again = {"Accept": "text/event-stream", "Last-Event-ID": "2"}
+    assert re.findall("^event: (.*)$", api.get(url, headers=again).text, re.M) == ["done"]
+    again["Last-Event-ID"] = "3"
+    assert api.get(url, headers=again).status_code == 204
 
 
 def test_the_store_agrees_on_what_is_unknown(store: Store) -> None:

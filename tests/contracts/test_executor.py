@@ -60,6 +60,12 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class Listening:
+    def __call__(self, report: Reporter) -> Verdict:
+        return report(Report(0, {"metric": 0.5}))
+
+
+@dataclass(frozen=True)
 class Unpicklable:
     def __call__(self, report: Reporter) -> object:
         return lambda: None
@@ -130,6 +136,12 @@ def test_a_verdict_ends_the_job(
     with pytest.raises(error):
         executor.submit(Reporting(5), end_at_second).result(60)
     assert seen == [0, 1]
+
+
+def test_a_stop_is_told_to_the_job(executor: Executor) -> None:
+    """The job's report returns STOP, and the job may still give a result."""
+    future = executor.submit(Listening(), lambda _: Verdict.STOP)
+    assert future.result(60) is Verdict.STOP
 
 
 def test_what_a_job_raises_is_the_futures_exception(executor: Executor) -> None:

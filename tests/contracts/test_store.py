@@ -1,11 +1,12 @@
 """The contract of every store: each sentence of `embedding_studio/store/base.py`."""
 
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -31,6 +32,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.store import Store, open_store
 from embedding_studio.store.base import Registered
+from embedding_studio.store.sqlite import SqliteStore
 from embedding_studio.tasks import (
     Budget,
     Claim,
@@ -38,6 +40,8 @@ from embedding_studio.tasks import (
     ModelFile,
     Promotion,
     StoredModel,
+    TaskEvent,
+    TaskEventKind,
     TaskProgress,
     TaskRequest,
     TaskStatus,
@@ -63,7 +67,7 @@ PROGRESS = TaskProgress(
     "search", "mrr", trial=2, max_trials=5, step=7, main_metric=0.5, trained_tokens=2**40
 )
 
-OWNER_WRITES: dict[str, Callable[[Store, Claim], None]] = {
+OWNER_WRITES: dict[str, Callable[[Store, Claim], object]] = {
     "renew_lease": lambda store, claim: store.renew_lease(claim, later(2), 60, PROGRESS),
     "record": lambda store, claim: store.record(claim, later(2), experiment_id="stale"),
     "finish_task": lambda store, claim: store.finish_task(claim, later(2), TaskStatus.DONE),
@@ -656,6 +660,15 @@ def test_a_restart_clears_what_happened_and_keeps_the_batch(store: Store, end: T
     assert take(store, 10)[0].attempt == 3
 
 
+def test_a_fresh_restart_is_counted(store: Store) -> None:
+    """Each restart that asks to forget earlier trials counts one more fresh start."""
+    task = add(store)
+    for fresh, expected in ((True, 1), (False, 1), (True, 2)):
+        store.cancel_task(task.id, NOW)
+        assert store.restart_task(task.id, NOW, fresh).fresh_starts == expected
+    assert store.get_task(task.id).fresh_starts == 2
+
+
 def test_restarting_a_pending_task_changes_nothing(store: Store) -> None:
     """A pending task stays as it is."""
     task = add(store)
@@ -688,6 +701,123 @@ def test_a_restart_waits_for_the_canceled_owner(store: Store) -> None:
     store.cancel_task(task.id, later(100))
     store.release_canceled(replace(claim, attempt=2))
     assert store.restart_task(task.id, later(101)).status == TaskStatus.PENDING
+
+
+def test_a_stopping_task_ends_as_stopped(store: Store) -> None:
+    """The owner hears of the stop when it renews, may still write, and what would be done is
+    stopped; stopping again changes nothing, and a stopped task can be restarted."""
+    add(store)
+    task, claim = take(store)
+    assert store.renew_lease(claim, NOW, LEASE_SECONDS) is TaskStatus.PROCESSING
+    stopping = store.stop_task(task.id, later(1))
+    assert stopping == replace(task, status=TaskStatus.STOPPING, updated_at=later(1))
+    assert store.stop_task(task.id, later(2)) == stopping
+    assert store.renew_lease(claim, NOW, LEASE_SECONDS) is TaskStatus.STOPPING
+    store.record(claim, NOW, best_model=MODEL, promotion=PROMOTION)
+    assert store.finish_task(claim, later(3), TaskStatus.DONE) is TaskStatus.STOPPED
+    stopped = store.get_task(task.id)
+    assert (stopped.status, stopped.worker_id) == (TaskStatus.STOPPED, None)
+    assert stopped.best_model == MODEL
+    assert store.stop_task(task.id, later(4)) == stopped
+    assert store.claim_task("w", later(1000), LEASE_SECONDS) is None
+    assert store.restart_task(task.id, later(5)).status is TaskStatus.PENDING
+
+
+def test_a_stopping_task_may_fail_or_be_canceled(store: Store) -> None:
+    """A stop is overtaken by an error, and by a cancel, which the owner notices."""
+    add(store)
+    task, claim = take(store)
+    store.stop_task(task.id, NOW)
+    assert store.finish_task(claim, NOW, TaskStatus.ERROR, "no data") is TaskStatus.ERROR
+    store.restart_task(task.id, NOW)
+    task, claim = take(store)
+    store.stop_task(task.id, NOW)
+    assert store.cancel_task(task.id, NOW).status is TaskStatus.CANCELED
+    with pytest.raises(LeaseLost):
+        store.renew_lease(claim, NOW, LEASE_SECONDS)
+
+
+@pytest.mark.parametrize("how", ["given back", "its worker died", "stopped while given back"])
+def test_a_stopping_task_without_an_owner_is_claimed_to_be_ended(store: Store, how: str) -> None:
+    """Whoever claims it finds it stopping still, and ends it as stopped."""
+    add(store)
+    task, claim = take(store)
+    if how == "stopped while given back":
+        store.release_task(claim, NOW)
+    store.stop_task(task.id, NOW)
+    if how == "given back":
+        store.release_task(claim, NOW)
+        assert store.get_task(task.id).status is TaskStatus.STOPPING
+    seconds = LEASE_SECONDS if how == "its worker died" else 1
+    again, claim = take(store, seconds, "w-2")
+    assert (again.status, again.attempt) == (TaskStatus.STOPPING, 2)
+    assert again.expired_leases == (how == "its worker died")
+    assert store.finish_task(claim, later(99), TaskStatus.DONE) is TaskStatus.STOPPED
+
+
+@pytest.mark.parametrize("state", ["new", "done", "error", "canceled", "verdict"])
+def test_a_stop_that_makes_no_sense_is_refused(store: Store, state: str) -> None:
+    """A task that never began, has ended or is being ended raises Conflict and stays as it is."""
+    task = add(store)
+    if state != "new":
+        task, claim = take(store)
+        if state == "canceled":
+            store.cancel_task(task.id, NOW)
+        elif state == "verdict":
+            store.record(claim, NOW, promotion=PROMOTION)
+        else:
+            store.finish_task(claim, NOW, TaskStatus(state))
+    before = store.get_task(task.id)
+    with pytest.raises(Conflict, match=f"{task.id} cannot be stopped"):
+        store.stop_task(task.id, later(1))
+    assert store.get_task(task.id) == before
+
+
+def test_every_move_leaves_an_event(store: Store) -> None:
+    """A task's history tells who did what, numbered from 1 without gaps; a refused move tells
+    nothing, and neither does a write that lost its lease."""
+    task = add(store)
+    _, dead = take(store, 1, "w-1")
+    _, claim = take(store, 100, "w-2")
+    note = TaskEvent(TaskEventKind.TRIAL_FINISHED, later(101), "trial 1", {"value": 0.5})
+    store.record(claim, later(101), experiment_id="7", event=note)
+    with pytest.raises(LeaseLost):
+        store.record(dead, later(102), event=note)
+    store.release_task(claim, later(103))
+    _, claim = take(store, 104, "w-3")
+    store.stop_task(task.id, later(105))
+    store.stop_task(task.id, later(106))
+    store.finish_task(claim, later(107), TaskStatus.DONE)
+    with pytest.raises(Conflict):
+        store.cancel_task(task.id, later(108))
+    store.restart_task(task.id, later(109), fresh=True)
+    store.cancel_task(task.id, later(110))
+    history = store.list_events(task.id)
+    assert [numbered.event.kind for numbered in history] == [
+        "created", "claimed", "lease_expired", "claimed", "trial_finished", "given_back",
+        "claimed", "stop_requested", "stopped", "restarted", "canceled",
+    ]  # fmt: skip
+    assert [numbered.number for numbered in history] == list(range(1, 12))
+    assert history[0].event.at == NOW
+    assert history[2].event.data == {"attempt": 1, "worker_id": "w-1"}
+    assert history[4].event == note
+
+
+def test_a_history_is_read_by_pages(store: Store) -> None:
+    """Pages follow each other by number; behind the last there is nothing; an unknown task is not
+    found."""
+    task = add(store)
+    for _ in range(3):
+        store.cancel_task(task.id, NOW)
+        store.restart_task(task.id, NOW)
+    everything = store.list_events(task.id)
+    assert len(everything) == 7
+    assert store.list_events(task.id, 0, 3) == everything[:3]
+    assert store.list_events(task.id, 3, 3) == everything[3:6]
+    assert store.list_events(task.id, 6, 3) == everything[6:]
+    assert store.list_events(task.id, 7, 3) == []
+    with pytest.raises(NotFound):
+        store.list_events("0" * 24)
 
 
 # -- tasks, as their owner sees them -----------------------------------------------------------
@@ -929,6 +1059,19 @@ def test_a_mongodb_server_holds_the_contract_too() -> None:
 def test_a_store_that_answers_pings(store: Store) -> None:
     """ping returns when the database answers."""
     store.ping()
+
+
+def test_an_older_file_gets_the_new_columns(tmp_path: Path) -> None:
+    """A database without columns that came later is brought up to date, its tasks kept."""
+    url = f"sqlite:///{tmp_path / 'store.db'}"
+    with closing(SqliteStore(url)) as store:
+        task = add(store)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as database:
+        database.execute("ALTER TABLE tasks DROP COLUMN fresh_starts")
+    with closing(SqliteStore(url)) as store:
+        assert store.get_task(task.id) == task
+        store.cancel_task(task.id, NOW)
+        assert store.restart_task(task.id, NOW, fresh=True).fresh_starts == 1
 
 
 def test_everything_is_there_after_reopening(backend: Backend) -> None:

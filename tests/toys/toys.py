@@ -151,6 +151,20 @@ class Slow(Toy):
         return np.array([params["skill"]])
 
 
+class Heeding(Slow):
+    """Slow, but returns what there is when it is asked to."""
+
+    meta = PluginMeta(name="Heeding")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for step in range(1200):
+            run.report(self.evaluate(model, data.validation), step)
+            if run.should_stop:
+                break
+            time.sleep(0.05)
+        return np.array([params["skill"]])
+
+
 class Stuck(Toy):
     """Never reports."""
 
