@@ -1,11 +1,18 @@
 """The command line: wiring only. Imports wait until a command needs them."""
 
 import logging
-from typing import Annotated
+from contextlib import AbstractContextManager, closing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from embedding_studio.access import Scope
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.projects import DEFAULT_PROJECT
+
+if TYPE_CHECKING:
+    from embedding_studio.store import Store
 
 app = typer.Typer(
     name="embedding-studio",
@@ -14,6 +21,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+keys = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -63,6 +72,98 @@ def demo(
 
     _log(logging.WARNING)
     run_demo(Settings(), sessions, trials, rounds, seed)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="who will use it, for people")],
+    scope: Annotated[list[Scope], typer.Option(help="what it allows; may be given again")],
+    project: Annotated[str, typer.Option(help="whose data it reaches")] = DEFAULT_PROJECT,
+    expires: Annotated[
+        str | None, typer.Option(help="90d, 24h or an ISO date; without it, never")
+    ] = None,
+) -> None:
+    """Make a key and print it; it is shown this once."""
+    from embedding_studio.access import make_key, parse_expiry
+
+    now = _now()
+    key, text = make_key(name, scope, project, now, parse_expiry(expires, now) if expires else None)
+    with _store() as store:
+        store.add_key(key)
+    typer.echo(text)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show all keys, without their secrets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = ("id", "name", "scopes", "project", "created", "expires", "revoked")
+    table = Table(*names, box=None, pad_edge=False)
+    with _store() as store:
+        for key in store.list_keys():
+            times = (key.created_at, key.expires_at, key.revoked_at)
+            shown = [f"{time:%Y-%m-%d %H:%M}" if time else "" for time in times]
+            table.add_row(key.id, key.name, ",".join(key.scopes), key.project, *shown)
+    Console().print(table)
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """End a key, within five seconds and for good."""
+    with _store() as store:
+        store.end_key(key_id, revoked_at=_now())
+    typer.echo(f"key {key_id} is revoked")
+
+
+@keys.command("rotate")
+def rotate_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID")],
+    overlap: Annotated[str, typer.Option(help="how long the former key goes on: 24h")] = "24h",
+) -> None:
+    """Make a key for the same use and print it; the former one expires after the overlap."""
+    from embedding_studio.access import make_successor, parse_duration
+    from embedding_studio.errors import NotFound
+
+    now, both_for = _now(), parse_duration(overlap)
+    with _store() as store:
+        former = store.find_key(key_id)
+        if former is None:
+            raise NotFound(f"no API key has the id {key_id!r}")
+        key, text = make_successor(former, now)
+        store.add_key(key)
+        store.end_key(key_id, expires_at=now + both_for)
+    typer.echo(text)
+
+
+@app.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option(help="tell what would be removed, and leave it")] = False,
+) -> None:
+    """Remove what crashes left behind; champions and live iterations are never touched."""
+    from embedding_studio import sweep as sweeping
+    from embedding_studio.settings import Settings
+    from embedding_studio.tracking import Tracking
+
+    settings = Settings()
+    tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+    with _store() as store:
+        found = sweeping.sweep(store, tracking, settings, _now(), dry_run)
+    for what in found:
+        typer.echo(what)
+    typer.echo(f"{len(found)} left behind" if dry_run else f"{len(found)} removed or ended")
+
+
+def _store() -> "AbstractContextManager[Store]":
+    from embedding_studio.settings import Settings
+    from embedding_studio.store import open_store
+
+    return closing(open_store(Settings().resolved_store_url))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _log(level: int) -> None:

@@ -1,12 +1,13 @@
 """The HTTP API from Python: what a search product's backend calls, and what the demo calls."""
 
+import json
 import tempfile
 import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from embedding_studio.api.schemas import (
     HealthView,
     Pong,
     ReleaseView,
+    ScheduleView,
     SessionOutcome,
     SessionOutcomes,
     TaskEventsPage,
@@ -36,31 +38,41 @@ from embedding_studio.errors import (
     Conflict,
     CorruptModel,
     EmbeddingStudioError,
+    Forbidden,
     InvalidInput,
     NotFound,
     StoreUnavailable,
+    TooManyRequests,
+    Unauthorized,
 )
 from embedding_studio.tasks import TERMINAL, Budget, TaskStatus
 
 _ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     400: InvalidInput,
+    401: Unauthorized,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
     413: InvalidInput,
     422: InvalidInput,
+    429: TooManyRequests,
     501: ConfigurationError,
     502: StoreUnavailable,
     503: StoreUnavailable,
     504: StoreUnavailable,
 }
 _SESSIONS_PER_REQUEST = 500
+_BYTES_PER_REQUEST = 4 * 1024 * 1024  # far below what the API takes by default
 _TASKS = TypeAdapter(list[TaskView])
+_SCHEDULES = TypeAdapter(list[ScheduleView])
 
 
 class EmbeddingStudioClient:
     """Calls one API. Every call may be repeated, so timeouts, lost connections and 5xx are retried
-    with growing pauses; a 4xx never is, and raises the matching error with the server's words.
+    with growing pauses, and 429 after the pause that the server asks for; another 4xx never is, and
+    raises the matching error with the server's words.
 
+    api_key: `es_...`, needed once the API has keys; its project is the one that is seen.
     timeout: seconds per connection, read and write. retry_seconds: when to stop retrying one call;
     what is then left of it is StoreUnavailable.
     """
@@ -68,6 +80,8 @@ class EmbeddingStudioClient:
     def __init__(
         self,
         base_url: str,
+        api_key: str | None = None,
+        *,
         timeout: float = 30.0,
         retry_seconds: float = 60.0,
         transport: httpx.BaseTransport | None = None,
@@ -75,7 +89,10 @@ class EmbeddingStudioClient:
         self._base_url = base_url.rstrip("/")
         self._retry_seconds = retry_seconds
         self._http = httpx.Client(
-            base_url=f"{self._base_url}/api/v1", timeout=timeout, transport=transport
+            base_url=f"{self._base_url}/api/v1",
+            timeout=timeout,
+            transport=transport,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
 
     def __enter__(self) -> Self:
@@ -104,9 +121,13 @@ class EmbeddingStudioClient:
         An invalid session is answered as such and does not keep the others from being stored.
         """
         outcomes: list[SessionOutcome] = []
-        remaining = iter(sessions)
-        while chunk := [_session_json(one) for one in islice(remaining, _SESSIONS_PER_REQUEST)]:
-            response = self._call("POST", "/clickstream/sessions", json={"sessions": chunk})
+        for body in _bulk_bodies(sessions):
+            response = self._call(
+                "POST",
+                "/clickstream/sessions",
+                content=body,
+                headers={"Content-Type": "application/json"},
+            )
             outcomes += SessionOutcomes.model_validate_json(response.content).sessions
         return outcomes
 
@@ -151,6 +172,7 @@ class EmbeddingStudioClient:
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         budget: Budget | None = None,
+        webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
         budget = budget or Budget()
@@ -161,8 +183,53 @@ class EmbeddingStudioClient:
             # made up here if need be: a retry after a lost answer must not add a second task
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
             "budget": {"max_trials": budget.max_trials, "max_minutes": budget.max_minutes},
+            "webhook_url": webhook_url,
         }
         return _task(self._call("POST", "/fine-tuning/task", json=body))
+
+    def create_schedule(
+        self,
+        fine_tuning_method: str,
+        *,
+        cron: str | None = None,
+        interval_seconds: float | None = None,
+        min_new_sessions: int = 1,
+        metadata: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
+        webhook_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ScheduleView:
+        """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
+        budget = budget or Budget()
+        body = {
+            "fine_tuning_method": fine_tuning_method,
+            "cron": cron,
+            "interval_seconds": interval_seconds,
+            "min_new_sessions": min_new_sessions,
+            "metadata": metadata,
+            "budget": {"max_trials": budget.max_trials, "max_minutes": budget.max_minutes},
+            "webhook_url": webhook_url,
+            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+        }
+        response = self._call("POST", "/fine-tuning/schedule", json=body)
+        return ScheduleView.model_validate_json(response.content)
+
+    def list_schedules(self) -> list[ScheduleView]:
+        """Return schedules oldest first."""
+        return _SCHEDULES.validate_json(self._call("GET", "/fine-tuning/schedule").content)
+
+    def pause_schedule(self, schedule_id: str) -> ScheduleView:
+        response = self._call("PUT", f"/fine-tuning/schedule/{schedule_id}/pause")
+        return ScheduleView.model_validate_json(response.content)
+
+    def resume_schedule(self, schedule_id: str) -> ScheduleView:
+        response = self._call("PUT", f"/fine-tuning/schedule/{schedule_id}/resume")
+        return ScheduleView.model_validate_json(response.content)
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule; one that is gone already is fine, for a lost answer is asked again."""
+        with suppress(NotFound):
+            self._call("DELETE", f"/fine-tuning/schedule/{schedule_id}", fine=204)
 
     def get_task(self, task_id: str) -> TaskView:
         return _task(self._call("GET", f"/fine-tuning/task/{task_id}"))
@@ -240,8 +307,8 @@ class EmbeddingStudioClient:
 
     # -- transport ---------------------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, **content: Any) -> httpx.Response:
-        return self._retrying(lambda: _checked(self._http.request(method, path, **content)))
+    def _call(self, method: str, path: str, fine: int = 200, **content: Any) -> httpx.Response:
+        return self._retrying(lambda: _checked(self._http.request(method, path, **content), fine))
 
     def _stream(self, path: str, target: Path) -> httpx.Response:
         with self._http.stream("GET", path) as response, target.open("wb") as file:
@@ -255,7 +322,7 @@ class EmbeddingStudioClient:
     def _retrying(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         try:
             for attempt in stamina.retry_context(
-                on=_is_transient, attempts=None, timeout=self._retry_seconds
+                on=self._is_transient, attempts=None, timeout=self._retry_seconds
             ):
                 with attempt:
                     return call()
@@ -267,19 +334,23 @@ class EmbeddingStudioClient:
             ) from error
         raise AssertionError("stamina ends with an answer or an error")
 
+    def _is_transient(self, error: Exception) -> bool | float:
+        """Return whether to try again, or in how many seconds."""
+        if isinstance(error, httpx.HTTPStatusError):
+            status = error.response.status_code
+            wait = error.response.headers.get("Retry-After", "")
+            if status == 429 and wait.isdigit():
+                return float(wait) if float(wait) <= self._retry_seconds else False
+            return status == 429 or (status >= 500 and status != 501)
+        return isinstance(
+            error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+        )
+
 
 def _checked(response: httpx.Response, fine: int = 200) -> httpx.Response:
     if response.status_code != fine:
         response.raise_for_status()
     return response
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500 and error.response.status_code != 501
-    return isinstance(
-        error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
-    )
 
 
 def _error_of(response: httpx.Response) -> EmbeddingStudioError:
@@ -289,6 +360,22 @@ def _error_of(response: httpx.Response) -> EmbeddingStudioError:
     except (ValueError, LookupError, TypeError):
         return kind(f"{response.request.url} answered {response.status_code}")
     return kind(summarize_field_errors(detail) if isinstance(detail, list) else str(detail))
+
+
+def _bulk_bodies(sessions: Iterable[Session]) -> Iterator[bytes]:
+    """Yield bodies of as many sessions as one request may carry."""
+    chunk: list[bytes] = []
+    size_bytes = 0
+    for session in sessions:
+        encoded = json.dumps(_session_json(session), ensure_ascii=False, allow_nan=False).encode()
+        is_full = size_bytes + len(encoded) > _BYTES_PER_REQUEST
+        if chunk and (is_full or len(chunk) == _SESSIONS_PER_REQUEST):
+            yield b'{"sessions":[' + b",".join(chunk) + b"]}"
+            chunk, size_bytes = [], 0
+        chunk.append(encoded)
+        size_bytes += len(encoded)
+    if chunk:
+        yield b'{"sessions":[' + b",".join(chunk) + b"]}"
 
 
 def _session_json(session: Session) -> dict[str, Any]:

@@ -3,9 +3,14 @@
 EmbeddingStudioError
 ├── ConfigurationError      a setting or a command line that cannot work
 ├── InvalidInput            a request that can never succeed as it is (HTTP 422)
+├── Unauthorized            a request without a valid API key (HTTP 401)
+├── Forbidden               an API key without the scope that is needed (HTTP 403)
 ├── NotFound                an id nobody knows (HTTP 404)
 ├── Conflict                a request that the present state refuses (HTTP 409)
+├── TooManyRequests         the rate limit is spent (HTTP 429); worth another try later
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
+├── ForbiddenAddress        a host in a private network that this installation keeps out of
+├── DeliveryFailed          a webhook was not taken; worth another try
 ├── LeaseLost               a write by a worker that no longer owns the task
 ├── Draining                the worker is asked to end: the task goes back as it is
 ├── Stopped                 the task was asked to stop before there was anything to keep
@@ -35,6 +40,14 @@ class InvalidInput(EmbeddingStudioError):
     pass
 
 
+class Unauthorized(EmbeddingStudioError):
+    pass
+
+
+class Forbidden(EmbeddingStudioError):
+    pass
+
+
 class NotFound(EmbeddingStudioError):
     pass
 
@@ -43,7 +56,19 @@ class Conflict(EmbeddingStudioError):
     pass
 
 
+class TooManyRequests(EmbeddingStudioError):
+    pass
+
+
 class StoreUnavailable(EmbeddingStudioError):
+    pass
+
+
+class ForbiddenAddress(EmbeddingStudioError):
+    pass
+
+
+class DeliveryFailed(EmbeddingStudioError):
     pass
 
 

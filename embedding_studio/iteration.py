@@ -42,6 +42,7 @@ from embedding_studio.tasks import (
     TaskEvent,
     TaskEventKind,
     TaskStatus,
+    line_of,
 )
 from embedding_studio.tracking import Tracking
 from embedding_studio.trial import (
@@ -133,13 +134,14 @@ class _RunningTrial:
 class _Iteration:
     def __init__(self, house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
         self._house = house
-        self._store = house.store
+        self._store = house.store.in_project(task.project)
         self._tracking = house.tracking
         self._executor = house.executor
         self._settings = house.settings
         self._task = task
         self._lease = lease
         self._method = method
+        self._line = line_of(task)
         self._ref = MethodRef(method.meta.name, house.settings.plugins_folder)
         self._work = house.settings.work_folder / f"{task.id}-{task.attempt}"
         self._start_folder = self._work / "start"
@@ -181,12 +183,11 @@ class _Iteration:
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion, else the initial model (uploaded once), to the work folder."""
-        name = self._method.meta.name
-        model = self._tracking.champion(name)
+        model = self._tracking.champion(self._line)
         if model is None:
             folder = self._work / "initial"
             self._run(SaveInitialModel(self._ref, folder))
-            model = self._tracking.store_initial_model(name, folder)
+            model = self._tracking.store_initial_model(self._line, folder)
         self._tracking.download_model(model, self._start_folder)
         return model
 
@@ -205,7 +206,12 @@ class _Iteration:
 
     def open_experiment(self, batch_id: str, start: StoredModel) -> None:
         opened = self._tracking.open_iteration(
-            self._task.id, self._method.meta.name, batch_id, start.run_id, self._task.fresh_starts
+            self._task.id,
+            self._line,
+            batch_id,
+            start.run_id,
+            self._task.fresh_starts,
+            self._task.project,
         )
         self._experiment_id = opened.experiment_id
         # each generation draws other sets; an attempt of the same one draws the same again
@@ -312,7 +318,7 @@ class _Iteration:
         self._search.replay(trials)
         self._search.enqueue(self._tracking.sets_without_model(self._experiment_id))
         previous = best_first(
-            self._tracking.previous_trials(self._method.meta.name, self._experiment_id),
+            self._tracking.previous_trials(self._line, self._experiment_id),
             self._method.direction,
         )
         wanted = previous[: self._settings.warm_start_trials]
@@ -521,7 +527,7 @@ class _Iteration:
         self._tracking.log_test_scores(self._baseline_run_id, mean_metrics(before, metric))
         self._tracking.log_test_scores(best.run_id, mean_metrics(after, metric))
         promotion = decide(metric, self._method.direction, before, after, self._settings.seed)
-        champion = self._tracking.champion(self._method.meta.name)
+        champion = self._tracking.champion(self._line)
         if champion is not None and champion.run_id != start.run_id:
             promotion = replace(
                 promotion,
@@ -554,11 +560,13 @@ class _Iteration:
     def carry_out(self, promotion: Promotion) -> None:
         """Move the champion if the verdict says so, then remove the older iterations."""
         self._lease.check()
-        name = self._method.meta.name
         if promotion.promoted and self._best_model is not None:
-            self._tracking.promote(name, self._best_model)
+            self._tracking.promote(self._line, self._best_model)
         self._lease.show(phase="clean up")
-        self._tracking.remove_older_iterations(name, self._experiment_id)
+        keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
+        self._tracking.remove_older_iterations(self._line, self._experiment_id, keep, keep_models)
+        if self._settings.keep_batches:
+            self._store.delete_older_batches(self._settings.keep_batches)
 
     def finish(self) -> None:
         self._lease.beat()  # the last word on progress

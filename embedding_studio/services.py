@@ -46,6 +46,16 @@ class Services(AbstractContextManager["Services"]):
     def api_url(self) -> str:
         return f"http://{self.settings.api_host}:{self.settings.api_port}"
 
+    def client(self, timeout: float = 30.0, retry_seconds: float = 60.0) -> EmbeddingStudioClient:
+        """Return a client of this API, with the key that ES_API_KEY names."""
+        key = self.settings.api_key
+        return EmbeddingStudioClient(
+            self.api_url,
+            key.get_secret_value() if key else None,
+            timeout=timeout,
+            retry_seconds=retry_seconds,
+        )
+
     def describe(self) -> str:
         return f"API {self.api_url}/docs · MLflow {self.settings.mlflow_public_url}"
 
@@ -136,7 +146,7 @@ class Services(AbstractContextManager["Services"]):
         return self._log_file(name).open("ab")
 
     def _wait_until_ready(self, *parts: str) -> None:
-        client = EmbeddingStudioClient(self.api_url, timeout=5.0, retry_seconds=1.0)
+        client = self.client(timeout=5.0, retry_seconds=1.0)
         deadline = time.monotonic() + START_SECONDS
         while True:
             self.check()

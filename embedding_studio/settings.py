@@ -1,6 +1,8 @@
 """Every setting, once. Nothing else reads the environment."""
 
+from contextlib import suppress
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,13 @@ class Settings(BaseSettings):
     )
     api_host: str = Field("127.0.0.1", description="address the API binds to")
     api_port: int = Field(5000, ge=0, le=65535, description="port of the API")
+    allow_open: bool = Field(
+        False,
+        description="whether an API that anyone can reach may answer while there are no API keys",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="what `up` and `demo` show to their own API, once there are API keys"
+    )
     mlflow_port: int = Field(5001, ge=0, le=65535, description="port of the MLflow UI under `up`")
     max_event_age_seconds: float = Field(
         12 * 3600, gt=0, description="sessions and events older than this are refused"
@@ -60,6 +69,21 @@ class Settings(BaseSettings):
     max_sessions_per_request: int = Field(
         1000, gt=0, description="most sessions in one bulk request"
     )
+    max_results_per_session: int = Field(
+        1000, gt=0, description="most results that one session may show"
+    )
+    max_body_mb: int = Field(16, gt=0, description="largest body of a request")
+    max_pending_tasks: int = Field(
+        100, gt=0, description="most tasks of a project that wait for a worker"
+    )
+    max_trials_per_task: int = Field(
+        1000, gt=0, description="most hyperparameter sets that a task may ask for"
+    )
+    rate_limit: str = Field(
+        "6000/minute",
+        description="most requests of an API key, or of an address where there are no keys: "
+        "a number, a slash, and second, minute, hour or day; empty for no limit",
+    )
     poll_seconds: float = Field(1.0, gt=0, description="how often a worker looks for a task")
     lease_seconds: float = Field(
         60.0, gt=0, description="a worker silent for this long loses its task"
@@ -69,6 +93,28 @@ class Settings(BaseSettings):
     )
     stop_grace_seconds: float = Field(
         300.0, ge=0, description="a trial that goes on for this long after a stop is killed"
+    )
+    keep_iterations: int = Field(
+        1, ge=1, description="how many of a method's finished iterations stay, the champion's apart"
+    )
+    keep_models: int = Field(
+        1, ge=1, description="how many of those keep their model files, the champion's apart"
+    )
+    keep_batches: int = Field(
+        0, ge=0, description="how many of a project's released batches stay; 0: all of them"
+    )
+    sweep_minutes: float = Field(
+        60.0, ge=0, description="how often a worker removes what crashes left; 0: never"
+    )
+    allow_private_addresses: bool = Field(
+        False,
+        description="whether webhooks and images may be at addresses of private networks",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="signs webhooks: whsec_ and base64; without it tasks name none"
+    )
+    api_public_url: str | None = Field(
+        None, description="where receivers of webhooks reach the API; used in links"
     )
     warm_start_trials: int = Field(
         2, ge=0, description="how many of the previous iteration's best sets are tried first"
@@ -88,6 +134,17 @@ class Settings(BaseSettings):
         if self.mlflow_tracking_uri is not None:
             return self.mlflow_tracking_uri
         return f"sqlite:///{self.data_folder.absolute() / 'mlflow.db'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can reach the API."""
+        with suppress(ValueError):
+            return ip_address(self.api_host).is_loopback
+        return self.api_host == "localhost"
+
+    def experiment_url(self, experiment_id: str) -> str:
+        """Return where people see an experiment."""
+        return f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}"
 
     def replaced(self, **changes: Any) -> "Settings":
         """Return these settings with some changed."""

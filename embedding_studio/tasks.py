@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from embedding_studio.projects import DEFAULT_PROJECT
+
 
 class TaskStatus(StrEnum):
     PENDING = "pending"
@@ -63,6 +65,7 @@ class TaskRequest:
     metadata: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +127,27 @@ class Promotion:
 
 
 @dataclass(frozen=True, slots=True)
+class Delivery:
+    """How the telling of an end goes. id: the same for every attempt to tell this end of the task.
+
+    error: why the last attempt failed. delivered_at: when it was heard; if that is None and nothing
+    is due, it was given up.
+    """
+
+    id: str
+    attempts: int = 0
+    error: str | None = None
+    delivered_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FineTuningTask:
     """A request to fine-tune and everything known about its execution. Times are UTC.
 
     attempt: the fencing token, one higher with each claim; a write by an older owner matches
     nothing. expired_leases: how many owners died; a drained worker does not count.
     fresh_starts: how often it was restarted without what earlier attempts had tried.
+    delivery: of its end to webhook_url; delivery_due_at: when to try (again), once it has ended.
     """
 
     id: str
@@ -137,6 +155,7 @@ class FineTuningTask:
     status: TaskStatus
     created_at: datetime
     updated_at: datetime
+    project: str = DEFAULT_PROJECT
     batch_id: str | None = None
     metadata: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
@@ -151,6 +170,17 @@ class FineTuningTask:
     best_model: StoredModel | None = None
     promotion: Promotion | None = None
     error: str | None = None
+    webhook_url: str | None = None
+    delivery: Delivery | None = None
+    delivery_due_at: datetime | None = None
+
+
+def line_of(task: FineTuningTask) -> str:
+    """Return the name under which MLflow keeps the line of models that a task goes on with: one per
+    project and method. A project's id has no dot, so two projects never share one."""
+    if task.project == DEFAULT_PROJECT:
+        return task.fine_tuning_method
+    return f"{task.project}.{task.fine_tuning_method}"
 
 
 class TaskEventKind(StrEnum):
@@ -193,6 +223,30 @@ class NumberedTaskEvent:
 
     number: int
     event: TaskEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When and what: exactly one of cron (five fields, UTC) and interval_seconds is set.
+
+    min_new_sessions: how many sessions with a click the collecting batch must hold, else that time
+    passes without a task. next_at: when to look again. last_outcome: what the last look came to.
+    """
+
+    id: str
+    project: str
+    fine_tuning_method: str
+    created_at: datetime
+    next_at: datetime
+    cron: str | None = None
+    interval_seconds: float | None = None
+    min_new_sessions: int = 1
+    budget: Budget = field(default_factory=Budget)
+    metadata: Mapping[str, Any] | None = None
+    webhook_url: str | None = None
+    is_paused: bool = False
+    last_task_id: str | None = None
+    last_outcome: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ APScheduler is the timer: one job looks for work, the other beats. Nothing is pe
 """
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -11,11 +12,13 @@ import socket
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import FrameType
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from embedding_studio.api.schemas import TaskView
 from embedding_studio.errors import (
     Draining,
     EmbeddingStudioError,
@@ -27,13 +30,18 @@ from embedding_studio.executors import open_executor
 from embedding_studio.iteration import House, run_iteration
 from embedding_studio.lease import Lease
 from embedding_studio.methods import MethodCatalog, discover_methods
+from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
-from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
+from embedding_studio.sweep import sweep
+from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord, line_of
 from embedding_studio.tracking import Tracking
+from embedding_studio.webhooks import tell_ends
 
 log = logging.getLogger(__name__)
 
+ERRANDS_SECONDS = 2.0
+"""How often schedules and webhooks are looked after."""
 BEAT_SECONDS = 1.0
 """How often the lease is renewed at least, and so how soon a cancel is noticed."""
 
@@ -88,6 +96,23 @@ class Worker:
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
 
+    def run_errands(self) -> None:
+        """Create the tasks of schedules whose time has come, and tell webhooks of ended tasks."""
+        store, settings, clock = self._house.store, self._house.settings, self._house.clock
+        try:
+            run_due(store, clock())
+            tell_ends(store, settings, clock, partial(_describe, settings))
+        except StoreUnavailable as error:
+            log.warning("the store does not answer: %s", error)
+
+    def sweep(self) -> None:
+        """Remove what crashes left behind."""
+        house = self._house
+        try:
+            sweep(house.store, house.tracking, house.settings, house.clock())
+        except Exception:  # the next sweep finds what this one did not
+            log.exception("the sweep was broken off")
+
     def drain(self) -> None:
         """Claim nothing more, and give the task in hand back."""
         self._is_draining.set()
@@ -103,7 +128,7 @@ class Worker:
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(2)}, timezone=UTC,
+            executors={"default": ThreadPoolExecutor(4)}, timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )  # fmt: skip
         beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)
@@ -111,6 +136,11 @@ class Worker:
         scheduler.add_job(
             self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
         )
+        scheduler.add_job(self.run_errands, "interval", seconds=ERRANDS_SECONDS)
+        if settings.sweep_minutes:
+            scheduler.add_job(
+                self.sweep, "interval", minutes=settings.sweep_minutes, next_run_time=utc_now()
+            )
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self._is_draining.is_set():
@@ -181,12 +211,29 @@ class Worker:
             self._house.tracking.set_iteration_state(experiment_id, end)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
-        now = self._house.store.get_task(task.id)
+        now = self._house.store.in_project(task.project).get_task(task.id)
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
-        self._house.tracking.discard_task(task.id, task.fine_tuning_method)
+        self._house.tracking.discard_task(task.id, line_of(task))
         self._house.store.release_canceled(lease.claim)
         log.info("task %s: canceled, what it wrote is removed", task.id)
+
+
+def _describe(settings: Settings, task: FineTuningTask) -> bytes:
+    """Return what a webhook is sent: the task as the API shows it."""
+    api_url = (settings.api_public_url or "").rstrip("/")
+    model_url = f"{api_url}/api/v1/fine-tuning/task/{task.id}/model"
+    view = TaskView.of(
+        task,
+        mlflow_url=settings.experiment_url(task.experiment_id) if task.experiment_id else None,
+        best_model_url=model_url if api_url and task.best_model else None,
+    )
+    document = {
+        "type": f"fine_tuning_task.{task.status}",
+        "timestamp": task.updated_at.isoformat(),
+        "data": view.model_dump(mode="json"),
+    }
+    return json.dumps(document).encode()
 
 
 def open_worker(settings: Settings) -> Worker:

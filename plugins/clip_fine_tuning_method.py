@@ -71,7 +71,13 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         }
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
-        return prepare_image_clicks(sessions, self.item_image, self.load_initial_model(), folder)
+        return prepare_image_clicks(
+            sessions,
+            self.item_image,
+            self.load_initial_model(),
+            folder,
+            Settings().allow_private_addresses,
+        )
 
     def load_data(self, folder: Path) -> Splits[ImageLists]:
         return open_image_clicks(folder)

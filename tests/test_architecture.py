@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "tasks", "clickstream", "settings"},
+    {"errors", "projects", "access", "tasks", "clickstream", "settings", "outbound"},
     {"methods", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
-    {"tracking", "lease"},
-    {"iteration", "api"},
+    {"tracking", "lease", "schedules", "webhooks"},
+    {"iteration", "sweep", "api"},
     {"worker", "client"},
     {"services", "demo"},
     {"__main__"},
@@ -23,14 +23,27 @@ TIERS = [
 HOMES = {
     "mlflow": {"tracking"},
     "optuna": {"search"},
-    "pymongo": {"store.mongo"},
-    "bson": {"store.mongo"},
-    "sqlalchemy": {"store.sqlite"},
+    "pymongo": {
+        "store.mongo",
+        "store.mongo_access",
+        "store.mongo_answers",
+        "store.mongo_schedules",
+    },
+    "bson": {"store.mongo", "store.mongo_answers"},
+    "sqlalchemy": {
+        "store.sqlite",
+        "store.sqlite_access",
+        "store.sqlite_file",
+        "store.sqlite_schedules",
+    },
     "apscheduler": {"worker"},
     "fastapi": {"api"},
+    "limits": {"api"},
     "torch": {"training"},
     "sentence_transformers": {"training"},
     "transformers": {"training"},
+    "cronsim": {"schedules"},
+    "httpcore": {"outbound"},
     "typer": {"__main__"},
 }
 

@@ -24,9 +24,12 @@ from embedding_studio.errors import (
     Conflict,
     CorruptModel,
     EmbeddingStudioError,
+    Forbidden,
     InvalidInput,
     NotFound,
     StoreUnavailable,
+    TooManyRequests,
+    Unauthorized,
 )
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
@@ -244,22 +247,66 @@ def test_transient_failures_are_retried(failure: Callable[[], Answer]) -> None:
     ("status", "error"),
     [
         (400, InvalidInput),
-        (401, EmbeddingStudioError),
+        (401, Unauthorized),
+        (403, Forbidden),
         (404, NotFound),
         (409, Conflict),
         (413, InvalidInput),
         (422, InvalidInput),
-        (429, EmbeddingStudioError),
+        (418, EmbeddingStudioError),
         (501, ConfigurationError),
     ],
 )
 def test_refusals_are_never_retried(status: int, error: type[EmbeddingStudioError]) -> None:
-    """A 4xx is asked once, and raises its error with the server's words."""
+    """A 4xx but 429 is asked once, and raises its error with the server's words."""
     script = Scripted(httpx.Response(status, json={"detail": "because of k-1"}))
     with script.client() as client, pytest.raises(error, match="because of k-1") as raised:
         client.ping()
     assert raised.type is error
     assert len(script.requests) == 1
+
+
+def too_many(wait: str) -> httpx.Response:
+    return httpx.Response(429, json={"detail": "slow down"}, headers={"Retry-After": wait})
+
+
+def test_a_rate_limit_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 429 is tried again after exactly the seconds that the server names."""
+    pauses: list[float] = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    script = Scripted(too_many("7"), too_many("3"), PONG)
+    with script.client() as client:
+        client.ping()
+    assert pauses == [7, 3]
+
+
+@pytest.mark.parametrize("wait", ["61", "86400"])
+def test_a_wait_beyond_the_retries_is_an_error(wait: str) -> None:
+    """A pause longer than retry_seconds is not slept through: TooManyRequests at once."""
+    script = Scripted(too_many(wait))
+    with script.client() as client, pytest.raises(TooManyRequests, match="slow down"):
+        client.ping()
+
+
+def test_the_key_is_sent() -> None:
+    """The API key goes with each request as a bearer token; without one, no header does."""
+    for key, expected in (("es_1_2", "Bearer es_1_2"), (None, None)):
+        script = Scripted(PONG)
+        with EmbeddingStudioClient(
+            "http://studio", key, transport=httpx.MockTransport(script)
+        ) as client:
+            client.ping()
+        assert script.requests[0].headers.get("Authorization") == expected
+
+
+def test_large_sessions_are_posted_in_several_requests(client: EmbeddingStudioClient) -> None:
+    """Sessions that together are larger than the API takes at once all arrive, in order."""
+    text = "x" * 30_000
+    shown = tuple(SearchResult(f"item-{i}", 0.5, {"text": text}) for i in range(10))
+    sessions = [replace(session(f"s-{i}"), search_results=shown) for i in range(80)]
+    outcomes = client.post_sessions(sessions)
+    assert [one.session_id for one in outcomes] == [one.session_id for one in sessions]
+    assert {one.status for one in outcomes} == {PostStatus.CREATED}
 
 
 @pytest.mark.usefixtures("no_pauses")

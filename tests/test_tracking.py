@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.exceptions import MlflowException
 from safetensors.numpy import save_file
 
@@ -224,6 +225,40 @@ def test_an_empty_model_is_refused(tracking: Tracking, tmp_path: Path) -> None:
     with pytest.raises(CorruptModel, match="saved no file"):
         tracking.store_initial_model("Toy", tmp_path / "saved")
     assert list((tmp_path / "artifacts").rglob("*.*")) == []
+
+
+@pytest.mark.parametrize("name", ["weights.pkl", "pytorch_model.bin", "model.py", "noending"])
+def test_files_that_may_run_code_are_refused(tracking: Tracking, tmp_path: Path, name: str) -> None:
+    """A pickle or a script is no part of a model: nothing of such a one is stored."""
+    saved = save_arrays(tmp_path / "saved")
+    (saved / name).write_bytes(b"cos\nsystem\n")
+    with pytest.raises(CorruptModel, match=f"{name}.*safetensors"):
+        tracking.store_initial_model("Toy", saved)
+    assert list((tmp_path / "artifacts").rglob("*.*")) == []
+
+
+def test_a_list_of_files_that_was_changed_is_refused(tracking: Tracking, tmp_path: Path) -> None:
+    """Who can write to the artifacts cannot put a model of their own in a champion's place."""
+    model = tracking.store_initial_model("Toy", save_arrays(tmp_path / "saved"))
+    (manifest,) = (tmp_path / "artifacts").rglob("files.json")
+    manifest.write_text(manifest.read_text().replace(model.files[0].sha256, "0" * 64))
+    with pytest.raises(CorruptModel, match=f"files.json of the model of run {model.run_id}"):
+        tracking.stored_model(model.run_id)
+
+
+def test_a_file_that_nobody_saved_is_not_loaded(tracking: Tracking, tmp_path: Path) -> None:
+    """What lies beside a model's files stays where it is."""
+    model = tracking.store_initial_model("Toy", save_arrays(tmp_path / "saved"))
+    (stored,) = (tmp_path / "artifacts").rglob("*.safetensors")
+    (stored.parent / "modules.json").write_text("[]")
+    tracking.download_model(model, tmp_path / "copy")
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == ["arrays.safetensors"]
+
+
+def test_mlflow_may_not_unpickle() -> None:
+    """Whoever loads a model through MLflow in our processes cannot run what it brings."""
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    assert not MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get()  # type: ignore[no-untyped-call]
 
 
 def test_promotion_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import clickstream, fine_tuning, system
-from embedding_studio.api.context import Context, utc_now
+from embedding_studio.api import clickstream, fine_tuning, schedules, system
+from embedding_studio.api.context import House, utc_now
 from embedding_studio.api.errors import add_error_handlers, problems
+from embedding_studio.api.gate import Gate, KeyRing, RateLimit
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 
@@ -16,15 +18,33 @@ from embedding_studio.store.base import Store
 def create_app(
     store: Store, settings: Settings, clock: Callable[[], datetime] = utc_now
 ) -> FastAPI:
-    """Return the API over a store that the caller opened and will close."""
+    """Return the API over a store that the caller opened and will close.
+
+    Raises ConfigurationError for a rate limit that cannot be read."""
     app = FastAPI(
         title="Embedding Studio",
         summary="Turns the clicks of a search product into a better embedding model.",
         version=version("embedding-studio"),
     )
-    app.state.context = Context(store, settings, clock)
+    app.state.house = House(store, settings, clock)
     add_error_handlers(app)
-    for resource in (clickstream.router, fine_tuning.router):
-        app.include_router(resource, prefix="/api/v1", responses=problems(503))
+    app.add_middleware(
+        Gate,
+        keys=KeyRing(store, settings, clock),
+        rate_limit=RateLimit(settings.rate_limit),
+        max_body_mb=settings.max_body_mb,
+    )
+    # for the manual alone: it is the gate that reads them
+    key_headers = [
+        Security(HTTPBearer(auto_error=False)),
+        Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
+    ]
+    for resource in (clickstream.router, fine_tuning.router, schedules.router):
+        app.include_router(
+            resource,
+            prefix="/api/v1",
+            responses=problems(401, 403, 429, 503),
+            dependencies=key_headers,
+        )
     app.include_router(system.router, prefix="/api/v1")
     return app

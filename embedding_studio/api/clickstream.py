@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import TypeAdapter, ValidationError
 
-from embedding_studio.api.context import Context, InContext
+from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.schemas import (
     MAX_PAGE_OFFSET,
@@ -37,22 +37,23 @@ router = APIRouter(prefix="/clickstream", tags=["clickstream"])
 _ID = TypeAdapter[str](Id)
 
 
-@router.post("/session", summary="Register a search", responses=problems(400, 422))
-def register_session(body: SessionBody, context: InContext) -> SessionOutcome:
+@router.post("/session", summary="Register a search", responses=problems(400, 413, 422))
+def register_session(body: SessionBody, context: IngestContext) -> SessionOutcome:
     """A known session_id keeps what was stored first; only events it did not have are added."""
     now = context.clock()
+    _check_size(body, context)
     session = body.to_session(_accepted_instant(context, now))
     return _register(context, [session], now)[0]
 
 
-@router.post("/sessions", summary="Register many searches", responses=problems(400, 422))
-def register_sessions(body: SessionsBody, context: InContext) -> SessionOutcomes:
+@router.post("/sessions", summary="Register many searches", responses=problems(400, 413, 422))
+def register_sessions(body: SessionsBody, context: IngestContext) -> SessionOutcomes:
     """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
     limit = context.settings.max_sessions_per_request
     if len(body.sessions) > limit:
         raise InvalidInput(
             f"{len(body.sessions)} sessions in one request; at most {limit} are taken, "
-            "send the rest in further requests"
+            "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
     now = context.clock()
     to_instant = _accepted_instant(context, now)
@@ -60,7 +61,9 @@ def register_sessions(body: SessionsBody, context: InContext) -> SessionOutcomes
     refused: dict[int, SessionOutcome] = {}
     for place, item in enumerate(body.sessions):
         try:
-            accepted.append(SessionBody.model_validate(item).to_session(to_instant))
+            posted = SessionBody.model_validate(item)
+            _check_size(posted, context)
+            accepted.append(posted.to_session(to_instant))
         except (ValidationError, InvalidInput) as error:
             refused[place] = _refusal(item, error)
     stored = iter(_register(context, accepted, now))
@@ -73,12 +76,12 @@ def register_sessions(body: SessionsBody, context: InContext) -> SessionOutcomes
 
 
 @router.get("/session", summary="Read one session", responses=problems(404, 422))
-def get_session(session_id: Annotated[Id, Query()], context: InContext) -> SessionView:
+def get_session(session_id: Annotated[Id, Query()], context: ReadContext) -> SessionView:
     return SessionView.of(context.store.get_session(session_id).session)
 
 
-@router.post("/session/events", summary="Add clicks", responses=problems(400, 404, 422))
-def append_events(body: EventsBody, context: InContext) -> EventsOutcome:
+@router.post("/session/events", summary="Add clicks", responses=problems(400, 413, 404, 422))
+def append_events(body: EventsBody, context: IngestContext) -> EventsOutcome:
     """Events whose event_id the session has already are left as they are."""
     to_instant = _accepted_instant(context, context.clock())
     events = [event.to_event(body.session_id, to_instant) for event in body.events]
@@ -89,9 +92,9 @@ def append_events(body: EventsBody, context: InContext) -> EventsOutcome:
 @router.post(
     "/session/irrelevant",
     summary="Mark a session whose results were all wrong",
-    responses=problems(400, 404, 422),
+    responses=problems(400, 413, 404, 422),
 )
-def mark_irrelevant(body: IrrelevantBody, context: InContext) -> None:
+def mark_irrelevant(body: IrrelevantBody, context: IngestContext) -> None:
     """The mark stays for good, and keeps the session out of training."""
     context.store.mark_irrelevant(body.session_id)
 
@@ -99,9 +102,9 @@ def mark_irrelevant(body: IrrelevantBody, context: InContext) -> None:
 @router.post(
     "/internal/batch/release",
     summary="Release the batch now collecting",
-    responses=problems(400, 409, 422),
+    responses=problems(400, 413, 409, 422),
 )
-def release_batch(body: ReleaseBody, context: InContext) -> ReleaseView:
+def release_batch(body: ReleaseBody, context: TuneContext) -> ReleaseView:
     """Nothing joins a released batch. The same release_id gives the same batch again."""
     now = context.clock()
     batch = context.store.release_batch(body.release_id, now)
@@ -117,7 +120,7 @@ def release_batch(body: ReleaseBody, context: InContext) -> ReleaseView:
 )
 def read_batch(
     batch_id: Annotated[Id, Query()],
-    context: InContext,
+    context: ReadContext,
     after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
     limit: Annotated[int | None, Query(ge=1, description="10 when absent")] = None,
     events_limit: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 100,
@@ -130,6 +133,15 @@ def read_batch(
         last_number=sessions[-1].number if sessions else None,
         sessions=[BatchSessionView.numbered(session) for session in sessions],
     )
+
+
+def _check_size(posted: SessionBody, context: Context) -> None:
+    shown, most = len(posted.search_results), context.settings.max_results_per_session
+    if shown > most:
+        raise InvalidInput(
+            f"session {posted.session_id!r} has {shown} results; at most {most} are taken, leave "
+            "out those nobody scrolled to (ES_MAX_RESULTS_PER_SESSION)"
+        )
 
 
 def _accepted_instant(context: Context, now: datetime) -> ToInstant:

@@ -1,12 +1,14 @@
-"""What every route works with: the store, the settings and the clock."""
+"""What every route works with: the store as the caller sees it, the settings and the clock."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from embedding_studio.access import Scope
+from embedding_studio.api.gate import Caller
 from embedding_studio.errors import InvalidInput
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
@@ -17,10 +19,24 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class House:
+    """What the application was made with."""
+
     store: Store
     settings: Settings
     clock: Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One request's. store: of the caller's project. still_allowed: whether the caller's key still
+    is valid, for answers that take long."""
+
+    store: Store
+    settings: Settings
+    clock: Callable[[], datetime]
+    caller: Caller
+    still_allowed: Callable[[], Awaitable[bool]]
 
     def page_size(self, limit: int | None, default: int) -> int:
         """Return the limit asked for, or else the default. Raises InvalidInput above the most."""
@@ -28,13 +44,39 @@ class Context:
         if limit is None:
             return min(default, most)
         if limit > most:
-            raise InvalidInput(f"limit is {limit}; a page has at most {most} entries")
+            raise InvalidInput(
+                f"limit is {limit}; a page has at most {most} entries (ES_MAX_PAGE_SIZE)"
+            )
         return limit
 
 
 async def _context_of(request: Request) -> Context:
-    context: Context = request.app.state.context
-    return context
+    house: House = request.app.state.house
+    caller: Caller = request.state.caller
+    return Context(
+        store=house.store.in_project(caller.project),
+        settings=house.settings,
+        clock=house.clock,
+        caller=caller,
+        still_allowed=request.state.still_allowed,
+    )
 
 
-InContext = Annotated[Context, Depends(_context_of)]
+OpenContext = Annotated[Context, Depends(_context_of)]
+"""Of a route that needs no key."""
+
+
+class Needs:
+    """A route's dependency: a caller with the scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+
+    async def __call__(self, context: OpenContext) -> Context:
+        context.caller.require(self.scope)
+        return context
+
+
+IngestContext = Annotated[Context, Depends(Needs(Scope.INGEST))]
+TuneContext = Annotated[Context, Depends(Needs(Scope.TUNE))]
+ReadContext = Annotated[Context, Depends(Needs(Scope.READ))]

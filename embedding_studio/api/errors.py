@@ -1,7 +1,7 @@
 """Where errors become HTTP answers: the one place, and how the routes document them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,19 +13,28 @@ from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
     EmbeddingStudioError,
+    Forbidden,
     InvalidInput,
     NotFound,
     StoreUnavailable,
+    TooManyRequests,
+    Unauthorized,
     UnknownMethod,
 )
 
-RETRY_AFTER_SECONDS = 2
+HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"WWW-Authenticate": 'Bearer realm="embedding-studio"'},
+    503: {"Retry-After": "2"},
+}
 
 STATUS_BY_ERROR: dict[type[EmbeddingStudioError], int] = {
+    Unauthorized: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
     InvalidInput: 422,
     UnknownMethod: 422,
+    TooManyRequests: 429,
     ConfigurationError: 501,
     StoreUnavailable: 503,
 }
@@ -51,9 +60,13 @@ class InvalidRequest(BaseModel):
 
 _DESCRIPTIONS = {
     400: "The body cannot be read",
+    401: "No valid API key",
+    403: "The API key lacks the scope",
     404: "No such id",
     409: "The present state refuses this",
+    413: "The body is too large",
     422: "The request can never succeed as it is",
+    429: "Too many requests; `Retry-After` says when to come back",
     501: "This installation cannot do this",
     503: "A service behind the API does not answer; worth another try",
 }
@@ -75,11 +88,15 @@ def describe_fields(errors: Sequence[Any]) -> list[dict[str, Any]]:
     return [{key: error[key] for key in ("type", "loc", "msg")} for error in errors]
 
 
+def answer(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the answer to one of the errors that STATUS_BY_ERROR names."""
+    status = next(code for kind, code in STATUS_BY_ERROR.items() if isinstance(error, kind))
+    return JSONResponse({"detail": str(error)}, status, headers or HEADERS.get(status))
+
+
 def add_error_handlers(app: FastAPI) -> None:
     async def answer_error(_request: Request, error: Exception) -> Response:
-        status = next(code for kind, code in STATUS_BY_ERROR.items() if isinstance(error, kind))
-        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-        return JSONResponse({"detail": str(error)}, status, headers)
+        return answer(error)
 
     async def answer_invalid_request(_request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -17,13 +17,15 @@ KEEP_ALIVE_SECONDS = 15.0
 PAGE = 100
 
 
-async def follow_events(store: Store, task_id: str, after_number: int) -> AsyncIterator[bytes]:
-    """Yield each event once it is there, and end when the task has ended.
+async def follow_events(
+    store: Store, task_id: str, after_number: int, still_allowed: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[bytes]:
+    """Yield each event once it is there, and end when the task has ended, or the caller's key.
 
     While the database does not answer, it waits: nothing is left out.
     """
     last_sent = time.monotonic()
-    while True:
+    while await still_allowed():
         try:
             # the status first: what had ended by then has no event after those that follow
             task = await run_in_threadpool(store.get_task, task_id)

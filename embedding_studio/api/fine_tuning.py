@@ -1,6 +1,5 @@
 """Routes for fine-tuning tasks and the models they made."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -8,9 +7,10 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
 from embedding_studio.api.artifacts import open_model, zip_chunks
-from embedding_studio.api.context import Context, InContext
+from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
+from embedding_studio.api.requests import check_method, check_trials, check_webhook
 from embedding_studio.api.schemas import MAX_PAGE_OFFSET, TaskBody, TaskEventsPage, TaskView
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
@@ -21,13 +21,16 @@ router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"])
 _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 
 
-@router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 404, 409, 422))
-def create_task(body: TaskBody, request: Request, context: InContext) -> TaskView:
+@router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 413, 404, 409, 422))
+def create_task(body: TaskBody, request: Request, context: TuneContext) -> TaskView:
     """Without a batch_id, the batch now collecting is released and used. The same idempotency_key
     gives the same task, and is refused for another body."""
     wanted = body.to_request()
+    check_trials(context, wanted.budget)
+    check_webhook(context, wanted.webhook_url)
     try:
         _check_can_run(context, wanted)
+        _check_room(context)
     except (NotFound, Conflict, UnknownMethod):
         # looked up after the check: if the check failed because this very task has taken the
         # batch meanwhile, the task is there to be found
@@ -41,7 +44,7 @@ def create_task(body: TaskBody, request: Request, context: InContext) -> TaskVie
 @router.get("/task", summary="List tasks, newest first", responses=problems(422))
 def list_tasks(
     request: Request,
-    context: InContext,
+    context: ReadContext,
     status: TaskStatus | None = None,
     skip: Annotated[int | None, Query(ge=0, le=MAX_PAGE_OFFSET)] = None,
     offset: Annotated[
@@ -57,7 +60,7 @@ def list_tasks(
 
 
 @router.get("/task/{task_id}", summary="Read one task", responses=problems(404))
-def get_task(task_id: str, request: Request, context: InContext) -> TaskView:
+def get_task(task_id: str, request: Request, context: ReadContext) -> TaskView:
     return _view(context.store.get_task(task_id), request, context)
 
 
@@ -65,23 +68,25 @@ def get_task(task_id: str, request: Request, context: InContext) -> TaskView:
 def restart_task(
     task_id: str,
     request: Request,
-    context: InContext,
+    context: TuneContext,
     fresh: Annotated[bool, Query(description="forget the trials of earlier attempts")] = False,
 ) -> TaskView:
     """For a stopped, canceled or failed task, which goes on from its finished trials. Its batch is
     kept; a pending task stays as it is."""
+    if context.store.get_task(task_id).status is not TaskStatus.PENDING:
+        _check_room(context)
     return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)
 
 
 @router.put("/task/{task_id}/stop", summary="End it with what it has", responses=problems(404, 409))
-def stop_task(task_id: str, request: Request, context: InContext) -> TaskView:
+def stop_task(task_id: str, request: Request, context: TuneContext) -> TaskView:
     """The running trial ends at its next report and counts as it stands; the best model so far is
     judged and kept. The task is stopping, then stopped. Stopping it again changes nothing."""
     return _view(context.store.stop_task(task_id, context.clock()), request, context)
 
 
 @router.put("/task/{task_id}/cancel", summary="Give it up", responses=problems(404, 409))
-def cancel_task(task_id: str, request: Request, context: InContext) -> TaskView:
+def cancel_task(task_id: str, request: Request, context: TuneContext) -> TaskView:
     """Nothing of a canceled task is kept. Canceling it again changes nothing."""
     return _view(context.store.cancel_task(task_id, context.clock()), request, context)
 
@@ -98,7 +103,7 @@ def cancel_task(task_id: str, request: Request, context: InContext) -> TaskView:
         **problems(404, 501),
     },
 )
-def download_model(task_id: str, context: InContext) -> StreamingResponse:
+def download_model(task_id: str, context: ReadContext) -> StreamingResponse:
     """The model's files lie at the ZIP's root: unpacked, the folder loads with
     `SentenceTransformer(folder)` where the method makes such models."""
     task = context.store.get_task(task_id)
@@ -126,7 +131,7 @@ def download_model(task_id: str, context: InContext) -> StreamingResponse:
 )  # fmt: skip
 def list_events(
     task_id: str,
-    context: InContext,
+    context: ReadContext,
     after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
     limit: Annotated[int | None, Query(ge=1, description="100 when absent")] = None,
     accept: Annotated[str, Header()] = "",
@@ -142,7 +147,8 @@ def list_events(
     if is_over and not context.store.list_events(task_id, after, 1):
         return Response(status_code=204)
     return EventSourceResponse(
-        follow_events(context.store, task_id, after), headers={"Cache-Control": "no-store"}
+        follow_events(context.store, task_id, after, context.still_allowed),
+        headers={"Cache-Control": "no-store"},
     )
 
 
@@ -152,7 +158,7 @@ def _number_of(last_event_id: str | None) -> int:
 
 
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
-    _check_method(context, wanted.fine_tuning_method)
+    check_method(context, wanted.fine_tuning_method)
     if wanted.batch_id is None:
         if context.store.collecting_batch() is None:
             raise Conflict(
@@ -166,21 +172,21 @@ def _check_can_run(context: Context, wanted: TaskRequest) -> None:
         )
 
 
-def _check_method(context: Context, name: str) -> None:
-    recent = context.clock() - timedelta(seconds=10 * context.settings.lease_seconds)
-    ever = datetime(1970, 1, 1, tzinfo=UTC)
-    workers = context.store.list_workers(recent) or context.store.list_workers(ever)
-    known = sorted({method for worker in workers for method in worker.methods})
-    if workers and name not in known:
-        names = ", ".join(map(repr, known)) or "none"
-        raise UnknownMethod(f"no fine-tuning method is named {name!r}; the workers have: {names}")
+def _check_room(context: Context) -> None:
+    # not atomic with the adding: it keeps tasks from piling up, and is no quota
+    most = context.settings.max_pending_tasks
+    if context.store.count_tasks(TaskStatus.PENDING) >= most:
+        raise Conflict(
+            f"{most} tasks are waiting for a worker already, the most there may be "
+            "(ES_MAX_PENDING_TASKS): wait, cancel one, or start more workers"
+        )
 
 
 def _view(task: FineTuningTask, request: Request, context: Context) -> TaskView:
-    ui = context.settings.mlflow_public_url.rstrip("/")
+    experiment_id = task.experiment_id
     return TaskView.of(
         task,
-        mlflow_url=f"{ui}/#/experiments/{task.experiment_id}" if task.experiment_id else None,
+        mlflow_url=context.settings.experiment_url(experiment_id) if experiment_id else None,
         best_model_url=str(request.url_for("download_model", task_id=task.id))
         if task.best_model
         else None,

@@ -21,6 +21,7 @@ from pydantic import (
 from embedding_studio.clickstream import NumberedSession, SearchResult, Session, SessionEvent
 from embedding_studio.tasks import (
     Budget,
+    Delivery,
     FineTuningTask,
     NumberedTaskEvent,
     Promotion,
@@ -137,7 +138,7 @@ class SessionBody(BaseModel):
 
     session_id: Id
     search_query: Annotated[str, StringConstraints(max_length=4096)]
-    search_results: Annotated[list[ResultBody], Field(max_length=1000)]
+    search_results: list[ResultBody]
     search_meta: Meta | None = None
     user_id: Annotated[str, StringConstraints(max_length=256)] | None = None
     created_at: UnixSeconds | None = Field(None, description="Unix seconds; now when absent")
@@ -279,8 +280,15 @@ class ReleaseView(BaseModel):
 class BudgetBody(BaseModel):
     """Ends the search, whichever limit comes first; a limit left out is the method's own."""
 
-    max_trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    max_trials: Annotated[int, Field(ge=1)] | None = None
     max_minutes: Annotated[FiniteFloat, Field(gt=0, le=525_600)] | None = None
+
+
+WebhookUrl = Annotated[
+    str,
+    StringConstraints(max_length=2048),
+    Field(description="is told when the task has ended, however: a signed POST"),
+]
 
 
 class TaskBody(BaseModel):
@@ -301,6 +309,7 @@ class TaskBody(BaseModel):
     metadata: Meta | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
     budget: BudgetBody | None = None
+    webhook_url: WebhookUrl | None = None
 
     def to_request(self) -> TaskRequest:
         budget = self.budget or BudgetBody()
@@ -310,6 +319,7 @@ class TaskBody(BaseModel):
             metadata=self.metadata,
             idempotency_key=self.idempotency_key,
             budget=Budget(budget.max_trials, budget.max_minutes),
+            webhook_url=self.webhook_url,
         )
 
 
@@ -336,6 +346,10 @@ class TaskView(BaseModel):
     progress: TaskProgress | None
     promotion: Promotion | None
     error: str | None
+    webhook_url: str | None = Field(None, exclude_if=_is_none)
+    delivery: Delivery | None = Field(
+        None, exclude_if=_is_none, description="how telling the webhook of the end goes"
+    )
     mlflow_url: str | None = Field(None, description="the iteration's experiment, for people")
     # clients written for the reference take the presence of this field as "there is a model"
     best_model_url: str | None = Field(
@@ -346,6 +360,68 @@ class TaskView(BaseModel):
     def of(cls, task: FineTuningTask, mlflow_url: str | None, best_model_url: str | None) -> Self:
         links = {"mlflow_url": mlflow_url, "best_model_url": best_model_url}
         return cls.model_validate(task).model_copy(update=links)
+
+
+class ScheduleBody(BaseModel):
+    """Exactly one of cron and interval_seconds."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "fine_tuning_method": "Default Fine Tuning Method",
+                    "cron": "30 3 * * 1",
+                    "min_new_sessions": 1000,
+                }
+            ]
+        }
+    )
+
+    fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
+    cron: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+        None, description="minute, hour, day of month, month, day of week; in UTC"
+    )
+    interval_seconds: Annotated[FiniteFloat, Field(ge=60, le=366 * 86400)] | None = None
+    min_new_sessions: Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET)] = Field(
+        1, description="with a click, in the batch now collecting; fewer: no task this time"
+    )
+    metadata: Meta | None = None
+    budget: BudgetBody | None = None
+    webhook_url: WebhookUrl | None = None
+    idempotency_key: Id | None = Field(None, description="the same key gives the same schedule")
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields of a Schedule that the body tells."""
+        budget = self.budget or BudgetBody()
+        return {
+            "fine_tuning_method": self.fine_tuning_method,
+            "cron": self.cron,
+            "interval_seconds": self.interval_seconds,
+            "min_new_sessions": self.min_new_sessions,
+            "metadata": self.metadata,
+            "budget": Budget(budget.max_trials, budget.max_minutes),
+            "webhook_url": self.webhook_url,
+        }
+
+
+class ScheduleView(BaseModel):
+    """last_outcome: what the last time came to; last_task_id: the last task that was created."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    fine_tuning_method: str
+    cron: str | None
+    interval_seconds: float | None
+    min_new_sessions: int
+    metadata: Mapping[str, Any] | None
+    budget: Budget
+    webhook_url: str | None
+    is_paused: bool
+    created_at: datetime
+    next_at: datetime
+    last_task_id: str | None
+    last_outcome: str | None
 
 
 class TaskEventView(BaseModel):

@@ -10,7 +10,7 @@ import uvicorn
 from embedding_studio.api.app import create_app
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
-from embedding_studio.store import open_store
+from embedding_studio.store import Store, open_store
 
 _logger = logging.getLogger(__name__)
 
@@ -22,15 +22,17 @@ def serve(settings: Settings) -> None:
     """Answer requests until Ctrl-C or SIGTERM, then finish those under way and return.
 
     Runs in the main thread. Port 0 takes a free one. Raises ConfigurationError when the address
-    cannot be bound, StoreUnavailable when the store does not answer.
+    cannot be bound, or is open to anyone while there are no API keys; StoreUnavailable when the
+    store does not answer.
     """
     # uvicorn ends its work on both signals, then raises them again for its caller
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
-        listen(settings.api_host, settings.api_port) as listener,
         closing(open_store(settings.resolved_store_url)) as store,
+        listen(settings.api_host, settings.api_port) as listener,
     ):
+        check_may_serve(store, settings)
         host, port = listener.getsockname()[:2]
         shown_host = f"[{host}]" if ":" in host else host
         _logger.info("the API is at http://%s:%d, its manual at /docs", shown_host, port)
@@ -41,6 +43,17 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def check_may_serve(store: Store, settings: Settings) -> None:
+    """Raise ConfigurationError if anyone could reach the API and do everything."""
+    if settings.is_loopback or settings.allow_open or store.list_keys():
+        return
+    raise ConfigurationError(
+        f"there are no API keys, so whoever reaches {settings.api_host} could do everything: make "
+        "one with `embedding-studio keys create --name first --scope admin`, or set "
+        "ES_API_HOST=127.0.0.1, or, behind a proxy that knows who may call, ES_ALLOW_OPEN=true"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

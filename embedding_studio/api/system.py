@@ -9,7 +9,8 @@ from urllib.parse import quote
 import httpx
 from fastapi import APIRouter, Response
 
-from embedding_studio.api.context import Context, InContext
+from embedding_studio.access import Scope
+from embedding_studio.api.context import Context, OpenContext
 from embedding_studio.api.schemas import (
     HealthView,
     PartHealth,
@@ -23,10 +24,11 @@ from embedding_studio.errors import StoreUnavailable
 router = APIRouter(tags=["system"])
 
 _MLFLOW_TIMEOUT_SECONDS = 2.0
+_UNTOLD = "told to callers whose API key has the scope read"
 
 
 @router.get("/ping", summary="Is the API there")
-def ping(context: InContext) -> Pong:
+def ping(context: OpenContext) -> Pong:
     return Pong(time=context.clock())
 
 
@@ -35,13 +37,21 @@ def ping(context: InContext) -> Pong:
     summary="Are the store, MLflow and a worker there",
     responses={503: {"model": HealthView, "description": "Something is missing; `detail` says"}},
 )
-def health(response: Response, context: InContext) -> HealthView:
+def health(response: Response, context: OpenContext) -> HealthView:
+    """Where there are API keys, only who shows one with the scope `read` is told the details."""
     store, mlflow, worker = _store(context), _mlflow(context), _worker(context)
     missing = PartStatus.UNAVAILABLE in (store.status, mlflow.status, worker.status)
     if missing:
         response.status_code = 503
     status = PartStatus.UNAVAILABLE if missing else PartStatus.OK
+    if not context.caller.allows(Scope.READ):
+        store, mlflow = _without_details(store), _without_details(mlflow)
+        worker = WorkerHealth(status=worker.status, detail=_UNTOLD)
     return HealthView(status=status, store=store, mlflow=mlflow, worker=worker)
+
+
+def _without_details(part: PartHealth) -> PartHealth:
+    return PartHealth(status=part.status, detail=_UNTOLD)
 
 
 def _ok(detail: str) -> PartHealth:

@@ -56,7 +56,7 @@ def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: 
         console.print(f"[bold]{services.describe()}[/bold]")
         console.print(f"[dim]logs: {settings.data_folder / 'logs'}[/dim]")
         settings = services.settings
-        with EmbeddingStudioClient(services.api_url) as client:
+        with services.client() as client:
             model = Path(settings.initial_model)
             summary: dict[str, object] = {}
             for number in range(rounds):

@@ -8,19 +8,27 @@ LeaseLost.) Methods are safe to call from several threads and several processes 
 Times are UTC-aware, come from the caller and are kept to the millisecond. Free-form JSON comes back
 equal; what a database cannot hold, such as a whole number beyond 64 bits or a document beyond
 16 MB in MongoDB, raises InvalidInput.
+
+A store sees one project. What its clients ask of clickstream and tasks is asked of that project:
+what another one holds is not found, its ids and keys are free, and nothing of it is changed. Owners
+of tasks, workers and API keys are of all projects.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
+from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.tasks import (
     Claim,
     FineTuningTask,
     NumberedTaskEvent,
     Promotion,
+    Schedule,
     StoredModel,
     TaskEvent,
     TaskProgress,
@@ -38,6 +46,19 @@ class Registered(NamedTuple):
 
 
 class Store(ABC):
+    """project: the one whose clickstream and tasks it sees."""
+
+    project = DEFAULT_PROJECT
+
+    def in_project(self, project: str) -> Self:
+        """Return this store as another project sees it. Raises InvalidInput for no project's id.
+
+        It is cheap, and shares the connections: closing is left to whoever opened the store.
+        """
+        view = copy.copy(self)
+        view.project = check_project(project)
+        return view
+
     # -- clickstream ---------------------------------------------------------------------------
 
     @abstractmethod
@@ -79,6 +100,18 @@ class Store(ABC):
         """Return the batch that release_batch would release now, None where it would refuse."""
 
     @abstractmethod
+    def count_clicked_sessions(self, batch_id: str) -> int:
+        """Return how many sessions of a batch have an event. Raises NotFound."""
+
+    @abstractmethod
+    def delete_older_batches(self, keep: int) -> list[str]:
+        """Delete this project's released batches but the latest `keep`, their sessions with them.
+
+        Returns the ids. One that was interrupted is completed by the next. A batch that a task
+        which has not ended names stays. Numbers and ids of the others do not change.
+        """
+
+    @abstractmethod
     def read_batch(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:
@@ -111,6 +144,10 @@ class Store(ABC):
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:
         """Return tasks newest first."""
+
+    @abstractmethod
+    def count_tasks(self, status: TaskStatus) -> int:
+        """Return how many tasks have the status."""
 
     @abstractmethod
     def cancel_task(self, task_id: str, now: datetime) -> FineTuningTask:
@@ -222,6 +259,89 @@ class Store(ABC):
 
         Clears worker and lease if the task is canceled and this claim was its last owner; else
         does nothing.
+        """
+
+    # -- API keys --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add_key(self, key: ApiKey) -> None:
+        """Keep a new key; adding it again changes nothing."""
+
+    @abstractmethod
+    def find_key(self, key_id: str) -> ApiKey | None:
+        """Return the key of that id, None if there is none."""
+
+    @abstractmethod
+    def list_keys(self) -> list[ApiKey]:
+        """Return all keys, those that have ended too, oldest first."""
+
+    @abstractmethod
+    def end_key(
+        self,
+        key_id: str,
+        *,
+        expires_at: datetime | None = None,
+        revoked_at: datetime | None = None,
+    ) -> ApiKey:
+        """Set when a key expires or was revoked, and return it. Raises NotFound.
+
+        An end comes nearer, never further off: a later time than the one that is set is ignored.
+        """
+
+    @abstractmethod
+    def tasks_at_work(self) -> list[FineTuningTask]:
+        """Return the tasks of all projects that a worker is at, or was until it died."""
+
+    @abstractmethod
+    def claim_delivery(self, now: datetime, seconds: float) -> FineTuningTask | None:
+        """Take a task whose end is due to be told to its webhook, for so many seconds.
+
+        Of several claimants one gets it. Who dies over it leaves it to the next: an end may be
+        told twice, never not at all.
+        """
+
+    @abstractmethod
+    def settle_delivery(
+        self, task: FineTuningTask, now: datetime, error: str | None, due_at: datetime | None
+    ) -> bool:
+        """Note how an attempt went and when the next is due, None for never again.
+
+        task: as claimed; when it has ended anew meanwhile, nothing is changed: False.
+        """
+
+    # -- schedules -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def add_schedule(self, schedule: Schedule) -> None:
+        """Keep a new schedule of this project; adding it again changes nothing."""
+
+    @abstractmethod
+    def get_schedule(self, schedule_id: str) -> Schedule:
+        """Return one of this project's schedules. Raises NotFound."""
+
+    @abstractmethod
+    def list_schedules(self) -> list[Schedule]:
+        """Return this project's schedules, oldest first."""
+
+    @abstractmethod
+    def pause_schedule(self, schedule_id: str, is_paused: bool, next_at: datetime) -> Schedule:
+        """Pause or resume one of this project's schedules. Raises NotFound."""
+
+    @abstractmethod
+    def remove_schedule(self, schedule_id: str) -> None:
+        """Delete one of this project's schedules. Raises NotFound."""
+
+    @abstractmethod
+    def due_schedules(self, now: datetime) -> list[Schedule]:
+        """Return the schedules of all projects whose time has come and that are not paused."""
+
+    @abstractmethod
+    def advance_schedule(
+        self, seen: Schedule, next_at: datetime, task_id: str | None, outcome: str
+    ) -> bool:
+        """Set when to look next and what came of the look; task_id None keeps the last one.
+
+        False, and nothing changed, unless its next_at is still as seen and it is not paused.
         """
 
     # -- workers ---------------------------------------------------------------------------------

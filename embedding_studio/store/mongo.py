@@ -9,14 +9,13 @@ next batch, and whoever raced with it has lost the number and looks again.
 
 import random
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from bson import CodecOptions, ObjectId
-from bson.errors import BSONError
 from pydantic import TypeAdapter
 from pymongo import (
     ASCENDING,
@@ -28,6 +27,7 @@ from pymongo import (
     WriteConcern,
 )
 from pymongo import errors as mongo_errors
+from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern
 
 from embedding_studio.clickstream import (
@@ -40,14 +40,19 @@ from embedding_studio.clickstream import (
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
-    InvalidInput,
     NotFound,
     StoreUnavailable,
 )
+from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import Registered
+from embedding_studio.store.deliveries import TaskDeliveries
+from embedding_studio.store.mongo_access import MongoKeys
+from embedding_studio.store.mongo_answers import answering
+from embedding_studio.store.mongo_schedules import MongoSchedules
 from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
 from embedding_studio.tasks import (
     OWNED,
+    TERMINAL,
     Claim,
     FineTuningTask,
     NumberedTaskEvent,
@@ -69,12 +74,12 @@ OLDEST_FIRST = [("created_at", ASCENDING), ("_id", ASCENDING)]
 NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 CONTENTION_SECONDS = 20.0
 DUPLICATE_KEY = 11000
-NO_CODE = 0
-# BSONObjectTooLarge, two codes of growing one by an update, DollarPrefixedFieldName, too deep
-UNSTORABLE = {10334, 17419, 17420, 52, 15}
+INDEX_NOT_FOUND = 27
 WITHOUT_EVENTS = {"events": 0}  # a task's history is read by pages alone
 # A batch whose release has begun; to the outside it is still collecting.
 RELEASING = "releasing"
+# A batch whose deletion has begun; to the outside it is gone.
+DELETING = "deleting"
 
 BATCH = TypeAdapter(SessionBatch)
 EVENT = TypeAdapter(SessionEvent)
@@ -84,35 +89,7 @@ TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
-@contextmanager
-def _answering() -> Iterator[None]:
-    """Say in our own errors that the database does not answer or cannot hold a document."""
-    try:
-        yield
-    except mongo_errors.PyMongoError as error:
-        code, reason = _refusal(error)
-        if code in UNSTORABLE:
-            raise InvalidInput(f"MongoDB cannot store this: {reason}") from None
-        if code is None or error.timeout:
-            raise StoreUnavailable(f"MongoDB does not answer: {reason}") from error
-        raise
-    except (BSONError, OverflowError, UnicodeEncodeError) as error:
-        raise InvalidInput(f"MongoDB cannot store this: {error}") from error
-
-
-def _refusal(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
-    """Return the server's code for refusing, None where it gave no answer, and the reason."""
-    if isinstance(error, mongo_errors.BulkWriteError):
-        refused = error.details["writeErrors"]
-        if not refused:
-            return None, str(error.details["writeConcernErrors"])
-        return refused[0]["code"], refused[0]["errmsg"]  # its own text repeats the documents
-    if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.WriteConcernError):
-        return None, str(error)
-    return getattr(error, "code", NO_CODE) or NO_CODE, str(error)
-
-
-class MongoStore(TaskMoves):
+class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
     """url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
 
     client: an open client to use instead of one made from the url; closed with the store.
@@ -121,7 +98,7 @@ class MongoStore(TaskMoves):
     def __init__(self, url: str, client: MongoClient[Document] | None = None) -> None:
         self._client = client or _connect(url)
         try:
-            with _answering():
+            with answering():
                 level = "local" if client else _durable_level(self._client)
                 self._open(unquote(urlsplit(url).path.lstrip("/")) or DEFAULT_DATABASE, level)
         except Exception:
@@ -140,15 +117,37 @@ class MongoStore(TaskMoves):
         self._sessions = database["sessions"]
         self._tasks = database["tasks"]
         self._workers = database["workers"]
-        self._batches.create_index("ordinal", unique=True)
-        self._batches.create_index("release_id", unique=True, sparse=True)
+        self._keys = database["api_keys"]
+        self._schedules = database["schedules"]
+        self._adopt_older_documents()
+        # not a partial one: it also finds a project's newest batch
+        self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)
+        _make_unique(self._batches, "release_id")
+        _make_unique(self._tasks, "idempotency_key")
         self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
-        self._tasks.create_index("idempotency_key", unique=True, sparse=True)
         self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
+        self._tasks.create_index("delivery_due_at", sparse=True)
+
+    def _adopt_older_documents(self) -> None:
+        """Bring a database from before there were projects up to date: what is in it belongs to
+        the default one. Repeating it is safe, and so is doing it in several processes at once."""
+        for collection in (self._batches, self._tasks):
+            collection.update_many({"project": None}, {"$set": {"project": DEFAULT_PROJECT}})
+        for collection, former_index in (
+            (self._batches, "ordinal_1"),
+            (self._batches, "release_id_1"),
+            (self._tasks, "idempotency_key_1"),
+        ):
+            if former_index in collection.index_information():
+                try:
+                    collection.drop_index(former_index)
+                except mongo_errors.OperationFailure as error:
+                    if error.code != INDEX_NOT_FOUND:  # another process was quicker
+                        raise
 
     # -- clickstream ---------------------------------------------------------------------------
 
-    @_answering()
+    @answering()
     def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
         first: dict[str, Session] = {}
         for session in sessions:
@@ -166,10 +165,16 @@ class MongoStore(TaskMoves):
                 answers.append(Registered(False, self._push(session.session_id, fresh)))
         return answers
 
+    def _key(self, session_id: str) -> str:
+        """Return a session's _id: its own id is its client's choice, and free in each project."""
+        if self.project == DEFAULT_PROJECT:
+            return f"s:{session_id}"
+        return f"p:{self.project}:{session_id}"
+
     def _known_events(self, session_ids: Iterable[str]) -> dict[str, set[str]]:
         """Return the event ids of those sessions that are stored."""
         found = self._sessions.find(
-            {"_id": {"$in": [_key(session_id) for session_id in session_ids]}},
+            {"_id": {"$in": [self._key(session_id) for session_id in session_ids]}},
             {"session_id": 1, "events.event_id": 1},
         )
         return {
@@ -186,14 +191,14 @@ class MongoStore(TaskMoves):
             batch_id, number = self._end_of_log(now)
             inserted = self._insert_run(
                 [
-                    _session_document(session, batch_id, place)
+                    _session_document(self._key(session.session_id), session, batch_id, place)
                     for place, session in enumerate(waiting, start=number)
                 ]
             )
             mine.update(session.session_id for session in waiting[:inserted])
             waiting = waiting[inserted:]
             if waiting and self._sessions.find_one(
-                {"_id": _key(waiting[0].session_id)}, {"_id": 1}
+                {"_id": self._key(waiting[0].session_id)}, {"_id": 1}
             ):
                 waiting.pop(0)  # posted by someone else meanwhile: its number is not ours to burn
             elif waiting and time.monotonic() > give_up:
@@ -227,10 +232,15 @@ class MongoStore(TaskMoves):
                     return newest["_id"], last["number"] + 1
 
     def _newest_batch(self) -> Document | None:
-        return self._batches.find_one(sort=[("ordinal", DESCENDING)])
+        return self._batches.find_one({"project": self.project}, sort=[("ordinal", DESCENDING)])
 
     def _open_batch(self, ordinal: int, now: datetime) -> None:
-        batch = {"ordinal": ordinal, "status": BatchStatus.COLLECTING, "created_at": now}
+        batch = {
+            "project": self.project,
+            "ordinal": ordinal,
+            "status": BatchStatus.COLLECTING,
+            "created_at": now,
+        }
         with suppress(mongo_errors.DuplicateKeyError):  # someone else opened it
             self._batches.insert_one(batch)
 
@@ -244,40 +254,40 @@ class MongoStore(TaskMoves):
         """Add each event in one atomic step that an event of the same id prevents."""
         steps = [
             UpdateOne(
-                {"_id": _key(session_id), "events.event_id": {"$ne": event.event_id}},
+                {"_id": self._key(session_id), "events.event_id": {"$ne": event.event_id}},
                 {"$push": {"events": EVENT.dump_python(event)}},
             )
             for event in events
         ]
         return self._sessions.bulk_write(steps).modified_count if steps else 0
 
-    @_answering()
+    @answering()
     def get_session(self, session_id: str) -> NumberedSession:
-        document = self._sessions.find_one({"_id": _key(session_id)})
+        document = self._sessions.find_one({"_id": self._key(session_id)})
         if document is None:
             raise _no_session(session_id)
         return _numbered(document)
 
-    @_answering()
+    @answering()
     def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
-        if self._sessions.find_one({"_id": _key(session_id)}, {"_id": 1}) is None:
+        if self._sessions.find_one({"_id": self._key(session_id)}, {"_id": 1}) is None:
             raise _no_session(session_id)
         return self._push(session_id, events)
 
-    @_answering()
+    @answering()
     def mark_irrelevant(self, session_id: str) -> None:
         marked = self._sessions.update_one(
-            {"_id": _key(session_id)}, {"$set": {"is_irrelevant": True}}
+            {"_id": self._key(session_id)}, {"$set": {"is_irrelevant": True}}
         )
         if not marked.matched_count:
             raise _no_session(session_id)
 
-    @_answering()
+    @answering()
     def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
         while True:
             collecting = self._releasable_batch()
             # Asked only now: if this very release took that batch meanwhile, it is seen here.
-            released = self._batches.find_one({"release_id": release_id})
+            released = self._batches.find_one({"project": self.project, "release_id": release_id})
             if released is not None:
                 return self._batch(released)
             if collecting is None:
@@ -318,22 +328,48 @@ class MongoStore(TaskMoves):
             document = {**document, "session_count": last["number"] - last.get("is_end", False)}
         return BATCH.validate_python({**document, "batch_id": str(document["_id"])})
 
-    @_answering()
+    @answering()
     def get_batch(self, batch_id: str) -> SessionBatch:
         return self._batch(self._find_batch(batch_id))
 
-    @_answering()
+    @answering()
     def collecting_batch(self) -> SessionBatch | None:
         batch = self._releasable_batch()
         return None if batch is None else self._batch(batch)
 
+    @answering()
+    def count_clicked_sessions(self, batch_id: str) -> int:
+        batch = self._find_batch(batch_id)
+        clicked = {"batch_id": batch["_id"], "events.0": {"$exists": True}}
+        return self._sessions.count_documents(clicked)
+
+    @answering()
+    def delete_older_batches(self, keep: int) -> list[str]:
+        at_work = {"project": self.project, "status": {"$nin": sorted(TERMINAL)}}
+        needed = {task.get("batch_id") for task in self._tasks.find(at_work, {"batch_id": 1})}
+        released = self._batches.find(
+            {"project": self.project, "status": BatchStatus.RELEASED},
+            sort=[("ordinal", DESCENDING)],
+            skip=keep,
+        )
+        older = [batch["_id"] for batch in released if str(batch["_id"]) not in needed]
+        # from here on nobody finds it, and whoever comes after an interruption goes on
+        self._batches.update_many({"_id": {"$in": older}}, {"$set": {"status": DELETING}})
+        deleted = []
+        for batch in self._batches.find({"project": self.project, "status": DELETING}):
+            self._sessions.delete_many({"batch_id": batch["_id"]})
+            self._batches.delete_one({"_id": batch["_id"]})
+            deleted.append(str(batch["_id"]))
+        return deleted
+
     def _find_batch(self, batch_id: str) -> Document:
-        batch = self._batches.find_one({"_id": _id_of(batch_id)})
+        which = {"_id": _id_of(batch_id), "project": self.project}
+        batch = self._batches.find_one({**which, "status": {"$ne": DELETING}})
         if batch is None:
             raise NotFound(f"no batch has the id {batch_id!r}")
         return batch
 
-    @_answering()
+    @answering()
     def read_batch(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:
@@ -351,42 +387,51 @@ class MongoStore(TaskMoves):
 
     # -- tasks, as their clients see them --------------------------------------------------------
 
-    @_answering()
+    @answering()
     def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
-        task = {**new_task(request, now), "events": [TASK_EVENT.dump_python(created(now))]}
+        task = {
+            **new_task(self.project, request, now),
+            "events": [TASK_EVENT.dump_python(created(now))],
+        }
         if request.idempotency_key is None:
-            del task["idempotency_key"]  # the sparse index would take None for a key
+            del task["idempotency_key"]  # the partial index would take None for a key
         try:
             self._tasks.insert_one(task)
         except mongo_errors.DuplicateKeyError:
-            key = {"idempotency_key": request.idempotency_key}
-            stored = self._tasks.find_one(key, WITHOUT_EVENTS)
+            stored = self._with_key(request.idempotency_key)
             if stored is None:
                 raise StoreUnavailable("the task is just being added by another call") from None
             ensure_same_request(str(stored["_id"]), stored["request"], request)
             return _task(stored), False
         return _task(task), True
 
-    @_answering()
+    @answering()
     def get_task(self, task_id: str) -> FineTuningTask:
-        document = self._tasks.find_one({"_id": _id_of(task_id)}, WITHOUT_EVENTS)
+        document = self._tasks.find_one(self._which(task_id), WITHOUT_EVENTS)
         if document is None:
             raise _no_task(task_id)
         return _task(document)
 
-    @_answering()
+    @answering()
     def find_task(self, idempotency_key: str) -> FineTuningTask | None:
-        document = self._tasks.find_one({"idempotency_key": idempotency_key}, WITHOUT_EVENTS)
+        document = self._with_key(idempotency_key)
         return None if document is None else _task(document)
 
-    @_answering()
+    def _with_key(self, idempotency_key: str | None) -> Document | None:
+        key = {"project": self.project, "idempotency_key": idempotency_key}
+        return self._tasks.find_one(key, WITHOUT_EVENTS)
+
+    def _which(self, task_id: str) -> Document:
+        return {"_id": _id_of(task_id), "project": self.project}
+
+    @answering()
     def list_tasks(
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:
         if limit < 1:
             return []
         newest = self._tasks.find(
-            {} if status is None else {"status": status},
+            {"project": self.project, **({} if status is None else {"status": status})},
             WITHOUT_EVENTS,
             sort=NEWEST_FIRST,
             skip=skip,
@@ -394,12 +439,16 @@ class MongoStore(TaskMoves):
         )
         return [_task(document) for document in newest]
 
-    @_answering()
+    @answering()
+    def count_tasks(self, status: TaskStatus) -> int:
+        return self._tasks.count_documents({"project": self.project, "status": status})
+
+    @answering()
     def list_events(
         self, task_id: str, after_number: int = 0, limit: int = 100
     ) -> list[NumberedTaskEvent]:
         page = {"events": {"$slice": [after_number, max(1, limit)]}}
-        document = self._tasks.find_one({"_id": _id_of(task_id)}, page)
+        document = self._tasks.find_one(self._which(task_id), page)
         if document is None:
             raise _no_task(task_id)
         return [
@@ -409,7 +458,7 @@ class MongoStore(TaskMoves):
             )
         ]
 
-    @_answering()
+    @answering()
     def _oldest_claimable(
         self, now: datetime, skip_methods: frozenset[str]
     ) -> FineTuningTask | None:
@@ -425,7 +474,32 @@ class MongoStore(TaskMoves):
         )
         return _task(oldest) if oldest else None
 
-    @_answering()
+    @answering()
+    def tasks_at_work(self) -> list[FineTuningTask]:
+        at_work = self._tasks.find({"status": {"$in": sorted(OWNED)}}, WITHOUT_EVENTS)
+        return [_task(document) for document in at_work]
+
+    @answering()
+    def _oldest_due(self, now: datetime) -> FineTuningTask | None:
+        due = self._tasks.find_one(
+            {"delivery_due_at": {"$lte": now}, "status": {"$in": sorted(TERMINAL)}},
+            WITHOUT_EVENTS,
+            sort=[("delivery_due_at", ASCENDING), ("_id", ASCENDING)],
+        )
+        return _task(due) if due else None
+
+    @answering()
+    def _change_delivery(
+        self, seen: FineTuningTask, changes: Mapping[str, Any]
+    ) -> FineTuningTask | None:
+        as_seen = {
+            "_id": ObjectId(seen.id),
+            "status": seen.status,
+            "delivery_due_at": seen.delivery_due_at,
+        }
+        return self._change_task(as_seen, changes, ())
+
+    @answering()
     def _change_seen(
         self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
     ) -> FineTuningTask | None:
@@ -437,7 +511,7 @@ class MongoStore(TaskMoves):
         }
         return self._change_task(as_seen, changes, events)
 
-    @_answering()
+    @answering()
     def _change_owned(
         self,
         claim: Claim,
@@ -465,24 +539,24 @@ class MongoStore(TaskMoves):
 
     # -- workers ---------------------------------------------------------------------------------
 
-    @_answering()
+    @answering()
     def record_worker(self, worker: WorkerRecord) -> None:
         self._workers.replace_one(
             {"_id": worker.worker_id}, WORKER.dump_python(worker), upsert=True
         )
 
-    @_answering()
+    @answering()
     def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
         seen = self._workers.find({"seen_at": {"$gt": seen_after}}, sort=[("_id", ASCENDING)])
         return [WORKER.validate_python(document) for document in seen]
 
-    @_answering()
+    @answering()
     def remove_worker(self, worker_id: str) -> None:
         self._workers.delete_one({"_id": worker_id})
 
     # -- life cycle ------------------------------------------------------------------------------
 
-    @_answering()
+    @answering()
     def ping(self) -> None:
         self._client.admin.command("ping")
 
@@ -507,8 +581,13 @@ def _durable_level(client: MongoClient[Document]) -> str:
     return "majority" if "setName" in hello else "local"
 
 
-def _key(session_id: str) -> str:
-    return f"s:{session_id}"
+def _make_unique(collection: MongoCollection[Document], name: str) -> None:
+    """Have a value, where it is there, be unique in each project."""
+    collection.create_index(
+        [("project", ASCENDING), (name, ASCENDING)],
+        unique=True,
+        partialFilterExpression={name: {"$exists": True}},
+    )
 
 
 def _id_of(text: str) -> ObjectId | None:
@@ -531,9 +610,9 @@ def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:
     return list(first.values())
 
 
-def _session_document(session: Session, batch_id: ObjectId, number: int) -> Document:
+def _session_document(key: str, session: Session, batch_id: ObjectId, number: int) -> Document:
     return {
-        "_id": _key(session.session_id),
+        "_id": key,
         "batch_id": batch_id,
         "number": number,
         **SESSION.dump_python(session),

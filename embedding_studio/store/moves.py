@@ -28,7 +28,7 @@ from embedding_studio.tasks import (
 )
 
 NO_OWNER: Mapping[str, None] = {"worker_id": None, "lease_expires_at": None}
-CLEARED_BY_RESTART = ("error", "progress", "promotion", "best_model", *NO_OWNER)
+CLEARED_BY_RESTART = ("error", "progress", "promotion", "best_model", "delivery", *NO_OWNER)
 
 
 class TaskMoves(Store):
@@ -101,6 +101,7 @@ class TaskMoves(Store):
                 "expired_leases": 0,
                 "fresh_starts": task.fresh_starts + fresh,
                 **dict.fromkeys(CLEARED_BY_RESTART),
+                "delivery_due_at": now if task.webhook_url else None,
             }
             how = "from the beginning" if fresh else "going on from its finished trials"
             event = TaskEvent(TaskEventKind.RESTARTED, now, f"restarted, {how}", {"fresh": fresh})
@@ -233,9 +234,10 @@ def to_document(value: Any) -> Any:
     return TypeAdapter(Any).dump_python(value, mode="json")
 
 
-def new_task(request: TaskRequest, now: datetime) -> dict[str, Any]:
+def new_task(project: str, request: TaskRequest, now: datetime) -> dict[str, Any]:
     """Return a pending task but for its id; its request is kept beside it for later posts."""
     return {
+        "project": project,
         **to_document(request),
         "request": to_document(request),
         "status": TaskStatus.PENDING,
@@ -244,6 +246,8 @@ def new_task(request: TaskRequest, now: datetime) -> dict[str, Any]:
         "attempt": 0,
         "expired_leases": 0,
         "fresh_starts": 0,
+        # due from the first: what is to be told is the end, once there is one
+        "delivery_due_at": now if request.webhook_url else None,
         **NO_OWNER,
     }
 

@@ -1,23 +1,15 @@
-"""The embedded store: one SQLite file, shared by the API and the workers of one machine.
-
-Every write is one transaction that takes the write lock at its beginning (BEGIN IMMEDIATE), so
-what it reads stays true until it commits; unique indexes hold the same promises a second time.
-"""
+"""The embedded store: one SQLite file, shared by the API and the workers of one machine."""
 
 import json
 import secrets
-import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-import stamina
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Connection, Table
+from sqlalchemy import Column, Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import (
@@ -27,14 +19,9 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
 )
-from embedding_studio.errors import (
-    ConfigurationError,
-    Conflict,
-    InvalidInput,
-    NotFound,
-    StoreUnavailable,
-)
+from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.store.base import Registered
+from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
     created,
@@ -42,8 +29,21 @@ from embedding_studio.store.moves import (
     new_task,
     to_document,
 )
+from embedding_studio.store.sqlite_access import SqliteKeys
+from embedding_studio.store.sqlite_file import (
+    IS_COLLECTING,
+    batch_rows,
+    event_rows,
+    session_key,
+    session_rows,
+    task_event_rows,
+    task_rows,
+    worker_rows,
+)
+from embedding_studio.store.sqlite_schedules import SqliteSchedules
 from embedding_studio.tasks import (
     OWNED,
+    TERMINAL,
     Claim,
     FineTuningTask,
     NumberedTaskEvent,
@@ -53,7 +53,6 @@ from embedding_studio.tasks import (
     WorkerRecord,
 )
 
-BUSY_SECONDS = 30.0
 BATCH = TypeAdapter(SessionBatch)
 SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
@@ -61,173 +60,41 @@ TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
-class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """Aware datetimes outside; in the file UTC text of a fixed width, which sorts by time."""
+class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
+    def _key(self, session_id: str) -> str:
+        return session_key(self.project, session_id)
 
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value and value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value and value.replace(tzinfo=UTC)
-
-
-DOCUMENT = sa.JSON(none_as_null=True)
-schema = sa.MetaData()
-batch_rows = Table(
-    "batches",
-    schema,
-    Column("batch_id", sa.String, primary_key=True),
-    Column("status", sa.String, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("session_count", sa.Integer, nullable=False),
-    Column("release_id", sa.String),
-    Column("released_at", UtcDateTime),
-)
-session_rows = Table(
-    "sessions",
-    schema,
-    Column("session_id", sa.String, primary_key=True),
-    Column("batch_id", sa.ForeignKey(batch_rows.c.batch_id), nullable=False),
-    Column("number", sa.Integer, nullable=False),
-    Column("is_irrelevant", sa.Boolean, nullable=False),
-    Column("document", DOCUMENT, nullable=False),
-    sa.UniqueConstraint("batch_id", "number"),
-)
-event_rows = Table(
-    "events",
-    schema,
-    Column("arrival", sa.Integer, primary_key=True),
-    Column("session_id", sa.ForeignKey(session_rows.c.session_id), nullable=False),
-    Column("event_id", sa.String, nullable=False),
-    Column("document", DOCUMENT, nullable=False),
-    sa.UniqueConstraint("session_id", "event_id"),
-)
-task_rows = Table(
-    "tasks",
-    schema,
-    Column("arrival", sa.Integer, primary_key=True),
-    Column("id", sa.String, nullable=False, unique=True),
-    Column("request", DOCUMENT, nullable=False),
-    Column("fine_tuning_method", sa.String, nullable=False),
-    Column("status", sa.String, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("updated_at", UtcDateTime, nullable=False),
-    Column("batch_id", sa.String),
-    Column("metadata", DOCUMENT),
-    Column("idempotency_key", sa.String),
-    Column("budget", DOCUMENT, nullable=False),
-    Column("attempt", sa.Integer, nullable=False),
-    Column("expired_leases", sa.Integer, nullable=False),
-    Column("fresh_starts", sa.Integer, nullable=False, server_default="0"),
-    Column("worker_id", sa.String),
-    Column("lease_expires_at", UtcDateTime),
-    Column("progress", DOCUMENT),
-    Column("experiment_id", sa.String),
-    Column("best_model", DOCUMENT),
-    Column("promotion", DOCUMENT),
-    Column("error", sa.String),
-    sa.Index("tasks_by_age", "status", "created_at", "arrival"),
-)
-task_event_rows = Table(
-    "task_events",
-    schema,
-    Column("task_id", sa.ForeignKey(task_rows.c.id), primary_key=True),
-    Column("number", sa.Integer, primary_key=True),
-    Column("document", DOCUMENT, nullable=False),
-)
-worker_rows = Table(
-    "workers",
-    schema,
-    Column("worker_id", sa.String, primary_key=True),
-    Column("methods", DOCUMENT, nullable=False),
-    Column("seen_at", UtcDateTime, nullable=False),
-)
-
-
-def _unique_where(name: str, column: Column[Any], condition: sa.ColumnElement[bool]) -> None:
-    sa.Index(name, column, unique=True, sqlite_where=condition)
-
-
-IS_COLLECTING = batch_rows.c.status == sa.literal_column(f"'{BatchStatus.COLLECTING}'")
-_unique_where("one_collecting_batch", batch_rows.c.status, IS_COLLECTING)
-_unique_where("release_ids", batch_rows.c.release_id, batch_rows.c.release_id.is_not(None))
-_unique_where(
-    "idempotency_keys", task_rows.c.idempotency_key, task_rows.c.idempotency_key.is_not(None)
-)
-
-
-class SqliteStore(TaskMoves):
-    """url: sqlite:///relative/path or sqlite:////absolute/path; missing folders are created."""
-
-    def __init__(self, url: str) -> None:
-        self._path = _path_of(url)
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(self._path)),
-            connect_args={"timeout": BUSY_SECONDS},
-            max_overflow=64,
-        )
-        sa.event.listen(self._engine, "connect", _configure)
-        sa.event.listen(self._engine, "begin", _begin)
-        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-        try:
-            self._create_tables()
-        except Exception:
-            self.close()
-            raise
-
-    def _create_tables(self) -> None:
-        # SQLite answers "locked" at once, whatever the busy timeout, while another process is
-        # switching the same new file to WAL.
-        for attempt in stamina.retry_context(
-            on=_is_locked, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.5
-        ):
-            with attempt, self._writing() as connection:
-                schema.create_all(connection)
-                _add_missing_columns(connection)
-
-    @contextmanager
-    def _transaction(self, engine: sa.Engine) -> Iterator[Connection]:
-        try:
-            with engine.begin() as connection:
-                yield connection
-        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
-            raise
-        except (UnicodeEncodeError, OverflowError, sa.exc.DataError) as error:
-            raise InvalidInput(f"SQLite cannot store this: {error}") from error
-        except (sa.exc.DatabaseError, sa.exc.TimeoutError) as error:
-            cause = getattr(error, "orig", error)  # without the statement and its parameters
-            raise StoreUnavailable(f"the store {self._path} does not answer: {cause}") from error
-
-    def _reading(self) -> AbstractContextManager[Connection]:
-        return self._transaction(self._engine)
-
-    def _writing(self) -> AbstractContextManager[Connection]:
-        return self._transaction(self._writer)
+    def _with_key(self, connection: Connection, idempotency_key: str) -> sa.Row[Any] | None:
+        return connection.execute(
+            sa.select(task_rows).where(
+                task_rows.c.project == self.project,
+                task_rows.c.idempotency_key == idempotency_key,
+            )
+        ).one_or_none()
 
     # -- clickstream ---------------------------------------------------------------------------
 
     def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
         with self._writing() as connection:
-            known = _known_ids(connection, [session.session_id for session in sessions])
+            posted = [(self._key(session.session_id), session) for session in sessions]
+            known = _known_keys(connection, [key for key, _ in posted])
             new: dict[str, Session] = {}
-            for session in sessions:
-                if session.session_id not in known:
-                    new.setdefault(session.session_id, session)
+            for key, session in posted:
+                if key not in known:
+                    new.setdefault(key, session)
             if new:
-                _add_sessions(connection, list(new.values()), now)
-            added = _add_events(connection, [(s.session_id, s.events) for s in sessions])
+                _add_sessions(connection, self.project, new, now)
+            added = _add_events(connection, [(key, session.events) for key, session in posted])
             return [
-                Registered(new.pop(session.session_id, None) is not None, new_events)
-                for session, new_events in zip(sessions, added, strict=True)
+                Registered(new.pop(key, None) is not None, new_events)
+                for (key, _), new_events in zip(posted, added, strict=True)
             ]
 
     def get_session(self, session_id: str) -> NumberedSession:
         with self._reading() as connection:
             found = _read_sessions(
-                connection, sa.select(session_rows).where(session_rows.c.session_id == session_id)
+                connection,
+                sa.select(session_rows).where(session_rows.c.session_id == self._key(session_id)),
             )
         if not found:
             raise _no_session(session_id)
@@ -235,15 +102,16 @@ class SqliteStore(TaskMoves):
 
     def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
         with self._writing() as connection:
-            if not _known_ids(connection, [session_id]):
+            key = self._key(session_id)
+            if not _known_keys(connection, [key]):
                 raise _no_session(session_id)
-            return _add_events(connection, [(session_id, events)])[0]
+            return _add_events(connection, [(key, events)])[0]
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._writing() as connection:
             marked = connection.execute(
                 sa.update(session_rows)
-                .where(session_rows.c.session_id == session_id)
+                .where(session_rows.c.session_id == self._key(session_id))
                 .values(is_irrelevant=True)
             )
             if not marked.rowcount:
@@ -251,10 +119,10 @@ class SqliteStore(TaskMoves):
 
     def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
         with self._writing() as connection:
-            released = _find_batch(connection, batch_rows.c.release_id == release_id)
+            released = _find_batch(connection, self.project, batch_rows.c.release_id == release_id)
             if released is not None:
                 return released
-            collecting = _find_batch(connection, IS_COLLECTING)
+            collecting = _find_batch(connection, self.project, IS_COLLECTING)
             if collecting is None:
                 raise Conflict("nothing to release: no session came since the last release")
             row = connection.execute(
@@ -267,11 +135,40 @@ class SqliteStore(TaskMoves):
 
     def get_batch(self, batch_id: str) -> SessionBatch:
         with self._reading() as connection:
-            return _get_batch(connection, batch_id)
+            return _get_batch(connection, self.project, batch_id)
 
     def collecting_batch(self) -> SessionBatch | None:
         with self._reading() as connection:
-            return _find_batch(connection, IS_COLLECTING)
+            return _find_batch(connection, self.project, IS_COLLECTING)
+
+    def count_clicked_sessions(self, batch_id: str) -> int:
+        of_batch = session_rows.c.batch_id == batch_id
+        has_event = sa.exists().where(event_rows.c.session_id == session_rows.c.session_id)
+        counted = sa.select(sa.func.count()).select_from(session_rows).where(of_batch, has_event)
+        with self._reading() as connection:
+            _get_batch(connection, self.project, batch_id)
+            return connection.scalar(counted) or 0
+
+    def delete_older_batches(self, keep: int) -> list[str]:
+        of_project = batch_rows.c.project == self.project
+        needed = sa.select(task_rows.c.batch_id).where(
+            task_rows.c.batch_id.is_not(None), task_rows.c.status.not_in(sorted(TERMINAL))
+        )
+        released = (
+            sa.select(batch_rows.c.batch_id, batch_rows.c.batch_id.in_(needed).label("is_needed"))
+            .where(of_project, batch_rows.c.status == BatchStatus.RELEASED)
+            .order_by(batch_rows.c.released_at.desc(), batch_rows.c.created_at.desc())
+            .offset(keep)
+        )
+        with self._writing() as connection:
+            older = [row.batch_id for row in connection.execute(released) if not row.is_needed]
+            sessions = sa.select(session_rows.c.session_id).where(
+                _is_one_of(session_rows.c.batch_id, older)
+            )
+            connection.execute(sa.delete(event_rows).where(event_rows.c.session_id.in_(sessions)))
+            for table in (session_rows, batch_rows):
+                connection.execute(sa.delete(table).where(_is_one_of(table.c.batch_id, older)))
+        return older
 
     def read_batch(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
@@ -283,7 +180,7 @@ class SqliteStore(TaskMoves):
             .limit(limit)
         )
         with self._reading() as connection:
-            _get_batch(connection, batch_id)
+            _get_batch(connection, self.project, batch_id)
             return _read_sessions(connection, page, events_limit)
 
     # -- tasks, as their clients see them --------------------------------------------------------
@@ -291,11 +188,11 @@ class SqliteStore(TaskMoves):
     def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
         with self._writing() as connection:
             if request.idempotency_key is not None:
-                row = _find_task_row(connection, request.idempotency_key)
+                row = self._with_key(connection, request.idempotency_key)
                 if row is not None:
                     ensure_same_request(row.id, row.request, request)
                     return _task(row), False
-            values = {"id": secrets.token_hex(12), **new_task(request, now)}
+            values = {"id": secrets.token_hex(12), **new_task(self.project, request, now)}
             insert = sa.insert(task_rows).values(values).returning(task_rows)
             task = _task(connection.execute(insert).one())
             _add_task_events(connection, task.id, [created(now)])
@@ -303,23 +200,31 @@ class SqliteStore(TaskMoves):
 
     def get_task(self, task_id: str) -> FineTuningTask:
         with self._reading() as connection:
-            return _get_task(connection, task_id)
+            return _get_task(connection, self.project, task_id)
 
     def find_task(self, idempotency_key: str) -> FineTuningTask | None:
         with self._reading() as connection:
-            row = _find_task_row(connection, idempotency_key)
+            row = self._with_key(connection, idempotency_key)
         return None if row is None else _task(row)
 
     def list_tasks(
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:
-        newest = sa.select(task_rows).order_by(
-            task_rows.c.created_at.desc(), task_rows.c.arrival.desc()
+        newest = (
+            sa.select(task_rows)
+            .where(task_rows.c.project == self.project)
+            .order_by(task_rows.c.created_at.desc(), task_rows.c.arrival.desc())
         )
         if status is not None:
             newest = newest.where(task_rows.c.status == status)
         with self._reading() as connection:
             return [_task(row) for row in connection.execute(newest.offset(skip).limit(limit))]
+
+    def count_tasks(self, status: TaskStatus) -> int:
+        of_project = sa.and_(task_rows.c.project == self.project, task_rows.c.status == status)
+        with self._reading() as connection:
+            count = sa.select(sa.func.count()).select_from(task_rows).where(of_project)
+            return connection.execute(count).scalar_one()
 
     def list_events(
         self, task_id: str, after_number: int = 0, limit: int = 100
@@ -327,9 +232,8 @@ class SqliteStore(TaskMoves):
         of_task = sa.select(task_event_rows).where(task_event_rows.c.task_id == task_id)
         page = of_task.where(task_event_rows.c.number > after_number).limit(limit)
         with self._reading() as connection:
+            _get_task(connection, self.project, task_id)
             rows = connection.execute(page.order_by(task_event_rows.c.number)).all()
-            if not rows:
-                _get_task(connection, task_id)
         return [
             NumberedTaskEvent(row.number, TASK_EVENT.validate_python(row.document)) for row in rows
         ]
@@ -353,6 +257,33 @@ class SqliteStore(TaskMoves):
         with self._reading() as connection:
             row = connection.execute(oldest).one_or_none()
         return None if row is None else _task(row)
+
+    def tasks_at_work(self) -> list[FineTuningTask]:
+        at_work = sa.select(task_rows).where(task_rows.c.status.in_(sorted(OWNED)))
+        with self._reading() as connection:
+            return [_task(row) for row in connection.execute(at_work)]
+
+    def _oldest_due(self, now: datetime) -> FineTuningTask | None:
+        due = (
+            sa.select(task_rows)
+            .where(task_rows.c.delivery_due_at <= now, task_rows.c.status.in_(sorted(TERMINAL)))
+            .order_by(task_rows.c.delivery_due_at, task_rows.c.arrival)
+            .limit(1)
+        )
+        with self._reading() as connection:
+            row = connection.execute(due).one_or_none()
+        return None if row is None else _task(row)
+
+    def _change_delivery(
+        self, seen: FineTuningTask, changes: Mapping[str, Any]
+    ) -> FineTuningTask | None:
+        return self._change_task(
+            changes,
+            (),
+            task_rows.c.id == seen.id,
+            task_rows.c.status == seen.status,
+            task_rows.c.delivery_due_at == seen.delivery_due_at,
+        )
 
     def _change_seen(
         self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
@@ -422,51 +353,6 @@ class SqliteStore(TaskMoves):
         with self._reading() as connection:
             connection.execute(sa.select(batch_rows.c.batch_id).limit(1))
 
-    def close(self) -> None:
-        self._engine.dispose()
-
-
-def _path_of(url: str) -> Path:
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise ConfigurationError(
-            f"ES_STORE_URL is {url!r}, which names no file: use sqlite:///path/to/store.db"
-        )
-    folder = Path(path).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"ES_STORE_URL is {url!r}, whose folder cannot be created: {error}"
-        ) from error
-    return Path(path).absolute()
-
-
-def _configure(connection: sqlite3.Connection, _: object) -> None:
-    # The driver begins no transaction by itself: _begin says which kind.
-    connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
-
-
-def _add_missing_columns(connection: Connection) -> None:
-    """Bring the tables of an older version up to date; columns only ever come to them."""
-    inspector = sa.inspect(connection)
-    for table in schema.sorted_tables:
-        present = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in present:
-                definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-                connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN {definition}')
-
-
-def _is_locked(error: Exception) -> bool:
-    return isinstance(error, StoreUnavailable) and "locked" in str(error)
-
 
 def _no_session(session_id: str) -> NotFound:
     return NotFound(f"no session has the id {session_id!r}: register it first")
@@ -478,19 +364,23 @@ def _is_one_of(column: Column[str], ids: Iterable[str]) -> sa.ColumnElement[bool
     return column.in_(sa.select(values.c.value))
 
 
-def _known_ids(connection: Connection, session_ids: Iterable[str]) -> set[str]:
-    ids = sa.select(session_rows.c.session_id)
-    return set(connection.scalars(ids.where(_is_one_of(session_rows.c.session_id, session_ids))))
+def _known_keys(connection: Connection, keys: Iterable[str]) -> set[str]:
+    known = sa.select(session_rows.c.session_id)
+    return set(connection.scalars(known.where(_is_one_of(session_rows.c.session_id, keys))))
 
 
-def _add_sessions(connection: Connection, new: Sequence[Session], now: datetime) -> None:
-    batch = _find_batch(connection, IS_COLLECTING)
+def _add_sessions(
+    connection: Connection, project: str, new: Mapping[str, Session], now: datetime
+) -> None:
+    """Add sessions, by their keys, to the project's collecting batch, opened if there is none."""
+    batch = _find_batch(connection, project, IS_COLLECTING)
     if batch is None:
         batch = SessionBatch(secrets.token_hex(12), BatchStatus.COLLECTING, now, 0)
-        connection.execute(sa.insert(batch_rows).values(BATCH.dump_python(batch)))
+        values = {"project": project, **BATCH.dump_python(batch)}
+        connection.execute(sa.insert(batch_rows).values(values))
     rows = [
         {
-            "session_id": session.session_id,
+            "session_id": key,
             "batch_id": batch.batch_id,
             "number": number,
             "is_irrelevant": session.is_irrelevant,
@@ -498,7 +388,7 @@ def _add_sessions(connection: Connection, new: Sequence[Session], now: datetime)
                 session, mode="json", exclude={"events", "is_irrelevant"}
             ),
         }
-        for number, session in enumerate(new, start=batch.session_count + 1)
+        for number, (key, session) in enumerate(new.items(), start=batch.session_count + 1)
     ]
     connection.execute(sa.insert(session_rows), rows)
     connection.execute(
@@ -511,22 +401,22 @@ def _add_sessions(connection: Connection, new: Sequence[Session], now: datetime)
 def _add_events(
     connection: Connection, posted: Sequence[tuple[str, Sequence[SessionEvent]]]
 ) -> list[int]:
-    """Add each session's unknown events; return how many there were, in the order given."""
+    """Add the unknown events of sessions, by their keys; return how many, in the order given."""
     known_pairs = sa.select(event_rows.c.session_id, event_rows.c.event_id).where(
-        _is_one_of(event_rows.c.session_id, {session_id for session_id, _ in posted})
+        _is_one_of(event_rows.c.session_id, {key for key, _ in posted})
     )
     known = {(row.session_id, row.event_id) for row in connection.execute(known_pairs)}
     rows: list[dict[str, Any]] = []
     counts = []
-    for session_id, events in posted:
+    for key, events in posted:
         already = len(rows)
         for event in events:
-            if (session_id, event.event_id) in known:
+            if (key, event.event_id) in known:
                 continue
-            known.add((session_id, event.event_id))
+            known.add((key, event.event_id))
             rows.append(
                 {
-                    "session_id": session_id,
+                    "session_id": key,
                     "event_id": event.event_id,
                     "document": to_document(event),
                 }
@@ -584,13 +474,16 @@ def _add_task_events(connection: Connection, task_id: str, events: Sequence[Task
     connection.execute(sa.insert(task_event_rows), rows)
 
 
-def _find_batch(connection: Connection, condition: sa.ColumnElement[bool]) -> SessionBatch | None:
-    row = connection.execute(sa.select(batch_rows).where(condition)).one_or_none()
+def _find_batch(
+    connection: Connection, project: str, condition: sa.ColumnElement[bool]
+) -> SessionBatch | None:
+    found = sa.select(batch_rows).where(batch_rows.c.project == project, condition)
+    row = connection.execute(found).one_or_none()
     return None if row is None else BATCH.validate_python(row._asdict())
 
 
-def _get_batch(connection: Connection, batch_id: str) -> SessionBatch:
-    batch = _find_batch(connection, batch_rows.c.batch_id == batch_id)
+def _get_batch(connection: Connection, project: str, batch_id: str) -> SessionBatch:
+    batch = _find_batch(connection, project, batch_rows.c.batch_id == batch_id)
     if batch is None:
         raise NotFound(f"no batch has the id {batch_id!r}")
     return batch
@@ -600,14 +493,9 @@ def _task(row: sa.Row[Any]) -> FineTuningTask:
     return TASK.validate_python(row._asdict())
 
 
-def _find_task_row(connection: Connection, idempotency_key: str) -> sa.Row[Any] | None:
-    return connection.execute(
-        sa.select(task_rows).where(task_rows.c.idempotency_key == idempotency_key)
-    ).one_or_none()
-
-
-def _get_task(connection: Connection, task_id: str) -> FineTuningTask:
-    row = connection.execute(sa.select(task_rows).where(task_rows.c.id == task_id)).one_or_none()
+def _get_task(connection: Connection, project: str, task_id: str) -> FineTuningTask:
+    found = sa.select(task_rows).where(task_rows.c.project == project, task_rows.c.id == task_id)
+    row = connection.execute(found).one_or_none()
     if row is None:
         raise NotFound(f"no fine-tuning task has the id {task_id!r}")
     return _task(row)

@@ -15,10 +15,14 @@ from statistics import fmean
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow loads
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# models are files that run no code; nothing else is to be loaded in our processes
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ["MLFLOW_ALLOW_MODEL_CODE_EXECUTION"] = "false"
 
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
+from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
 from embedding_studio.tracking.models import Models, delete_all_files, unless_gone
 
@@ -34,6 +38,17 @@ class OpenIteration:
     generation: int
 
 
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """An experiment of a task, as its tags tell. method: whose champion it is about."""
+
+    experiment_id: str
+    task_id: str
+    project: str
+    method: str
+    state: str
+
+
 class Tracking(Models):
     """The models, and the ledger: iterations with their trials, one MLflow run each."""
 
@@ -46,8 +61,11 @@ class Tracking(Models):
         batch_id: str,
         start_run_id: str,
         fresh_starts: int = 0,
+        project: str = DEFAULT_PROJECT,
     ) -> OpenIteration:
         """Return the task's experiment, made if it is not there yet.
+
+        method_name, here and below: whose champion it is about, as `tasks.line_of` names it.
 
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
@@ -77,6 +95,7 @@ class Tracking(Models):
                 "es.state": "running",
                 "es.task_id": task_id,
                 "es.method": method_name,
+                "es.project": project,
                 "es.batch_id": batch_id,
                 "es.start_run_id": start_run_id,
                 "es.fresh_starts": str(fresh_starts),
@@ -124,23 +143,31 @@ class Tracking(Models):
                 return trials
         return []
 
-    def remove_older_iterations(self, method_name: str, experiment_id: str) -> None:
+    def remove_older_iterations(
+        self, method_name: str, experiment_id: str, keep: int = 1, keep_models: int = 1
+    ) -> None:
         """Remove the method's iterations that are over and older than this: runs, files and all.
 
-        The one that holds the champion stays until another model is champion. Versions of the
-        registered model whose files go, go too. Repeating it is safe; so is a late call by a
-        worker that lost its lease, for what is newer stays.
+        keep: how many stay, this one and the latest before it; keep_models: how many of them keep
+        their model files. The one that holds the champion stays whole until another model is
+        champion. Versions of the registered model whose files go, go too. Repeating it is safe; so
+        is a late call by a worker that lost its lease, for what is newer stays.
         """
         champion_run_id = self._champion_run_id(method_name)
-        for older in self._older_iterations(method_name, experiment_id):
-            run_ids = {run.info.run_id for run in self._runs(older.experiment_id)}
-            if champion_run_id in run_ids:
+        for age, older in enumerate(self._older_iterations(method_name, experiment_id), start=1):
+            runs = list(self._runs(older.experiment_id))
+            run_ids = {run.info.run_id for run in runs}
+            if champion_run_id in run_ids or age < min(keep, keep_models):
                 continue
             for registered in self._versions(method_name):
                 if registered.run_id in run_ids:
                     with unless_gone():
                         self._client.delete_model_version(method_name, str(registered.version))
-            self.remove_iteration(older.experiment_id)
+            if age >= keep:
+                self.remove_iteration(older.experiment_id)
+            else:
+                for run in runs:
+                    self._delete_model(run)
 
     def discard_task(self, task_id: str, method_name: str) -> None:
         """Delete the models of a canceled task, but never one that became champion before that.
@@ -167,6 +194,23 @@ class Tracking(Models):
         if self._client.get_experiment(experiment_id).lifecycle_stage == "active":
             with unless_gone():
                 self._client.delete_experiment(experiment_id)
+
+    def iterations(self) -> list[Iteration]:
+        """Return every iteration that was not removed."""
+        return [
+            Iteration(
+                experiment_id=experiment.experiment_id,
+                task_id=experiment.tags["es.task_id"],
+                project=experiment.tags.get("es.project", DEFAULT_PROJECT),
+                method=experiment.tags["es.method"],
+                state=experiment.tags["es.state"],
+            )
+            for experiment in self._search_experiments({"es.kind": "iteration"})
+        ]
+
+    def has_unfinished(self, experiment_id: str) -> bool:
+        """Return whether a run of the experiment is RUNNING."""
+        return any(run.info.status == "RUNNING" for run in self._runs(experiment_id))
 
     def task_experiments(self, task_id: str) -> list[str]:
         """Return the ids of every experiment that attempts of this task made."""

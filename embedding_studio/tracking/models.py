@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import mlflow
@@ -36,6 +36,8 @@ _DELETE_ATTEMPTS = 5
 _MODEL = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
 _SENTENCE_TRANSFORMER = "model.sentence_transformer"  # where the flavor of MLflow looks
+_KINDS = frozenset({".json", ".jinja", ".md", ".model", ".npy", ".safetensors", ".txt"})
+"""What files of a model may be: reading one runs no code. .model: a SentencePiece vocabulary."""
 _PAGE = 1000
 _UI_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, no LLM traces
 
@@ -89,19 +91,21 @@ class Models:
         """Upload a folder that a method saved, as an MLflow model with the hash of every file.
 
         A sentence-transformers folder gets MLflow's flavor for it. The folder's files may be
-        deleted afterwards but not written to. Raises CorruptModel when the folder is empty.
+        deleted afterwards but not written to. Raises CorruptModel when the folder is empty or holds
+        files of a kind that may run code when they are read, such as pickles.
         """
         files = tuple(_describe_files(folder))
         if not files:
             raise CorruptModel(f"the method saved no file for run {run_id}")
+        _refuse_unknown_kinds(file.path for file in files)
         is_sentence_transformer = (folder / "modules.json").exists()
         payload = _SENTENCE_TRANSFORMER if is_sentence_transformer else "data"
         card = folder.parent / f"{folder.name}.mlmodel"
         card.mkdir(exist_ok=True)
         _write_mlmodel(card, is_sentence_transformer)
-        (card / _MANIFEST).write_text(
-            json.dumps({"payload": payload, "files": [asdict(file) for file in files]})
-        )
+        manifest = json.dumps({"payload": payload, "files": [asdict(file) for file in files]})
+        (card / _MANIFEST).write_text(manifest)
+        self._client.set_tag(run_id, "es.manifest.sha256", _hash(manifest))
         self._client.set_tag(run_id, "es.model", "uploading")
         self._place(run_id, folder, f"{_MODEL}/{payload}")
         self._place(run_id, card, _MODEL)
@@ -130,17 +134,28 @@ class Models:
             _repository(model.artifact_uri).download_artifacts("", str(folder))
         else:
             _link_tree(local, folder)
+        _refuse_unknown_kinds(file.path for file in model.files)
         found = {file.path: file for file in _describe_files(folder)}
         for file in model.files:
-            if found.get(file.path) != file:
+            if found.pop(file.path, None) != file:
                 raise CorruptModel(
                     f"{file.path} of the model of run {model.run_id} is missing or is not what "
                     "was saved: delete the run, or restore the file from a backup"
                 )
+        for stranger in found:  # nobody saved it: nobody shall load it
+            (folder / stranger).unlink()
 
     def stored_model(self, run_id: str) -> StoredModel:
-        """Return where a run's model lies."""
+        """Return where a run's model lies, and its files as they were saved.
+
+        Raises CorruptModel when the list of them is not the one that was written."""
         text = mlflow.artifacts.load_text(f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}")
+        expected = self._client.get_run(run_id).data.tags.get("es.manifest.sha256")
+        if expected is not None and _hash(text) != expected:
+            raise CorruptModel(
+                f"{_MANIFEST} of the model of run {run_id} is not what was saved: delete the run, "
+                "or restore the file from a backup"
+            )
         manifest = json.loads(text)
         files = tuple(ModelFile(**file) for file in manifest["files"])
         return self._locate(run_id, manifest["payload"], files)
@@ -195,6 +210,54 @@ class Models:
 
     def _versions(self, method_name: str) -> Sequence[Any]:
         return self._client.search_model_versions(f"name = '{method_name}'")
+
+    # -- what crashes left ---------------------------------------------------------------------
+
+    def remove_orphans(self, dry_run: bool = False) -> Iterator[str]:
+        """Delete model files that no run stands for, and tell of each; dry_run: only tell.
+
+        Those are uploads that were never finished, files of experiments that were removed, and
+        registered versions without files. A stored model is never touched.
+        """
+        for experiment in self._client.search_experiments(view_type=ViewType.ALL):
+            if experiment.tags.get("es.kind") not in ("iteration", "initial"):
+                continue
+            if experiment.lifecycle_stage == "active":
+                yield from self._remove_unfinished_uploads(experiment, dry_run)
+            else:
+                yield from _remove_folder(experiment, dry_run)
+        for registered in self._client.search_registered_models():
+            aliased = set(map(str, registered.aliases.values()))
+            for entry in self._versions(registered.name):
+                number = str(entry.version)
+                if number not in aliased and self._is_gone(entry.run_id):
+                    yield f"version {number} of {registered.name} has no files"
+                    if not dry_run:
+                        with unless_gone():
+                            self._client.delete_model_version(registered.name, number)
+
+    def _remove_unfinished_uploads(self, experiment: Experiment, dry_run: bool) -> Iterator[str]:
+        for run in list(self._runs(experiment.experiment_id)):
+            state = run.data.tags.get("es.model")
+            local = _local_folder(run.info.artifact_uri)
+            has_files = local is not None and (local / _MODEL).exists()
+            is_leftover = state == "uploading" or (state != "stored" and has_files)
+            if run.info.status != "RUNNING" and is_leftover:
+                yield f"run {run.info.run_id} has model files but no model"
+                if not dry_run:
+                    _repository(run.info.artifact_uri).delete_artifacts(_MODEL)
+                    self._client.set_tag(run.info.run_id, "es.model", "deleted")
+
+    def _is_gone(self, run_id: str) -> bool:
+        """Return whether a run, or its model, was deleted."""
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return True
+        is_deleted: bool = run.info.lifecycle_stage != "active"
+        return is_deleted or run.data.tags.get("es.model") == "deleted"
 
     # -- the client's rough edges ------------------------------------------------------------------
 
@@ -276,6 +339,16 @@ def unless_gone() -> Iterator[None]:
             raise
 
 
+def _remove_folder(experiment: Experiment, dry_run: bool) -> Iterator[str]:
+    """Delete the local files of an experiment that was removed, if there still are any."""
+    folder = _local_folder(experiment.artifact_location)
+    if folder is None or not any(path.is_file() for path in folder.rglob("*")):
+        return
+    yield f"{folder} holds files of experiment {experiment.experiment_id}, which was removed"
+    if not dry_run:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _repository(artifact_uri: str) -> Any:
     return get_artifact_repository(artifact_uri)  # untyped in mlflow
 
@@ -298,6 +371,19 @@ def _link_tree(source: Path, target: Path) -> None:
         shutil.copyfile(file, name)
 
     shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_unknown_kinds(paths: Iterable[str]) -> None:
+    for path in paths:
+        if PurePosixPath(path).suffix not in _KINDS:
+            raise CorruptModel(
+                f"{path!r} is no kind of file that a model may consist of: save weights as "
+                f"safetensors, the rest as one of {', '.join(sorted(_KINDS))}"
+            )
 
 
 def _describe_files(folder: Path) -> Iterator[ModelFile]:

@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.errors import MethodError, NotEnoughData
+from embedding_studio.outbound import open_http
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
 from embedding_studio.training.encoder import device, tokenize
@@ -98,14 +99,16 @@ def prepare_image_clicks(
     item_image: Callable[[SearchResult], str | None],
     model: SentenceTransformer,
     folder: Path,
+    allow_private: bool = False,
 ) -> Mapping[str, float]:
     """Do what `prepare_clicks` does where items are images, and write their pixels.
 
     item_image: gives a path, a file:, http(s):, s3:, gs: or az: URL (the last three need fsspec's
-    drivers), or a data: URI. Images are set upright as their EXIF data say, and those of the same
-    content are one item. Results without an image, or with one that cannot be read, are left out
-    and counted. Raises NotEnoughData when more than half of the images cannot be read, or as
-    `prepare_clicks` does.
+    drivers), or a data: URI. Those who post sessions choose them, so http(s) does not reach into
+    private networks unless allow_private. Images are set upright as their EXIF data say, and those
+    of the same content are one item. Results without an image, or with one that cannot be read, are
+    left out and counted. Raises NotEnoughData when more than half of the images cannot be read, or
+    as `prepare_clicks` does.
     """
     owners: dict[str, str] = {}  # of each address, the first object_id that came with it
     results = [
@@ -122,7 +125,7 @@ def prepare_image_clicks(
             f"none of {len(results)} results has an image (object_id {results[0].object_id!r}, "
             'say): post results with meta {"image": ...}, or override the method\'s item_image'
         )
-    rows = _write_pixels(owners, model, folder)
+    rows = _write_pixels(owners, model, folder, allow_private)
 
     def key(result: SearchResult) -> str | None:
         row = rows.get(item_image(result) or "")
@@ -156,7 +159,7 @@ def open_image_clicks(folder: Path) -> Splits[ImageLists]:
 
 
 def _write_pixels(
-    owners: Mapping[str, str], model: SentenceTransformer, folder: Path
+    owners: Mapping[str, str], model: SentenceTransformer, folder: Path, allow_private: bool
 ) -> dict[str, int]:
     """Write the pixels of every address; return the rows of those that could be read."""
     transformer: Any = model[0]
@@ -192,7 +195,7 @@ def _write_pixels(
         return hashlib.sha256(content).hexdigest()
 
     with (
-        httpx.Client(timeout=_HTTP_SECONDS, follow_redirects=True) as http,
+        open_http(_HTTP_SECONDS, allow_private, follow_redirects=True) as http,
         ThreadPoolExecutor(_READERS) as readers,
     ):
         found = list(readers.map(read, range(len(owners)), owners))

@@ -38,7 +38,7 @@ def test_every_route_is_documented(api: TestClient) -> None:
         for path, methods in paths.items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 17
+    assert len(operations) == 23
     for name, operation in operations.items():
         assert operation["summary"], name
         if not name.endswith("/ping"):
@@ -111,6 +111,32 @@ def test_the_server_starts_and_ends_cleanly(tmp_path: Path, ending: signal.Signa
     assert process.returncode == 0, errors
     assert output == "ended\n"
     assert "Traceback" not in errors
+
+
+def test_an_api_that_all_can_reach_needs_a_key(tmp_path: Path) -> None:
+    """Without a key it does not start, and says which command to run; once that was run it starts,
+    and the printed key opens it."""
+    command = [sys.executable, "-m", "embedding_studio"]
+    environment = {
+        **os.environ,
+        "ES_DATA_FOLDER": str(tmp_path),
+        "ES_API_HOST": "0.0.0.0",
+        "ES_API_PORT": "0",
+    }
+
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*command, *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+
+    refused = run("api")
+    assert refused.returncode == 1
+    assert "`embedding-studio keys create --name first --scope admin`" in refused.stderr
+    key = run("keys", "create", "--name", "first", "--scope", "admin").stdout.strip()
+    with served(tmp_path, ES_API_HOST="0.0.0.0") as (_, url):
+        tasks = f"{url.replace('0.0.0.0', '127.0.0.1')}/api/v1/fine-tuning/task"
+        assert httpx.get(tasks).status_code == 401
+        assert httpx.get(tasks, headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 
 def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:

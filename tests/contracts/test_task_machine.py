@@ -263,7 +263,7 @@ def test_random_commands_keep_a_task_legal(backend: Backend) -> None:
     if backend.url.startswith("mongodb") and backend.is_shared:
         pytest.skip("a database per example takes a server seconds; mongomock has the same code")
     machine = type("Machine", (TaskMachine,), {"backend": backend})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=60,

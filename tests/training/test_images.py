@@ -83,7 +83,7 @@ def prepared(
         return elsewhere.get(word_of(result), image_of(result))
 
     folder.mkdir(exist_ok=True)
-    figures = prepare_image_clicks(sessions, address, model, folder)
+    figures = prepare_image_clicks(sessions, address, model, folder, allow_private=True)
     everyone = sessions.train + sessions.validation + sessions.test
     words = dict.fromkeys(word_of(r) for session in everyone for r in session.search_results)
     return open_image_clicks(folder).train.images, list(words), figures
@@ -197,6 +197,16 @@ def test_results_without_images_are_an_error_that_says_what_to_do(
     """The message names an object and the key that is missing."""
     with pytest.raises(NotEnoughData, match=r'object_id .* meta \{"image"'):
         prepare_image_clicks(sessions, lambda result: None, model, tmp_path)
+
+
+def test_images_in_private_networks_are_not_fetched(
+    model: SentenceTransformer, sessions: Splits[list[Session]], tmp_path: Path
+) -> None:
+    """Who posts sessions cannot make the worker ask its neighbours, unless the operator allows."""
+    with pytest.raises(NotEnoughData, match=r"ForbiddenAddress: 127\.0\.0\.1 .* private network"):
+        prepare_image_clicks(
+            sessions, lambda shown: f"http://127.0.0.1:9/{shown.object_id}.png", model, tmp_path
+        )
 
 
 def test_a_text_model_is_refused(

@@ -1,0 +1,61 @@
+"""What may be asked of this installation: checks that several routes share."""
+
+import ipaddress
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+from embedding_studio.api.context import Context
+from embedding_studio.errors import InvalidInput, UnknownMethod
+from embedding_studio.outbound import is_public
+from embedding_studio.tasks import Budget
+
+
+def check_method(context: Context, name: str) -> None:
+    """Raise UnknownMethod if there are workers and none of them carries the method."""
+    recent = context.clock() - timedelta(seconds=10 * context.settings.lease_seconds)
+    ever = datetime(1970, 1, 1, tzinfo=UTC)
+    workers = context.store.list_workers(recent) or context.store.list_workers(ever)
+    known = sorted({method for worker in workers for method in worker.methods})
+    if workers and name not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise UnknownMethod(f"no fine-tuning method is named {name!r}; the workers have: {names}")
+
+
+def check_trials(context: Context, budget: Budget) -> None:
+    """Raise InvalidInput for more trials than a task may ask for."""
+    most = context.settings.max_trials_per_task
+    if (budget.max_trials or 0) > most:
+        raise InvalidInput(
+            f"budget.max_trials is {budget.max_trials}; a task may ask for at most {most} "
+            "(ES_MAX_TRIALS_PER_TASK)"
+        )
+
+
+def check_webhook(context: Context, url: str | None) -> None:
+    """Raise InvalidInput for a webhook that could never be told.
+
+    Where a name leads is judged when it is told, for it may change.
+    """
+    if url is None:
+        return
+    if context.settings.webhook_secret is None:
+        raise InvalidInput(
+            "webhook_url: this installation tells no webhooks, for it has no secret to sign with "
+            "(ES_WEBHOOK_SECRET)"
+        )
+    try:
+        parts = urlsplit(url)
+        host, has_user = parts.hostname, parts.username is not None
+        _ = parts.port
+    except ValueError as error:
+        raise InvalidInput(f"webhook_url is {url!r}: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or has_user:
+        raise InvalidInput(f"webhook_url is {url!r}: it must be http(s)://host/..., without a user")
+    with suppress(ValueError):
+        ipaddress.ip_address(host)
+        if not (is_public(host) or context.settings.allow_private_addresses):
+            raise InvalidInput(
+                f"webhook_url is {url!r}, an address in a private network "
+                "(ES_ALLOW_PRIVATE_ADDRESSES)"
+            )

@@ -1,0 +1,96 @@
+"""Routes for tasks that come by themselves."""
+
+import hashlib
+import secrets
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from embedding_studio.api.context import Context, ReadContext, TuneContext
+from embedding_studio.api.errors import problems
+from embedding_studio.api.requests import check_method, check_trials, check_webhook
+from embedding_studio.api.schemas import ScheduleBody, ScheduleView
+from embedding_studio.errors import Conflict
+from embedding_studio.schedules import next_time
+from embedding_studio.tasks import Schedule
+
+router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"])
+
+_GIVEN = (
+    "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "metadata",
+    "webhook_url",
+)  # fmt: skip
+
+
+@router.post("", summary="Have tasks created by the clock", responses=problems(400, 409, 413, 422))
+def create_schedule(body: ScheduleBody, context: TuneContext) -> ScheduleView:
+    """At each time, a task is created if the batch now collecting holds enough sessions with
+    clicks. The same idempotency_key gives the same schedule, and is refused for another body."""
+    now = context.clock()
+    wanted = Schedule(
+        id=_id_of(context, body.idempotency_key),
+        project=context.store.project,
+        created_at=now,
+        next_at=next_time(body.cron, body.interval_seconds, now, now),
+        **body.given(),
+    )
+    check_method(context, wanted.fine_tuning_method)
+    check_trials(context, wanted.budget)
+    check_webhook(context, wanted.webhook_url)
+    context.store.add_schedule(wanted)
+    kept = context.store.get_schedule(wanted.id)
+    different = [name for name in _GIVEN if getattr(kept, name) != getattr(wanted, name)]
+    if different:
+        raise Conflict(
+            f"the idempotency key {body.idempotency_key!r} belongs to schedule {kept.id}, which "
+            f"differs in {', '.join(different)}: use another key for another schedule"
+        )
+    return ScheduleView.model_validate(kept)
+
+
+@router.get("", summary="List schedules, oldest first")
+def list_schedules(context: ReadContext) -> list[ScheduleView]:
+    return [ScheduleView.model_validate(found) for found in context.store.list_schedules()]
+
+
+@router.get("/{schedule_id}", summary="Read one schedule", responses=problems(404))
+def get_schedule(schedule_id: str, context: ReadContext) -> ScheduleView:
+    return ScheduleView.model_validate(context.store.get_schedule(schedule_id))
+
+
+@router.put("/{schedule_id}/pause", summary="Create no more tasks", responses=problems(404))
+def pause_schedule(schedule_id: str, context: TuneContext) -> ScheduleView:
+    """Until it is resumed. Pausing it again changes nothing."""
+    seen = context.store.get_schedule(schedule_id)
+    paused = context.store.pause_schedule(schedule_id, True, seen.next_at)
+    return ScheduleView.model_validate(paused)
+
+
+@router.put("/{schedule_id}/resume", summary="Go on creating tasks", responses=problems(404))
+def resume_schedule(schedule_id: str, context: TuneContext) -> ScheduleView:
+    """From the next time on: what passed meanwhile is not made up for."""
+    seen = context.store.get_schedule(schedule_id)
+    next_at = seen.next_at
+    if seen.is_paused:
+        next_at = next_time(seen.cron, seen.interval_seconds, seen.created_at, context.clock())
+    resumed = context.store.pause_schedule(schedule_id, False, next_at)
+    return ScheduleView.model_validate(resumed)
+
+
+@router.delete(
+    "/{schedule_id}",
+    summary="Delete it",
+    status_code=204,
+    response_class=Response,
+    responses=problems(404),
+)
+def delete_schedule(schedule_id: str, context: TuneContext) -> None:
+    """The tasks that it created stay."""
+    context.store.remove_schedule(schedule_id)
+
+
+def _id_of(context: Context, idempotency_key: str | None) -> str:
+    if idempotency_key is None:
+        return secrets.token_hex(12)
+    text = f"{context.store.project}:{idempotency_key}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -1,0 +1,289 @@
+"""The SQLite file: its tables, how an older one is brought up to date, and its transactions.
+
+Every write is one transaction that takes the write lock at its beginning (BEGIN IMMEDIATE), so
+what it reads stays true until it commits; unique indexes hold the same promises a second time.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import stamina
+from sqlalchemy import Column, Connection, Table
+
+from embedding_studio.clickstream import BatchStatus
+from embedding_studio.errors import ConfigurationError, InvalidInput, StoreUnavailable
+from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.store.base import Store
+
+BUSY_SECONDS = 30.0
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """Aware datetimes outside; in the file UTC text of a fixed width, which sorts by time."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and value.replace(tzinfo=UTC)
+
+
+DOCUMENT = sa.JSON(none_as_null=True)
+schema = sa.MetaData()
+batch_rows = Table(
+    "batches",
+    schema,
+    Column("batch_id", sa.String, primary_key=True),
+    Column("project", sa.String, nullable=False, server_default=DEFAULT_PROJECT),
+    Column("status", sa.String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("session_count", sa.Integer, nullable=False),
+    Column("release_id", sa.String),
+    Column("released_at", UtcDateTime),
+)
+session_rows = Table(
+    "sessions",
+    schema,
+    Column("session_id", sa.String, primary_key=True),
+    Column("batch_id", sa.ForeignKey(batch_rows.c.batch_id), nullable=False),
+    Column("number", sa.Integer, nullable=False),
+    Column("is_irrelevant", sa.Boolean, nullable=False),
+    Column("document", DOCUMENT, nullable=False),
+    sa.UniqueConstraint("batch_id", "number"),
+)
+event_rows = Table(
+    "events",
+    schema,
+    Column("arrival", sa.Integer, primary_key=True),
+    Column("session_id", sa.ForeignKey(session_rows.c.session_id), nullable=False),
+    Column("event_id", sa.String, nullable=False),
+    Column("document", DOCUMENT, nullable=False),
+    sa.UniqueConstraint("session_id", "event_id"),
+)
+task_rows = Table(
+    "tasks",
+    schema,
+    Column("arrival", sa.Integer, primary_key=True),
+    Column("id", sa.String, nullable=False, unique=True),
+    Column("project", sa.String, nullable=False, server_default=DEFAULT_PROJECT),
+    Column("request", DOCUMENT, nullable=False),
+    Column("fine_tuning_method", sa.String, nullable=False),
+    Column("status", sa.String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("batch_id", sa.String),
+    Column("metadata", DOCUMENT),
+    Column("idempotency_key", sa.String),
+    Column("budget", DOCUMENT, nullable=False),
+    Column("attempt", sa.Integer, nullable=False),
+    Column("expired_leases", sa.Integer, nullable=False),
+    Column("fresh_starts", sa.Integer, nullable=False, server_default="0"),
+    Column("worker_id", sa.String),
+    Column("lease_expires_at", UtcDateTime),
+    Column("progress", DOCUMENT),
+    Column("experiment_id", sa.String),
+    Column("best_model", DOCUMENT),
+    Column("promotion", DOCUMENT),
+    Column("error", sa.String),
+    Column("webhook_url", sa.String),
+    Column("delivery", DOCUMENT),
+    Column("delivery_due_at", UtcDateTime),
+    sa.Index("tasks_by_delivery", "delivery_due_at"),
+    sa.Index("tasks_by_age", "status", "created_at", "arrival"),
+)
+task_event_rows = Table(
+    "task_events",
+    schema,
+    Column("task_id", sa.ForeignKey(task_rows.c.id), primary_key=True),
+    Column("number", sa.Integer, primary_key=True),
+    Column("document", DOCUMENT, nullable=False),
+)
+worker_rows = Table(
+    "workers",
+    schema,
+    Column("worker_id", sa.String, primary_key=True),
+    Column("methods", DOCUMENT, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+
+schedule_rows = Table(
+    "schedules",
+    schema,
+    Column("arrival", sa.Integer, primary_key=True),
+    Column("id", sa.String, nullable=False, unique=True),
+    Column("project", sa.String, nullable=False),
+    Column("fine_tuning_method", sa.String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("next_at", UtcDateTime, nullable=False),
+    Column("cron", sa.String),
+    Column("interval_seconds", sa.Float),
+    Column("min_new_sessions", sa.Integer, nullable=False),
+    Column("budget", DOCUMENT, nullable=False),
+    Column("metadata", DOCUMENT),
+    Column("webhook_url", sa.String),
+    Column("is_paused", sa.Boolean, nullable=False),
+    Column("last_task_id", sa.String),
+    Column("last_outcome", sa.String),
+)
+key_rows = Table(
+    "api_keys",
+    schema,
+    Column("arrival", sa.Integer, primary_key=True),
+    Column("id", sa.String, nullable=False, unique=True),
+    Column("name", sa.String, nullable=False),
+    Column("project", sa.String, nullable=False),
+    Column("scopes", DOCUMENT, nullable=False),
+    Column("secret_sha256", sa.String, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime),
+    Column("revoked_at", UtcDateTime),
+)
+IS_COLLECTING = batch_rows.c.status == sa.literal_column(f"'{BatchStatus.COLLECTING}'")
+
+
+def _unique_where(name: str, condition: sa.ColumnElement[bool], *columns: Column[Any]) -> None:
+    sa.Index(name, *columns, unique=True, sqlite_where=condition)
+
+
+_unique_where("one_collecting_batch_a_project", IS_COLLECTING, batch_rows.c.project)
+_unique_where(
+    "release_ids_of_projects",
+    batch_rows.c.release_id.is_not(None),
+    *(batch_rows.c.project, batch_rows.c.release_id),
+)
+_unique_where(
+    "idempotency_keys_of_projects",
+    task_rows.c.idempotency_key.is_not(None),
+    *(task_rows.c.project, task_rows.c.idempotency_key),
+)
+FORMER_INDEXES = ("one_collecting_batch", "release_ids", "idempotency_keys")
+"""Of files from before there were projects."""
+
+
+class SqliteFile(Store):
+    """url: sqlite:///relative/path or sqlite:////absolute/path; missing folders are created."""
+
+    def __init__(self, url: str) -> None:
+        self._path = _path_of(url)
+        self._engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(self._path)),
+            connect_args={"timeout": BUSY_SECONDS},
+            max_overflow=64,
+        )
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        try:
+            self._create_tables()
+        except Exception:
+            self.close()
+            raise
+
+    def _create_tables(self) -> None:
+        # SQLite answers "locked" at once, whatever the busy timeout, while another process is
+        # switching the same new file to WAL.
+        for attempt in stamina.retry_context(
+            on=_is_locked, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.5
+        ):
+            with attempt, self._writing() as connection:
+                schema.create_all(connection)
+                _bring_up_to_date(connection)
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[Connection]:
+        try:
+            with engine.begin() as connection:
+                yield connection
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
+            raise
+        except (UnicodeEncodeError, OverflowError, sa.exc.DataError) as error:
+            raise InvalidInput(f"SQLite cannot store this: {error}") from error
+        except (sa.exc.DatabaseError, sa.exc.TimeoutError) as error:
+            cause = getattr(error, "orig", error)  # without the statement and its parameters
+            raise StoreUnavailable(f"the store {self._path} does not answer: {cause}") from error
+
+    def _reading(self) -> AbstractContextManager[Connection]:
+        return self._transaction(self._engine)
+
+    def _writing(self) -> AbstractContextManager[Connection]:
+        return self._transaction(self._writer)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _path_of(url: str) -> Path:
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", ":memory:"):
+        raise ConfigurationError(
+            f"ES_STORE_URL is {url!r}, which names no file: use sqlite:///path/to/store.db"
+        )
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"ES_STORE_URL is {url!r}, whose folder cannot be created: {error}"
+        ) from error
+    return Path(path).absolute()
+
+
+def _configure(connection: sqlite3.Connection, _: object) -> None:
+    # The driver begins no transaction by itself: _begin says which kind.
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+def session_key(project: str, session_id: str) -> str:
+    """Return the key under which a session is kept: its id is its client's choice, and free in each
+    project. In the default one it is the id itself, unless that could be another project's key."""
+    if project == DEFAULT_PROJECT and not session_id.startswith("p:"):
+        return session_id
+    return f"p:{project}:{session_id}"
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """Change the tables of an older version; columns only ever come to them."""
+    inspector = sa.inspect(connection)
+    for table in schema.sorted_tables:
+        present = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN {definition}')
+                if column is batch_rows.c.project:
+                    _rename_ambiguous_sessions(connection)
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
+    for name in FORMER_INDEXES:
+        connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
+
+
+def _rename_ambiguous_sessions(connection: Connection) -> None:
+    """Give the sessions of before there were projects the keys that `session_key` says."""
+    connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")  # until the transaction ends
+    for table in (event_rows, session_rows):
+        key = table.c.session_id
+        connection.execute(
+            sa.update(table)
+            .where(sa.func.substr(key, 1, 2) == "p:")
+            .values(session_id=sa.literal(f"p:{DEFAULT_PROJECT}:") + key)
+        )
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, StoreUnavailable) and "locked" in str(error)

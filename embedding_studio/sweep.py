@@ -1,0 +1,83 @@
+"""What crashes leave behind, found and removed; champions and live iterations are never touched.
+
+Everything here may be interrupted anywhere and done by several workers at once.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+
+from embedding_studio.errors import NotFound
+from embedding_studio.settings import Settings
+from embedding_studio.store.base import Store
+from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
+from embedding_studio.tracking import Iteration, Tracking
+
+log = logging.getLogger(__name__)
+
+
+def sweep(
+    store: Store, tracking: Tracking, settings: Settings, now: datetime, dry_run: bool = False
+) -> list[str]:
+    """Remove what nobody will, and return a sentence on each; dry_run: only tell.
+
+    Iterations of ended or unknown tasks end, with their RUNNING runs; a canceled task's models go;
+    so do files of runs and experiments that are gone, and work folders that no attempt owns.
+    """
+    found = [
+        *_end_iterations(store, tracking, now, dry_run),
+        *tracking.remove_orphans(dry_run),
+        *_empty_work_folder(store, settings, now, dry_run),
+    ]
+    for what in found:
+        log.info("%s: %s", "would be swept" if dry_run else "swept", what)
+    return found
+
+
+def _end_iterations(
+    store: Store, tracking: Tracking, now: datetime, dry_run: bool
+) -> Iterator[str]:
+    for iteration in tracking.iterations():
+        task = _task_of(store, iteration)
+        end = TaskStatus.ERROR if task is None else task.status
+        if end not in TERMINAL or _has_owner(task, now):
+            continue
+        is_over = iteration.state != "running"
+        if is_over and not tracking.has_unfinished(iteration.experiment_id):
+            continue
+        whose = f"task {iteration.task_id}, which is {end if task else 'unknown'}"
+        yield f"experiment {iteration.experiment_id} was left {iteration.state} by {whose}"
+        if dry_run:
+            continue
+        if end is TaskStatus.CANCELED:
+            tracking.discard_task(iteration.task_id, iteration.method)
+        else:
+            tracking.kill_unfinished(iteration.experiment_id)
+            tracking.set_iteration_state(iteration.experiment_id, end)
+
+
+def _empty_work_folder(
+    store: Store, settings: Settings, now: datetime, dry_run: bool
+) -> Iterator[str]:
+    if not settings.work_folder.exists():
+        return
+    # in this order: a folder that is there was made by an attempt that is at work by now
+    folders = list(settings.work_folder.iterdir())
+    owned = {f"{task.id}-{task.attempt}" for task in store.tasks_at_work() if _has_owner(task, now)}
+    for folder in folders:
+        if folder.name not in owned:
+            yield f"{folder} belongs to no attempt at work"
+            if not dry_run:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _task_of(store: Store, iteration: Iteration) -> FineTuningTask | None:
+    try:
+        return store.in_project(iteration.project).get_task(iteration.task_id)
+    except NotFound:
+        return None
+
+
+def _has_owner(task: FineTuningTask | None, now: datetime) -> bool:
+    return task is not None and task.lease_expires_at is not None and task.lease_expires_at > now

@@ -1,0 +1,467 @@
+"""API keys and projects at the HTTP edge: every route, with keys of two projects."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from embedding_studio.access import ApiKey, Scope, make_key
+from embedding_studio.api.app import create_app
+from embedding_studio.api.server import check_may_serve
+from embedding_studio.clickstream import SearchResult, Session
+from embedding_studio.errors import ConfigurationError, StoreUnavailable
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store
+from embedding_studio.tasks import Claim, Schedule, TaskRequest, TaskStatus
+from tests.api.samples import (
+    METHOD,
+    START,
+    Clock,
+    claim,
+    event_json,
+    finish_with_model,
+    record_worker,
+    session_json,
+    write_model,
+)
+
+SECRET = "red shoes"
+
+
+@dataclass
+class Ids:
+    """Of what the project `a` holds."""
+
+    batch_id: str
+    task_id: str
+    schedule_id: str
+
+
+Call = Callable[[TestClient, Ids], Any]
+
+
+@dataclass
+class Route:
+    """call: with ids of project a. scope: what it takes; None where anyone may ask. status: what
+    the project b hears."""
+
+    call: Call
+    scope: Scope | None
+    status: int
+
+
+def session_of_b() -> dict[str, Any]:
+    return session_json("s", search_query="blue hats")
+
+
+ROUTES: dict[str, Route] = {
+    "POST /clickstream/session": Route(
+        lambda api, ids: api.post("/clickstream/session", json=session_of_b()), Scope.INGEST, 200
+    ),
+    "POST /clickstream/sessions": Route(
+        lambda api, ids: api.post("/clickstream/sessions", json={"sessions": [session_of_b()]}),
+        Scope.INGEST,
+        200,
+    ),
+    "GET /clickstream/session": Route(
+        lambda api, ids: api.get("/clickstream/session", params={"session_id": "s"}),
+        Scope.READ,
+        404,
+    ),
+    "POST /clickstream/session/events": Route(
+        lambda api, ids: api.post(
+            "/clickstream/session/events", json={"session_id": "s", "events": [event_json("b")]}
+        ),
+        Scope.INGEST,
+        404,
+    ),
+    "POST /clickstream/session/irrelevant": Route(
+        lambda api, ids: api.post("/clickstream/session/irrelevant", json={"session_id": "s"}),
+        Scope.INGEST,
+        404,
+    ),
+    "POST /clickstream/internal/batch/release": Route(
+        lambda api, ids: api.post("/clickstream/internal/batch/release", json={"release_id": "r"}),
+        Scope.TUNE,
+        409,
+    ),
+    "GET /clickstream/internal/batch/sessions": Route(
+        lambda api, ids: api.get(
+            "/clickstream/internal/batch/sessions", params={"batch_id": ids.batch_id}
+        ),
+        Scope.READ,
+        404,
+    ),
+    "POST /fine-tuning/task": Route(
+        lambda api, ids: api.post(
+            "/fine-tuning/task",
+            json={
+                "fine_tuning_method": METHOD,
+                "batch_id": ids.batch_id,
+                "idempotency_key": "key",
+            },
+        ),
+        Scope.TUNE,
+        404,
+    ),
+    "GET /fine-tuning/task": Route(lambda api, ids: api.get("/fine-tuning/task"), Scope.READ, 200),
+    "GET /fine-tuning/task/{task_id}": Route(
+        lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}"), Scope.READ, 404
+    ),
+    "PUT /fine-tuning/task/{task_id}/restart": Route(
+        lambda api, ids: api.put(f"/fine-tuning/task/{ids.task_id}/restart"), Scope.TUNE, 404
+    ),
+    "PUT /fine-tuning/task/{task_id}/stop": Route(
+        lambda api, ids: api.put(f"/fine-tuning/task/{ids.task_id}/stop"), Scope.TUNE, 404
+    ),
+    "PUT /fine-tuning/task/{task_id}/cancel": Route(
+        lambda api, ids: api.put(f"/fine-tuning/task/{ids.task_id}/cancel"), Scope.TUNE, 404
+    ),
+    "GET /fine-tuning/task/{task_id}/model": Route(
+        lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/model"), Scope.READ, 404
+    ),
+    "GET /fine-tuning/task/{task_id}/events": Route(
+        lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/events"), Scope.READ, 404
+    ),
+    "POST /fine-tuning/schedule": Route(
+        lambda api, ids: api.post(
+            "/fine-tuning/schedule",
+            json={"fine_tuning_method": METHOD, "cron": "30 3 * * 1", "idempotency_key": "key"},
+        ),
+        Scope.TUNE,
+        200,
+    ),
+    "GET /fine-tuning/schedule": Route(
+        lambda api, ids: api.get("/fine-tuning/schedule"), Scope.READ, 200
+    ),
+    "GET /fine-tuning/schedule/{schedule_id}": Route(
+        lambda api, ids: api.get(f"/fine-tuning/schedule/{ids.schedule_id}"), Scope.READ, 404
+    ),
+    "PUT /fine-tuning/schedule/{schedule_id}/pause": Route(
+        lambda api, ids: api.put(f"/fine-tuning/schedule/{ids.schedule_id}/pause"), Scope.TUNE, 404
+    ),
+    "PUT /fine-tuning/schedule/{schedule_id}/resume": Route(
+        lambda api, ids: api.put(f"/fine-tuning/schedule/{ids.schedule_id}/resume"), Scope.TUNE, 404
+    ),
+    "DELETE /fine-tuning/schedule/{schedule_id}": Route(
+        lambda api, ids: api.delete(f"/fine-tuning/schedule/{ids.schedule_id}"), Scope.TUNE, 404
+    ),
+    "GET /ping": Route(lambda api, ids: api.get("/ping"), None, 200),
+    "GET /health": Route(lambda api, ids: api.get("/health"), None, 503),
+}
+CLOSED = [name for name, route in ROUTES.items() if route.scope is not None]
+
+
+@pytest.fixture
+def app(store: Store, settings: Settings, clock: Clock) -> FastAPI:
+    return create_app(store, settings, clock)
+
+
+@pytest.fixture
+def connect(app: FastAPI) -> Iterator[Callable[..., TestClient]]:
+    """Gives a client that sends a key, or none."""
+    with TestClient(app) as opened:
+
+        def client(key: str | None = None) -> TestClient:
+            headers = {"Authorization": f"Bearer {key}"} if key else None
+            return TestClient(app, base_url="http://studio/api/v1", headers=headers)
+
+        assert opened
+        yield client
+
+
+def add_key(
+    store: Store, *scopes: Scope, project: str = "default", **more: Any
+) -> tuple[ApiKey, str]:
+    key, text = make_key("test", scopes or [Scope.ADMIN], project, START, **more)
+    store.add_key(key)
+    return key, text
+
+
+@pytest.fixture
+def ids(store: Store, tmp_path: Path) -> Ids:
+    """Project a: a released batch, sessions collecting, a task that was stopped with a model."""
+    a = store.in_project("a")
+    session = Session("old", SECRET, (SearchResult("shoe-1"),), START)
+    a.register_sessions([session], START)
+    batch_id = a.release_batch("r", START).batch_id
+    a.register_sessions([replace(session, session_id="s")], START)
+    task, _ = a.add_task(TaskRequest(METHOD, batch_id, idempotency_key="key"), START)
+    finish_with_model(a, str(tmp_path / "model"), write_model(tmp_path / "model"))
+    store.finish_task(Claim(task.id, 1, "worker-1"), START, TaskStatus.ERROR, SECRET)
+    schedule = Schedule(
+        "5c", "a", METHOD, START, START, interval_seconds=60.0, metadata={"what": SECRET}
+    )
+    store.add_schedule(schedule)
+    return Ids(batch_id, task.id, schedule.id)
+
+
+def everything(store: Store, ids: Ids) -> list[Any]:
+    """Return all that project a holds."""
+    a = store.in_project("a")
+    return [
+        a.get_session("s"),
+        a.read_batch(ids.batch_id, 0, 10),
+        a.collecting_batch(),
+        a.list_tasks(),
+        a.list_events(ids.task_id),
+        a.list_schedules(),
+    ]
+
+
+def test_every_route_has_its_case(app: FastAPI) -> None:
+    """A route without an entry above, or an entry without a route, fails here."""
+    routes = {
+        f"{verb.upper()} {path.removeprefix('/api/v1')}"
+        for path, verbs in app.openapi()["paths"].items()
+        for verb in verbs
+    }
+    assert routes == set(ROUTES)
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_another_projects_ids_are_not_found(
+    store: Store, connect: Callable[..., TestClient], ids: Ids, name: str
+) -> None:
+    """With a key of project b and ids of project a, each route answers as if a did not exist, tells
+    nothing of it and changes nothing in it."""
+    before = everything(store, ids)
+    _, text = add_key(store, project="b")
+    record_worker(store)
+    response = ROUTES[name].call(connect(text), ids)
+    assert response.status_code == ROUTES[name].status, response.text
+    assert SECRET not in response.text
+    assert everything(store, ids) == before
+    if name in ("GET /fine-tuning/task", "GET /fine-tuning/schedule"):
+        assert response.json() == []
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_owner_of_the_ids_is_served(
+    store: Store, connect: Callable[..., TestClient], ids: Ids, name: str
+) -> None:
+    """With a key of project a, no route answers 401, 403 or 404: what is hidden from b is there."""
+    _, text = add_key(store, project="a")
+    record_worker(store)
+    response = ROUTES[name].call(connect(text), ids)
+    assert response.status_code not in (401, 403, 404), response.text
+
+
+@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize("scope", Scope)
+def test_a_scope_opens_its_routes_and_no_others(
+    store: Store, connect: Callable[..., TestClient], ids: Ids, name: str, scope: Scope
+) -> None:
+    """A key of one scope is refused by 403, which names the missing scope, wherever another one is
+    needed; admin is refused nowhere."""
+    _, text = add_key(store, scope, project="a")
+    record_worker(store)
+    response = ROUTES[name].call(connect(text), ids)
+    needed = ROUTES[name].scope
+    if needed is None or scope in (needed, Scope.ADMIN):
+        assert response.status_code not in (401, 403)
+    else:
+        assert response.status_code == 403
+        assert f"scope {needed};" in response.json()["detail"]
+
+
+REFUSED: dict[str, Callable[[Store, Clock, str], str | None]] = {
+    "no key": lambda store, clock, text: None,
+    "no key at all": lambda store, clock, text: "hello",
+    "unknown id": lambda store, clock, text: f"es_{'0' * 12}_{text.split('_', 2)[2]}",
+    "wrong secret": lambda store, clock, text: text[:-1] + ("A" if text[-1] != "A" else "B"),
+    "revoked": lambda store, clock, text: revoked(store, text),
+    "expired": lambda store, clock, text: expired(store, clock, text),
+}
+
+
+def revoked(store: Store, text: str) -> str:
+    store.end_key(text.split("_")[1], revoked_at=START)
+    return text
+
+
+def expired(store: Store, clock: Clock, text: str) -> str:
+    store.end_key(text.split("_")[1], expires_at=START + timedelta(seconds=1))
+    clock.now += timedelta(seconds=1)
+    return text
+
+
+@pytest.mark.parametrize("how", REFUSED)
+@pytest.mark.parametrize("name", CLOSED)
+def test_no_valid_key_is_401(
+    store: Store, connect: Callable[..., TestClient], clock: Clock, how: str, name: str
+) -> None:
+    """Without a valid key each closed route gives the same 401, whatever is wrong with the key."""
+    _, text = add_key(store)
+    response = ROUTES[name].call(connect(REFUSED[how](store, clock, text)), Ids("b", "t", "s"))
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    expected = connect(None).get("/fine-tuning/task")
+    assert response.json() == expected.json()
+    assert dict(response.headers) == dict(expected.headers)
+
+
+def test_a_body_is_not_read_before_the_key_is(
+    store: Store, connect: Callable[..., TestClient]
+) -> None:
+    """Who has no key hears 401, not what is wrong with the body; so too at an unknown path."""
+    add_key(store)
+    broken = connect(None).post("/clickstream/session", content=b"{no json")
+    assert broken.status_code == 401
+    assert connect(None).get("/unknown").status_code == 401
+
+
+def test_both_headers_are_read(store: Store, connect: Callable[..., TestClient]) -> None:
+    """X-API-Key does what Authorization does; the word Bearer may be written in any case."""
+    _, text = add_key(store)
+    for headers in ({"X-API-Key": text}, {"Authorization": f"bearer {text}"}):
+        assert connect(None).get("/fine-tuning/task", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
+def test_the_manual_is_open(store: Store, connect: Callable[..., TestClient], path: str) -> None:
+    """It tells nothing of any project."""
+    add_key(store)
+    assert connect(None).get(f"http://studio{path}").status_code == 200
+
+
+def test_health_tells_names_to_readers_only(
+    store: Store, connect: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    """Without a key with the scope read, health says what is there, and no names or places."""
+    record_worker(store)
+    for key in (None, add_key(store, Scope.INGEST)[1], "es_wrong"):
+        health = connect(key).get("/health")
+        assert health.json()["worker"]["status"] == "ok"
+        assert health.json()["mlflow"]["status"] == "unavailable"
+        for word in (METHOD, "worker-1", str(tmp_path)):
+            assert word not in health.text
+    health = connect(add_key(store, Scope.READ)[1]).get("/health")
+    assert health.json()["worker"]["methods"] == [METHOD]
+    assert str(tmp_path) in health.text
+
+
+def test_without_keys_anyone_may_do_everything(connect: Callable[..., TestClient]) -> None:
+    """On loopback, an installation without keys is open, to requests with some key too."""
+    assert connect(None).get("/fine-tuning/task").status_code == 200
+    assert connect("es_some_key").post("/clickstream/session", json=session_json()).is_success
+
+
+def test_the_first_key_closes_the_api_within_five_seconds(
+    store: Store, connect: Callable[..., TestClient], clock: Clock
+) -> None:
+    """Once there is a key, requests need one; revoking it does not open the API again."""
+    assert connect(None).get("/fine-tuning/task").status_code == 200
+    key, _ = add_key(store)
+    clock.now += timedelta(seconds=5)
+    assert connect(None).get("/fine-tuning/task").status_code == 401
+    store.end_key(key.id, revoked_at=START)
+    clock.now += timedelta(minutes=1)
+    assert connect(None).get("/fine-tuning/task").status_code == 401
+
+
+def test_a_revocation_takes_effect_within_five_seconds(
+    store: Store, connect: Callable[..., TestClient], clock: Clock
+) -> None:
+    """A key that is in use is refused five seconds after it was revoked, and others are not."""
+    key, text = add_key(store)
+    _, other = add_key(store)
+    assert connect(text).get("/fine-tuning/task").status_code == 200
+    store.end_key(key.id, revoked_at=START)
+    clock.now += timedelta(seconds=5)
+    assert connect(text).get("/fine-tuning/task").status_code == 401
+    assert connect(other).get("/fine-tuning/task").status_code == 200
+
+
+def test_a_clock_that_is_set_back_keeps_no_key_alive(
+    store: Store, connect: Callable[..., TestClient], clock: Clock
+) -> None:
+    """What was looked up in what is now the future is looked up again."""
+    key, text = add_key(store)
+    assert connect(text).get("/fine-tuning/task").status_code == 200
+    store.end_key(key.id, revoked_at=START)
+    clock.now -= timedelta(hours=1)
+    assert connect(text).get("/fine-tuning/task").status_code == 401
+
+
+def test_a_known_key_is_not_asked_for_again(
+    store: Store, connect: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within five seconds a key costs no query, and a silent store is 503, not a refusal, after."""
+    _, text = add_key(store)
+    api = connect(text)
+    assert api.get("/fine-tuning/task").status_code == 200
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("the database went away")
+
+    monkeypatch.setattr(store, "find_key", fail)
+    assert api.get("/fine-tuning/task").status_code == 200
+    _, unknown = make_key("x", [Scope.READ], "default", START)
+    assert connect(unknown).get("/fine-tuning/task").status_code == 503
+
+
+def test_a_followed_history_ends_with_the_key(
+    store: Store,
+    connect: Callable[..., TestClient],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream of events under way ends when its key is revoked."""
+    monkeypatch.setattr("embedding_studio.api.events.POLL_SECONDS", 0.01)
+    key, text = add_key(store)
+    api = connect(text)
+    api.post("/clickstream/session", json=session_json())
+    record_worker(store)
+    task = api.post("/fine-tuning/task", json={"fine_tuning_method": METHOD}).json()
+    claim(store)
+    asked: list[str] = []
+
+    class Watched(type(store)):  # type: ignore[misc]
+        def get_task(self, task_id: str) -> Any:
+            asked.append(task_id)
+            if len(asked) == 3:
+                store.end_key(key.id, revoked_at=START)
+                clock.now += timedelta(seconds=5)
+            return super().get_task(task_id)
+
+    monkeypatch.setattr(store, "__class__", Watched)
+    stream = api.get(
+        f"/fine-tuning/task/{task['id']}/events", headers={"Accept": "text/event-stream"}
+    )
+    assert "event: claimed" in stream.text
+    assert store.get_task(task["id"]).status is TaskStatus.PROCESSING
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "studio.example.org"])
+def test_an_open_api_stays_on_loopback(store: Store, settings: Settings, host: str) -> None:
+    """Without keys the API refuses another address and says which command to run; a key, or
+    ES_ALLOW_OPEN, allows it."""
+    reachable = settings.replaced(api_host=host)
+    with pytest.raises(ConfigurationError, match="embedding-studio keys create"):
+        check_may_serve(store, reachable)
+    check_may_serve(store, reachable.replaced(allow_open=True))
+    add_key(store)
+    check_may_serve(store, reachable)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_needs_no_key(store: Store, settings: Settings, host: str) -> None:
+    """Nobody else can reach these."""
+    check_may_serve(store, settings.replaced(api_host=host))
+
+
+def test_keys_that_vanish_open_nothing(store: Store, settings: Settings, clock: Clock) -> None:
+    """An API that others can reach refuses all when its store has no keys, as after a restore of an
+    empty database."""
+    app = create_app(store, settings.replaced(api_host="0.0.0.0"), clock)
+    with TestClient(app, base_url="http://studio/api/v1") as api:
+        assert api.get("/fine-tuning/task").status_code == 401
+    app = create_app(store, settings.replaced(api_host="0.0.0.0", allow_open=True), clock)
+    with TestClient(app, base_url="http://studio/api/v1") as api:
+        assert api.get("/fine-tuning/task").status_code == 200

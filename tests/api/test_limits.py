@@ -1,0 +1,148 @@
+"""What one request, one project and one caller may ask for at most."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.access import Scope, make_key
+from embedding_studio.api.app import create_app
+from embedding_studio.errors import ConfigurationError
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store
+from embedding_studio.tasks import Claim
+from tests.api.samples import METHOD, START, Clock, claim, record_worker, session_json
+
+MB = 1024 * 1024
+
+
+def open_api(store: Store, settings: Settings, **limits: Any) -> TestClient:
+    app = create_app(store, settings.replaced(**limits), Clock())
+    return TestClient(app, base_url="http://studio/api/v1")
+
+
+def add_key(store: Store, project: str = "default") -> str:
+    key, text = make_key("test", [Scope.ADMIN], project, START)
+    store.add_key(key)
+    return text
+
+
+def assert_names(response: Any, status: int, *words: str) -> None:
+    assert response.status_code == status, response.text
+    for word in words:
+        assert word in response.json()["detail"]
+
+
+def in_chunks(size_bytes: int) -> Iterator[bytes]:
+    for _ in range(size_bytes // 65536):
+        yield b"x" * 65536
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read(store: Store, settings: Settings) -> None:
+    """A declared length above the limit is answered by 413, which names the limit, unread."""
+    with open_api(store, settings, max_body_mb=1) as api:
+        response = api.post("/clickstream/session", content=b"x" * (MB + 1))
+        assert_names(response, 413, "1 MB", "ES_MAX_BODY_MB")
+        assert api.post("/clickstream/session", content=b"x" * MB).status_code == 422
+
+
+def test_a_body_without_a_length_is_read_up_to_the_limit(store: Store, settings: Settings) -> None:
+    """A body sent in chunks is cut off by 413 once it is too large, whatever it declares."""
+    with open_api(store, settings, max_body_mb=1) as api:
+        response = api.post("/clickstream/session", content=in_chunks(4 * MB))
+        assert_names(response, 413, "1 MB", "ES_MAX_BODY_MB")
+        assert api.post("/clickstream/session", content=in_chunks(MB)).status_code == 422
+
+
+def test_results_per_session(store: Store, settings: Settings) -> None:
+    """One result too many is 422, or the item's own answer in bulk, with limit and setting."""
+    results = [{"object_id": f"item-{i}"} for i in range(4)]
+    with open_api(store, settings, max_results_per_session=3) as api:
+        large = session_json("large", search_results=results)
+        fits = session_json("fits", search_results=results[:3])
+        words = ("'large' has 4 results", "at most 3", "ES_MAX_RESULTS_PER_SESSION")
+        assert_names(api.post("/clickstream/session", json=large), 422, *words)
+        outcomes = api.post("/clickstream/sessions", json={"sessions": [large, fits]}).json()
+    assert [one["status"] for one in outcomes["sessions"]] == ["invalid", "created"]
+    assert "ES_MAX_RESULTS_PER_SESSION" in outcomes["sessions"][0]["error"]
+
+
+def test_trials_per_task(store: Store, settings: Settings) -> None:
+    """A task that asks for one trial too many is 422; nothing is added."""
+    with open_api(store, settings, max_trials_per_task=5) as api:
+        api.post("/clickstream/session", json=session_json())
+        body = {"fine_tuning_method": METHOD, "budget": {"max_trials": 6}}
+        response = api.post("/fine-tuning/task", json=body)
+        assert_names(response, 422, "6", "at most 5", "ES_MAX_TRIALS_PER_TASK")
+        assert store.list_tasks() == []
+        assert api.post("/fine-tuning/task", json={**body, "budget": {"max_trials": 5}}).is_success
+
+
+def test_pending_tasks_per_project(store: Store, settings: Settings) -> None:
+    """One waiting task too many is 409; its own repeat is not, nor another project's task, nor one
+    more once a worker has taken one; a restart counts too."""
+    record_worker(store)
+    texts = [add_key(store, project) for project in ("default", "other")]
+    with open_api(store, settings, max_pending_tasks=2) as api:
+        api.headers["X-API-Key"] = texts[0]
+        api.post("/clickstream/session", json=session_json())
+
+        def post(key: str) -> Any:
+            body = {"fine_tuning_method": METHOD, "idempotency_key": key}
+            return api.post("/fine-tuning/task", json=body)
+
+        first = post("1").json()
+        assert post("2").is_success
+        assert_names(post("3"), 409, "2 tasks are waiting", "ES_MAX_PENDING_TASKS")
+        assert post("2").is_success
+        claim(store)
+        assert post("3").is_success
+        api.put(f"/fine-tuning/task/{first['id']}/cancel")
+        store.release_canceled(Claim(first["id"], 1, "worker-1"))
+        restart = f"/fine-tuning/task/{first['id']}/restart"
+        assert_names(api.put(restart), 409, "ES_MAX_PENDING_TASKS")
+        waiting = post("2").json()["id"]
+        assert api.put(f"/fine-tuning/task/{waiting}/restart").is_success
+        for text in texts:
+            api.headers["X-API-Key"] = text
+            assert api.post("/clickstream/session", json=session_json()).is_success
+            assert post("5").status_code == (409 if text == texts[0] else 200)
+
+
+def test_the_rate_of_each_key(store: Store, settings: Settings) -> None:
+    """The request above the rate is 429 with limit, setting and Retry-After; other keys, ping and
+    health are not held up."""
+    texts = [add_key(store), add_key(store)]
+    with open_api(store, settings, rate_limit="3/hour") as api:
+
+        def ask(text: str, path: str = "/fine-tuning/task") -> Any:
+            return api.get(path, headers={"X-API-Key": text})
+
+        assert [ask(texts[0]).status_code for _ in range(4)] == [200, 200, 200, 429]
+        response = ask(texts[0])
+        assert_names(response, 429, "3/hour", "ES_RATE_LIMIT")
+        assert 0 < int(response.headers["Retry-After"]) <= 2 * 3600
+        assert ask(texts[1]).status_code == 200
+        assert [ask(texts[0], "/ping").status_code for _ in range(4)] == [200] * 4
+        assert ask("es_wrong").status_code == 401
+
+
+def test_the_rate_of_an_address(store: Store, settings: Settings) -> None:
+    """Without keys, requests are counted by the address they come from."""
+    with open_api(store, settings, rate_limit="2/minute") as api:
+        answers = [api.get("/fine-tuning/task").status_code for _ in range(3)]
+    assert answers == [200, 200, 429]
+
+
+def test_no_rate_limit(store: Store, settings: Settings) -> None:
+    """An empty setting limits nothing."""
+    with open_api(store, settings, rate_limit="") as api:
+        assert {api.get("/fine-tuning/task").status_code for _ in range(50)} == {200}
+
+
+@pytest.mark.parametrize("wrong", ["many", "10", "10/fortnight", "-1/minute"])
+def test_a_rate_that_cannot_be_read(store: Store, settings: Settings, wrong: str) -> None:
+    """It is a ConfigurationError that names the setting, when the API starts."""
+    with pytest.raises(ConfigurationError, match="ES_RATE_LIMIT"):
+        open_api(store, settings, rate_limit=wrong)

@@ -1,0 +1,116 @@
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.api.app import create_app
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store
+from tests.api.samples import METHOD, Clock, record_worker, session_json
+
+SCHEDULE = "/fine-tuning/schedule"
+TASK = "/fine-tuning/task"
+
+
+def create(api: TestClient, **body: Any) -> Any:
+    response = api.post(SCHEDULE, json={"fine_tuning_method": METHOD, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_schedule_from_post_to_delete(api: TestClient) -> None:
+    """It is created, listed, read, paused, resumed at its next time, and deleted."""
+    made = create(api, cron="30 3 * * 1", min_new_sessions=10, budget={"max_trials": 2})
+    assert made["next_at"] == "2026-02-02T03:30:00Z"
+    assert (made["is_paused"], made["last_task_id"], made["budget"]["max_trials"]) == (
+        False,
+        None,
+        2,
+    )
+    assert api.get(SCHEDULE).json() == [made]
+    url = f"{SCHEDULE}/{made['id']}"
+    assert api.get(url).json() == made
+    for _ in range(2):
+        assert api.put(f"{url}/pause").json() == {**made, "is_paused": True}
+    for _ in range(2):
+        assert api.put(f"{url}/resume").json() == made
+    assert api.delete(url).status_code == 204
+    for gone in (api.get(url), api.delete(url), api.put(f"{url}/pause")):
+        assert gone.status_code == 404
+        assert made["id"] in gone.json()["detail"]
+
+
+def test_times_that_passed_in_a_pause_are_not_made_up_for(api: TestClient, clock: Clock) -> None:
+    """A resumed schedule looks at its next time from now on."""
+    made = create(api, interval_seconds=3600)
+    assert made["next_at"] == "2026-01-31T13:00:00Z"
+    api.put(f"{SCHEDULE}/{made['id']}/pause")
+    clock.now = clock.now.replace(hour=15, minute=10)
+    assert api.put(f"{SCHEDULE}/{made['id']}/resume").json()["next_at"] == "2026-01-31T16:00:00Z"
+
+
+def test_one_key_is_one_schedule(api: TestClient, clock: Clock) -> None:
+    """The same body with the same key gives the schedule that is there, another body 409."""
+    body = {"cron": "0 3 * * *", "idempotency_key": "nightly"}
+    made = create(api, **body)
+    clock.now = clock.now.replace(day=30)
+    assert create(api, **body) == made
+    refused = api.post(SCHEDULE, json={"fine_tuning_method": METHOD, **body, "cron": "0 4 * * *"})
+    assert refused.status_code == 409
+    assert "cron" in refused.json()["detail"]
+    assert create(api, cron="0 3 * * *")["id"] != made["id"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"cron": "soon"}, {"cron": "* * * * *", "interval_seconds": 60},
+        {"interval_seconds": 1}, {"cron": "0 3 * * *", "min_new_sessions": 0},
+        {"cron": "0 3 * * *", "fine_tuning_method": "Unknown"},
+        {"cron": "0 3 * * *", "budget": {"max_trials": 10**6}},
+        {"cron": "0 3 * * *", "webhook_url": "https://example.com/hook"},
+    ],
+)  # fmt: skip
+def test_a_schedule_that_cannot_work_is_422(
+    api: TestClient, store: Store, body: dict[str, Any]
+) -> None:
+    """No timing or two, one that is none or too often, an unknown method, too many trials, and a
+    webhook where nothing can be signed: nothing is kept."""
+    record_worker(store)
+    assert api.post(SCHEDULE, json={"fine_tuning_method": METHOD, **body}).status_code == 422
+    assert api.get(SCHEDULE).json() == []
+
+
+@pytest.fixture
+def signing(store: Store, settings: Settings, clock: Clock) -> TestClient:
+    """An installation that has a secret to sign webhooks with."""
+    with_secret = settings.replaced(webhook_secret="whsec_" + "c2VjcmV0" * 4)
+    return TestClient(create_app(store, with_secret, clock), base_url="http://studio/api/v1")
+
+
+def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:
+    """It is kept and shown, with how telling it goes once there is something to tell."""
+    signing.post("/clickstream/session", json=session_json())
+    body = {"fine_tuning_method": METHOD, "webhook_url": "https://example.com/hook"}
+    task = signing.post(TASK, json=body).json()
+    assert task["webhook_url"] == "https://example.com/hook"
+    assert "delivery" not in task
+    signing.put(f"{TASK}/{task['id']}/cancel")
+    claimed = store.claim_delivery(store.get_task(task["id"]).updated_at, 30)
+    assert claimed is not None
+    shown = signing.get(f"{TASK}/{task['id']}").json()
+    assert shown["delivery"]["attempts"] == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://example.com", "example.com/hook", "https://", "http://user@example.com/",
+     "http://127.0.0.1/", "http://169.254.169.254/latest", "http://[::1]:99/", "http://a:b/"],
+)  # fmt: skip
+def test_a_webhook_that_cannot_be_told_is_422(signing: TestClient, store: Store, url: str) -> None:
+    """Another protocol, no host, a password in it, and addresses of private networks."""
+    signing.post("/clickstream/session", json=session_json())
+    response = signing.post(TASK, json={"fine_tuning_method": METHOD, "webhook_url": url})
+    assert response.status_code == 422
+    assert "webhook_url" in response.json()["detail"]
+    assert store.list_tasks() == []

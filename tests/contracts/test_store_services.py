@@ -1,0 +1,285 @@
+"""The contract of every store: schedules, deliveries and the deletion of batches."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import datetime, timedelta
+from threading import Barrier
+
+import pytest
+
+from embedding_studio.clickstream import SessionEvent
+from embedding_studio.errors import InvalidInput, NotFound
+from embedding_studio.schedules import next_time, run_due
+from embedding_studio.store import Store
+from embedding_studio.tasks import Budget, Claim, Schedule, TaskRequest, TaskStatus
+from tests.contracts.store_backends import Backend
+from tests.contracts.store_processes import NOW, make_session
+
+URL = "https://example.com/hook"
+
+
+def later(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def make_schedule(schedule_id: str = "s-1", **changes: object) -> Schedule:
+    values = {
+        "id": schedule_id, "project": "default", "fine_tuning_method": "m", "created_at": NOW,
+        "next_at": later(60), "interval_seconds": 60.0,
+    }  # fmt: skip
+    return Schedule(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def post(store: Store, *session_ids: str, clicked: bool = True) -> None:
+    click = SessionEvent("e", "item-1", NOW)
+    sessions = [make_session(session_id) for session_id in session_ids]
+    changed = [replace(session, events=(click,) if clicked else ()) for session in sessions]
+    store.register_sessions(changed, NOW)
+
+
+# -- schedules ---------------------------------------------------------------------------------
+
+
+def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
+    """Every field is kept, adding it again changes nothing, pausing changes two, and once it is
+    removed it is not found."""
+    schedule = make_schedule(
+        cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
+        metadata={"a.b": [1]}, webhook_url=URL,
+    )  # fmt: skip
+    for _ in range(2):
+        store.add_schedule(schedule)
+    assert store.get_schedule("s-1") == schedule
+    store.add_schedule(make_schedule("s-2", created_at=later(1)))
+    assert [found.id for found in store.list_schedules()] == ["s-1", "s-2"]
+    paused = store.pause_schedule("s-1", True, later(99))
+    assert paused == replace(schedule, is_paused=True, next_at=later(99))
+    store.remove_schedule("s-1")
+    for ask in (store.get_schedule, store.remove_schedule):
+        with pytest.raises(NotFound, match="s-1"):
+            ask("s-1")
+    with pytest.raises(NotFound, match="s-1"):
+        store.pause_schedule("s-1", False, NOW)
+
+
+def test_schedules_of_other_projects_are_not_seen(store: Store) -> None:
+    """Only workers see those of all projects."""
+    store.add_schedule(make_schedule(project="acme"))
+    assert store.list_schedules() == []
+    with pytest.raises(NotFound):
+        store.get_schedule("s-1")
+    with pytest.raises(NotFound):
+        store.pause_schedule("s-1", True, NOW)
+    with pytest.raises(NotFound):
+        store.remove_schedule("s-1")
+    assert store.in_project("acme").get_schedule("s-1").id == "s-1"
+    assert [schedule.id for schedule in store.due_schedules(later(60))] == ["s-1"]
+
+
+def test_due_schedules_are_advanced_once(store: Store) -> None:
+    """Due is what is not paused and whose time has come; a look that comes late changes nothing."""
+    store.add_schedule(make_schedule())
+    store.add_schedule(make_schedule("s-2", is_paused=True))
+    assert store.due_schedules(later(59)) == []
+    (due,) = store.due_schedules(later(60))
+    assert store.advance_schedule(due, later(120), "t-1", "created")
+    assert not store.advance_schedule(due, later(180), "t-2", "created again")
+    now = store.get_schedule("s-1")
+    assert (now.next_at, now.last_task_id, now.last_outcome) == (later(120), "t-1", "created")
+    assert store.advance_schedule(now, later(180), None, "too few")
+    assert store.get_schedule("s-1").last_task_id == "t-1"
+    store.pause_schedule("s-1", True, later(180))
+    assert not store.advance_schedule(store.get_schedule("s-1"), later(240), None, "paused")
+
+
+def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> None:
+    """Sessions without a click do not count; the task carries what the schedule says; the next
+    look is one interval on, and too few sessions are told."""
+    store.add_schedule(
+        make_schedule(min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL)
+    )
+    post(store, "a")
+    post(store, "b", "c", clicked=False)
+    run_due(store, later(60))
+    assert store.list_tasks() == []
+    assert store.get_schedule("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
+    post(store, "d")
+    run_due(store, later(119))
+    assert store.list_tasks() == []
+    run_due(store, later(120))
+    (task,) = store.list_tasks()
+    assert (task.fine_tuning_method, task.metadata, task.budget) == ("m", {"a": 1}, Budget(4))
+    assert task.webhook_url == URL
+    after = store.get_schedule("s-1")
+    assert (after.last_task_id, after.next_at) == (task.id, later(180))
+
+
+def test_a_crash_between_task_and_schedule_adds_no_second_task(store: Store) -> None:
+    """The look that is repeated finds the task of that time there."""
+    store.add_schedule(make_schedule())
+    post(store, "a")
+    (due,) = store.due_schedules(later(60))
+    run_due(store, later(60))
+    # as it was before the crash: the task is there, the schedule was not advanced
+    store.remove_schedule("s-1")
+    store.add_schedule(due)
+    run_due(store, later(61))
+    assert len(store.list_tasks()) == 1
+    assert "is there already" in (store.get_schedule("s-1").last_outcome or "")
+
+
+def test_workers_at_once_create_one_task(shared: Backend) -> None:
+    """Eight that look at the same schedule at the same time make one task of it."""
+    store = shared.open()
+    store.add_schedule(make_schedule())
+    post(store, "a")
+    barrier = Barrier(8)
+
+    def look(_: int) -> None:
+        barrier.wait(30)
+        run_due(store, later(60))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(look, range(8)))
+    assert len(store.list_tasks()) == 1
+    store.close()
+
+
+def test_times_of_schedules() -> None:
+    """Cron is in UTC and strictly later; intervals count from the creation, whenever one looks."""
+    assert next_time("30 3 * * 1", None, NOW, datetime.fromisoformat("2026-01-01T00:00Z")) == (
+        datetime.fromisoformat("2026-01-05T03:30Z")
+    )
+    at = datetime.fromisoformat("2026-01-05T03:30Z")
+    assert next_time("30 3 * * *", None, NOW, at) == at + timedelta(days=1)
+    assert next_time(None, 3600, NOW, NOW) == later(3600)
+    assert next_time(None, 3600, NOW, later(3600 * 5 + 1)) == later(3600 * 6)
+
+
+@pytest.mark.parametrize(
+    ("cron", "interval"),
+    [(None, None), ("* * * * *", 60.0), ("soon", None), ("61 * * * *", None), (None, 1.0),
+     ("0 0 30 2 *", None), ("* * * *", None)],
+)  # fmt: skip
+def test_a_timing_that_is_none_is_refused(cron: str | None, interval: float | None) -> None:
+    """Both, neither, what cannot be read, what is too often, and a day that never comes."""
+    with pytest.raises(InvalidInput):
+        next_time(cron, interval, NOW, NOW)
+
+
+# -- deliveries --------------------------------------------------------------------------------
+
+
+def end_task(store: Store, url: str | None = URL) -> str:
+    task, _ = store.add_task(TaskRequest("m", webhook_url=url), NOW)
+    claimed = store.claim_task("w", NOW, 60)
+    assert claimed is not None
+    store.finish_task(Claim(task.id, claimed.attempt, "w"), later(1), TaskStatus.DONE)
+    return task.id
+
+
+def test_an_end_is_due_to_be_told(store: Store) -> None:
+    """Not before the task has ended, not for tasks without a webhook, and to one claimant."""
+    end_task(store, None)
+    waiting, _ = store.add_task(TaskRequest("m", webhook_url=URL), NOW)
+    assert store.claim_delivery(later(9), 30) is None
+    store.cancel_task(waiting.id, later(9))
+    claimed = store.claim_delivery(later(9), 30)
+    assert claimed is not None
+    assert (claimed.id, claimed.status) == (waiting.id, TaskStatus.CANCELED)
+    assert claimed.delivery is not None
+    assert store.claim_delivery(later(10), 30) is None
+
+
+def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> None:
+    """A claimant that died, and one that failed, are followed by another; then nothing is due."""
+    end_task(store)
+    first = store.claim_delivery(later(9), 30)
+    again = store.claim_delivery(later(39), 30)
+    assert first is not None
+    assert again is not None
+    assert first.delivery == again.delivery
+    assert not store.settle_delivery(first, later(39), None, None)
+    assert store.settle_delivery(again, later(40), "503", later(60))
+    assert store.claim_delivery(later(59), 30) is None
+    last = store.claim_delivery(later(60), 30)
+    assert last is not None
+    assert last.delivery is not None
+    assert again.delivery is not None
+    assert (last.delivery.id, last.delivery.attempts) == (again.delivery.id, 1)
+    assert store.settle_delivery(last, later(61), None, None)
+    assert store.claim_delivery(later(9999), 30) is None
+    heard = store.get_task(last.id).delivery
+    assert heard is not None
+    assert (heard.attempts, heard.error, heard.delivered_at) == (2, None, later(61))
+
+
+def test_a_restarted_task_tells_its_next_end_anew(store: Store) -> None:
+    """Under another id, and a delivery of the former end that is under way settles nothing."""
+    task_id = end_task(store)
+    store.claim_delivery(later(2), 30)
+    other, _ = store.add_task(TaskRequest("m", webhook_url=URL), NOW)
+    store.cancel_task(other.id, NOW)
+    former = store.claim_delivery(later(3), 30)
+    assert former is not None
+    assert former.id == other.id
+    store.restart_task(other.id, later(4))
+    assert not store.settle_delivery(former, later(5), None, None)
+    assert store.claim_delivery(later(6), 30) is None
+    store.cancel_task(other.id, later(7))
+    anew = store.claim_delivery(later(8), 30)
+    assert anew is not None
+    assert anew.id != task_id
+    assert anew.delivery is not None
+    assert former.delivery is not None
+    assert anew.delivery.id != former.delivery.id
+
+
+# -- retention, and what is at work ------------------------------------------------------------
+
+
+def test_older_batches_are_deleted_with_their_sessions(store: Store) -> None:
+    """The latest stay, and so do one that an open task needs, the collecting one and other
+    projects'; deleted session ids are free again; repeating it deletes nothing."""
+    ids = []
+    for number in range(4):
+        post(store, f"s-{number}")
+        post(store.in_project("acme"), f"s-{number}")
+        ids.append(store.release_batch(f"r-{number}", later(number)).batch_id)
+        store.in_project("acme").release_batch(f"r-{number}", later(number))
+    post(store, "s-4")
+    store.add_task(TaskRequest("m", batch_id=ids[1]), NOW)
+    assert store.delete_older_batches(2) == [ids[0]]
+    assert store.delete_older_batches(2) == []
+    for gone in (lambda: store.get_batch(ids[0]), lambda: store.get_session("s-0")):
+        with pytest.raises(NotFound):
+            gone()
+    for batch_id in ids[1:]:
+        assert len(store.read_batch(batch_id, 0, 10)) == 1
+    assert store.get_session("s-4").number == 1
+    assert store.in_project("acme").get_session("s-0").number == 1
+    post(store, "s-0")
+    assert store.get_session("s-0").number == 2
+
+
+def test_sessions_with_clicks_are_counted(store: Store) -> None:
+    """Those with an event; an unknown batch is not found."""
+    post(store, "a", "b")
+    post(store, "c", clicked=False)
+    batch = store.collecting_batch()
+    assert batch is not None
+    assert store.count_clicked_sessions(batch.batch_id) == 2
+    with pytest.raises(NotFound):
+        store.in_project("acme").count_clicked_sessions(batch.batch_id)
+
+
+def test_tasks_at_work_are_those_of_all_projects(store: Store) -> None:
+    """Processing and stopping ones, whoever's."""
+    for project in ("default", "acme", "other"):
+        store.in_project(project).add_task(TaskRequest("m"), NOW)
+    first, second = store.claim_task("w", NOW, 60), store.claim_task("w", NOW, 60)
+    assert first is not None
+    assert second is not None
+    store.in_project(second.project).stop_task(second.id, NOW)
+    at_work = {(task.id, task.status) for task in store.tasks_at_work()}
+    assert at_work == {(first.id, TaskStatus.PROCESSING), (second.id, TaskStatus.STOPPING)}

@@ -1,0 +1,72 @@
+"""Projects all the way to MLflow: each has its own line of models."""
+
+import pytest
+
+from embedding_studio.clickstream import BatchStatus
+from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus, line_of
+from embedding_studio.worker import utc_now
+from tests.iterations import Bench, make_session
+
+
+def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
+    """Post sessions and a task in a project, work, and return the task as its project sees it."""
+    store = bench.house.store.in_project(project)
+    store.register_sessions([make_session(n) for n in range(start, start + 60)], utc_now())
+    task, _ = store.add_task(TaskRequest("Toy"), utc_now())
+    assert bench.worker.work_once()
+    return store.get_task(task.id)
+
+
+@pytest.mark.parametrize(("project", "line"), [("default", "Toy"), ("acme", "acme.Toy")])
+def test_a_line_of_models_is_a_projects_and_a_methods(project: str, line: str) -> None:
+    """In `default` it bears the method's bare name, so that older champions stay."""
+    now = utc_now()
+    task = FineTuningTask("1", "Toy", TaskStatus.PENDING, now, now, project=project)
+    assert line_of(task) == line
+
+
+def test_projects_have_champions_of_their_own(bench: Bench) -> None:
+    """Two projects with sessions of the same ids train from their own batches, to champions of
+    their own; neither's iteration is an older one of the other's, which would be removed."""
+    tasks = {project: run_task(bench, project, 0) for project in (DEFAULT_PROJECT, "acme")}
+    champions = {}
+    for project, task in tasks.items():
+        assert task.error is None
+        assert task.status is TaskStatus.DONE
+        assert task.promotion is not None
+        assert task.promotion.promoted
+        assert task.batch_id is not None
+        batch = bench.house.store.in_project(project).get_batch(task.batch_id)
+        assert (batch.status, batch.session_count) == (BatchStatus.RELEASED, 60)
+        champion = bench.house.tracking.champion(line_of(task))
+        assert champion is not None
+        assert champion == task.best_model
+        champions[project] = champion.run_id
+    assert len(set(champions.values())) == 2
+    tags = {one.experiment_id: one.tags for one in bench.experiments()}
+    assert {tags[str(task.experiment_id)]["es.project"] for task in tasks.values()} == set(tasks)
+
+    again = run_task(bench, "acme", 100)
+    assert again.status is TaskStatus.DONE
+    stays = bench.house.tracking.champion("Toy")
+    assert stays is not None
+    assert stays.run_id == champions[DEFAULT_PROJECT]
+
+
+def test_a_canceled_task_of_a_project_is_cleaned_up(bench: Bench) -> None:
+    """The worker finds out that the task was canceled, in whatever project, and lets go of it."""
+    store = bench.house.store.in_project("acme")
+    store.register_sessions([make_session(n) for n in range(60)], utc_now())
+    task, _ = store.add_task(TaskRequest("Toy"), utc_now())
+    release = store.__class__.release_batch
+
+    def cancel_first(self: object, release_id: str, now: object) -> object:
+        store.cancel_task(task.id, utc_now())
+        return release(self, release_id, now)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.__class__, "release_batch", cancel_first)
+        assert bench.worker.work_once()
+    ended = store.get_task(task.id)
+    assert (ended.status, ended.worker_id) == (TaskStatus.CANCELED, None)

@@ -1,0 +1,147 @@
+"""What crashes leave is found and removed; champions and live iterations are not touched."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.sweep import sweep
+from embedding_studio.tasks import FineTuningTask, TaskStatus
+from embedding_studio.worker import utc_now
+from tests.iterations import Bench
+
+
+def swept(bench: Bench, dry_run: bool = False) -> list[str]:
+    house = bench.house
+    return sweep(house.store, house.tracking, house.settings, house.clock(), dry_run)
+
+
+def everything(bench: Bench) -> dict[str, str]:
+    """Return all there is: files by path, runs and experiments by id with their states."""
+    settings = bench.house.settings
+    files = [path for path in settings.artifacts_folder.rglob("*") if path.is_file()]
+    found = {str(path): str(path.stat().st_size) for path in files}
+    for experiment in bench.experiments():
+        found[experiment.experiment_id] = experiment.tags["es.state"]
+        for run in bench.mlflow.search_runs([experiment.experiment_id]):
+            found[run.info.run_id] = f"{run.info.status} {run.data.tags.get('es.model')}"
+    return found
+
+
+def die(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
+
+
+def test_a_finished_house_has_nothing_to_sweep(bench: Bench) -> None:
+    """After a promoted and a refused iteration nothing is found, and nothing changes."""
+    bench.run_task()
+    bench.run_task("Worse", start=60)
+    before = everything(bench)
+    assert swept(bench) == []
+    assert everything(bench) == before
+
+
+def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of a task at work nor that of one whose worker died and whose turn will come."""
+    bench.post_sessions()
+    task = bench.post_task()
+    monkeypatch.setattr(bench.house.tracking, "keep_best", die)
+    with pytest.raises(KeyboardInterrupt):
+        bench.worker.work_once()
+    work = bench.house.settings.work_folder / f"{task.id}-1"
+    work.mkdir(parents=True)  # the exception's way out removed what a kill would have left
+    before = everything(bench)
+    assert swept(bench) == []
+    assert (everything(bench), work.exists()) == (before, True)
+    house = bench.house
+    later = utc_now() + timedelta(days=1)
+    (only,) = sweep(house.store, house.tracking, house.settings, later)
+    assert str(work) in only
+    assert (everything(bench), work.exists()) == (before, False)
+
+
+@pytest.mark.parametrize("end", ["canceled", "error"])
+def test_what_a_dead_owner_left_of_an_ended_task_is_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A worker killed after the task's end, before it tidied up: runs end, models go, once the
+    lease is out; a dry run only tells."""
+    task = dead_in_mid_upload(bench, monkeypatch)
+    if end == "canceled":
+        bench.house.store.cancel_task(task.id, utc_now())
+    else:
+        for _ in range(5):
+            late = utc_now() + timedelta(days=1)
+            bench.house.store.claim_task("w", late, -1, max_expired_leases=1)
+        assert bench.house.store.get_task(task.id).status is TaskStatus.ERROR
+    now = utc_now() + timedelta(days=2)
+    house = bench.house
+    before = everything(bench)
+    found = sweep(house.store, house.tracking, house.settings, now, dry_run=True)
+    assert any("was left running" in what for what in found)
+    assert everything(bench) == before
+    sweep(house.store, house.tracking, house.settings, now)
+    (experiment,) = bench.experiments()
+    assert experiment.tags["es.state"] == end
+    statuses = {run.info.status for run in bench.mlflow.search_runs([experiment.experiment_id])}
+    assert "RUNNING" not in statuses
+    assert len(bench.model_files()) == 1  # the initial model's
+    assert sweep(house.store, house.tracking, house.settings, now) == []
+
+
+def dead_in_mid_upload(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> FineTuningTask:
+    bench.post_sessions()
+    task = bench.post_task()
+    with monkeypatch.context() as dying:
+        # the folder of the initial model is confirmed before
+        confirm = bench.house.tracking.confirm_model
+        calls: list[object] = []
+
+        def die_at_second(model: object) -> None:
+            calls.append(model)
+            die() if len(calls) == 2 else confirm(model)  # type: ignore[arg-type]
+
+        dying.setattr(bench.house.tracking, "confirm_model", die_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            bench.worker.work_once()
+    assert len(bench.model_files()) == 2
+    return task
+
+
+def test_files_of_removed_experiments_go(bench: Bench) -> None:
+    """What a zombie uploaded after its experiment was removed is found by the experiment."""
+    bench.run_task("Worse")
+    (experiment,) = bench.experiments()
+    folder = Path(experiment.artifact_location)
+    bench.house.tracking.remove_iteration(experiment.experiment_id)
+    stray = folder / "run" / "artifacts" / "model" / "arrays.safetensors"
+    stray.parent.mkdir(parents=True, exist_ok=True)
+    stray.write_bytes(b"late")
+    assert any(str(folder) in what for what in swept(bench))
+    assert not folder.exists()
+    assert swept(bench) == []
+
+
+def test_a_version_without_files_goes_unless_it_is_champion(bench: Bench) -> None:
+    """Registered versions stand for files; the champion's is not touched."""
+    task = bench.run_task()
+    assert task.best_model is not None
+    client = bench.mlflow
+    orphan = client.create_run(bench.experiments()[0].experiment_id)
+    client.create_model_version("Toy", "somewhere", run_id=orphan.info.run_id)
+    client.delete_run(orphan.info.run_id)
+    assert swept(bench) == ["version 2 of Toy has no files"]
+    assert [str(v.version) for v in client.search_model_versions("name = 'Toy'")] == ["1"]
+    assert bench.house.tracking.champion("Toy") == task.best_model
+
+
+@pytest.mark.parametrize(("keep", "models"), [(1, 1), (3, 1), (3, 2)])
+def test_older_iterations_are_kept_as_told(bench: Bench, keep: int, models: int) -> None:
+    """So many iterations stay, and so many of them with their models, beside the initial one."""
+    settings = bench.house.settings.replaced(keep_iterations=keep, keep_models=models)
+    bench.worker._house = replace(bench.house, settings=settings)
+    for number in range(4):
+        bench.run_task("Worse", start=60 * number)
+    assert len(bench.experiments()) == keep
+    assert len(bench.model_files()) == models + 1
