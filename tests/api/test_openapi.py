@@ -72,7 +72,7 @@ def ask(operation: Any, mode: GenerationMode, known: dict[str, str]) -> int:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    def send(case: schemathesis.Case) -> None:
+    def send(case: Any) -> None:
         nonlocal asked
         asked += 1
         if asked % 2:
