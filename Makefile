@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo up test quick lint clean bench-training bench-clicks bench-iteration bench-hyperparameters
+.PHONY: demo up test test-faults quick lint clean bench-training bench-clicks bench-iteration bench-hyperparameters bench-soak
 
 demo: $(VENV)/.demo
 	$(BIN)/embedding-studio demo $(ARGS)
@@ -13,6 +13,10 @@ up: $(VENV)/.demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every step's crash, every kind of outage, then ES_FAULT_MINUTES (10) of random ones from ES_FAULT_SEED.
+test-faults: $(VENV)/.test
+	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
 
 # The inner loop, on two cores and, where there is one, on a disk in memory; `slow` tests are left out.
 quick: $(VENV)/.test
@@ -25,7 +29,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # Ratios and shares of time: on a machine that does nothing else. docs/training.md has the results.
-bench-training bench-clicks bench-iteration bench-hyperparameters: bench-%: $(VENV)/.bench
+bench-training bench-clicks bench-iteration bench-hyperparameters bench-soak: bench-%: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 clean:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from embedding_studio.errors import (
     Conflict,
     CorruptModel,
     Stopped,
+    StoreUnavailable,
     TrialCanceled,
     TrialPruned,
 )
@@ -63,6 +65,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 SNAPSHOT_PAGE = 1000
+"""How long a database that answers again may take over what it was asked before."""
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
 ESTIMATE = "estimated_trained_tokens"
@@ -166,13 +169,14 @@ class _Iteration:
     def release_batch(self) -> str:
         """Return the task's batch, released; none named: the one now collecting, once per task."""
         if self._task.batch_id is not None:
-            batch = self._store.get_batch(self._task.batch_id)
+            batch = self._patiently(partial(self._store.get_batch, self._task.batch_id))
             if batch.status is not BatchStatus.RELEASED:
                 raise Conflict(
                     f"batch {batch.batch_id} is still collecting: release it, then restart the task"
                 )
             return batch.batch_id
-        batch = self._store.release_batch(f"task {self._task.id}", self._house.clock())
+        release = partial(self._store.release_batch, f"task {self._task.id}", self._house.clock())
+        batch = self._patiently(release)
         self._record(
             TaskEventKind.BATCH_RELEASED,
             f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
@@ -187,7 +191,7 @@ class _Iteration:
         if model is None:
             folder = self._work / "initial"
             self._run(SaveInitialModel(self._ref, folder))
-            model = self._tracking.store_initial_model(self._line, folder)
+            model = self._tracking.store_initial_model(self._line, folder, self._task.id)
         self._tracking.download_model(model, self._start_folder)
         return model
 
@@ -196,7 +200,9 @@ class _Iteration:
         snapshot = self._work / "sessions.jsonl"
         with snapshot.open("wb") as lines:
             after = 0
-            while page := self._store.read_batch(batch_id, after, SNAPSHOT_PAGE):
+            while page := self._patiently(
+                partial(self._store.read_batch, batch_id, after, SNAPSHOT_PAGE)
+            ):
                 self._lease.check()
                 for numbered in page:
                     lines.write(SESSION_LINES.dump_json(numbered.session) + b"\n")
@@ -295,11 +301,16 @@ class _Iteration:
                         failed_trials=failed_before + len(failures),
                         seconds_left=self._estimate_seconds(max_trials - finished_trials, deadline),
                     )
-        finally:
-            for future, trial in running.items():  # only when something above was raised
+        except BaseException as error:
+            for future in running:
                 self._executor.kill(future)
-                wait([future])
-                self._tracking.kill_run(trial.run_id)
+            wait(running)
+            if not self._tracking.is_outage(error):  # else the next attempt does it
+                for trial in running.values():
+                    self._tracking.kill_run(trial.run_id)
+            raise
+        # runs whose creation was answered too late, and so asked for again
+        self._tracking.kill_unfinished(self._experiment_id)
         self._tracking.record_cost(self._experiment_id, self._count_tokens())
         if self._best_model is None:
             self._lease.beat()  # the last word on progress
@@ -350,6 +361,7 @@ class _Iteration:
 
     def _listen_to(self, trial: _RunningTrial) -> Callable[[Report], Verdict]:
         def on_report(report: Report) -> Verdict:
+            self._lease.check()
             trial.reports.append(report)
             self._note_cost(trial, report.trained_tokens)
             number, value = trial.proposal.number, report.metrics[self._method.main_metric]
@@ -566,13 +578,14 @@ class _Iteration:
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(self._line, self._experiment_id, keep, keep_models)
         if self._settings.keep_batches:
-            self._store.delete_older_batches(self._settings.keep_batches)
+            self._patiently(partial(self._store.delete_older_batches, self._settings.keep_batches))
 
     def finish(self) -> None:
         self._lease.beat()  # the last word on progress
         self._lease.check()
         self._tracking.set_iteration_state(self._experiment_id, "done")
-        self._store.finish_task(self._lease.claim, self._house.clock(), TaskStatus.DONE)
+        claim, now = self._lease.claim, self._house.clock()
+        self._patiently(partial(self._store.finish_task, claim, now, TaskStatus.DONE))
 
     def remove_local_copies(self) -> None:
         shutil.rmtree(self._work, ignore_errors=True)
@@ -607,9 +620,18 @@ class _Iteration:
     ) -> None:
         """Set fields of the task and add an event to its history, in one fenced write."""
         now = self._house.clock()
-        self._store.record(
-            self._lease.claim, now, event=TaskEvent(kind, now, detail, data), **fields
-        )
+        event = TaskEvent(kind, now, detail, data)
+        self._patiently(partial(self._store.record, self._lease.claim, now, event=event, **fields))
+
+    def _patiently(self, call: Callable[[], Result]) -> Result:
+        """Ask the store until it answers, for as long as the lease holds."""
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                log.warning("task %s: the store does not answer: %s", self._task.id, error)
+                self._lease.check()
+                time.sleep(POLL_SECONDS)
 
     def _record_trial(
         self, kind: TaskEventKind, number: int, what: str, data: Mapping[str, Any] | None = None

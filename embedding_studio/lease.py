@@ -24,7 +24,7 @@ class Lease:
         self._store = store
         self._seconds = seconds
         self._clock = clock
-        self._renewed_at = clock()
+        self._ends_at = task.lease_expires_at or clock() + timedelta(seconds=seconds)
         self._lock = threading.Lock()
         self._progress = TaskProgress(phase="prepare")
         self._is_lost = False
@@ -48,16 +48,21 @@ class Lease:
         except LeaseLost:
             self._is_lost = True
         except StoreUnavailable:
-            if now - self._renewed_at > timedelta(seconds=self._seconds):
+            if now >= self._ends_at:
                 self._is_lost = True
         else:
-            self._renewed_at = now
+            self._ends_at = now + timedelta(seconds=self._seconds)
             if status is TaskStatus.STOPPING and self._stop_noticed_at is None:
                 self._stop_noticed_at = time.monotonic()
 
     def drain(self) -> None:
         """Ask the iteration to give the task back."""
         self._is_draining = True
+
+    @property
+    def progress(self) -> TaskProgress:
+        """What the next beat will write."""
+        return self._progress
 
     @property
     def is_stopping(self) -> bool:
@@ -69,9 +74,16 @@ class Lease:
         """How long ago the stop was noticed; 0 if there is none."""
         return 0.0 if self._stop_noticed_at is None else time.monotonic() - self._stop_noticed_at
 
-    def check(self) -> None:
-        """Raise LeaseLost or Draining if the iteration must end; called at every step."""
+    def ensure_owned(self) -> None:
+        """Raise LeaseLost if the task is another's; called before every write to MLflow too, which
+        cannot tell an owner from a former one."""
+        if not self._is_lost and self._clock() >= self._ends_at:
+            self.beat()  # asleep, or cut off, for a whole lease: is the task still ours?
         if self._is_lost:
             raise LeaseLost(f"task {self.claim.task_id} is no longer this worker's")
+
+    def check(self) -> None:
+        """Raise LeaseLost or Draining if the iteration must end; called at every step."""
+        self.ensure_owned()
         if self._is_draining:
             raise Draining(f"task {self.claim.task_id} goes back: the worker is asked to end")

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import re
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,10 +199,11 @@ class MethodCatalog:
         raise UnknownMethod(f"no fine-tuning method is named {name!r}; known: {known}{failed}")
 
 
-def discover_methods(folder: Path) -> MethodCatalog:
+def discover_methods(folder: Path, import_seconds: float = 120.0) -> MethodCatalog:
     """Load every method in `folder`/*.py and in the entry points "embedding_studio.methods".
 
-    A plugin that fails to import or repeats a name is reported in `failures`; the rest load.
+    A plugin that fails to import, takes longer than import_seconds for it or repeats a name is
+    reported in `failures`; the rest load.
     """
     methods: dict[str, AnyMethod] = {}
     failures: dict[str, str] = {}
@@ -215,7 +218,7 @@ def discover_methods(folder: Path) -> MethodCatalog:
     ]
     for place, load in sources:
         try:
-            for method_class in load():
+            for method_class in _within(import_seconds, load):
                 name = method_class.meta.name
                 if name in methods:
                     raise PluginError(f"the name {name!r} is taken by another plugin")
@@ -223,6 +226,29 @@ def discover_methods(folder: Path) -> MethodCatalog:
         except Exception as error:  # noqa: BLE001 - one bad plugin must not take the others down
             failures[place] = f"{type(error).__name__}: {error}"
     return MethodCatalog(methods, failures)
+
+
+def _within(seconds: float, load: Callable[[], Sequence[type[AnyMethod]]]) -> Any:
+    """Return what `load` returns, in a thread that is left to itself when it takes too long."""
+    future: Future[Sequence[type[AnyMethod]]] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(load())
+        except Exception as error:  # noqa: BLE001 - it becomes the future's
+            future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - a plugin may not end our process
+            future.set_exception(PluginError(f"its import raised {error!r}"))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise  # the plugin's own
+        raise PluginError(
+            f"its import did not end within {seconds:g} s (ES_PLUGIN_IMPORT_SECONDS)"
+        ) from None
 
 
 def _method_of_entry_point(point: importlib.metadata.EntryPoint) -> list[type[AnyMethod]]:

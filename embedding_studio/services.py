@@ -56,6 +56,10 @@ class Services(AbstractContextManager["Services"]):
             retry_seconds=retry_seconds,
         )
 
+    def pid(self, name: str) -> int:
+        """Return the process id of the "API", the "worker" or the "MLflow UI"."""
+        return self._processes[name].pid
+
     def describe(self) -> str:
         return f"API {self.api_url}/docs · MLflow {self.settings.mlflow_public_url}"
 

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
         "http://127.0.0.1:5001", description="where people open the MLflow UI; used in links"
     )
     plugins_folder: Path = Field(Path("plugins"), description="one file per fine-tuning method")
+    plugin_import_seconds: float = Field(
+        120.0, gt=0, description="a plugin whose import takes longer is left out"
+    )
     executor: str = Field(
         "process:1",
         description="where trials run: process:N (N at a time, each in a process of its own) or "

@@ -260,8 +260,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """A worker that lives, or lived, and the methods it carries."""
+    """A worker that lives, or lived, and the methods it carries.
+
+    plugin_failures: what kept others from loading, by file or entry point.
+    """
 
     worker_id: str
     methods: tuple[str, ...]
     seen_at: datetime
+    plugin_failures: Mapping[str, str] = field(default_factory=dict)

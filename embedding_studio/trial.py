@@ -23,6 +23,7 @@ from embedding_studio.methods import (
     discover_methods,
     is_better,
 )
+from embedding_studio.settings import Settings
 
 SESSION_LINES = TypeAdapter(Session)
 """How a snapshot's lines are written and read: one session as JSON per line."""
@@ -42,7 +43,7 @@ class MethodRef:
 @cache
 def load_catalog(plugins_folder: Path) -> MethodCatalog:
     """Load the plugins of a folder once per process, and of the processes forked from it."""
-    return discover_methods(plugins_folder)
+    return discover_methods(plugins_folder, Settings().plugin_import_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from embedding_studio.errors import (
 from embedding_studio.executors import open_executor
 from embedding_studio.iteration import House, run_iteration
 from embedding_studio.lease import Lease
-from embedding_studio.methods import MethodCatalog, discover_methods
+from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
@@ -40,6 +40,9 @@ from embedding_studio.webhooks import tell_ends
 
 log = logging.getLogger(__name__)
 
+MAX_OUTAGES = 5
+"""After this many outages of MLflow in a row, without progress between them, a task is an error."""
+MAX_PAUSE_SECONDS = 30.0
 ERRANDS_SECONDS = 2.0
 """How often schedules and webhooks are looked after."""
 BEAT_SECONDS = 1.0
@@ -91,7 +94,12 @@ class Worker:
             lease.beat()
         try:
             self._house.store.record_worker(
-                WorkerRecord(self.worker_id, tuple(self._catalog.methods), self._house.clock())
+                WorkerRecord(
+                    self.worker_id,
+                    tuple(self._catalog.methods),
+                    self._house.clock(),
+                    self._catalog.failures,
+                )
             )
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
@@ -179,7 +187,7 @@ class Worker:
         store, clock = self._house.store, self._house.clock
         try:
             method = self._catalog.get(task.fine_tuning_method)
-            run_iteration(self._house, task, lease, method)
+            self._iterate(task, lease, method)
             log.info("task %s: done", task.id)
         except Stopped as error:
             self._end(lease, TaskStatus.DONE, str(error))
@@ -198,6 +206,47 @@ class Worker:
         except Exception as error:
             log.exception("task %s: error", task.id)
             self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
+
+    def _iterate(self, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
+        """Run the iteration; after an outage of MLflow again, from where it was.
+
+        The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
+        """
+        tracking = self._house.tracking
+        outages, gained = 0, lease.progress
+        while True:
+            try:
+                with tracking.guarded(lease.ensure_owned):
+                    run_iteration(self._house, task, lease, method)
+            except Exception as error:
+                if not tracking.is_outage(error):
+                    raise
+                before, gained = gained, lease.progress
+                has_gained = (before.phase, before.finished_trials) != (
+                    gained.phase,
+                    gained.finished_trials,
+                )
+                outages = 1 if has_gained else outages + 1
+                if outages > MAX_OUTAGES:
+                    raise
+                log.warning("task %s: waits for MLflow, outage %d: %s", task.id, outages, error)
+            else:
+                return
+            self._wait_for_mlflow(lease)
+            task = self._house.store.in_project(task.project).get_task(task.id)
+
+    def _wait_for_mlflow(self, lease: Lease) -> None:
+        """Return when MLflow answers. Raises LeaseLost or Draining."""
+        pause = 1.0
+        while True:
+            self._is_draining.wait(pause)
+            lease.check()
+            pause = min(2 * pause, MAX_PAUSE_SECONDS)
+            try:
+                return self._house.tracking.ping()
+            except Exception as error:
+                if not self._house.tracking.is_outage(error):
+                    raise
 
     def _end(self, lease: Lease, status: TaskStatus, why: str) -> None:
         """End a task that has no verdict."""
@@ -239,7 +288,7 @@ def _describe(settings: Settings, task: FineTuningTask) -> bytes:
 def open_worker(settings: Settings) -> Worker:
     """Open everything a worker needs. Raises ConfigurationError, StoreUnavailable."""
     settings.data_folder.mkdir(parents=True, exist_ok=True)
-    catalog = discover_methods(settings.plugins_folder)
+    catalog = discover_methods(settings.plugins_folder, settings.plugin_import_seconds)
     house = House(
         store=open_store(settings.resolved_store_url),
         tracking=Tracking(settings.resolved_tracking_uri, settings.artifacts_folder),

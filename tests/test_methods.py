@@ -1,6 +1,7 @@
 """Plugins: how they are found, and that one bad one does not take the others down."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_a_name_that_no_model_can_carry_is_refused(name: str) -> None:
     """A method's name is also its registered model's: what MLflow's URIs cannot hold is refused."""
     with pytest.raises(ValueError, match="cannot name a method"):
         PluginMeta(name=name)
+
+
+def test_a_plugin_that_hangs_or_exits_is_left_out(tmp_path: Path) -> None:
+    """An import that does not end, or that would end the process, costs only that plugin."""
+    (tmp_path / "a_hanging.py").write_text("import threading\nthreading.Event().wait()\n")
+    (tmp_path / "b_exiting.py").write_text("raise SystemExit(3)\n")
+    shutil.copy(TOYS / "toys.py", tmp_path / "c_toys.py")
+    catalog = discover_methods(tmp_path, import_seconds=2.0)
+    assert "Toy" in catalog.methods
+    assert "2 s (ES_PLUGIN_IMPORT_SECONDS)" in catalog.failures[str(tmp_path / "a_hanging.py")]
+    assert "SystemExit(3)" in catalog.failures[str(tmp_path / "b_exiting.py")]
 
 
 def test_default_save_and_load_round_trip_arrays(tmp_path: Path) -> None:

@@ -483,6 +483,9 @@ class WorkerView(BaseModel):
     worker_id: str
     methods: list[str]
     seen_at: datetime
+    plugin_failures: Mapping[str, str] = Field(
+        {}, description="what kept a plugin from loading, by its file; the others work"
+    )
 
 
 class WorkerHealth(PartHealth):

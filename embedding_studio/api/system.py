@@ -1,6 +1,7 @@
 """Routes that tell whether everything is there."""
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from embedding_studio.api.schemas import (
     WorkerView,
 )
 from embedding_studio.errors import StoreUnavailable
+from embedding_studio.tasks import WorkerRecord
 
 router = APIRouter(tags=["system"])
 
@@ -120,10 +122,21 @@ def _worker(context: Context) -> WorkerHealth:
         )
     return WorkerHealth(
         status=PartStatus.OK,
-        detail=f"{len(workers)} live",
+        detail=_describe_workers(workers),
         live=[
-            WorkerView(worker_id=one.worker_id, methods=list(one.methods), seen_at=one.seen_at)
+            WorkerView(
+                worker_id=one.worker_id,
+                methods=list(one.methods),
+                seen_at=one.seen_at,
+                plugin_failures=one.plugin_failures,
+            )
             for one in workers
         ],
         methods=sorted({method for one in workers for method in one.methods}),
     )
+
+
+def _describe_workers(workers: Sequence[WorkerRecord]) -> str:
+    failed = sorted({place for one in workers for place in one.plugin_failures})
+    told = f"; plugins that did not load: {', '.join(failed)}" if failed else ""
+    return f"{len(workers)} live{told}"

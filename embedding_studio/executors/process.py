@@ -23,6 +23,9 @@ from embedding_studio.executors.base import Executor, Job, Report, Verdict, obey
 
 Result = TypeVar("Result")
 
+OUTPUT_LINES = 20
+OUTPUT_BYTES = 8192
+OUTPUT_SECONDS = 1.0
 _PRELOAD = "embedding_studio.executors.preload"
 
 
@@ -86,15 +89,16 @@ class _Supervised:
 
     def _run(self, answer: Callable[[Any], None]) -> None:
         ours, theirs = multiprocessing.Pipe()
-        with ours:
-            with self._lock, theirs:
+        with ours, _Output() as output:
+            with self._lock, theirs, output.writer as writer:
                 if self._is_killed:
                     raise TrialCanceled("killed before it started")
-                process = self._make_process(target=_child, args=(theirs, self._job))
+                process = self._make_process(target=_child, args=(theirs, writer, self._job))
                 process.start()
                 self._process = process
+            output.pass_on()
             try:
-                answer(self._converse(ours, process))
+                answer(self._converse(ours, process, output))
             finally:
                 with self._lock:
                     self._process = None  # its pid may be another's once it is joined
@@ -102,7 +106,9 @@ class _Supervised:
                     process.join()
                 process.close()
 
-    def _converse(self, connection: Connection, process: ForkServerProcess) -> Any:
+    def _converse(
+        self, connection: Connection, process: ForkServerProcess, output: "_Output"
+    ) -> Any:
         while True:
             try:
                 kind, payload = connection.recv()
@@ -110,7 +116,7 @@ class _Supervised:
                 process.join()
                 if self._is_killed:
                     raise TrialCanceled("killed on request") from None
-                raise TrialCrashed(_describe_exit(process.exitcode)) from None
+                raise TrialCrashed(_describe_exit(process.exitcode) + output.tail()) from None
             if kind == "result":
                 return payload
             if kind == "error":
@@ -122,6 +128,38 @@ class _Supervised:
             connection.send(verdict)
 
 
+class _Output:
+    """What a job's process prints: passed on to our own standard error, its end kept."""
+
+    def __init__(self) -> None:
+        self._reader, self.writer = multiprocessing.Pipe(duplex=False)
+        self._end = b""
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+
+    def __enter__(self) -> "_Output":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._thread.ident is not None:
+            self._thread.join(OUTPUT_SECONDS)  # a process of the job's own may live on and write
+        if not self._thread.is_alive():
+            self._reader.close()
+
+    def pass_on(self) -> None:
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        while printed := os.read(self._reader.fileno(), 65536):
+            self._end = (self._end + printed)[-OUTPUT_BYTES:]
+            os.write(2, printed)
+
+    def tail(self) -> str:
+        """Return the last lines of what an ended job has printed, introduced; "" for nothing."""
+        self._thread.join(OUTPUT_SECONDS)
+        lines = self._end.decode(errors="replace").strip().splitlines()[-OUTPUT_LINES:]
+        return "; its last output:\n" + "\n".join(lines) if lines else ""
+
+
 def _describe_exit(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return (
@@ -131,7 +169,10 @@ def _describe_exit(exit_code: int | None) -> str:
     return f"the trial's process ended with exit status {exit_code} and no answer"
 
 
-def _child(connection: Connection, job: Job[Any]) -> None:
+def _child(connection: Connection, output: "Connection[Any, Any]", job: Job[Any]) -> None:
+    with output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -236,7 +236,8 @@ class Store(ABC):
     ) -> None:
         """Set the given fields of the task and add the event; None leaves a field alone.
 
-        Raises LeaseLost.
+        An event that is equal to one that is there, to its time, is not added again: the call may
+        be repeated when its answer was lost. Raises LeaseLost.
         """
 
     @abstractmethod

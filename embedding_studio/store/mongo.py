@@ -518,20 +518,26 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
         statuses: Collection[TaskStatus],
         changes: Mapping[str, Any],
         *events: TaskEvent,
+        once: bool = False,
     ) -> FineTuningTask | None:
         owned = {
             "_id": _id_of(claim.task_id),
             "attempt": claim.attempt,
             "status": {"$in": sorted(statuses)},
         }
-        return self._change_task(owned, changes, events)
+        return self._change_task(owned, changes, events, once)
 
     def _change_task(
-        self, which: Document, changes: Mapping[str, Any], events: Sequence[TaskEvent]
+        self,
+        which: Document,
+        changes: Mapping[str, Any],
+        events: Sequence[TaskEvent],
+        once: bool = False,
     ) -> FineTuningTask | None:
         update: Document = {"$set": changes}
         if events:
-            update["$push"] = {"events": {"$each": [*map(TASK_EVENT.dump_python, events)]}}
+            adding = "$addToSet" if once else "$push"
+            update[adding] = {"events": {"$each": [*map(TASK_EVENT.dump_python, events)]}}
         changed = self._tasks.find_one_and_update(
             which, update, WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
         )

@@ -52,8 +52,11 @@ class TaskMoves(Store):
         statuses: Collection[TaskStatus],
         changes: Mapping[str, Any],
         *events: TaskEvent,
+        once: bool = False,
     ) -> FineTuningTask | None:
-        """Change the task of this id and attempt if its status is among these, as above."""
+        """Change the task of this id and attempt if its status is among these, as above.
+
+        once: leave out events equal to one that is there."""
 
     # -- as clients see them -----------------------------------------------------------------------
 
@@ -172,7 +175,7 @@ class TaskMoves(Store):
             best_model=best_model,
             promotion=promotion,
         )
-        self._write_owned(claim, now, changes, *([event] if event else []))
+        self._write_owned(claim, now, changes, *([event] if event else []), once=True)
 
     def finish_task(
         self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
@@ -220,10 +223,16 @@ class TaskMoves(Store):
         raise _lease_lost(claim)
 
     def _write_owned(
-        self, claim: Claim, now: datetime, changes: Mapping[str, Any], *events: TaskEvent
+        self,
+        claim: Claim,
+        now: datetime,
+        changes: Mapping[str, Any],
+        *events: TaskEvent,
+        once: bool = False,
     ) -> FineTuningTask:
         # Fenced: a stale owner matches nothing.
-        changed = self._change_owned(claim, OWNED, {"updated_at": now, **changes}, *events)
+        changes = {"updated_at": now, **changes}
+        changed = self._change_owned(claim, OWNED, changes, *events, once=once)
         if changed is None:
             raise _lease_lost(claim)
         return changed

@@ -303,6 +303,7 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
         statuses: Collection[TaskStatus],
         changes: Mapping[str, Any],
         *events: TaskEvent,
+        once: bool = False,
     ) -> FineTuningTask | None:
         return self._change_task(
             changes,
@@ -310,6 +311,7 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
             task_rows.c.id == claim.task_id,
             task_rows.c.attempt == claim.attempt,
             task_rows.c.status.in_(sorted(statuses)),
+            once=once,
         )
 
     def _change_task(
@@ -317,13 +319,14 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
         changes: Mapping[str, Any],
         events: Sequence[TaskEvent],
         *conditions: sa.ColumnElement[bool],
+        once: bool = False,
     ) -> FineTuningTask | None:
         change = sa.update(task_rows).where(*conditions).values(**changes).returning(task_rows)
         with self._writing() as connection:
             row = connection.execute(change).one_or_none()
             if row is None:
                 return None
-            _add_task_events(connection, row.id, events)
+            _add_task_events(connection, row.id, events, once)
         return _task(row)
 
     # -- workers ---------------------------------------------------------------------------------
@@ -462,16 +465,25 @@ def _read_sessions(
     ]
 
 
-def _add_task_events(connection: Connection, task_id: str, events: Sequence[TaskEvent]) -> None:
+def _add_task_events(
+    connection: Connection, task_id: str, events: Sequence[TaskEvent], once: bool = False
+) -> None:
     if not events:
         return
     of_task = task_event_rows.c.task_id == task_id
     last = connection.scalar(sa.select(sa.func.max(task_event_rows.c.number)).where(of_task)) or 0
+    documents = [to_document(event) for event in events]
+    if once:
+        is_same = task_event_rows.c.document.in_(documents)
+        known = connection.scalars(sa.select(task_event_rows.c.document).where(of_task, is_same))
+        there = known.all()
+        documents = [document for document in documents if document not in there]
     rows = [
-        {"task_id": task_id, "number": number, "document": to_document(event)}
-        for number, event in enumerate(events, start=last + 1)
+        {"task_id": task_id, "number": number, "document": document}
+        for number, document in enumerate(documents, start=last + 1)
     ]
-    connection.execute(sa.insert(task_event_rows), rows)
+    if rows:
+        connection.execute(sa.insert(task_event_rows), rows)
 
 
 def _find_batch(

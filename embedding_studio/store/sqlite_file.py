@@ -112,6 +112,7 @@ worker_rows = Table(
     Column("worker_id", sa.String, primary_key=True),
     Column("methods", DOCUMENT, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
+    Column("plugin_failures", DOCUMENT, nullable=False, server_default="{}"),
 )
 
 

@@ -15,6 +15,9 @@ from statistics import fmean
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow loads
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# A request is given up after half a minute, not after four: the worker waits out what lasts longer.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 # models are files that run no code; nothing else is to be loaded in our processes
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_ALLOW_MODEL_CODE_EXECUTION"] = "false"
@@ -24,7 +27,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from embedding_studio.executors.base import Report
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
-from embedding_studio.tracking.models import Models, delete_all_files, unless_gone
+from embedding_studio.tracking.models import Models, unless_gone
 
 SLIDING_WINDOW = 3
 TRAINED_TOKENS = "trained_tokens"
@@ -189,7 +192,7 @@ class Tracking(Models):
         """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
         another worker's doing the same at the same time."""
         for run in list(self._runs(experiment_id)):
-            delete_all_files(run)
+            self._delete_all_files(run)
             self._client.delete_run(run.info.run_id)
         if self._client.get_experiment(experiment_id).lifecycle_stage == "active":
             with unless_gone():

@@ -6,15 +6,18 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import mlflow.pyfunc
+import requests
+import stamina
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -30,8 +33,11 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from embedding_studio.errors import CorruptModel
 from embedding_studio.tasks import ModelFile, StoredModel
 
+Result = TypeVar("Result")
+
 CHAMPION = "champion"
 
+_ATTEMPTS = 4  # of a call of many requests, each of which MLflow's client repeats by itself
 _DELETE_ATTEMPTS = 5
 _MODEL = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
@@ -40,6 +46,29 @@ _KINDS = frozenset({".json", ".jinja", ".md", ".model", ".npy", ".safetensors", 
 """What files of a model may be: reading one runs no code. .model: a SentencePiece vocabulary."""
 _PAGE = 1000
 _UI_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, no LLM traces
+
+
+def _allow() -> None:
+    """Guard nothing."""
+
+
+class _GuardedClient(MlflowClient):
+    """MLflow's client, which calls `check` before each call that changes something."""
+
+    def __init__(self, tracking_uri: str, check: Callable[[], None]) -> None:
+        self._before_change = check
+        super().__init__(tracking_uri)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name.startswith(("_", "get_", "search_", "download_")) or not callable(value):
+            return value
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            self._before_change()
+            return value(*args, **kwargs)
+
+        return checked
 
 
 class Models:
@@ -51,16 +80,59 @@ class Models:
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
-        self._client = MlflowClient(tracking_uri)
-        self._artifacts_folder = None if tracking_uri.startswith("http") else artifacts_folder
+        self._check: Callable[[], None] = _allow
+        self._client = _GuardedClient(tracking_uri, lambda: self._check())
+        self._is_server = tracking_uri.startswith("http")
+        self._artifacts_folder = None if self._is_server else artifacts_folder
         self._artifact_uris: dict[str, str] = {}  # by run
+
+    @contextmanager
+    def guarded(self, check: Callable[[], None]) -> Iterator[None]:
+        """Call `check` before every write of the calls within: what it raises prevents the write.
+
+        So a worker that slept past its lease changes nothing when it wakes up. Not in several
+        threads at once for different tasks.
+        """
+        self._check = check
+        try:
+            yield
+        finally:
+            self._check = _allow
+
+    def is_outage(self, error: BaseException) -> bool:
+        """Return whether an error says that the MLflow server is out of order, not that a call is
+        wrong. A local database is never out of order: its errors are the machine's."""
+        if not self._is_server:
+            return False
+        if isinstance(error, MlflowException):
+            return _http_status(error) >= 500
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            return int(error.response.status_code) >= 500
+        return isinstance(error, requests.RequestException)
+
+    def ping(self) -> None:
+        """Return if MLflow answers, else raise what `is_outage` knows."""
+        self._client.search_experiments(max_results=1)
+
+    def _patiently(self, call: Callable[[], Result]) -> Result:
+        """Make a call that may be repeated, again and again while the server is out of order.
+
+        MLflow's client repeats single requests; this is for calls of many, such as an upload.
+        """
+        for attempt in stamina.retry_context(
+            on=self.is_outage, attempts=_ATTEMPTS, wait_initial=0.5, wait_max=10.0
+        ):
+            with attempt:
+                return call()
+        raise AssertionError("stamina ends with an answer or an error")
 
     # -- models --------------------------------------------------------------------------------
 
-    def store_initial_model(self, method_name: str, folder: Path) -> StoredModel:
+    def store_initial_model(self, method_name: str, folder: Path, task_id: str = "") -> StoredModel:
         """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
 
         The same files are uploaded once; other files replace those of the method stored before.
+        What an earlier attempt of this task left unfinished is ended.
         """
         experiment = self._find_experiment({"es.kind": "initial"})
         experiment_id = (
@@ -78,14 +150,31 @@ class Models:
             if run.data.tags.get("es.model") == "stored":
                 stored = self.stored_model(run.info.run_id)
                 if stored.files == files:
+                    self._end_initial_runs(experiment_id, task_id, stored.run_id)
                     return stored
-        run_id = self._create_run(experiment_id, "initial_model", {"es.method": method_name})
+        run_id = self._create_run(
+            experiment_id, "initial_model", {"es.method": method_name, "es.task_id": task_id}
+        )
         model = self.upload_model(run_id, folder)
         self.confirm_model(model)
-        self._client.set_terminated(run_id)
+        self._end_initial_runs(experiment_id, task_id, run_id)
         for run in former:
-            self._delete_model(run)
+            if run.info.status != "RUNNING":  # else another task's worker is at it
+                self._delete_model(run)
         return model
+
+    def _end_initial_runs(self, experiment_id: str, task_id: str, stored_run_id: str) -> None:
+        """End this task's RUNNING uploads: the good one as FINISHED, others with their files gone.
+
+        Others are a dead attempt's, or a request's whose answer was lost and that was repeated."""
+        for run in list(self._runs(experiment_id)):
+            if run.info.status != "RUNNING":
+                continue
+            if run.info.run_id == stored_run_id:
+                self._client.set_terminated(stored_run_id)
+            elif run.data.tags.get("es.task_id") == task_id:
+                self._delete_model(run)
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def upload_model(self, run_id: str, folder: Path) -> StoredModel:
         """Upload a folder that a method saved, as an MLflow model with the hash of every file.
@@ -113,11 +202,17 @@ class Models:
 
     def _place(self, run_id: str, folder: Path, path: str) -> None:
         """Upload a folder; where artifacts are local files, they share the bytes with it."""
-        local = _local_folder(self._artifact_uri(run_id))
-        if local is None:
-            self._client.log_artifacts(run_id, str(folder), path)
-        else:
-            _link_tree(folder, local / path)
+        uri = self._artifact_uri(run_id)
+        local = _local_folder(uri)
+        if local is not None:
+            self._check()
+            _link_tree(folder, local / path, self._check)
+            return
+        repository = _repository(uri)
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            target = Path(path, file.relative_to(folder)).parent.as_posix()
+            self._check()
+            self._patiently(partial(repository.log_artifact, str(file), target))
 
     def confirm_model(self, model: StoredModel) -> None:
         """Mark an uploaded model as stored, once it was read back and found good."""
@@ -131,7 +226,8 @@ class Models:
         local = _local_folder(model.artifact_uri)
         if local is None:
             folder.mkdir(parents=True)
-            _repository(model.artifact_uri).download_artifacts("", str(folder))
+            repository = _repository(model.artifact_uri)
+            self._patiently(partial(repository.download_artifacts, "", str(folder)))
         else:
             _link_tree(local, folder)
         _refuse_unknown_kinds(file.path for file in model.files)
@@ -149,7 +245,8 @@ class Models:
         """Return where a run's model lies, and its files as they were saved.
 
         Raises CorruptModel when the list of them is not the one that was written."""
-        text = mlflow.artifacts.load_text(f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}")
+        place = f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}"
+        text = self._patiently(partial(mlflow.artifacts.load_text, place))
         expected = self._client.get_run(run_id).data.tags.get("es.manifest.sha256")
         if expected is not None and _hash(text) != expected:
             raise CorruptModel(
@@ -263,8 +360,21 @@ class Models:
 
     def _delete_model(self, run: Run) -> None:
         if run.data.tags.get("es.model") in ("uploading", "stored"):
-            _repository(run.info.artifact_uri).delete_artifacts(_MODEL)
+            self._check()
+            repository = _repository(run.info.artifact_uri)
+            self._patiently(partial(repository.delete_artifacts, _MODEL))
             self._client.set_tag(run.info.run_id, "es.model", "deleted")
+
+    def _delete_all_files(self, run: Run) -> None:
+        """Delete every artifact of a run. Repeating it is safe."""
+        self._check()
+        repository = _repository(run.info.artifact_uri)
+        for _ in range(_DELETE_ATTEMPTS):
+            try:
+                self._patiently(repository.delete_artifacts)
+            except FileNotFoundError:  # another worker is deleting the same: see what is left
+                continue
+            return
 
     def _runs(self, experiment_id: str) -> Iterator[Run]:
         token = None
@@ -293,13 +403,19 @@ class Models:
             location = str(self._artifacts_folder / f"{slug}-{uuid.uuid4().hex[:8]}")
         suffix = 1
         while True:
+            given = name if suffix == 1 else f"{name} / {suffix}"
             try:
-                created: str = self._client.create_experiment(
-                    name if suffix == 1 else f"{name} / {suffix}", location, {**tags, **_UI_VIEW}
-                )
+                created: str = self._client.create_experiment(given, location, {**tags, **_UI_VIEW})
             except MlflowException as error:
                 if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                     raise
+                there = self._client.get_experiment_by_name(given)
+                if (  # made, but the answer was lost
+                    there is not None
+                    and there.lifecycle_stage == "active"
+                    and tags.items() <= there.tags.items()
+                ):
+                    return str(there.experiment_id)
                 suffix += 1
             else:
                 return created
@@ -319,14 +435,9 @@ class Models:
         return StoredModel(run_id, f"{self._artifact_uri(run_id)}/{_MODEL}/{payload}", files)
 
 
-def delete_all_files(run: Run) -> None:
-    """Delete every artifact of a run. Repeating it is safe."""
-    for _ in range(_DELETE_ATTEMPTS):
-        try:
-            _repository(run.info.artifact_uri).delete_artifacts()
-        except FileNotFoundError:  # another worker is deleting the same: see what is left
-            continue
-        return
+def _http_status(error: MlflowException) -> int:
+    status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    return status
 
 
 @contextmanager
@@ -360,10 +471,11 @@ def _local_folder(artifact_uri: str) -> Path | None:
     return Path(repository.artifact_dir) if is_local else None
 
 
-def _link_tree(source: Path, target: Path) -> None:
-    """Give a folder's files a second name each; across file systems, a copy."""
+def _link_tree(source: Path, target: Path, check: Callable[[], None] = _allow) -> None:
+    """Give a folder's files a second name each, after a `check`; across file systems, a copy."""
 
     def link(file: str, name: str) -> None:
+        check()
         if not Path(file).is_symlink():
             with suppress(OSError):
                 os.link(file, name)

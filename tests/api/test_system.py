@@ -12,6 +12,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
+from embedding_studio.tasks import WorkerRecord
 from tests.api.samples import METHOD, START, Clock, record_worker
 
 
@@ -38,6 +39,17 @@ def test_health_when_all_is_there(api: TestClient, store: Store, tmp_path: Path)
     assert health["status"] == "ok"
     assert health["worker"]["methods"] == [METHOD]
     assert health["worker"]["live"][0]["worker_id"] == "worker-1"
+    assert health["worker"]["live"][0]["plugin_failures"] == {}
+
+
+def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> None:
+    """The installation is well, for the others work, but says which file is broken and why."""
+    why = {"plugins/bad.py": "ImportError: no module"}
+    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, why))
+    worker = api.get("/health").json()["worker"]
+    assert worker["status"] == "ok"
+    assert worker["detail"] == "1 live; plugins that did not load: plugins/bad.py"
+    assert worker["live"][0]["plugin_failures"] == why
 
 
 def test_health_without_a_worker(api: TestClient, store: Store, tmp_path: Path) -> None:

@@ -803,6 +803,18 @@ def test_every_move_leaves_an_event(store: Store) -> None:
     assert history[4].event == note
 
 
+def test_an_event_that_is_recorded_again_is_there_once(store: Store) -> None:
+    """A call that is repeated because its answer was lost adds nothing; a later event does."""
+    add(store)
+    task, claim = take(store)
+    note = TaskEvent(TaskEventKind.TRIAL_FINISHED, later(1), "trial 1", {"value": 0.5, "a": [1]})
+    for _ in range(2):
+        store.record(claim, later(1), event=note)
+    store.record(claim, later(2), event=replace(note, at=later(2)))
+    noted = [numbered.event for numbered in store.list_events(task.id)[2:]]
+    assert noted == [note, replace(note, at=later(2))]
+
+
 def test_a_history_is_read_by_pages(store: Store) -> None:
     """Pages follow each other by number; behind the last there is nothing; an unknown task is not
     found."""

@@ -1,6 +1,9 @@
 """Small fine-tuning methods whose every outcome is known beforehand."""
 
+import multiprocessing
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -173,3 +176,49 @@ class Stuck(Toy):
     def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
         time.sleep(600)
         return model
+
+
+class Paced(Toy):
+    """Ten reports, 50 ms apart."""
+
+    meta = PluginMeta(name="Paced")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for step in range(10):
+            run.report(self.evaluate(model, data.validation), step)
+            time.sleep(0.05)
+        return np.array([params["skill"]])
+
+
+class Shouting(Toy):
+    """The trial's process says why, then dies."""
+
+    meta = PluginMeta(name="Shouting")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for number in range(100):
+            sys.stderr.write(f"warning {number}\n")
+        sys.stderr.write("CUDA error: the device is on fire\n")
+        sys.stderr.flush()
+        os.abort()
+
+
+class Murderous(Toy):
+    """Each trial kills the worker that runs it."""
+
+    meta = PluginMeta(name="Murderous")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        worker = multiprocessing.parent_process()
+        os.kill(os.getpid() if worker is None else worker.pid or 0, signal.SIGKILL)
+        time.sleep(600)
+        return model
+
+
+class Heavy(Toy):
+    """Eight megabytes, once it is trained."""
+
+    meta = PluginMeta(name="Heavy")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        return np.full(1_000_000, params["skill"])

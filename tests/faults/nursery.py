@@ -1,0 +1,72 @@
+"""Forks workers from one process that has their imports behind it.
+
+Reads one JSON order a line from standard input: {"fork": {...}} starts a worker with these
+variables in its environment and answers its pid; {"status": pid} answers its exit code, null while
+it runs.
+A worker under test dies or freezes where ES_TEST_FAULT says (see `tests.faults.points`).
+"""
+
+import json
+import os
+import sys
+import traceback
+from typing import Any
+
+from embedding_studio.settings import Settings
+from embedding_studio.worker import open_worker
+from tests.faults.points import VARIABLE, arm
+
+_PRELOADED = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry", "pymongo")
+
+
+def main() -> None:
+    for name in _PRELOADED:
+        __import__(name)
+    ended: dict[int, int] = {}
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer = _fork(order["fork"]) if "fork" in order else _status(order["status"], ended)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def _fork(environment: dict[str, str]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        _become_worker(environment)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the interpreter would print it and end
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _become_worker(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)  # orders are not for us
+    log = os.open(environment["ES_TEST_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    if fault := environment.get(VARIABLE):
+        arm(fault)
+    open_worker(Settings()).run_forever()
+
+
+def _status(pid: int, ended: dict[int, int]) -> Any:
+    if pid not in ended:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            return None
+        ended[pid] = os.waitstatus_to_exitcode(status)
+    return ended[pid]
+
+
+if __name__ == "__main__":
+    main()

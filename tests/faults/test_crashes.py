@@ -1,0 +1,123 @@
+"""A worker killed at every step: another goes on, and nothing is redone, lost or left behind."""
+
+import pytest
+
+from embedding_studio.tasks import TaskStatus
+from tests.faults.harness import Yard, check_invariants, in_every_run
+from tests.faults.points import Fault
+
+pytestmark = pytest.mark.slow
+
+ITERATION = "embedding_studio.iteration:_Iteration"
+TRACKING = "embedding_studio.tracking:Tracking"
+MODELS = "embedding_studio.tracking.models:Models"
+MOVES = "embedding_studio.store.moves:TaskMoves"
+CLIENT = "mlflow:MlflowClient"
+
+TRIALS = 4
+CRASHES = [
+    Fault(f"{MOVES}.claim_task", "after"),
+    Fault(f"{ITERATION}.release_batch", "before"),
+    Fault(f"{MOVES}.record", "before"),  # the batch is released, the task does not know
+    Fault(f"{ITERATION}.release_batch", "after"),
+    Fault(f"{MODELS}._create_run", "after"),  # the initial model's
+    Fault(f"{MODELS}.upload_model", "after"),
+    Fault(f"{MODELS}.confirm_model", "after"),
+    Fault(f"{MODELS}.store_initial_model", "after"),
+    Fault(f"{ITERATION}.prepare_data", "before"),
+    Fault(f"{ITERATION}.prepare_data", "after"),
+    Fault(f"{MODELS}._create_experiment", "after", 2),  # not recorded yet
+    Fault(f"{ITERATION}.open_experiment", "after"),
+    Fault(f"{TRACKING}.start_baseline", "after"),
+    Fault(f"{TRACKING}.finish_run", "before"),  # the baseline's
+    Fault(f"{TRACKING}.finish_run", "after"),
+    Fault(f"{TRACKING}.start_trial", "after"),
+    Fault(f"{TRACKING}.log_report", "after", 1),
+    Fault(f"{TRACKING}.log_report", "after", 4),
+    Fault(f"{MODELS}._place", "after", 3),  # the first best model's data without its card
+    Fault(f"{MODELS}.upload_model", "after", 2),
+    Fault(f"{MODELS}.confirm_model", "before", 2),
+    Fault(f"{MODELS}.confirm_model", "after", 2),
+    Fault(f"{CLIENT}.log_batch", "after", 10),
+    Fault(f"{MODELS}.confirm_model", "after", 3),  # two models of this iteration are stored
+    Fault(f"{TRACKING}.finish_run", "before", 3),
+    Fault(f"{TRACKING}.finish_run", "after", 3),
+    Fault(f"{MODELS}.keep_best", "before", 2),
+    Fault("embedding_studio.tracking.models:_repository", "before", 9),
+    Fault(f"{MODELS}.keep_best", "after", 2),
+    Fault(f"{TRACKING}.finish_run", "after", TRIALS + 1),  # the last trial's
+    Fault(f"{ITERATION}.search", "after"),
+    Fault(f"{TRACKING}.log_test_scores", "after"),
+    Fault(f"{TRACKING}.log_test_scores", "after", 2),
+    Fault(f"{ITERATION}.judge", "after"),  # the verdict is recorded
+    Fault(f"{MODELS}.promote", "before"),
+    Fault(f"{CLIENT}.create_model_version", "after"),
+    Fault(f"{CLIENT}.set_registered_model_alias", "before"),
+    Fault(f"{MODELS}.promote", "after"),  # the alias has moved
+    Fault(f"{TRACKING}.remove_older_iterations", "before"),
+    Fault(f"{CLIENT}.delete_model_version", "after"),
+    Fault(f"{MODELS}._delete_all_files", "after"),
+    Fault(f"{CLIENT}.delete_run", "after", 3),
+    Fault(f"{CLIENT}.delete_experiment", "before"),
+    Fault(f"{TRACKING}.remove_older_iterations", "after"),
+    Fault(f"{TRACKING}.set_iteration_state", "after"),
+    Fault(f"{MOVES}.finish_task", "before"),
+    Fault(f"{MOVES}.finish_task", "after"),
+    Fault(f"{ITERATION}.remove_local_copies", "before"),
+]
+NEED_A_FORMER_ITERATION = ("delete_model_version", "delete_all", "delete_run", "delete_exp")
+
+
+IN_EVERY_RUN = {
+    "kill after TaskMoves.claim_task #1",
+    "kill before TaskMoves.record #1",
+    "kill after Models.confirm_model #1",
+    "kill after Tracking.log_report #4",
+    "kill after Models.confirm_model #3",
+    "kill after _Iteration.judge #1",
+    "kill after Models.promote #1",
+    "kill after MlflowClient.delete_run #3",
+    "kill after TaskMoves.finish_task #1",
+}
+
+
+@pytest.mark.parametrize("crash", in_every_run(CRASHES, IN_EVERY_RUN))
+def test_another_worker_goes_on_after_kill_nine(yard: Yard, crash: Fault) -> None:
+    """Whichever step it dies at, the task ends done, and every invariant holds."""
+    if any(name in crash.function for name in NEED_A_FORMER_ITERATION):
+        yard.bench.run_task()
+    yard.bench.post_sessions(start=1000)
+    task = yard.bench.post_task(trials=TRIALS)
+    first = yard.start_worker(crash)
+    first.wait_for_fault()
+    assert first.wait() == -9
+    yard.start_worker()
+    yard.wait_for(task)
+    assert yard.now(task).status is TaskStatus.DONE, (yard.now(task).error, yard.log)
+    yard.drain()
+    check_invariants(yard)
+
+
+@pytest.mark.parametrize(
+    "action", [pytest.param("kill_trials", marks=pytest.mark.faults), "kill_all"]
+)
+def test_a_killed_trial_is_a_failed_one_or_its_workers(yard: Yard, action: str) -> None:
+    """kill -9 of the trial's process in mid-trial costs that trial, which counts; of trial and
+    worker both it costs nothing that had finished."""
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Paced", trials=3)
+    fault = Fault(f"{TRACKING}.log_report", "after", 14, action)  # in the second trial
+    first = yard.start_worker(fault, executor="process:1", lease_seconds=3.0)
+    first.wait_for_fault()
+    if action == "kill_all":
+        assert first.wait() == -9
+        yard.start_worker()
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert done.status is TaskStatus.DONE, (done.error, yard.log)
+    statuses = [run.info.status for run in yard.bench.runs(done)]
+    lost = "FAILED" if action == "kill_trials" else "KILLED"
+    assert (statuses.count(lost), statuses.count("FINISHED")) == (1, 2 + (action == "kill_all"))
+    assert done.attempt == 1 + (action == "kill_all")
+    yard.drain()
+    check_invariants(yard)

@@ -1,0 +1,73 @@
+"""A full disk is an error that says so, not corruption."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from os import environ
+from pathlib import Path
+
+import pytest
+
+from embedding_studio.tasks import TaskStatus
+from tests.faults.harness import LOG, Yard
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def can_mount() -> None:
+    tried = subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip(f"small disks cannot be mounted here: {tried.stderr.decode()}")
+
+
+@pytest.fixture
+def on_small_disk(yard: Yard, can_mount: None) -> Iterator[list[subprocess.Popen[bytes]]]:
+    workers: list[subprocess.Popen[bytes]] = []
+    yield workers
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+def start_on_small_disk(yard: Yard, folder: Path, kilobytes: int) -> subprocess.Popen[bytes]:
+    """Start a worker for which `folder` is a disk of that size, with what the folder holds."""
+    script = (
+        'cp -a "$1" "$1.copy" && mount -t tmpfs -o size=$2k none "$1" '
+        '&& cp -a "$1.copy/." "$1" && shift 2 && exec "$@"'
+    )
+    program = [sys.executable, "-m", "embedding_studio", "worker"]
+    with (yard.settings.data_folder / LOG).open("ab") as output:
+        return subprocess.Popen(
+            ["unshare", "-rm", "sh", "-c", script, "sh", str(folder), str(kilobytes), *program],
+            env={**environ, **yard.settings.replaced(lease_seconds=30.0).as_environment()},
+            stdout=output,
+            stderr=output,
+        )
+
+
+@pytest.mark.parametrize(
+    "where", [pytest.param("work_folder", marks=pytest.mark.faults), "artifacts_folder"]
+)
+def test_a_full_disk_is_an_error_that_says_so(
+    yard: Yard, on_small_disk: list[subprocess.Popen[bytes]], where: str
+) -> None:
+    """Where a model of eight megabytes does not fit, the task is an error, the champion is as it
+    was, whole."""
+    former = yard.bench.run_task("Heavy", trials=1)
+    assert former.status is TaskStatus.DONE, former.error
+    folder: Path = getattr(yard.settings, where)
+    folder.mkdir(exist_ok=True)
+    yard.bench.post_sessions(start=1000)
+    task = yard.bench.post_task("Heavy", trials=1)
+    on_small_disk.append(start_on_small_disk(yard, folder, kilobytes=12_000))
+    yard.wait_for(task)
+    failed = yard.now(task)
+    assert failed.status is TaskStatus.ERROR
+    assert failed.error is not None
+    assert "No space left on device" in failed.error
+    assert yard.bench.house.tracking.champion("Heavy") == former.best_model
+    assert former.best_model is not None
+    yard.bench.house.tracking.download_model(former.best_model, yard.settings.data_folder / "copy")

@@ -1,0 +1,123 @@
+"""A worker that sleeps past its lease and wakes up when another has finished: it writes nothing."""
+
+import json
+import signal
+from typing import Any
+
+import pytest
+from mlflow.entities import ViewType
+
+from embedding_studio.store.moves import to_document
+from embedding_studio.tasks import FineTuningTask, TaskStatus
+from tests.faults.harness import WorkerProcess, Yard, check_invariants, in_every_run
+from tests.faults.points import Fault
+from tests.faults.test_crashes import ITERATION, MODELS, TRACKING
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+ALONE: Any = {"sweep_minutes": 0}
+"""No other thread is in MLflow's SQLite file when the worker freezes: it would hold its lock."""
+NAPS = [
+    Fault(f"{MODELS}.upload_model", "before", action="stop"),  # the initial model's
+    Fault(f"{TRACKING}.start_trial", "after", action="stop"),
+    Fault(f"{TRACKING}.log_report", "before", 2, action="stop"),
+    Fault(f"{TRACKING}.log_report", "after", 3, action="stop"),
+    Fault(f"{MODELS}._place", "after", 3, action="stop"),  # the model's data, not its card
+    Fault("embedding_studio.tracking.models:_link_tree", "before", 5, action="stop"),
+    Fault(f"{MODELS}.confirm_model", "before", 2, action="stop"),
+    Fault(f"{TRACKING}.finish_run", "before", 2, action="stop"),
+    Fault(f"{MODELS}.keep_best", "before", action="stop"),
+    Fault(f"{ITERATION}.judge", "before", action="stop"),
+    Fault(f"{MODELS}.promote", "before", action="stop"),
+    Fault(f"{TRACKING}.remove_older_iterations", "before", action="stop"),
+    Fault(f"{TRACKING}.set_iteration_state", "before", action="stop"),
+]
+
+
+def everything(yard: Yard) -> dict[str, str]:
+    """All that MLflow, the store and the disk hold, as text."""
+    client = yard.bench.mlflow
+    experiments = client.search_experiments(view_type=ViewType.ALL)
+    ids = [experiment.experiment_id for experiment in experiments]
+    runs = client.search_runs(ids, run_view_type=ViewType.ALL, max_results=5000)
+    held: dict[str, Any] = {f"experiment {e.experiment_id}": dict(e) for e in experiments}
+    for run in runs:
+        held[f"run {run.info.run_id}"] = run.to_dictionary()
+        for metric in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, metric)
+            held[f"{run.info.run_id} {metric}"] = [dict(point) for point in history]
+    for model in client.search_registered_models():
+        held[f"registered {model.name}"] = dict(model)
+    for version in client.search_model_versions():
+        held[f"version {version.name} {version.version}"] = dict(version)
+    for task in yard.bench.house.store.list_tasks():
+        held[f"task {task.id}"] = [to_document(task), to_document(yard.events(task))]
+    for file in sorted(yard.settings.artifacts_folder.rglob("*")):
+        held[str(file)] = file.read_bytes().hex() if file.is_file() else "folder"
+    return {name: json.dumps(value, default=str, sort_keys=True) for name, value in held.items()}
+
+
+def wake_up(yard: Yard, zombie: WorkerProcess, task: FineTuningTask) -> None:
+    """Let a frozen worker go on until it has noticed that the task is no longer its."""
+    written = len(yard.log)
+    zombie.send(signal.SIGCONT)
+    wait_until(lambda: f" {zombie.pid} task {task.id}: " in yard.log[written:])
+
+
+IN_EVERY_RUN = {
+    "stop before Tracking.log_report #2",
+    "stop after Models._place #3",
+    "stop before Models.promote #1",
+    "stop before Tracking.remove_older_iterations #1",
+}
+
+
+@pytest.mark.parametrize("nap", in_every_run(NAPS, IN_EVERY_RUN))
+def test_a_zombie_writes_nothing(shared_yard: Yard, nap: Fault) -> None:
+    """Frozen at any step until another worker has finished, nothing changes when it wakes up."""
+    yard = shared_yard
+    yard.bench.run_task()
+    yard.bench.post_sessions(start=1000)
+    task = yard.bench.post_task(trials=3)
+    zombie = yard.start_worker(nap, **ALONE)
+    zombie.wait_for_fault()
+    wait_until(zombie.is_frozen)
+    other = yard.start_worker()
+    yard.wait_for(task)
+    assert yard.now(task).status is TaskStatus.DONE, (yard.now(task).error, yard.log)
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0
+    check_invariants(yard, may_hold_work_folder=True)
+    before = everything(yard)
+    wake_up(yard, zombie, task)
+    yard.wait_until_ready(zombie)
+    zombie.send(signal.SIGTERM)
+    assert zombie.wait() == 0
+    after = everything(yard)
+    assert {name for name in before | after if before.get(name) != after.get(name)} == set()
+    check_invariants(yard)
+
+
+def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None:
+    """Frozen right before it moves the alias, and woken when a later task has promoted another
+    model: the later champion stays."""
+    yard = shared_yard
+    yard.bench.post_sessions()
+    first = yard.bench.post_task(trials=1)
+    zombie = yard.start_worker(Fault(f"{MODELS}.promote", "before", action="stop"), **ALONE)
+    zombie.wait_for_fault()
+    wait_until(zombie.is_frozen)
+    other = yard.start_worker()
+    yard.wait_for(first)
+    yard.bench.post_sessions(start=1000)
+    second = yard.bench.post_task(trials=5)
+    yard.wait_for(second)
+    champion = yard.bench.house.tracking.champion("Toy")
+    assert champion == yard.now(second).best_model
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0
+    wake_up(yard, zombie, first)
+    yard.drain()
+    assert yard.bench.house.tracking.champion("Toy") == champion
+    check_invariants(yard)
