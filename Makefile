@@ -11,8 +11,9 @@ demo: $(VENV)/.demo
 up: $(VENV)/.demo
 	$(BIN)/embedding-studio up
 
+# One thread a process: two processes of two threads on two cores mostly wait for each other.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Every step's crash, every kind of outage, then ES_FAULT_MINUTES (10) of random ones from ES_FAULT_SEED.
 test-faults: $(VENV)/.test

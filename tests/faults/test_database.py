@@ -1,10 +1,8 @@
 """The database goes away: that costs the time it is away, and no work."""
 
-from collections.abc import Callable
-
 import pytest
 
-from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
+from embedding_studio.tasks import TaskEventKind, TaskStatus
 from tests.faults.harness import Yard, all_runs, check_invariants
 from tests.servers import Secantus
 from tests.waiting import wait_until
@@ -12,14 +10,6 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 TRIALS = 4
-
-
-def is_in_second_trial(yard: Yard, task: FineTuningTask) -> Callable[[], bool]:
-    def check() -> bool:
-        progress = yard.now(task).progress
-        return progress is not None and progress.trial == 2 and progress.step is not None
-
-    return check
 
 
 def count_finished(yard: Yard) -> int:
@@ -38,9 +28,9 @@ def test_an_outage_shorter_than_the_lease_costs_only_its_time(
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=TRIALS)
     yard.start_worker(executor="process:1", lease_seconds=20.0)
-    wait_until(is_in_second_trial(yard, task))
+    wait_until(lambda: count_finished(yard) >= 1)  # and the next one runs
     secantus.kill() if way == "killed" else secantus.freeze()
-    wait_until(lambda: count_finished(yard) == 2)
+    wait_until(lambda: count_finished(yard) >= 2)
     wait_until(lambda: "the store does not answer" in yard.log)
     secantus.restart() if way == "killed" else secantus.thaw()
     yard.wait_for(task)
@@ -62,7 +52,7 @@ def test_a_worker_cut_off_for_a_lease_stops_working(
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=TRIALS)
     worker = yard.start_worker(executor="process:1", lease_seconds=2.0)
-    wait_until(is_in_second_trial(yard, task))
+    wait_until(lambda: count_finished(yard) >= 1)  # and the next one runs
     secantus.kill()
     wait_until(lambda: worker.trials() == [])
     wait_until(lambda: f"task {task.id} is no longer" in yard.log)
