@@ -62,7 +62,7 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-4, 8e-4, log=True),
             "weight_decay": trial.suggest_float("weight_decay", 1e-3, 1e-1, log=True),
-            "frozen_layers": trial.suggest_int("frozen_layers", 0, 3),
+            "frozen_layers": trial.suggest_int("frozen_layers", 1, 4),
             "epochs": trial.suggest_int("epochs", 2, 4),
             "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
             "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
