@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.worker import utc_now
@@ -57,7 +58,7 @@ class Chaos:
         self.start_worker()
         for _ in range(self.dice.randint(1, FAULTS_PER_EPISODE)):
             self.wait_a_little(tasks)
-            if all(self.yard.now(task).status is TaskStatus.DONE for task in tasks):
+            if self.are_done(tasks):
                 break
             self.dice.choice(self.faults())()
             if len(self.alive()) < 1 or self.dice.random() < 0.3:
@@ -164,14 +165,15 @@ class Chaos:
     def pause(self) -> None:
         time.sleep(self.dice.uniform(0.1, 4.0))  # how long a fault lasts is the fault
 
+    def are_done(self, tasks: list[FineTuningTask]) -> bool:
+        try:
+            return all(self.yard.now(task).status is TaskStatus.DONE for task in tasks)
+        except StoreUnavailable:  # it has just been broken, and may take a while
+            return False
+
     def wait_a_little(self, tasks: list[FineTuningTask]) -> None:
         end = time.monotonic() + self.dice.uniform(0.0, 3.0)
-        wait_until(
-            lambda: (
-                time.monotonic() > end
-                or all(self.yard.now(task).status is TaskStatus.DONE for task in tasks)
-            )
-        )
+        wait_until(lambda: time.monotonic() > end or self.are_done(tasks))
 
     def heal(self) -> None:
         self.tell("all is mended")
