@@ -65,7 +65,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 SNAPSHOT_PAGE = 1000
-"""How long a database that answers again may take over what it was asked before."""
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
 ESTIMATE = "estimated_trained_tokens"

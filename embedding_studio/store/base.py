@@ -22,6 +22,7 @@ from typing import NamedTuple, Self
 
 from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
+from embedding_studio.errors import NotFound
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.tasks import (
     Claim,
@@ -36,6 +37,11 @@ from embedding_studio.tasks import (
     TaskStatus,
     WorkerRecord,
 )
+
+
+def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
+    """Return the error that names what was asked for and its id, which nobody knows."""
+    return NotFound(f"no {what} has the id {its_id!r}{hint}")
 
 
 class Registered(NamedTuple):
@@ -262,6 +268,29 @@ class Store(ABC):
         does nothing.
         """
 
+    # -- tasks, as those see them who tidy up and tell of them ----------------------------------
+
+    @abstractmethod
+    def tasks_at_work(self) -> list[FineTuningTask]:
+        """Return the tasks of all projects that a worker is at, or was until it died."""
+
+    @abstractmethod
+    def claim_delivery(self, now: datetime, seconds: float) -> FineTuningTask | None:
+        """Take a task whose end is due to be told to its webhook, for so many seconds.
+
+        Of several claimants one gets it. Who dies over it leaves it to the next: an end may be
+        told twice, never not at all.
+        """
+
+    @abstractmethod
+    def settle_delivery(
+        self, task: FineTuningTask, now: datetime, error: str | None, due_at: datetime | None
+    ) -> bool:
+        """Note how an attempt went and when the next is due, None for never again.
+
+        task: as claimed; when it has ended anew meanwhile, nothing is changed: False.
+        """
+
     # -- API keys --------------------------------------------------------------------------------
 
     @abstractmethod
@@ -287,27 +316,6 @@ class Store(ABC):
         """Set when a key expires or was revoked, and return it. Raises NotFound.
 
         An end comes nearer, never further off: a later time than the one that is set is ignored.
-        """
-
-    @abstractmethod
-    def tasks_at_work(self) -> list[FineTuningTask]:
-        """Return the tasks of all projects that a worker is at, or was until it died."""
-
-    @abstractmethod
-    def claim_delivery(self, now: datetime, seconds: float) -> FineTuningTask | None:
-        """Take a task whose end is due to be told to its webhook, for so many seconds.
-
-        Of several claimants one gets it. Who dies over it leaves it to the next: an end may be
-        told twice, never not at all.
-        """
-
-    @abstractmethod
-    def settle_delivery(
-        self, task: FineTuningTask, now: datetime, error: str | None, due_at: datetime | None
-    ) -> bool:
-        """Note how an attempt went and when the next is due, None for never again.
-
-        task: as claimed; when it has ended anew meanwhile, nothing is changed: False.
         """
 
     # -- schedules -------------------------------------------------------------------------------

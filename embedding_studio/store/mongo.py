@@ -40,11 +40,10 @@ from embedding_studio.clickstream import (
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
-    NotFound,
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import Registered
+from embedding_studio.store.base import Registered, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering
@@ -265,13 +264,13 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
     def get_session(self, session_id: str) -> NumberedSession:
         document = self._sessions.find_one({"_id": self._key(session_id)})
         if document is None:
-            raise _no_session(session_id)
+            raise unknown("session", session_id, ": register it first")
         return _numbered(document)
 
     @answering()
     def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
         if self._sessions.find_one({"_id": self._key(session_id)}, {"_id": 1}) is None:
-            raise _no_session(session_id)
+            raise unknown("session", session_id, ": register it first")
         return self._push(session_id, events)
 
     @answering()
@@ -280,7 +279,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
             {"_id": self._key(session_id)}, {"$set": {"is_irrelevant": True}}
         )
         if not marked.matched_count:
-            raise _no_session(session_id)
+            raise unknown("session", session_id, ": register it first")
 
     @answering()
     def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
@@ -366,7 +365,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
         which = {"_id": _id_of(batch_id), "project": self.project}
         batch = self._batches.find_one({**which, "status": {"$ne": DELETING}})
         if batch is None:
-            raise NotFound(f"no batch has the id {batch_id!r}")
+            raise unknown("batch", batch_id)
         return batch
 
     @answering()
@@ -409,7 +408,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
     def get_task(self, task_id: str) -> FineTuningTask:
         document = self._tasks.find_one(self._which(task_id), WITHOUT_EVENTS)
         if document is None:
-            raise _no_task(task_id)
+            raise unknown("fine-tuning task", task_id)
         return _task(document)
 
     @answering()
@@ -450,7 +449,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
         page = {"events": {"$slice": [after_number, max(1, limit)]}}
         document = self._tasks.find_one(self._which(task_id), page)
         if document is None:
-            raise _no_task(task_id)
+            raise unknown("fine-tuning task", task_id)
         return [
             NumberedTaskEvent(number, TASK_EVENT.validate_python(event))
             for number, event in enumerate(
@@ -599,14 +598,6 @@ def _make_unique(collection: MongoCollection[Document], name: str) -> None:
 def _id_of(text: str) -> ObjectId | None:
     """Return an id no document has, None, for a text that is no id."""
     return ObjectId(text) if ObjectId.is_valid(text) else None
-
-
-def _no_task(task_id: str) -> NotFound:
-    return NotFound(f"no fine-tuning task has the id {task_id!r}")
-
-
-def _no_session(session_id: str) -> NotFound:
-    return NotFound(f"no session has the id {session_id!r}: register it first")
 
 
 def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:

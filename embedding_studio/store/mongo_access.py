@@ -8,8 +8,7 @@ from pymongo import ASCENDING
 from pymongo.collection import Collection
 
 from embedding_studio.access import ApiKey
-from embedding_studio.errors import NotFound
-from embedding_studio.store.base import Store
+from embedding_studio.store.base import Store, unknown
 from embedding_studio.store.mongo_answers import answering
 
 KEY = TypeAdapter(ApiKey)
@@ -47,5 +46,5 @@ class MongoKeys(Store):
                 self._keys.update_one({"_id": key_id, **is_nearer}, {"$set": {name: moment}})
         key = self.find_key(key_id)
         if key is None:
-            raise NotFound(f"no API key has the id {key_id!r}")
+            raise unknown("API key", key_id)
         return key

@@ -7,8 +7,7 @@ from pydantic import TypeAdapter
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.collection import Collection
 
-from embedding_studio.errors import NotFound
-from embedding_studio.store.base import Store
+from embedding_studio.store.base import Store, unknown
 from embedding_studio.store.mongo_answers import answering
 from embedding_studio.tasks import Schedule
 
@@ -48,7 +47,7 @@ class MongoSchedules(Store):
     @answering()
     def remove_schedule(self, schedule_id: str) -> None:
         if not self._schedules.delete_one(self._whose(schedule_id)).deleted_count:
-            raise no_schedule(schedule_id)
+            raise unknown("schedule", schedule_id)
 
     @answering()
     def due_schedules(self, now: datetime) -> list[Schedule]:
@@ -69,11 +68,7 @@ class MongoSchedules(Store):
         return self._schedules.update_one(as_seen, {"$set": changes}).matched_count == 1
 
 
-def no_schedule(schedule_id: str) -> NotFound:
-    return NotFound(f"no schedule has the id {schedule_id!r}")
-
-
 def _found(document: dict[str, Any] | None, schedule_id: str) -> Schedule:
     if document is None:
-        raise no_schedule(schedule_id)
+        raise unknown("schedule", schedule_id)
     return SCHEDULE.validate_python(document)

@@ -19,8 +19,8 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
 )
-from embedding_studio.errors import Conflict, NotFound
-from embedding_studio.store.base import Registered
+from embedding_studio.errors import Conflict
+from embedding_studio.store.base import Registered, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
@@ -97,14 +97,14 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
                 sa.select(session_rows).where(session_rows.c.session_id == self._key(session_id)),
             )
         if not found:
-            raise _no_session(session_id)
+            raise unknown("session", session_id, ": register it first")
         return found[0]
 
     def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
         with self._writing() as connection:
             key = self._key(session_id)
             if not _known_keys(connection, [key]):
-                raise _no_session(session_id)
+                raise unknown("session", session_id, ": register it first")
             return _add_events(connection, [(key, events)])[0]
 
     def mark_irrelevant(self, session_id: str) -> None:
@@ -115,7 +115,7 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
                 .values(is_irrelevant=True)
             )
             if not marked.rowcount:
-                raise _no_session(session_id)
+                raise unknown("session", session_id, ": register it first")
 
     def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
         with self._writing() as connection:
@@ -357,10 +357,6 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
             connection.execute(sa.select(batch_rows.c.batch_id).limit(1))
 
 
-def _no_session(session_id: str) -> NotFound:
-    return NotFound(f"no session has the id {session_id!r}: register it first")
-
-
 def _is_one_of(column: Column[str], ids: Iterable[str]) -> sa.ColumnElement[bool]:
     """As IN, but one parameter holds all ids: SQLite limits the number of parameters."""
     values = sa.func.json_each(json.dumps(list(ids))).table_valued("value")
@@ -497,7 +493,7 @@ def _find_batch(
 def _get_batch(connection: Connection, project: str, batch_id: str) -> SessionBatch:
     batch = _find_batch(connection, project, batch_rows.c.batch_id == batch_id)
     if batch is None:
-        raise NotFound(f"no batch has the id {batch_id!r}")
+        raise unknown("batch", batch_id)
     return batch
 
 
@@ -509,5 +505,5 @@ def _get_task(connection: Connection, project: str, task_id: str) -> FineTuningT
     found = sa.select(task_rows).where(task_rows.c.project == project, task_rows.c.id == task_id)
     row = connection.execute(found).one_or_none()
     if row is None:
-        raise NotFound(f"no fine-tuning task has the id {task_id!r}")
+        raise unknown("fine-tuning task", task_id)
     return _task(row)

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.access import ApiKey
-from embedding_studio.errors import NotFound
+from embedding_studio.store.base import unknown
 from embedding_studio.store.sqlite_file import SqliteFile, key_rows
 
 KEY = TypeAdapter(ApiKey)
@@ -52,5 +52,5 @@ class SqliteKeys(SqliteFile):
                     )
         key = self.find_key(key_id)
         if key is None:
-            raise NotFound(f"no API key has the id {key_id!r}")
+            raise unknown("API key", key_id)
         return key

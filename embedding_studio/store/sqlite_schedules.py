@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from embedding_studio.errors import NotFound
+from embedding_studio.store.base import unknown
 from embedding_studio.store.moves import to_document
 from embedding_studio.store.sqlite_file import SqliteFile, schedule_rows
 from embedding_studio.tasks import Schedule
@@ -50,7 +50,7 @@ class SqliteSchedules(SqliteFile):
         with self._writing() as connection:
             removed = connection.execute(sa.delete(schedule_rows).where(self._is(schedule_id)))
             if not removed.rowcount:
-                raise _no_schedule(schedule_id)
+                raise unknown("schedule", schedule_id)
 
     def due_schedules(self, now: datetime) -> list[Schedule]:
         return self._select(schedule_rows.c.is_paused.is_(False), schedule_rows.c.next_at <= now)
@@ -77,11 +77,7 @@ class SqliteSchedules(SqliteFile):
             return [SCHEDULE.validate_python(row._asdict()) for row in rows]
 
 
-def _no_schedule(schedule_id: str) -> NotFound:
-    return NotFound(f"no schedule has the id {schedule_id!r}")
-
-
 def _found(row: sa.Row[Any] | None, schedule_id: str) -> Schedule:
     if row is None:
-        raise _no_schedule(schedule_id)
+        raise unknown("schedule", schedule_id)
     return SCHEDULE.validate_python(row._asdict())

@@ -12,6 +12,7 @@ import pytest
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.worker import utc_now
+from tests.faults.points import trial_processes
 from tests.iterations import Bench
 from tests.waiting import wait_until
 
@@ -57,34 +58,16 @@ def task_now(bench: Bench, task: FineTuningTask) -> FineTuningTask:
     return bench.house.store.get_task(task.id)
 
 
-def trial_processes(worker: subprocess.Popen[bytes]) -> list[int]:
-    """Return the pids of the processes that the worker's fork server forked."""
-    running = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in running if worker.pid in _ancestors(pid)[1:]]
-
-
-def _ancestors(pid: int) -> list[int]:
-    chain = []
-    while pid > 1:
-        try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            break
-        chain.append(parent)
-        pid = parent
-    return chain
-
-
 def test_a_canceled_trial_ends_within_seconds(bench: Bench, start_worker: Start) -> None:
     """Cancel reaches a trial that never reports: its process ends and what it wrote is removed."""
     worker = start_worker()
     bench.post_sessions()
     task = bench.post_task("Stuck")
-    wait_until(lambda: len(trial_processes(worker)) == 1 and bench.experiments())
+    wait_until(lambda: len(trial_processes(worker.pid)) == 1 and bench.experiments())
     wait_until(lambda: bench.runs(task_now(bench, task)))
     bench.house.store.cancel_task(task.id, utc_now())
     wait_until(lambda: [e.tags["es.state"] for e in bench.experiments()] == ["canceled"], seconds=6)
-    wait_until(lambda: trial_processes(worker) == [], seconds=6)
+    wait_until(lambda: trial_processes(worker.pid) == [], seconds=6)
     assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
 
 
@@ -95,7 +78,7 @@ def test_a_killed_workers_task_goes_on_elsewhere(bench: Bench, start_worker: Sta
     bench.post_sessions()
     task = bench.post_task("Slow", trials=1)
     wait_until(is_in_trial(bench, task))
-    (orphan,) = trial_processes(first)
+    (orphan,) = trial_processes(first.pid)
     first.kill()
     first.wait()
     wait_until(lambda: not Path(f"/proc/{orphan}").exists())
