@@ -177,10 +177,10 @@ class FineTuningTask:
 
 def line_of(task: FineTuningTask) -> str:
     """Return the name under which MLflow keeps the line of models that a task goes on with: one per
-    project and method. A project's id has no dot, so two projects never share one."""
+    project and method. A method's name has no parentheses, so two projects never share one."""
     if task.project == DEFAULT_PROJECT:
         return task.fine_tuning_method
-    return f"{task.project}.{task.fine_tuning_method}"
+    return f"{task.fine_tuning_method} ({task.project})"
 
 
 class TaskEventKind(StrEnum):

@@ -18,7 +18,7 @@ def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
     return store.get_task(task.id)
 
 
-@pytest.mark.parametrize(("project", "line"), [("default", "Toy"), ("acme", "acme.Toy")])
+@pytest.mark.parametrize(("project", "line"), [("default", "Toy"), ("acme", "Toy (acme)")])
 def test_a_line_of_models_is_a_projects_and_a_methods(project: str, line: str) -> None:
     """In `default` it bears the method's bare name, so that older champions stay."""
     now = utc_now()
