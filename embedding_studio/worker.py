@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import FrameType
@@ -212,12 +213,12 @@ class Worker:
 
         The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
         """
-        tracking = self._house.tracking
+        tracking = self._house.tracking.guarded(lease.ensure_owned)
+        house = replace(self._house, tracking=tracking)
         outages, gained = 0, lease.progress
         while True:
             try:
-                with tracking.guarded(lease.ensure_owned):
-                    run_iteration(self._house, task, lease, method)
+                run_iteration(house, task, lease, method)
             except Exception as error:
                 if not tracking.is_outage(error):
                     raise

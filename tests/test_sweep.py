@@ -1,11 +1,13 @@
 """What crashes leave is found and removed; champions and live iterations are not touched."""
 
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from embedding_studio.errors import LeaseLost
 from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.worker import utc_now
@@ -134,6 +136,51 @@ def test_a_version_without_files_goes_unless_it_is_champion(bench: Bench) -> Non
     assert swept(bench) == ["version 2 of Toy has no files"]
     assert [str(v.version) for v in client.search_model_versions("name = 'Toy'")] == ["1"]
     assert bench.house.tracking.champion("Toy") == task.best_model
+
+
+def test_an_initial_model_stored_twice_is_kept_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two copies the one that tasks look up stays; what was stored within the hour does too."""
+    task = bench.run_task("Worse")
+    tracking = bench.house.tracking
+    looked_up = tracking._runs
+    with monkeypatch.context() as racing:  # another worker looks before the first copy is there
+        racing.setattr(tracking, "_runs", lambda _: iter(()))
+        saved = tmp_path / "saved"
+        saved.mkdir()
+        (saved / "arrays.safetensors").write_bytes(b"the same")
+        second = tracking.store_initial_model("Worse", saved)
+    bench.mlflow.set_terminated(second.run_id)
+    assert swept(bench) == []
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    (found,) = swept(bench)
+    assert "repeats the initial model of Worse" in found
+    assert swept(bench) == []
+    initial = [run for run in looked_up(_initial(bench)) if run.data.tags["es.model"] == "stored"]
+    assert [run.info.run_id for run in initial] == [second.run_id]
+    assert task.status is TaskStatus.DONE
+
+
+def _initial(bench: Bench) -> str:
+    (found,) = bench.mlflow.search_experiments(filter_string="tags.`es.kind` = 'initial'")
+    return str(found.experiment_id)
+
+
+def test_a_sweep_is_not_held_up_by_a_lost_lease(bench: Bench) -> None:
+    """What guards one task's writes guards no other's, nor the sweep's."""
+    bench.run_task("Worse")
+
+    def refuse() -> None:
+        raise LeaseLost("no longer this worker's")
+
+    (experiment,) = bench.experiments()
+    guarded = bench.house.tracking.guarded(refuse)
+    with pytest.raises(LeaseLost):
+        guarded.set_iteration_state(experiment.experiment_id, "running")
+    bench.house.tracking.set_iteration_state(experiment.experiment_id, "running")
+    assert any("was left running" in what for what in swept(bench))
 
 
 @pytest.mark.parametrize(("keep", "models"), [(1, 1), (3, 1), (3, 2)])

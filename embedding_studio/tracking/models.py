@@ -5,14 +5,16 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import mlflow
 import mlflow.pyfunc
@@ -80,24 +82,21 @@ class Models:
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
-        self._check: Callable[[], None] = _allow
-        self._client = _GuardedClient(tracking_uri, lambda: self._check())
+        self._check = _allow
+        self._client = _GuardedClient(tracking_uri, _allow)
         self._is_server = tracking_uri.startswith("http")
         self._artifacts_folder = None if self._is_server else artifacts_folder
         self._artifact_uris: dict[str, str] = {}  # by run
 
-    @contextmanager
-    def guarded(self, check: Callable[[], None]) -> Iterator[None]:
-        """Call `check` before every write of the calls within: what it raises prevents the write.
+    def guarded(self, check: Callable[[], None]) -> Self:
+        """Return the same place, asking `check` before every write: what it raises prevents it.
 
-        So a worker that slept past its lease changes nothing when it wakes up. Not in several
-        threads at once for different tasks.
+        So a worker that slept past its lease changes nothing when it wakes up.
         """
-        self._check = check
-        try:
-            yield
-        finally:
-            self._check = _allow
+        guarded = copy(self)
+        guarded._check = check
+        guarded._client = _GuardedClient(self._client.tracking_uri, check)
+        return guarded
 
     def is_outage(self, error: BaseException) -> bool:
         """Return whether an error says that the MLflow server is out of order, not that a call is
@@ -196,11 +195,11 @@ class Models:
         (card / _MANIFEST).write_text(manifest)
         self._client.set_tag(run_id, "es.manifest.sha256", _hash(manifest))
         self._client.set_tag(run_id, "es.model", "uploading")
-        self._place(run_id, folder, f"{_MODEL}/{payload}")
-        self._place(run_id, card, _MODEL)
+        self._upload(run_id, folder, f"{_MODEL}/{payload}")
+        self._upload(run_id, card, _MODEL)
         return self._locate(run_id, payload, files)
 
-    def _place(self, run_id: str, folder: Path, path: str) -> None:
+    def _upload(self, run_id: str, folder: Path, path: str) -> None:
         """Upload a folder; where artifacts are local files, they share the bytes with it."""
         uri = self._artifact_uri(run_id)
         local = _local_folder(uri)
@@ -321,6 +320,8 @@ class Models:
                 continue
             if experiment.lifecycle_stage == "active":
                 yield from self._remove_unfinished_uploads(experiment, dry_run)
+                if experiment.tags["es.kind"] == "initial":
+                    yield from self._remove_repeated_initial_models(experiment, dry_run)
             else:
                 yield from _remove_folder(experiment, dry_run)
         for registered in self._client.search_registered_models():
@@ -344,6 +345,23 @@ class Models:
                 if not dry_run:
                     _repository(run.info.artifact_uri).delete_artifacts(_MODEL)
                     self._client.set_tag(run.info.run_id, "es.model", "deleted")
+
+    def _remove_repeated_initial_models(
+        self, experiment: Experiment, dry_run: bool
+    ) -> Iterator[str]:
+        """Keep one stored initial model per method: two workers may have stored their first at
+        once. One that was stored a moment ago may still be copied from."""
+        an_hour_ago = (time.time() - 3600) * 1000
+        kept: set[str] = set()
+        for run in list(self._runs(experiment.experiment_id)):  # the latest first, as is looked up
+            method_name = run.data.tags["es.method"]
+            if run.data.tags.get("es.model") != "stored":
+                continue
+            if method_name in kept and (run.info.end_time or an_hour_ago) < an_hour_ago:
+                yield f"run {run.info.run_id} repeats the initial model of {method_name}"
+                if not dry_run:
+                    self._delete_model(run)
+            kept.add(method_name)
 
     def _is_gone(self, run_id: str) -> bool:
         """Return whether a run, or its model, was deleted."""
