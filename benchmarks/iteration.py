@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.spans import Recorder, read_spans, split_time
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.demo.corpus import load_corpus
+from embedding_studio.executors.base import Job, Reporter
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest, TaskStatus
 
@@ -109,10 +110,10 @@ def measure(settings: Settings) -> dict[str, Any]:
     return summarize(settings, task, worker_start, end - start, recorder, (start, end), calls)
 
 
-class Idle:
+class Idle(Job[None]):
     """A job that does nothing."""
 
-    def __call__(self, report: Any) -> None:
+    def __call__(self, report: Reporter) -> None:
         pass
 
 

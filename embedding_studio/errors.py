@@ -9,6 +9,7 @@ EmbeddingStudioError
 ├── Conflict                a request that the present state refuses (HTTP 409)
 ├── TooManyRequests         the rate limit is spent (HTTP 429); worth another try later
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
+├── ExecutorUnavailable     the place where trials run did not answer; worth another try
 ├── ForbiddenAddress        a host in a private network that this installation keeps out of
 ├── DeliveryFailed          a webhook was not taken; worth another try
 ├── LeaseLost               a write by a worker that no longer owns the task
@@ -61,6 +62,10 @@ class TooManyRequests(EmbeddingStudioError):
 
 
 class StoreUnavailable(EmbeddingStudioError):
+    pass
+
+
+class ExecutorUnavailable(EmbeddingStudioError):
     pass
 
 

@@ -23,7 +23,7 @@ from embedding_studio.errors import (
     TrialCanceled,
     TrialPruned,
 )
-from embedding_studio.executors.base import Executor, Job, Report, Verdict
+from embedding_studio.executors.base import Executor, Job, Report, Resources, Verdict
 from embedding_studio.lease import Clock, Lease
 from embedding_studio.methods import AnyMethod, Scores, is_better
 from embedding_studio.promotion import decide
@@ -150,6 +150,7 @@ class _Iteration:
         self._data_folder = self._work / "data"
         self._best_folder = self._work / "best"
         self._experiment_id = task.experiment_id or ""
+        self._needs = Resources(method.num_cpus, method.num_gpus)
         self._has_model = task.best_model is not None  # uploaded, if not yet read back
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
@@ -280,7 +281,7 @@ class _Iteration:
         try:
             while True:
                 while (
-                    len(running) < self._executor.slots
+                    len(running) < self._executor.slots(self._needs)
                     and started < max_trials
                     and (deadline is None or time.monotonic() < deadline)
                     and not self._lease.is_stopping
@@ -356,7 +357,7 @@ class _Iteration:
             best_value=self._best_value,
             baseline=self._baseline,
         )
-        return self._executor.submit(job, self._listen_to(trial)), trial
+        return self._executor.submit(job, self._listen_to(trial), self._needs), trial
 
     def _listen_to(self, trial: _RunningTrial) -> Callable[[Report], Verdict]:
         def on_report(report: Report) -> Verdict:
@@ -520,7 +521,7 @@ class _Iteration:
     def _estimate_seconds(self, trials_left: int, deadline: float | None) -> float | None:
         if not self._trial_seconds:
             return None
-        left = trials_left * fmean(self._trial_seconds) / self._executor.slots
+        left = trials_left * fmean(self._trial_seconds) / self._executor.slots(self._needs)
         return left if deadline is None else min(left, max(0.0, deadline - time.monotonic()))
 
     # -- verdict and consequences ----------------------------------------------------------------
@@ -596,7 +597,7 @@ class _Iteration:
 
         A task that is to stop and has no model yet ends here, for there will be nothing to keep."""
         self._lease.check()
-        future = self._executor.submit(job, lambda _: Verdict.CONTINUE)
+        future = self._executor.submit(job, lambda _: Verdict.CONTINUE, self._needs)
         try:
             self._first_done([future], self._stop_if_there_is_nothing_to_keep)
         except BaseException:

@@ -87,12 +87,17 @@ class FineTuningMethod(ABC, Generic[Model]):
 
     One instance serves one process; `train` and `evaluate` run in a process of their own per
     trial. Metrics are computed on held-out queries: `train` never sees `data.test`.
+
+    num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
+    there are any, else it does without.
     """
 
     meta: ClassVar[PluginMeta]
     main_metric: ClassVar[str]
     direction: ClassVar[Direction] = "maximize"
     budget: ClassVar[Budget] = Budget(max_trials=8, max_minutes=60)
+    num_cpus: ClassVar[float | None] = None
+    num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15
     test_share: ClassVar[float] = 0.15
 

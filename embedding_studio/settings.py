@@ -33,10 +33,11 @@ class Settings(BaseSettings):
     plugin_import_seconds: float = Field(
         120.0, gt=0, description="a plugin whose import takes longer is left out"
     )
-    executor: str = Field(
-        "process:1",
+    executor: str | None = Field(
+        None,
         description="where trials run: process:N (N at a time, each in a process of its own) or "
-        "inline (in the worker, for debugging)",
+        "inline (in the worker, for debugging) "
+        "(default: a process per GPU, else per core, at most four)",
     )
     initial_model: str = Field(
         "sentence-transformers/all-MiniLM-L6-v2",

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import ClassVar
 
 import numpy as np
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, split_by_query
 from embedding_studio.errors import MethodError, NotEnoughData, TrialCanceled
-from embedding_studio.executors.base import Report, Reporter, Verdict
+from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
     MethodCatalog,
@@ -33,6 +34,8 @@ SESSION_LINES = TypeAdapter(Session)
 class MethodRef:
     """A method by name, so that a job carries no code between processes."""
 
+    reads: ClassVar = ("plugins_folder",)
+
     name: str
     plugins_folder: Path
 
@@ -47,8 +50,10 @@ def load_catalog(plugins_folder: Path) -> MethodCatalog:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveInitialModel:
+class SaveInitialModel(Job[None]):
     """Write what the method starts from when there is no champion."""
+
+    writes = ("folder",)
 
     method: MethodRef
     folder: Path
@@ -59,12 +64,15 @@ class SaveInitialModel:
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareData:
+class PrepareData(Job[Mapping[str, float]]):
     """Split a snapshot by query and let the method write what its trials read.
 
     snapshot: a file with a session per line. Returns the method's figures and the counts of
     sessions, of those marked irrelevant (kept out), and of clicks on items that were not shown.
     """
+
+    reads = ("snapshot",)
+    writes = ("folder",)
 
     method: MethodRef
     snapshot: Path
@@ -106,12 +114,15 @@ class TrialResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class Train(Job[TrialResult]):
     """One trial: train from the starting model, score on validation, save if it beats the best.
 
     best_value: the best main metric so far, None for none; only a better model is saved.
     baseline: the starting model's validation metrics.
     """
+
+    reads = ("data_folder", "start_folder")
+    writes = ("model_folder",)
 
     method: MethodRef
     params: Parameters
@@ -143,8 +154,10 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class Score(Job[Scores]):
     """Score a saved model on the validation or the test split; arrays stay per query."""
+
+    reads = ("model_folder", "data_folder")
 
     method: MethodRef
     model_folder: Path
@@ -170,9 +183,11 @@ class BaselineResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreBaseline:
+class ScoreBaseline(Job[BaselineResult]):
     """Score the starting model on validation and test, and estimate what training with `sets`
     would cost: one process does it all, for each loads the model anew."""
+
+    reads = ("model_folder", "data_folder")
 
     method: MethodRef
     model_folder: Path

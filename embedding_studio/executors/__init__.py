@@ -2,18 +2,27 @@
 
 import os
 import re
+from pathlib import Path
 
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.executors.base import Executor
 
 __all__ = ["Executor", "open_executor"]
 
+MOST_TRIALS = 4
+"""At a time, where nobody says how many: what is tried later learns from what was tried before."""
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
 
-def open_executor(spec: str) -> Executor:
-    """Open the executor that `spec` names: "inline" or "process:N" with N >= 1.
 
+def open_executor(spec: str | None) -> Executor:
+    """Open the executor that `spec` names: "inline", "process:N" with N >= 1.
+
+    None: a process for each GPU, or else for each core, but no more than four of these.
     Raises ConfigurationError for anything else.
     """
+    cores, devices = len(os.sched_getaffinity(0)), _find_devices()
+    if spec is None:
+        spec = f"process:{len(devices) or min(cores, MOST_TRIALS)}"
     if spec == "inline":
         from embedding_studio.executors.inline import InlineExecutor
 
@@ -21,7 +30,15 @@ def open_executor(spec: str) -> Executor:
     if match := re.fullmatch(r"process:([1-9]\d*)", spec):
         from embedding_studio.executors.process import ProcessExecutor
 
-        return ProcessExecutor(int(match[1]), cores=os.cpu_count() or 1)
+        return ProcessExecutor(int(match[1]), cores, devices)
     raise ConfigurationError(
         f"ES_EXECUTOR is {spec!r}: use process:N (N trials at a time) or inline"
     )
+
+
+def _find_devices() -> list[str]:
+    """Return this machine's NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them, or those it names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device for device in visible.split(",") if device.strip()]
+    return [str(number) for number, _ in enumerate(_NVIDIA.glob("*"))]

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
-from typing import Protocol, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from embedding_studio.errors import TrialCanceled, TrialPruned
 
@@ -43,30 +44,85 @@ def obey(verdict: Verdict) -> Verdict:
     return verdict
 
 
-class Job(Protocol[Result]):
-    """A picklable piece of work."""
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one job needs.
 
+    cpus: cores, None for an even share of them; gpus: devices, or a share of one, wherever there
+    are any.
+    """
+
+    cpus: float | None = None
+    gpus: float = 0
+
+
+EVEN_SHARE = Resources()
+
+
+class Job(ABC, Generic[Result]):
+    """A picklable piece of work: a dataclass.
+
+    reads, writes: names of its fields that hold a path on the machine that submits it. What is read
+    is a file or a folder, and is not changed once a job that reads it was submitted; what is
+    written is a folder that the job makes. A place that does not share that machine's disk brings
+    them there and back; fields that are dataclasses with `reads` of their own are brought too.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    writes: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
     def __call__(self, report: Reporter) -> Result: ...
 
 
-class Executor(ABC):
-    """Runs jobs somewhere, at most `slots` at a time."""
+def relocated(job: Any, read: Callable[[Path], Path], write: Callable[[Path], Path]) -> Any:
+    """Return a job with its paths replaced: reads by `read`, writes by `write`."""
+    changes: dict[str, Any] = {}
+    for field in fields(job):
+        value = getattr(job, field.name)
+        if field.name in getattr(job, "reads", ()):
+            changes[field.name] = read(value)
+        elif field.name in getattr(job, "writes", ()):
+            changes[field.name] = write(value)
+        elif is_dataclass(value) and hasattr(value, "reads"):
+            changes[field.name] = relocated(value, read, write)
+    return replace(job, **changes)
 
-    slots: int
+
+class Executor(ABC):
+    """Runs jobs somewhere."""
 
     @abstractmethod
-    def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> "Future[Result]":
+    def slots(self, needs: Resources) -> int:
+        """Return how many jobs of such needs run at a time, by now: at least 1.
+
+        Raises ExecutorUnavailable.
+        """
+
+    @abstractmethod
+    def submit(
+        self,
+        job: Job[Result],
+        on_report: Callable[[Report], Verdict],
+        needs: Resources = EVEN_SHARE,
+    ) -> "Future[Result]":
         """Start a job; the future holds its result, or the exception it raised.
 
         on_report is called in this process, one call at a time per job, for each report of the
         job, in order; its answer reaches the job. What on_report raises cancels the job and
         becomes the future's exception. A job whose process dies gives TrialCrashed with the exit
-        status. An exception of the job carries its remote traceback as its cause.
+        status. An exception of the job carries its remote traceback as its cause. A job whose
+        machine is lost begins anew on another: steps that it had reported are not reported again.
+        A job sees no GPU but its own. The future, or submit itself, raises ExecutorUnavailable
+        when the place where jobs run is out of order.
         """
 
     @abstractmethod
     def kill(self, future: "Future[Result]") -> None:
         """End a running job now: its future gets TrialCanceled. Finished jobs stay as they are."""
+
+    def ping(self) -> None:  # noqa: B027 - what runs on this machine always answers
+        """Return if jobs can be submitted, else raise ExecutorUnavailable."""
 
     @abstractmethod
     def close(self) -> None:

@@ -4,15 +4,29 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from embedding_studio.executors.base import Executor, Job, Report, Verdict, obey
+from embedding_studio.executors.base import (
+    EVEN_SHARE,
+    Executor,
+    Job,
+    Report,
+    Resources,
+    Verdict,
+    obey,
+)
 
 Result = TypeVar("Result")
 
 
 class InlineExecutor(Executor):
-    slots = 1
+    def slots(self, needs: Resources) -> int:
+        return 1
 
-    def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
+    def submit(
+        self,
+        job: Job[Result],
+        on_report: Callable[[Report], Verdict],
+        needs: Resources = EVEN_SHARE,
+    ) -> Future[Result]:
         future: Future[Result] = Future()
         try:
             future.set_result(job(lambda report: obey(on_report(report))))

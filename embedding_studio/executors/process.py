@@ -7,10 +7,11 @@ worker ended.
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -19,7 +20,15 @@ from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from typing import Any, TypeVar
 
 from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
-from embedding_studio.executors.base import Executor, Job, Report, Verdict, obey
+from embedding_studio.executors.base import (
+    EVEN_SHARE,
+    Executor,
+    Job,
+    Report,
+    Resources,
+    Verdict,
+    obey,
+)
 
 Result = TypeVar("Result")
 
@@ -30,23 +39,47 @@ _PRELOAD = "embedding_studio.executors.preload"
 
 
 class ProcessExecutor(Executor):
-    """slots: jobs at a time; each gets cores // slots threads, at least one."""
+    """slots: jobs at a time; each gets cores // slots threads, at least one.
 
-    def __init__(self, slots: int, cores: int) -> None:
-        self.slots = slots
+    devices: the GPUs, by what CUDA_VISIBLE_DEVICES calls them; each job gets that of its slot, and
+    so has it alone while there are no more slots than devices.
+    """
+
+    def __init__(self, slots: int, cores: int, devices: Sequence[str] = ()) -> None:
+        self._slots = slots
+        self._free_devices = queue.SimpleQueue[str]()
+        for slot in range(slots if devices else 0):
+            self._free_devices.put(devices[slot % len(devices)])
+        self._has_devices = bool(devices)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([_PRELOAD])
         _start_fork_server(threads=max(1, cores // slots))
         self._supervisors = ThreadPoolExecutor(slots, thread_name_prefix="trial")
         self._processes: dict[Future[Any], _Supervised] = {}
 
-    def submit(self, job: Job[Result], on_report: Callable[[Report], Verdict]) -> Future[Result]:
+    def slots(self, needs: Resources) -> int:
+        return self._slots
+
+    def submit(
+        self,
+        job: Job[Result],
+        on_report: Callable[[Report], Verdict],
+        needs: Resources = EVEN_SHARE,
+    ) -> Future[Result]:
         future: Future[Result] = Future()
         supervised = _Supervised(self._context.Process, job, on_report)
         self._processes[future] = supervised
         future.add_done_callback(lambda done: self._processes.pop(done))
-        self._supervisors.submit(supervised.run, future)
+        self._supervisors.submit(self._supervise, supervised, future)
         return future
+
+    def _supervise(self, supervised: "_Supervised", future: "Future[Any]") -> None:
+        device = self._free_devices.get() if self._has_devices else None
+        try:
+            supervised.run(future, device)
+        finally:
+            if device is not None:
+                self._free_devices.put(device)
 
     def kill(self, future: "Future[Result]") -> None:
         if supervised := self._processes.get(future):
@@ -80,20 +113,22 @@ class _Supervised:
             if self._process is not None:
                 self._process.kill()
 
-    def run(self, future: "Future[Any]") -> None:
+    def run(self, future: "Future[Any]", device: str | None) -> None:
         """Give the future its result at once, what went wrong when the process has ended."""
         try:
-            self._run(future.set_result)
+            self._run(future.set_result, device)
         except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
             future.set_exception(error)
 
-    def _run(self, answer: Callable[[Any], None]) -> None:
+    def _run(self, answer: Callable[[Any], None], device: str | None) -> None:
         ours, theirs = multiprocessing.Pipe()
         with ours, _Output() as output:
             with self._lock, theirs, output.writer as writer:
                 if self._is_killed:
                     raise TrialCanceled("killed before it started")
-                process = self._make_process(target=_child, args=(theirs, writer, self._job))
+                process = self._make_process(
+                    target=_child, args=(theirs, writer, self._job, device)
+                )
                 process.start()
                 self._process = process
             output.pass_on()
@@ -169,7 +204,11 @@ def _describe_exit(exit_code: int | None) -> str:
     return f"the trial's process ended with exit status {exit_code} and no answer"
 
 
-def _child(connection: Connection, output: "Connection[Any, Any]", job: Job[Any]) -> None:
+def _child(
+    connection: Connection, output: "Connection[Any, Any]", job: Job[Any], device: str | None
+) -> None:
+    if device is not None:  # read when CUDA is first used, which the fork server never does
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     with output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

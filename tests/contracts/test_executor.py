@@ -1,6 +1,7 @@
 """The promises of `executors/base.py`, held by every executor."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,20 @@ import pytest
 
 from embedding_studio.errors import ConfigurationError, TrialCanceled, TrialCrashed, TrialPruned
 from embedding_studio.executors import Executor, open_executor
-from embedding_studio.executors.base import Report, Reporter, Verdict
+from embedding_studio.executors.base import (
+    EVEN_SHARE,
+    Job,
+    Report,
+    Reporter,
+    Verdict,
+    relocated,
+)
+from embedding_studio.trial import MethodRef
 from tests.waiting import wait_until
 
 
 @dataclass(frozen=True)
-class Reporting:
+class Reporting(Job[int]):
     """Reports `steps` times, then answers its process id."""
 
     steps: int = 0
@@ -30,25 +39,25 @@ class Reporting:
 
 
 @dataclass(frozen=True)
-class Raising:
+class Raising(Job[None]):
     def __call__(self, report: Reporter) -> None:
         raise ValueError("boom")
 
 
 @dataclass(frozen=True)
-class Large:
+class Large(Job[bytes]):
     def __call__(self, report: Reporter) -> bytes:
         return b"x" * 20_000_000
 
 
 @dataclass(frozen=True)
-class Dying:
+class Dying(Job[None]):
     def __call__(self, report: Reporter) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Waiting(Job[None]):
     """Touches a file, then waits for ever; SIGTERM would not end it."""
 
     started: Path
@@ -60,19 +69,19 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Listening:
+class Listening(Job[Verdict]):
     def __call__(self, report: Reporter) -> Verdict:
         return report(Report(0, {"metric": 0.5}))
 
 
 @dataclass(frozen=True)
-class Unpicklable:
+class Unpicklable(Job[object]):
     def __call__(self, report: Reporter) -> object:
         return lambda: None
 
 
 @dataclass(frozen=True)
-class CountingThreads:
+class CountingThreads(Job[int]):
     def __call__(self, report: Reporter) -> int:
         import torch
 
@@ -80,7 +89,7 @@ class CountingThreads:
 
 
 @dataclass(frozen=True)
-class Preloaded:
+class Preloaded(Job[bool]):
     def __call__(self, report: Reporter) -> bool:
         return "sentence_transformers" in sys.modules
 
@@ -248,7 +257,7 @@ if __name__ == "__main__":
 
 
 @dataclass(frozen=True)
-class Surviving:
+class Surviving(Job[None]):
     folder: Path
 
     def __call__(self, report: Reporter) -> None:
@@ -269,3 +278,71 @@ def test_an_unknown_executor_is_refused() -> None:
     """A misspelt setting is an error that names the choices."""
     with pytest.raises(ConfigurationError, match="process:N"):
         open_executor("threads:2")
+
+
+@dataclass(frozen=True)
+class SeeingDevices(Job[str | None]):
+    """Answers which GPUs it sees, once as many jobs as there are devices are at work."""
+
+    meeting: Path
+    jobs: int
+
+    def __call__(self, report: Reporter) -> str | None:
+        (self.meeting / str(os.getpid())).touch()
+        wait_until(lambda: len(list(self.meeting.iterdir())) == self.jobs)
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_each_job_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As many jobs at a time as there are GPUs, each with one that no other has."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8a")
+    executor = open_executor(None)
+    assert executor.slots(EVEN_SHARE) == 2
+    futures = [executor.submit(SeeingDevices(tmp_path, 2), go_on) for _ in range(2)]
+    assert {future.result(60) for future in futures} == {"3", "GPU-8a"}
+    again = executor.submit(SeeingDevices(tmp_path, 3), go_on)
+    assert again.result(60) in {"3", "GPU-8a"}
+    executor.close()
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(1, 1), (2, 2), (64, 4)])
+def test_the_default_is_a_process_per_core_up_to_four(
+    monkeypatch: pytest.MonkeyPatch, cores: int, slots: int
+) -> None:
+    """Without GPUs the cores decide, and none is used twice."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    executor = open_executor(None)
+    assert executor.slots(EVEN_SHARE) == slots
+    executor.close()
+
+
+@dataclass(frozen=True)
+class Copying(Job[None]):
+    """Copies what it reads to where it writes."""
+
+    reads = ("source",)
+    writes = ("target",)
+
+    method: MethodRef
+    source: Path
+    target: Path
+
+    def __call__(self, report: Reporter) -> None:
+        shutil.copytree(self.source, self.target)
+
+
+def test_a_job_says_which_paths_it_reads_and_writes() -> None:
+    """All paths of a job are found, those of its parts too, and nothing else is changed."""
+    job = Copying(MethodRef("Toy", Path("plugins")), Path("a"), Path("b"))
+    there = relocated(job, lambda path: Path("in") / path, lambda path: Path("out") / path)
+    assert there == Copying(MethodRef("Toy", Path("in/plugins")), Path("in/a"), Path("out/b"))
+
+
+def test_a_job_writes_where_it_was_asked_to(executor: Executor, tmp_path: Path) -> None:
+    """What a job writes is there, at the place it names, when its future is done."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "file").write_text("content")
+    executor.submit(Copying(MethodRef("Toy", tmp_path), source, target), go_on).result(60)
+    assert (target / "deep" / "file").read_text() == "content"
