@@ -12,10 +12,14 @@ pytestmark = pytest.mark.slow
 TRIALS = 4
 
 
-def count_finished(yard: Yard) -> int:
-    """How many trials have finished by MLflow, which the outage does not touch."""
+def count_trials(yard: Yard, status: str) -> int:
+    """How many trials are so by MLflow, which the outage does not touch."""
     runs = [run for run in all_runs(yard.bench) if run.data.tags.get("es.kind") == "trial"]
-    return len([run for run in runs if run.info.status == "FINISHED"])
+    return len([run for run in runs if run.info.status == status])
+
+
+def is_in_second_trial(yard: Yard) -> bool:
+    return count_trials(yard, "FINISHED") >= 1 and count_trials(yard, "RUNNING") == 1
 
 
 @pytest.mark.parametrize("way", ["killed", pytest.param("frozen", marks=pytest.mark.faults)])
@@ -28,9 +32,9 @@ def test_an_outage_shorter_than_the_lease_costs_only_its_time(
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=TRIALS)
     yard.start_worker(executor="process:1", lease_seconds=20.0)
-    wait_until(lambda: count_finished(yard) >= 1)  # and the next one runs
+    wait_until(lambda: is_in_second_trial(yard))
     secantus.kill() if way == "killed" else secantus.freeze()
-    wait_until(lambda: count_finished(yard) >= 2)
+    wait_until(lambda: count_trials(yard, "FINISHED") >= 2)
     wait_until(lambda: "the store does not answer" in yard.log)
     secantus.restart() if way == "killed" else secantus.thaw()
     yard.wait_for(task)
@@ -52,7 +56,7 @@ def test_a_worker_cut_off_for_a_lease_stops_working(
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=TRIALS)
     worker = yard.start_worker(executor="process:1", lease_seconds=2.0)
-    wait_until(lambda: count_finished(yard) >= 1)  # and the next one runs
+    wait_until(lambda: is_in_second_trial(yard))
     secantus.kill()
     wait_until(lambda: worker.trials() == [])
     wait_until(lambda: f"task {task.id} is no longer" in yard.log)
