@@ -7,6 +7,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -45,7 +46,7 @@ from embedding_studio.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from embedding_studio.tasks import TERMINAL, Budget, TaskStatus
+from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
 
 _ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     400: InvalidInput,
@@ -172,17 +173,18 @@ class EmbeddingStudioClient:
         metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         budget: Budget | None = None,
+        search: SearchOptions | None = None,
         webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
-        budget = budget or Budget()
         body = {
             "fine_tuning_method": fine_tuning_method,
             "batch_id": batch_id,
             "metadata": metadata,
             # made up here if need be: a retry after a lost answer must not add a second task
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
-            "budget": {"max_trials": budget.max_trials, "max_minutes": budget.max_minutes},
+            "budget": asdict(budget or Budget()),
+            "search": asdict(search or SearchOptions()),
             "webhook_url": webhook_url,
         }
         return _task(self._call("POST", "/fine-tuning/task", json=body))
@@ -196,18 +198,19 @@ class EmbeddingStudioClient:
         min_new_sessions: int = 1,
         metadata: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
+        search: SearchOptions | None = None,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
-        budget = budget or Budget()
         body = {
             "fine_tuning_method": fine_tuning_method,
             "cron": cron,
             "interval_seconds": interval_seconds,
             "min_new_sessions": min_new_sessions,
             "metadata": metadata,
-            "budget": {"max_trials": budget.max_trials, "max_minutes": budget.max_minutes},
+            "budget": asdict(budget or Budget()),
+            "search": asdict(search or SearchOptions()),
             "webhook_url": webhook_url,
             "idempotency_key": idempotency_key or uuid.uuid4().hex,
         }

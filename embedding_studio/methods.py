@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 
 from embedding_studio.clickstream import Session, Splits
 from embedding_studio.errors import PluginError, UnknownMethod
-from embedding_studio.tasks import Budget
+from embedding_studio.tasks import Budget, Pruner, Sampler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,8 @@ class FineTuningMethod(ABC, Generic[Model]):
     One instance serves one process; `train` and `evaluate` run in a process of their own per
     trial. Metrics are computed on held-out queries: `train` never sees `data.test`.
 
+    sampler, pruner: how to search unless the task says so: tpe, random, gp or grid; hyperband,
+    asha, median, patient or none.
     num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
     there are any, else it does without.
     """
@@ -96,6 +98,8 @@ class FineTuningMethod(ABC, Generic[Model]):
     main_metric: ClassVar[str]
     direction: ClassVar[Direction] = "maximize"
     budget: ClassVar[Budget] = Budget(max_trials=8, max_minutes=60)
+    sampler: ClassVar[str] = Sampler.TPE
+    pruner: ClassVar[str] = Pruner.MEDIAN
     num_cpus: ClassVar[float | None] = None
     num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15
@@ -225,6 +229,7 @@ def discover_methods(folder: Path, import_seconds: float = 120.0) -> MethodCatal
         try:
             for method_class in _within(import_seconds, load):
                 name = method_class.meta.name
+                _ = Sampler(method_class.sampler), Pruner(method_class.pruner)
                 if name in methods:
                     raise PluginError(f"the name {name!r} is taken by another plugin")
                 methods[name] = method_class()

@@ -61,6 +61,7 @@ def _look(store: Store, schedule: Schedule, now: datetime) -> tuple[str | None, 
         metadata=schedule.metadata,
         idempotency_key=f"schedule {schedule.id} at {schedule.next_at.isoformat()}",
         budget=schedule.budget,
+        search=schedule.search,
         webhook_url=schedule.webhook_url,
     )
     task, is_new = store.add_task(request, now)

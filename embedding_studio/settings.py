@@ -123,6 +123,10 @@ class Settings(BaseSettings):
     warm_start_trials: int = Field(
         2, ge=0, description="how many of the previous iteration's best sets are tried first"
     )
+    learn_from_previous: bool = Field(
+        False,
+        description="whether the sampler also learns from the previous iteration's trials",
+    )
     seed: int = Field(0, ge=0, description="of the search, the trials and the promotion gate")
 
     @cached_property

@@ -50,10 +50,49 @@ def sources_of(target: TaskStatus) -> frozenset[TaskStatus]:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a search ends, whichever limit comes first; None leaves that limit to the method."""
+    """When a search ends, whichever limit comes first; None leaves that limit to the method.
+
+    max_trained_tokens: tokens seen times epochs, of all trials; the trial that passes it ends.
+    """
 
     max_trials: int | None = None
     max_minutes: float | None = None
+    max_trained_tokens: int | None = None
+
+    def or_else(self, other: "Budget") -> "Budget":
+        """Return this budget with the limits it leaves open taken from another."""
+        return Budget(
+            max_trials=self.max_trials or other.max_trials,
+            max_minutes=self.max_minutes or other.max_minutes,
+            max_trained_tokens=self.max_trained_tokens or other.max_trained_tokens,
+        )
+
+
+class Sampler(StrEnum):
+    """Who proposes hyperparameter sets; grid: each set of a finite space once."""
+
+    TPE = "tpe"
+    RANDOM = "random"
+    GP = "gp"
+    GRID = "grid"
+
+
+class Pruner(StrEnum):
+    """Who ends hopeless trials early, by what they report."""
+
+    HYPERBAND = "hyperband"
+    ASHA = "asha"
+    MEDIAN = "median"
+    PATIENT = "patient"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOptions:
+    """How a task searches; None leaves it to the method."""
+
+    sampler: Sampler | None = None
+    pruner: Pruner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +104,18 @@ class TaskRequest:
     metadata: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
+    search: SearchOptions = field(default_factory=SearchOptions)
     webhook_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTrial:
+    """step, main_metric: as last reported, on the validation split; None before the first."""
+
+    trial: int
+    started_at: datetime
+    step: int | None = None
+    main_metric: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +139,8 @@ class TaskProgress:
     baseline: float | None = None
     finished_trials: int = 0
     failed_trials: int = 0
+    pruned_trials: int = 0
+    running_trials: tuple[RunningTrial, ...] = ()
     seconds_left: float | None = None
     trained_tokens: int = 0
     estimated_trained_tokens: int | None = None
@@ -160,6 +212,7 @@ class FineTuningTask:
     metadata: Mapping[str, Any] | None = None
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
+    search: SearchOptions = field(default_factory=SearchOptions)
     attempt: int = 0
     expired_leases: int = 0
     fresh_starts: int = 0
@@ -242,6 +295,7 @@ class Schedule:
     interval_seconds: float | None = None
     min_new_sessions: int = 1
     budget: Budget = field(default_factory=Budget)
+    search: SearchOptions = field(default_factory=SearchOptions)
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

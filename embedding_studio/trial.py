@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -17,6 +17,7 @@ from embedding_studio.errors import MethodError, NotEnoughData, TrialCanceled
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
+    Direction,
     MethodCatalog,
     Parameters,
     Scores,
@@ -25,6 +26,9 @@ from embedding_studio.methods import (
     is_better,
 )
 from embedding_studio.settings import Settings
+
+if TYPE_CHECKING:
+    from embedding_studio.search import FinishedTrial
 
 SESSION_LINES = TypeAdapter(Session)
 """How a snapshot's lines are written and read: one session as JSON per line."""
@@ -208,6 +212,23 @@ class ScoreBaseline(Job[BaselineResult]):
             test_scores=test_scores,
             tokens_per_trial=fmean(known) if known else None,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class DrawSearch(Job[None]):
+    """Draw what a search found, and write it as a table."""
+
+    writes = ("folder",)
+
+    trials: "tuple[FinishedTrial, ...]"
+    direction: Direction
+    metric: str
+    folder: Path
+
+    def __call__(self, report: Reporter) -> None:
+        from embedding_studio.search.plots import draw_search
+
+        draw_search(self.trials, self.direction, self.metric, _empty(self.folder))
 
 
 def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:

@@ -20,15 +20,17 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from embedding_studio.api.schemas import TaskView
+from embedding_studio.attempt import House
 from embedding_studio.errors import (
     Draining,
     EmbeddingStudioError,
+    ExecutorUnavailable,
     LeaseLost,
     Stopped,
     StoreUnavailable,
 )
 from embedding_studio.executors import open_executor
-from embedding_studio.iteration import House, run_iteration
+from embedding_studio.iteration import run_iteration
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.schedules import run_due
@@ -42,7 +44,7 @@ from embedding_studio.webhooks import tell_ends
 log = logging.getLogger(__name__)
 
 MAX_OUTAGES = 5
-"""After this many outages of MLflow in a row, without progress between them, a task is an error."""
+"""After this many outages in a row, without progress between them, a task is an error."""
 MAX_PAUSE_SECONDS = 30.0
 ERRANDS_SECONDS = 2.0
 """How often schedules and webhooks are looked after."""
@@ -209,7 +211,7 @@ class Worker:
             self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
 
     def _iterate(self, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
-        """Run the iteration; after an outage of MLflow again, from where it was.
+        """Run the iteration; after an outage of MLflow or the executor again, from where it was.
 
         The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
         """
@@ -220,7 +222,7 @@ class Worker:
             try:
                 run_iteration(house, task, lease, method)
             except Exception as error:
-                if not tracking.is_outage(error):
+                if not self._is_outage(error):
                     raise
                 before, gained = gained, lease.progress
                 has_gained = (before.phase, before.finished_trials) != (
@@ -230,23 +232,28 @@ class Worker:
                 outages = 1 if has_gained else outages + 1
                 if outages > MAX_OUTAGES:
                     raise
-                log.warning("task %s: waits for MLflow, outage %d: %s", task.id, outages, error)
+                log.warning("task %s: waits, outage %d: %s", task.id, outages, error)
             else:
                 return
-            self._wait_for_mlflow(lease)
+            self._wait_for_services(lease)
             task = self._house.store.in_project(task.project).get_task(task.id)
 
-    def _wait_for_mlflow(self, lease: Lease) -> None:
-        """Return when MLflow answers. Raises LeaseLost or Draining."""
+    def _is_outage(self, error: BaseException) -> bool:
+        """Return whether MLflow, or the place where trials run, is out of order."""
+        return isinstance(error, ExecutorUnavailable) or self._house.tracking.is_outage(error)
+
+    def _wait_for_services(self, lease: Lease) -> None:
+        """Return when MLflow and the executor answer. Raises LeaseLost or Draining."""
         pause = 1.0
         while True:
             self._is_draining.wait(pause)
             lease.check()
             pause = min(2 * pause, MAX_PAUSE_SECONDS)
             try:
-                return self._house.tracking.ping()
+                self._house.tracking.ping()
+                return self._house.executor.ping()
             except Exception as error:
-                if not self._house.tracking.is_outage(error):
+                if not self._is_outage(error):
                     raise
 
     def _end(self, lease: Lease, status: TaskStatus, why: str) -> None:

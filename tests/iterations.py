@@ -12,14 +12,16 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 
+from embedding_studio.attempt import House
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.executors import open_executor
-from embedding_studio.iteration import House
+from embedding_studio.executors.base import Reporter
 from embedding_studio.methods import discover_methods
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest
 from embedding_studio.tracking import Tracking
+from embedding_studio.trial import DrawSearch
 from embedding_studio.worker import Worker, utc_now
 
 TOYS = Path(__file__).parent / "toys"
@@ -111,9 +113,16 @@ def open_bench(settings: Settings) -> Bench:
     return Bench(house, Worker(house, discover_methods(settings.plugins_folder), "test-worker"))
 
 
+def write_table(self: DrawSearch, report: Reporter) -> None:
+    self.folder.mkdir()
+    (self.folder / "sets.csv").write_text(f"{len(self.trials)} trials")
+
+
 @pytest.fixture
-def bench(settings: Settings) -> Iterator[Bench]:
-    """A house on SQLite whose trials run in the test's process."""
+def bench(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A house on SQLite whose trials run in the test's process; nothing is drawn, for that takes
+    longer than everything else."""
+    monkeypatch.setattr(DrawSearch, "__call__", write_table)
     opened = open_bench(settings)
     yield opened
     opened.house.executor.close()

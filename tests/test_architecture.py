@@ -15,7 +15,7 @@ TIERS = [
     {"methods", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
     {"tracking", "lease", "schedules", "webhooks"},
-    {"iteration", "sweep", "api"},
+    {"attempt", "trials", "iteration", "sweep", "api"},
     {"worker", "client"},
     {"services", "demo"},
     {"__main__"},
@@ -23,6 +23,7 @@ TIERS = [
 HOMES = {
     "mlflow": {"tracking"},
     "optuna": {"search"},
+    "matplotlib": {"search"},
     "pymongo": {
         "store.mongo",
         "store.mongo_access",
@@ -45,6 +46,7 @@ HOMES = {
     "cronsim": {"schedules"},
     "httpcore": {"outbound"},
     "typer": {"__main__"},
+    "ray": {"executors.ray"},
 }
 
 

@@ -1,19 +1,26 @@
 """The search: one study, seeded, rebuilt from its finished trials."""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean
 
 import optuna
 import pytest
 
+from embedding_studio.errors import MethodError
 from embedding_studio.methods import Parameters
 from embedding_studio.search import (
     FinishedTrial,
     Outcome,
+    PlannedTrial,
+    Proposal,
     Search,
     SuggestedSet,
     best_first,
     draw_sets,
 )
+from embedding_studio.tasks import Pruner, Sampler
 
 
 def suggest(trial: optuna.Trial) -> Parameters:
@@ -28,42 +35,120 @@ def value_of(params: Parameters) -> float:
     return float(params["layers"]) - float(params["lr"])
 
 
-def run_trials(search: Search, count: int) -> list[FinishedTrial]:
-    """Ask and tell, with one report per trial, as an iteration does."""
-    finished = []
-    for _ in range(count):
-        proposal = search.ask(suggest)
-        value = value_of(proposal.params)
-        search.report(proposal.number, value / 2, 0)
-        search.tell(proposal.number, Outcome.COMPLETE, value)
-        run_id = str(proposal.number)
-        finished.append(
-            FinishedTrial(run_id, proposal.suggested, Outcome.COMPLETE, value, {0: value / 2})
-        )
-    return finished
+def ask(search: Search, suggest: Callable[[optuna.Trial], Parameters] = suggest) -> Proposal:
+    proposal = search.ask(suggest)
+    assert proposal is not None
+    return proposal
 
 
-def test_a_rebuilt_study_goes_on_like_an_uninterrupted_one() -> None:
-    """After replaying n trials, the next sets are those that would have come without a crash."""
-    uninterrupted = run_trials(Search("maximize", seed=7), 14)
-    for crash_after in (1, 6, 11):
-        rebuilt = Search("maximize", seed=7)
-        rebuilt.replay(uninterrupted[:crash_after])
-        rest = run_trials(rebuilt, 14 - crash_after)
-        assert [t.suggested for t in rest] == [t.suggested for t in uninterrupted[crash_after:]]
+@dataclass
+class Running:
+    """A trial whose reports come one by one, as those of parallel trials do."""
+
+    search: Search
+    proposal: Proposal
+    steps: int
+    reported: dict[int, float] = field(default_factory=dict)
+
+    def go_on(self, at: int) -> FinishedTrial | None:
+        """Report once; the trial as the ledger keeps it, if that was its last report."""
+        number, step = self.proposal.number, len(self.reported)
+        slope = 0.1 if self.proposal.params["debias"] else -0.1
+        value = value_of(self.proposal.params) + slope * step
+        self.reported[step] = value
+        is_pruned = self.search.report(number, value, step)
+        if not is_pruned and step + 1 < self.steps:
+            return None
+        outcome = Outcome.PRUNED if is_pruned else Outcome.COMPLETE
+        final = None if is_pruned else value
+        attrs = self.search.attrs(number)
+        self.search.tell(number, outcome, final)
+        return FinishedTrial(
+            f"run {number} {at}", self.proposal.planned, outcome, final, dict(self.reported),
+            attrs, ended=at,
+        )  # fmt: skip
+
+
+def run_trials(
+    search: Search, count: int, slots: int = 1, steps: int = 1, crash_at: int | None = None
+) -> tuple[list[FinishedTrial], list[PlannedTrial]]:
+    """Ask and tell as an iteration does, `slots` trials at a time, which report in turn.
+
+    Returns those that finished, in order of their ends, and those at work at tick `crash_at`.
+    """
+    finished: list[FinishedTrial] = []
+    running: list[Running] = []
+    tick = 0
+    while len(finished) < count:
+        while len(running) < slots and len(finished) + len(running) < count:
+            running.append(Running(search, ask(search), steps))
+        tick += 1
+        if tick == crash_at:
+            break
+        if ended := running[0].go_on(tick):
+            finished.append(ended)
+            running.pop(0)
+        else:
+            running.append(running.pop(0))
+    at_work = [one.proposal.planned for one in running]
+    return finished, sorted(at_work, key=lambda planned: planned.number)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        ("tpe", "median"),
+        ("tpe", "none"),
+        ("tpe", "asha"),
+        ("tpe", "hyperband"),
+        ("random", "patient"),
+        ("gp", "asha"),
+    ],
+)
+def test_a_rebuilt_study_goes_on_like_an_uninterrupted_one(
+    sampler: str, pruner: str, slots: int
+) -> None:
+    """After a crash, the trials that were at work come first, under their numbers, and then what
+    would have come without it; one trial at a time, so do all values and prunings."""
+    count, steps = 12, 6
+
+    def search() -> Search:
+        return Search("maximize", 7, Sampler(sampler), Pruner(pruner))
+
+    uninterrupted, _ = run_trials(search(), count, slots, steps)
+    if pruner != "none":
+        outcomes = {trial.outcome for trial in uninterrupted}
+        assert outcomes == {Outcome.COMPLETE, Outcome.PRUNED}
+    for crash_at in (2, 11, 25):
+        live, rebuilt = search(), search()
+        before, interrupted = run_trials(live, count, slots, steps, crash_at)
+        rebuilt.replay(before, interrupted)
+        assert [ask(rebuilt).planned for _ in interrupted] == interrupted
+        next_sets = [ask(live).planned for _ in range(3)]
+        assert [ask(rebuilt).planned for _ in range(3)] == next_sets
+        if slots == 1:
+            again = search()
+            again.replay(before, interrupted)
+            rest, _ = run_trials(again, count - len(before), slots, steps)
+            assert [told(t) for t in before + rest] == [told(t) for t in uninterrupted]
+
+
+def told(trial: FinishedTrial) -> tuple[object, ...]:
+    return trial.planned, trial.outcome, trial.value, trial.intermediate_values
 
 
 def test_enqueued_sets_come_first_and_once() -> None:
     """The previous iteration's best sets are tried before any other, those already tried never."""
-    previous = run_trials(Search("maximize", seed=1), 4)
+    previous, _ = run_trials(Search("maximize", seed=1), 4)
     search = Search("maximize", seed=2)
     search.enqueue(trial.suggested for trial in previous[:2])
-    tried = run_trials(search, 3)
+    tried, _ = run_trials(search, 3)
     assert [t.suggested for t in tried[:2]] == [t.suggested for t in previous[:2]]
     rebuilt = Search("maximize", seed=2)
     rebuilt.replay(tried[:1])
     rebuilt.enqueue(trial.suggested for trial in previous[:2])
-    assert [t.suggested for t in run_trials(rebuilt, 2)] == [t.suggested for t in tried[1:]]
+    assert [t.suggested for t in run_trials(rebuilt, 2)[0]] == [t.suggested for t in tried[1:]]
 
 
 def test_drawn_sets_depend_on_the_seed_alone() -> None:
@@ -77,7 +162,7 @@ def test_drawn_sets_depend_on_the_seed_alone() -> None:
 
 def test_values_keep_their_types() -> None:
     """A set read back from its JSON has floats, ints and booleans, not strings."""
-    (trial,) = run_trials(Search("maximize", seed=0), 1)
+    ((trial,), _) = run_trials(Search("maximize", seed=0), 1)
     values = json.loads(trial.suggested.values)
     assert [type(values[name]) for name in ("lr", "layers", "debias")] == [float, int, bool]
 
@@ -86,11 +171,11 @@ def test_a_hopeless_trial_is_pruned_and_a_good_one_is_not() -> None:
     """Below the median of the finished trials at the same step, a trial is hopeless."""
     search = Search("maximize", seed=0)
     for number in range(6):
-        proposal = search.ask(suggest)
+        proposal = ask(search)
         for step in range(3):
             search.report(proposal.number, 0.5 + number / 100, step)
         search.tell(proposal.number, Outcome.COMPLETE, 0.5)
-    bad, good = search.ask(suggest), search.ask(suggest)
+    bad, good = ask(search), ask(search)
     assert not search.report(bad.number, 0.1, 0)  # the first step is never judged
     assert search.report(bad.number, 0.1, 1)
     assert not search.report(good.number, 0.9, 0)
@@ -102,9 +187,80 @@ def test_a_hopeless_trial_is_pruned_and_a_good_one_is_not() -> None:
 @pytest.mark.parametrize(("direction", "best"), [("maximize", "2"), ("minimize", "0")])
 def test_best_first_knows_the_direction(direction: str, best: str) -> None:
     """Complete trials come best first; failed and pruned ones not at all."""
-    nothing = SuggestedSet("{}", "{}")
+    nothing = PlannedTrial(0, 0, SuggestedSet("{}", "{}"))
     trials = [FinishedTrial(str(i), nothing, Outcome.COMPLETE, float(i)) for i in range(3)]
     trials.append(FinishedTrial("failed", nothing, Outcome.FAILED))
     ordered = best_first(trials, direction)  # type: ignore[arg-type]
     assert len(ordered) == 3
     assert ordered[0].run_id == best
+
+
+def suggest_few(trial: optuna.Trial) -> Parameters:
+    """Six sets: one of them has a parameter that the others lack."""
+    layers = trial.suggest_int("layers", 0, 2)
+    params: Parameters = {"layers": layers, "debias": trial.suggest_categorical("debias", [0, 1])}
+    return {**params, "rank": trial.suggest_int("rank", 4, 4)} if layers == 2 else params
+
+
+@pytest.mark.parametrize("sampler", list(Sampler))
+@pytest.mark.parametrize("slots", [1, 4])
+def test_each_set_of_a_finite_space_is_tried_once(sampler: Sampler, slots: int) -> None:
+    """No set comes twice, be it still at work, and the search ends when there is no other."""
+    search = Search("maximize", 3, sampler)
+    tried, running = [], []
+    while proposal := search.ask(suggest_few):
+        tried.append(proposal.params)
+        running.append(proposal.number)
+        assert proposal.number == len(tried) - 1  # without gaps, whatever was drawn twice
+        if len(running) == slots:
+            search.tell(running.pop(0), Outcome.COMPLETE, float(len(tried)))
+    assert len(tried) == 6
+    assert len({json.dumps(params) for params in tried}) == 6
+
+
+def test_a_rebuilt_search_of_a_finite_space_repeats_nothing() -> None:
+    """Sets drawn twice leave gaps in the study, which a rebuilt one fills with nothing new."""
+
+    def finish(search: Search, count: int) -> list[FinishedTrial]:
+        found = []
+        for at in range(count):
+            proposal = ask(search, suggest_few)
+            search.tell(proposal.number, Outcome.COMPLETE, 0.5)
+            found.append(FinishedTrial("run", proposal.planned, Outcome.COMPLETE, 0.5, ended=at))
+        return found
+
+    whole = finish(Search("maximize", 5), 6)
+    assert whole[-1].planned.study_number > 5
+    for crash_after in range(1, 6):
+        rebuilt = Search("maximize", 5)
+        rebuilt.replay(whole[:crash_after])
+        assert [t.planned for t in finish(rebuilt, 6 - crash_after)] == [
+            t.planned for t in whole[crash_after:]
+        ]
+
+
+def test_trials_that_count_no_more_free_their_numbers() -> None:
+    """After failures were forgiven, their numbers are used again, and no other."""
+    finished, _ = run_trials(Search("maximize", seed=7), 4)
+    rebuilt = Search("maximize", seed=7)
+    rebuilt.replay([finished[0], finished[3]])
+    rest, _ = run_trials(rebuilt, 3)
+    assert [trial.planned.number for trial in rest] == [1, 2, 4]
+
+
+def test_a_search_learns_from_an_older_one() -> None:
+    """With ten older trials the sampler proposes at once near the best of them, and the numbers
+    begin at 0 all the same."""
+    older, _ = run_trials(Search("maximize", seed=1), 30)
+    informed = Search("maximize", seed=2)
+    informed.learn(older, shift=0.0)
+    first, _ = run_trials(informed, 5)
+    assert [trial.planned.number for trial in first] == [0, 1, 2, 3, 4]
+    alone, _ = run_trials(Search("maximize", seed=2), 5)
+    assert fmean(t.value or 0 for t in first) > fmean(t.value or 0 for t in alone) + 1
+
+
+def test_a_float_without_step_cannot_be_enumerated() -> None:
+    """The grid of a space that has no end is refused."""
+    with pytest.raises(MethodError, match=r"no grid.*step"):
+        Search("maximize", 0, Sampler.GRID).ask(suggest)

@@ -17,8 +17,8 @@ from embedding_studio.tasks import Schedule
 router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"])
 
 _GIVEN = (
-    "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "metadata",
-    "webhook_url",
+    "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "search",
+    "metadata", "webhook_url",
 )  # fmt: skip
 
 

@@ -25,6 +25,9 @@ from embedding_studio.tasks import (
     FineTuningTask,
     NumberedTaskEvent,
     Promotion,
+    Pruner,
+    Sampler,
+    SearchOptions,
     TaskEventKind,
     TaskProgress,
     TaskRequest,
@@ -282,6 +285,22 @@ class BudgetBody(BaseModel):
 
     max_trials: Annotated[int, Field(ge=1)] | None = None
     max_minutes: Annotated[FiniteFloat, Field(gt=0, le=525_600)] | None = None
+    max_trained_tokens: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
+        None, description="of all trials: tokens seen times epochs, as the method counts them"
+    )
+
+    def to_budget(self) -> Budget:
+        return Budget(self.max_trials, self.max_minutes, self.max_trained_tokens)
+
+
+class SearchBody(BaseModel):
+    """How to search; what is left out is the method's own."""
+
+    sampler: Sampler | None = Field(None, description="who proposes hyperparameter sets")
+    pruner: Pruner | None = Field(None, description="who ends hopeless trials early")
+
+    def to_options(self) -> SearchOptions:
+        return SearchOptions(self.sampler, self.pruner)
 
 
 WebhookUrl = Annotated[
@@ -309,16 +328,17 @@ class TaskBody(BaseModel):
     metadata: Meta | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
     budget: BudgetBody | None = None
+    search: SearchBody | None = None
     webhook_url: WebhookUrl | None = None
 
     def to_request(self) -> TaskRequest:
-        budget = self.budget or BudgetBody()
         return TaskRequest(
             fine_tuning_method=self.fine_tuning_method,
             batch_id=self.batch_id,
             metadata=self.metadata,
             idempotency_key=self.idempotency_key,
-            budget=Budget(budget.max_trials, budget.max_minutes),
+            budget=(self.budget or BudgetBody()).to_budget(),
+            search=(self.search or SearchBody()).to_options(),
             webhook_url=self.webhook_url,
         )
 
@@ -341,6 +361,7 @@ class TaskView(BaseModel):
     metadata: Mapping[str, Any] | None
     idempotency_key: str | None
     budget: Budget
+    search: SearchOptions
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None
@@ -387,19 +408,20 @@ class ScheduleBody(BaseModel):
     )
     metadata: Meta | None = None
     budget: BudgetBody | None = None
+    search: SearchBody | None = None
     webhook_url: WebhookUrl | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same schedule")
 
     def given(self) -> dict[str, Any]:
         """Return the fields of a Schedule that the body tells."""
-        budget = self.budget or BudgetBody()
         return {
             "fine_tuning_method": self.fine_tuning_method,
             "cron": self.cron,
             "interval_seconds": self.interval_seconds,
             "min_new_sessions": self.min_new_sessions,
             "metadata": self.metadata,
-            "budget": Budget(budget.max_trials, budget.max_minutes),
+            "budget": (self.budget or BudgetBody()).to_budget(),
+            "search": (self.search or SearchBody()).to_options(),
             "webhook_url": self.webhook_url,
         }
 
@@ -416,6 +438,7 @@ class ScheduleView(BaseModel):
     min_new_sessions: int
     metadata: Mapping[str, Any] | None
     budget: Budget
+    search: SearchOptions
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

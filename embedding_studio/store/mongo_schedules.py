@@ -9,6 +9,7 @@ from pymongo.collection import Collection
 
 from embedding_studio.store.base import Store, unknown
 from embedding_studio.store.mongo_answers import answering
+from embedding_studio.store.moves import to_document
 from embedding_studio.tasks import Schedule
 
 SCHEDULE = TypeAdapter(Schedule)
@@ -23,7 +24,8 @@ class MongoSchedules(Store):
 
     @answering()
     def add_schedule(self, schedule: Schedule) -> None:
-        document = SCHEDULE.dump_python(schedule)
+        parts = {"search": to_document(schedule.search)}
+        document = {**SCHEDULE.dump_python(schedule), **parts}
         self._schedules.update_one({"_id": schedule.id}, {"$setOnInsert": document}, upsert=True)
 
     @answering()

@@ -271,8 +271,9 @@ def ensure_same_request(task_id: str, stored: Mapping[str, Any], request: TaskRe
 
     The request is compared, not the task: a worker fills in the task's batch_id later.
     """
-    posted = to_document(request)
-    different = sorted(name for name in posted if posted[name] != stored.get(name))
+    first = TypeAdapter(TaskRequest).validate_python(stored)  # fields newer than it are filled in
+    posted, made = to_document(request), to_document(first)
+    different = sorted(name for name in posted if posted[name] != made[name])
     if different:
         raise Conflict(
             f"the idempotency key {request.idempotency_key!r} belongs to task {task_id}, whose "

@@ -20,7 +20,8 @@ class SqliteSchedules(SqliteFile):
         return sa.and_(schedule_rows.c.id == schedule_id, schedule_rows.c.project == self.project)
 
     def add_schedule(self, schedule: Schedule) -> None:
-        values = {**SCHEDULE.dump_python(schedule), "budget": to_document(schedule.budget)}
+        parts = {"budget": to_document(schedule.budget), "search": to_document(schedule.search)}
+        values = {**SCHEDULE.dump_python(schedule), **parts}
         with self._writing() as connection:
             insert = upsert(schedule_rows).values(values)
             connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))

@@ -9,8 +9,10 @@ stored model was read back whole and scored.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from statistics import fmean
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow loads
@@ -26,7 +28,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.search import FinishedTrial, Outcome, Proposal, SuggestedSet
+from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
 from embedding_studio.tracking.models import Models, unless_gone
 
 SLIDING_WINDOW = 3
@@ -39,6 +41,14 @@ class OpenIteration:
 
     experiment_id: str
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousSearch:
+    """An older iteration's finished trials, and the scores of what they started from."""
+
+    trials: Sequence[FinishedTrial]
+    baseline: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class Tracking(Models):
     def sets_without_model(self, experiment_id: str) -> list[SuggestedSet]:
         """Return the sets whose models a cancel removed while they were the best."""
         return [
-            _as_trial(run, {}).suggested
+            _planned(run).suggested
             for run in self._runs(experiment_id)
             if run.data.tags.get("es.kind") == "superseded"
             and run.data.tags.get("es.outcome") == Outcome.COMPLETE
@@ -139,12 +149,13 @@ class Tracking(Models):
         """Set what a person reads above the experiment's runs (Markdown)."""
         self._client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
 
-    def previous_trials(self, method_name: str, experiment_id: str) -> list[FinishedTrial]:
-        """Return the finished trials of the method's latest older iteration that has any."""
+    def previous_search(self, method_name: str, experiment_id: str) -> PreviousSearch | None:
+        """Return what the method's latest older iteration that has finished trials found."""
         for previous in self._older_iterations(method_name, experiment_id):
             if trials := self.finished_trials(previous.experiment_id):
-                return trials
-        return []
+                baseline = self.finished_baseline(previous.experiment_id)
+                return PreviousSearch(trials, baseline[1] if baseline else {})
+        return None
 
     def remove_older_iterations(
         self, method_name: str, experiment_id: str, keep: int = 1, keep_models: int = 1
@@ -251,14 +262,16 @@ class Tracking(Models):
 
     def start_trial(self, experiment_id: str, proposal: Proposal, seed: int) -> str:
         """Open the run of one hyperparameter set."""
+        planned = proposal.planned
         run_id = self._create_run(
             experiment_id,
-            f"trial {proposal.number + 1}",
+            f"trial {planned.number + 1}",
             {
                 "es.kind": "trial",
-                "es.trial": str(proposal.number),
-                "es.suggested.values": proposal.suggested.values,
-                "es.suggested.distributions": proposal.suggested.distributions,
+                "es.trial": str(planned.number),
+                "es.study_trial": str(planned.study_number),
+                "es.suggested.values": planned.suggested.values,
+                "es.suggested.distributions": planned.suggested.distributions,
             },
         )
         params = [Param(name, str(value)) for name, value in proposal.params.items()]
@@ -280,11 +293,13 @@ class Tracking(Models):
         value: float | None = None,
         failure: str | None = None,
         trained_tokens: int = 0,
+        attrs: str | None = None,
     ) -> None:
         """End a run with its final scores, the aggregates of its reports, and what took how long.
 
         The outcome and value are written before the status: a run that is terminated is complete
         in the ledger. failure: the traceback of a failed trial, kept as artifact `traceback.txt`.
+        attrs: what the search noted on the trial.
         """
         totals = {f"seconds/{phase}": duration for phase, duration in (seconds or {}).items()}
         final = {**metrics, **_cost(trained_tokens)}
@@ -293,6 +308,11 @@ class Tracking(Models):
             *_metrics(final, step=reports[-1].step + 1 if reports else 0),
         ]
         tags = {"es.outcome": outcome.value}
+        if attrs is not None:
+            tags["es.attrs"] = attrs
+        if outcome is Outcome.PRUNED and reports:
+            tags["es.pruned_at_step"] = str(reports[-1].step)
+            tags["mlflow.note.content"] = f"Pruned at step {reports[-1].step}: it had no prospects."
         if value is not None:
             tags["es.value"] = repr(value)
         if failure is not None:
@@ -303,6 +323,29 @@ class Tracking(Models):
         self._client.log_batch(run_id, points, tags=[RunTag(k, v) for k, v in tags.items()])
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
         self._client.set_terminated(run_id, status[outcome])
+
+    def has_summary(self, experiment_id: str) -> bool:
+        """Return whether an iteration's search was summarized."""
+        return any(run.info.status == "FINISHED" for run in self._summaries(experiment_id))
+
+    def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:
+        """Keep the files of a folder in the iteration's summary run; None: say what failed."""
+        begun = next(self._summaries(experiment_id), None)
+        run_id = (
+            self._create_run(experiment_id, "summary", {"es.kind": "summary"})
+            if begun is None
+            else begun.info.run_id
+        )
+        if folder is not None:
+            self._patiently(partial(self._client.log_artifacts, run_id, str(folder)))
+        note = "What the search found: see the artifacts." if folder else f"Not drawn: {failure}"
+        self._client.set_tag(run_id, "mlflow.note.content", note)
+        self._client.set_terminated(run_id)
+
+    def _summaries(self, experiment_id: str) -> Iterator[Run]:
+        return (
+            run for run in self._runs(experiment_id) if run.data.tags.get("es.kind") == "summary"
+        )
 
     def kill_run(self, run_id: str) -> None:
         """End a run that does not count: interrupted, or left behind by a dead worker."""
@@ -337,6 +380,14 @@ class Tracking(Models):
             for run in sorted(runs, key=lambda run: int(run.data.tags["es.trial"]))
         ]
 
+    def interrupted_trials(self, experiment_id: str) -> list[PlannedTrial]:
+        """Return the trials that ended without an outcome, with the worker that ran them, say."""
+        return [
+            _planned(run)
+            for run in self._runs(experiment_id)
+            if run.data.tags.get("es.kind") == "trial" and "es.outcome" not in run.data.tags
+        ]
+
     def trained_tokens(self, experiment_id: str) -> dict[str, int]:
         """Return what each run of an experiment has cost by its last report, however it ended."""
         return {
@@ -347,7 +398,10 @@ class Tracking(Models):
 
     def _reported(self, run: Run, metric: str) -> dict[int, float]:
         history = self._client.get_metric_history(run.info.run_id, metric)
-        return {point.step: point.value for point in history}
+        reported = {point.step: point.value for point in history}
+        if "es.value" in run.data.tags:  # the last one is the final score, which was no report
+            del reported[max(reported)]
+        return reported
 
 
 def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
@@ -379,15 +433,24 @@ def aggregate(reports: Sequence[Report]) -> dict[str, float]:
     return totals
 
 
+def _planned(run: Run) -> PlannedTrial:
+    tags = run.data.tags
+    number = int(tags["es.trial"])
+    suggested = SuggestedSet(tags["es.suggested.values"], tags["es.suggested.distributions"])
+    return PlannedTrial(number, int(tags.get("es.study_trial", number)), suggested)
+
+
 def _as_trial(run: Run, reported: Mapping[int, float]) -> FinishedTrial:
     tags = run.data.tags
     ended, started = run.info.end_time, run.info.start_time
     return FinishedTrial(
         run_id=run.info.run_id,
-        suggested=SuggestedSet(tags["es.suggested.values"], tags["es.suggested.distributions"]),
+        planned=_planned(run),
         outcome=Outcome(tags["es.outcome"]),
         value=float(tags["es.value"]) if "es.value" in tags else None,
         intermediate_values=reported,
+        attrs=tags.get("es.attrs", "{}"),
         seconds=(ended - started) / 1000 if ended and started else 0.0,
+        ended=ended or 0,
         has_model=tags.get("es.model") == "stored",
     )

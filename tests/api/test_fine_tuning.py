@@ -39,6 +39,7 @@ def create(api: TestClient, **body: Any) -> Any:
 def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     """The answer carries the names that clients of the reference read; no model, no model link."""
     body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
+    body["search"] = {"pruner": "none"}
     task = create(api, **body)
     assert task == {
         "id": task["id"],
@@ -49,7 +50,8 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
         "batch_id": None,
         "metadata": {"who": "me"},
         "idempotency_key": "k-1",
-        "budget": {"max_trials": 3, "max_minutes": None},
+        "budget": {"max_trials": 3, "max_minutes": None, "max_trained_tokens": None},
+        "search": {"sampler": None, "pruner": "none"},
         "attempt": 0,
         "worker_id": None,
         "progress": None,
@@ -177,6 +179,8 @@ def test_an_unknown_method_is_refused_with_the_known(
         {"budget": {"max_trials": 0}},
         {"budget": {"max_minutes": 0}},
         {"budget": {"max_minutes": "inf"}},
+        {"budget": {"max_trained_tokens": 0}},
+        {"search": {"sampler": "annealing"}},
     ],
 )
 def test_bad_task_fields_are_422(api: TestClient, store: Store, fields: dict[str, Any]) -> None:

@@ -39,6 +39,9 @@ from embedding_studio.tasks import (
     FineTuningTask,
     ModelFile,
     Promotion,
+    Pruner,
+    Sampler,
+    SearchOptions,
     StoredModel,
     TaskEvent,
     TaskEventKind,
@@ -489,7 +492,10 @@ def test_read_batch_takes_a_fixed_number_of_queries(backend: Backend) -> None:
 
 def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
     """A new task is pending, carries every field of its request and is read back equal."""
-    request = TaskRequest("m", "batch-1", ODD_JSON, "key", Budget(7, 2.5))
+    request = TaskRequest(
+        "m", "batch-1", ODD_JSON, "key", Budget(7, 2.5, 10**12),
+        SearchOptions(Sampler.GP, Pruner.NONE),
+    )  # fmt: skip
     task, is_new = store.add_task(request, NOW)
     assert is_new
     assert task == FineTuningTask(
@@ -501,7 +507,8 @@ def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
         batch_id="batch-1",
         metadata=ODD_JSON,
         idempotency_key="key",
-        budget=Budget(7, 2.5),
+        budget=Budget(7, 2.5, 10**12),
+        search=SearchOptions(Sampler.GP, Pruner.NONE),
     )
     assert store.get_task(task.id) == task
     assert len(task.id) == 24
@@ -530,6 +537,7 @@ def test_the_same_key_and_request_give_the_same_task(store: Store) -> None:
         (TaskRequest("m", "b", {"a": 2}, "key-1"), "metadata"),
         (TaskRequest("m", "b", None, "key-1"), "metadata"),
         (TaskRequest("m", "b", {"a": 1}, "key-1", Budget(3)), "budget"),
+        (TaskRequest("m", "b", {"a": 1}, "key-1", search=SearchOptions(Sampler.GP)), "search"),
     ],
 )
 def test_the_same_key_with_another_request_is_a_conflict(

@@ -11,7 +11,15 @@ from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.schedules import next_time, run_due
 from embedding_studio.store import Store
-from embedding_studio.tasks import Budget, Claim, Schedule, TaskRequest, TaskStatus
+from embedding_studio.tasks import (
+    Budget,
+    Claim,
+    Sampler,
+    Schedule,
+    SearchOptions,
+    TaskRequest,
+    TaskStatus,
+)
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW, make_session
 
@@ -45,6 +53,7 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
     removed it is not found."""
     schedule = make_schedule(
         cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
+        search=SearchOptions(Sampler.GRID),
         metadata={"a.b": [1]}, webhook_url=URL,
     )  # fmt: skip
     for _ in range(2):

@@ -34,7 +34,7 @@ CRASHES = [
     Fault(f"{TRACKING}.start_trial", "after"),
     Fault(f"{TRACKING}.log_report", "after", 1),
     Fault(f"{TRACKING}.log_report", "after", 4),
-    Fault(f"{MODELS}._place", "after", 3),  # the first best model's data without its card
+    Fault(f"{MODELS}._upload", "after", 3),  # the first best model's data without its card
     Fault(f"{MODELS}.upload_model", "after", 2),
     Fault(f"{MODELS}.confirm_model", "before", 2),
     Fault(f"{MODELS}.confirm_model", "after", 2),
@@ -50,6 +50,9 @@ CRASHES = [
     Fault(f"{TRACKING}.log_test_scores", "after"),
     Fault(f"{TRACKING}.log_test_scores", "after", 2),
     Fault(f"{ITERATION}.judge", "after"),  # the verdict is recorded
+    Fault(f"{TRACKING}.store_summary", "before"),
+    Fault(f"{CLIENT}.log_artifacts", "after"),
+    Fault(f"{TRACKING}.store_summary", "after"),
     Fault(f"{MODELS}.promote", "before"),
     Fault(f"{CLIENT}.create_model_version", "after"),
     Fault(f"{CLIENT}.set_registered_model_alias", "before"),

@@ -222,3 +222,43 @@ class Heavy(Toy):
 
     def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
         return np.full(1_000_000, params["skill"])
+
+
+class Climbing(Toy):
+    """Reports 8 steps, on the way up to its skill; a stop is obeyed."""
+
+    meta = PluginMeta(name="Climbing")
+    pruner = "asha"
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        for step in range(8):
+            run.trained_tokens += 100
+            run.report(self.evaluate(model + params["skill"] * step / 8, data.validation), step)
+        return np.array([params["skill"]])
+
+
+class Few(Toy):
+    """There are three sets, and no more."""
+
+    meta = PluginMeta(name="Few")
+    sampler = "grid"
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        return {"skill": trial.suggest_float("skill", 0.3, 0.9, step=0.3)}
+
+
+class Meeting(Toy):
+    """Each trial reports, then waits until a second one has begun: `meeting` in its parameters."""
+
+    meta = PluginMeta(name="Meeting")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        return {**super().suggest(trial), "meeting": os.environ["TOY_MEETING"]}
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        run.report(self.evaluate(model, data.validation), 0)
+        meeting = Path(params["meeting"])
+        (meeting / str(run.seed)).touch()
+        while not (meeting / "go on").exists():
+            time.sleep(0.01)
+        return np.array([params["skill"]])

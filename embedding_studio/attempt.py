@@ -1,0 +1,122 @@
+"""One attempt at a task: what its steps share, and how they reach the store and the executor."""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from embedding_studio.errors import Stopped, StoreUnavailable
+from embedding_studio.executors.base import Executor, Job, Resources, Verdict
+from embedding_studio.lease import Clock, Lease
+from embedding_studio.methods import AnyMethod, Scores
+from embedding_studio.settings import Settings
+from embedding_studio.store.base import Store
+from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind, line_of
+from embedding_studio.tracking import Tracking
+from embedding_studio.trial import MethodRef, Score
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What an iteration works with; made once per worker."""
+
+    store: Store
+    tracking: Tracking
+    executor: Executor
+    settings: Settings
+    clock: Clock
+
+
+class Attempt:
+    """line: whose champion it is about, as `tasks.line_of` names it. has_model: whether a model of
+    this iteration was uploaded, be it not yet read back."""
+
+    def __init__(self, house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
+        self.store = house.store.in_project(task.project)
+        self.tracking = house.tracking
+        self.executor = house.executor
+        self.settings = house.settings
+        self.clock = house.clock
+        self.task = task
+        self.lease = lease
+        self.method = method
+        self.line = line_of(task)
+        self.ref = MethodRef(method.meta.name, house.settings.plugins_folder)
+        self.budget = task.budget.or_else(method.budget)
+        self.needs = Resources(method.num_cpus, method.num_gpus)
+        self.work = house.settings.work_folder / f"{task.id}-{task.attempt}"
+        self.start_folder = self.work / "start"
+        self.data_folder = self.work / "data"
+        self.best_folder = self.work / "best"
+        self.has_model = task.best_model is not None
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def run(self, job: Job[Result]) -> Result:
+        """Run one job on the executor, ending it when the lease ends.
+
+        A task that is to stop and has no model yet ends here, for there will be nothing to keep."""
+        self.lease.check()
+        future = self.submit(job)
+        try:
+            self.first_done([future], self._stop_if_there_is_nothing_to_keep)
+        except BaseException:
+            self.executor.kill(future)
+            wait([future])
+            raise
+        return future.result()
+
+    def submit(self, job: Job[Result]) -> "Future[Result]":
+        """Start a job whose reports, if it makes any, change nothing."""
+        return self.executor.submit(job, lambda _: Verdict.CONTINUE, self.needs)
+
+    def first_done(
+        self, running: Collection[Future[Any]], when_stopping: Callable[[Future[Any]], None]
+    ) -> set[Future[Any]]:
+        """Wait for the first of some jobs, asking the lease meanwhile."""
+        while True:
+            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            self.lease.check()
+            if done:
+                return done
+            if self.lease.is_stopping:
+                for future in running:
+                    when_stopping(future)
+
+    def _stop_if_there_is_nothing_to_keep(self, job: Future[Any]) -> None:
+        if not self.has_model:
+            raise Stopped("stopped before any hyperparameter set had given a model")
+
+    def score(self, model_folder: Path, split: str) -> Scores:
+        """Score a saved model on a split of the prepared data."""
+        return self.run(Score(self.ref, model_folder, self.data_folder, split))
+
+    # -- the task ----------------------------------------------------------------------------------
+
+    def record(
+        self, kind: TaskEventKind, detail: str, data: Mapping[str, Any], **fields: Any
+    ) -> None:
+        """Set fields of the task and add an event to its history, in one fenced write."""
+        now = self.clock()
+        event = TaskEvent(kind, now, detail, data)
+        self.patiently(partial(self.store.record, self.lease.claim, now, event=event, **fields))
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """Ask the store until it answers, for as long as the lease holds."""
+        while True:
+            try:
+                return call()
+            except StoreUnavailable as error:
+                log.warning("task %s: the store does not answer: %s", self.task.id, error)
+                self.lease.check()
+                time.sleep(POLL_SECONDS)

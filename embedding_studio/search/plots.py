@@ -1,0 +1,91 @@
+"""What a search found, for people: Optuna's plots as a page and as pictures, the sets as a table.
+
+search.html          all plots, to hover over; needs no network
+<plot>.png           each plot
+sets.csv             the hyperparameter sets in the order they were tried
+"""
+
+import csv
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import optuna
+from matplotlib import pyplot as plt
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.visualization import matplotlib as pictures
+
+from embedding_studio.methods import Direction
+from embedding_studio.search import FinishedTrial
+
+mpl.use("agg")
+
+MIN_TO_COMPARE = 2
+"""Importances and coordinates compare complete trials."""
+
+
+def draw_search(
+    trials: Sequence[FinishedTrial], direction: Direction, metric: str, folder: Path
+) -> None:
+    """Write the plots and the table into an empty folder; plots that say nothing yet are left out.
+
+    trials: in the order of their numbers.
+    """
+    _write_table(trials, metric, folder / "sets.csv")
+    study = optuna.create_study(direction=direction)
+    study.add_trials([trial.frozen() for trial in trials])
+    complete = [trial for trial in trials if trial.value is not None]
+    figures = []
+    with warnings.catch_warnings():
+        # Optuna calls its pictures experimental, and tells of trials that it leaves out
+        warnings.simplefilter("ignore")
+        for name, interactive, picture in _plots(study, metric, len(complete)):
+            figures.append(interactive())
+            axes = picture()
+            figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
+            figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
+            plt.close("all")
+    _write_page(figures, folder / "search.html")
+
+
+def _plots(
+    study: optuna.Study, metric: str, complete: int
+) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Yield the name of each plot worth drawing, and who draws it: for a page, as a picture."""
+
+    def both(name: str, **options: Any) -> tuple[str, Callable[[], Any], Callable[[], Any]]:
+        page = getattr(optuna.visualization, f"plot_{name}")
+        picture = getattr(pictures, f"plot_{name}")
+        return name, partial(page, study, **options), partial(picture, study, **options)
+
+    named = {"target": lambda trial: trial.value, "target_name": metric}
+    if complete:
+        yield both("optimization_history", **named)
+    if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+        yield both("intermediate_values")
+    if complete >= MIN_TO_COMPARE and study.best_trial.params:
+        yield both("parallel_coordinate", **named)
+        yield both("param_importances", evaluator=PedAnovaImportanceEvaluator())
+
+
+def _write_page(figures: Sequence[Any], path: Path) -> None:
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0)  # the library once
+        for number, figure in enumerate(figures)
+    ]
+    path.write_text("<!doctype html><meta charset='utf-8'><title>Search</title>" + "".join(parts))
+
+
+def _write_table(trials: Sequence[FinishedTrial], metric: str, path: Path) -> None:
+    names = sorted({name for trial in trials for name in trial.suggested.params})
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["trial", "outcome", metric, "reports", "seconds", *names, "run_id"])
+        for trial in trials:
+            params = trial.suggested.params
+            row = [trial.planned.number + 1, trial.outcome.value, trial.value]
+            row += [len(trial.intermediate_values), round(trial.seconds, 1)]
+            writer.writerow([*row, *(params.get(name) for name in names), trial.run_id])

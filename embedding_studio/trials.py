@@ -1,0 +1,380 @@
+"""The trials of one iteration: side by side, until the budget is spent; the best model is kept."""
+
+import logging
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from embedding_studio.attempt import Attempt
+from embedding_studio.errors import (
+    AllTrialsFailed,
+    CorruptModel,
+    ExecutorUnavailable,
+    Stopped,
+    TrialCanceled,
+    TrialPruned,
+)
+from embedding_studio.executors.base import Report, Verdict
+from embedding_studio.methods import is_better
+from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
+from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
+from embedding_studio.trial import Train, TrialResult, mean_metrics
+
+log = logging.getLogger(__name__)
+
+SCORE_TOLERANCE = 1e-3
+"""How far the score of a model read back may be from the one it was saved with."""
+
+
+@dataclass
+class _Trial:
+    """started: time.monotonic(). trained_tokens: as last heard of.
+    ledger_error: what kept MLflow from being written to."""
+
+    proposal: Proposal
+    run_id: str
+    model_folder: Path
+    started: float
+    view: RunningTrial
+    reports: list[Report] = field(default_factory=list)
+    trained_tokens: int = 0
+    ledger_error: Exception | None = None
+
+    @contextmanager
+    def writes_to_ledger(self) -> Iterator[None]:
+        """Around calls to MLflow: their failure is the task's, not the hyperparameter set's."""
+        try:
+            yield
+        except Exception as error:
+            self.ledger_error = error
+            raise
+
+
+class Trials:
+    """baseline: the starting model's validation metrics. seed: of the search; a trial's own is its
+    number higher."""
+
+    def __init__(
+        self, attempt: Attempt, experiment_id: str, seed: int, baseline: Mapping[str, float]
+    ) -> None:
+        self._attempt = attempt
+        self._tracking = attempt.tracking
+        self._lease = attempt.lease
+        self._method = attempt.method
+        self._experiment_id = experiment_id
+        self._seed = seed
+        self._baseline = baseline
+        wanted = attempt.task.search
+        self._search = Search(
+            attempt.method.direction,
+            seed,
+            wanted.sampler or Sampler(attempt.method.sampler),
+            wanted.pruner or Pruner(attempt.method.pruner),
+        )
+        self._budget = attempt.budget
+        self._max_trials = self._budget.max_trials or 1
+        self._deadline: float | None = None
+        self._started = 0
+        self._is_exhausted = False
+        self._running: dict[Future[TrialResult], _Trial] = {}
+        self._views = threading.Lock()
+        self._ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+        self._seconds: list[float] = []
+        self._tokens = attempt.tracking.trained_tokens(experiment_id)  # by run
+        self._best_value: float | None = None
+        self._best_model: StoredModel | None = None
+
+    def run(self) -> StoredModel:
+        """Run one trial per hyperparameter set until the budget is spent; return the best model.
+
+        Raises Stopped or AllTrialsFailed if there is none.
+        """
+        finished = self._replay()
+        self._started = len(finished)
+        for ended in finished:
+            self._ended[ended.outcome] += 1
+        if self._budget.max_minutes is not None:
+            spent = sum(trial.seconds for trial in finished)
+            self._deadline = time.monotonic() + self._budget.max_minutes * 60 - spent
+        self._lease.show(phase="search", max_trials=self._max_trials)
+        self._show()
+        last_failure = "the budget was spent before one could finish"
+        try:
+            while True:
+                while self._may_start_another():
+                    self._start()
+                if not self._running:
+                    break
+                for future in self._attempt.first_done(
+                    self._running, self._kill_when_grace_is_over
+                ):
+                    last_failure = self._conclude(self._running.pop(future), future) or last_failure
+                    self._show(seconds_left=self._estimate_seconds())
+        except BaseException as error:
+            for future in self._running:
+                self._attempt.executor.kill(future)
+            wait(self._running)
+            if not self._tracking.is_outage(error):  # else the next attempt does it
+                for trial in self._running.values():
+                    self._tracking.kill_run(trial.run_id)
+            raise
+        # runs whose creation was answered too late, and so asked for again
+        self._tracking.kill_unfinished(self._experiment_id)
+        self._tracking.record_cost(self._experiment_id, self.trained_tokens)
+        if self._best_model is None:
+            self._lease.beat()  # the last word on progress
+            if self._lease.is_stopping:
+                raise Stopped("stopped before any hyperparameter set had given a model")
+            raise AllTrialsFailed(
+                f"none of {self._started} hyperparameter sets gave a model; the last one: "
+                f"{last_failure}. The tracebacks are in MLflow, with each failed run"
+            )
+        return self._best_model
+
+    @property
+    def trained_tokens(self) -> int:
+        """Of all trials, those of earlier attempts too, whatever became of them."""
+        return sum(list(self._tokens.values()))  # a copy: reports come from other threads
+
+    # -- before --------------------------------------------------------------------------------
+
+    def _replay(self) -> Sequence[FinishedTrial]:
+        tracking, metric, direction = (
+            self._tracking,
+            self._method.main_metric,
+            self._method.direction,
+        )
+        settings = self._attempt.settings
+        previous = tracking.previous_search(self._attempt.line, self._experiment_id)
+        if previous is not None and settings.learn_from_previous and metric in previous.baseline:
+            shift = self._baseline[metric] - previous.baseline[metric]
+            self._search.learn(previous.trials, shift)
+        finished = tracking.finished_trials(self._experiment_id, metric)
+        self._search.replay(finished, tracking.interrupted_trials(self._experiment_id))
+        self._search.enqueue(tracking.sets_without_model(self._experiment_id))
+        if previous is not None:
+            best = best_first(previous.trials, direction)[: settings.warm_start_trials]
+            self._search.enqueue(trial.suggested for trial in best)
+        with_model = [trial for trial in finished if trial.has_model]
+        if kept := best_first(with_model, direction):
+            self._adopt_best(kept[0].value, tracking.stored_model(kept[0].run_id))
+        return finished
+
+    # -- while they run ------------------------------------------------------------------------
+
+    def _may_start_another(self) -> bool:
+        """Return whether there is a free slot, something to try, and a budget left for it."""
+        max_tokens = self._budget.max_trained_tokens
+        return (
+            self._started < self._max_trials
+            and not self._is_exhausted
+            and not self._lease.is_stopping
+            and (self._deadline is None or time.monotonic() < self._deadline)
+            and (max_tokens is None or self.trained_tokens < max_tokens)
+            and len(self._running) < self._attempt.executor.slots(self._attempt.needs)
+        )
+
+    def _start(self) -> None:
+        self._lease.check()
+        attempt = self._attempt
+        proposal = self._search.ask(self._method.suggest)
+        if proposal is None:
+            self._is_exhausted = True
+            log.info("task %s: every hyperparameter set was tried", attempt.task.id)
+            return
+        seed = self._seed + proposal.number
+        run_id = self._tracking.start_trial(self._experiment_id, proposal, seed)
+        folder = attempt.work / f"trial-{proposal.number}"
+        view = RunningTrial(proposal.number + 1, attempt.clock())
+        trial = _Trial(proposal, run_id, folder, time.monotonic(), view)
+        job = Train(
+            method=attempt.ref,
+            params=proposal.params,
+            seed=seed,
+            data_folder=attempt.data_folder,
+            start_folder=attempt.start_folder,
+            model_folder=folder,
+            best_value=self._best_value,
+            baseline=self._baseline,
+        )
+        future = attempt.executor.submit(job, self._listen_to(trial), attempt.needs)
+        with self._views:
+            self._running[future] = trial
+        self._started += 1
+        self._show(trial=proposal.number + 1, step=None, main_metric=None)
+
+    def _listen_to(self, trial: _Trial) -> Callable[[Report], Verdict]:
+        def on_report(report: Report) -> Verdict:
+            self._lease.check()
+            trial.reports.append(report)
+            self._note_cost(trial, report.trained_tokens)
+            number, value = trial.proposal.number, report.metrics[self._method.main_metric]
+            with trial.writes_to_ledger():
+                self._tracking.log_report(trial.run_id, report)
+            trial.view = replace(trial.view, step=report.step, main_metric=value)
+            self._show(trial=number + 1, step=report.step, main_metric=value)
+            is_hopeless = self._search.report(number, value, report.step)
+            if self._lease.is_stopping:
+                return Verdict.STOP
+            return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
+
+        return on_report
+
+    def _show(self, **changes: Any) -> None:
+        """Put into the task's progress where the trials stand."""
+        with self._views:
+            running = [trial.view for trial in self._running.values()]
+        self._lease.show(
+            running_trials=tuple(sorted(running, key=lambda view: view.trial)),
+            finished_trials=sum(self._ended.values()),
+            pruned_trials=self._ended[Outcome.PRUNED],
+            failed_trials=self._ended[Outcome.FAILED],
+            **changes,
+        )
+
+    def _note_cost(self, trial: _Trial, trained_tokens: int) -> None:
+        trial.trained_tokens = self._tokens[trial.run_id] = trained_tokens
+        self._lease.show(trained_tokens=self.trained_tokens)
+
+    def _estimate_seconds(self) -> float | None:
+        """Return how long the search still takes, by how long its trials took so far."""
+        if not self._seconds:
+            return None
+        now, mean = time.monotonic(), fmean(self._seconds)
+        begun = [max(0.0, mean - (now - trial.started)) for trial in self._running.values()]
+        to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
+        left = (sum(begun) + to_come) / self._attempt.executor.slots(self._attempt.needs)
+        return left if self._deadline is None else min(left, max(0.0, self._deadline - now))
+
+    def _kill_when_grace_is_over(self, future: Future[Any]) -> None:
+        if self._lease.seconds_since_stop > self._attempt.settings.stop_grace_seconds:
+            self._attempt.executor.kill(future)
+
+    # -- after each ----------------------------------------------------------------------------
+
+    def _conclude(self, trial: _Trial, future: Future[TrialResult]) -> str | None:
+        """Write a finished trial to the ledger; return why it failed, if it did."""
+        number = trial.proposal.number
+        model, value = None, None
+        try:
+            result = future.result()
+            self._note_cost(trial, result.trained_tokens)
+            value = result.metrics[self._method.main_metric]
+            if is_better(self._method.direction, value, self._best_value):
+                model = self._upload(trial, result)
+        except TrialPruned:
+            self._end(trial, Outcome.PRUNED)
+            self._record(TaskEventKind.TRIAL_PRUNED, number, "pruned, it had no prospects")
+            return None
+        except ExecutorUnavailable:
+            raise  # the trial's machine failed it, not its hyperparameter set
+        except Exception as error:
+            if error is trial.ledger_error:
+                raise  # the ledger's failure, not the hyperparameter set's
+            self._lease.check()
+            if isinstance(error, TrialCanceled) and self._lease.is_stopping:
+                self._tracking.kill_run(trial.run_id)
+                seconds = self._lease.seconds_since_stop
+                why = f"killed, still going on {seconds:.0f} s after the stop"
+            else:
+                log.warning("task %s: trial %d: %r", self._attempt.task.id, number + 1, error)
+                self._tracking.delete_model(trial.run_id)
+                failure = "".join(traceback.format_exception(error))
+                self._end(trial, Outcome.FAILED, failure=failure)
+                why = f"{type(error).__name__}: {error}"
+            self._record(TaskEventKind.TRIAL_FAILED, number, why)
+            return why
+        finally:
+            shutil.rmtree(trial.model_folder, ignore_errors=True)
+        wall_seconds = time.monotonic() - trial.started
+        log.info(
+            "task %s: trial %d: %s %.4f in %.1f s, %.0f %% of them not training",
+            self._attempt.task.id, number + 1, self._method.main_metric, value, wall_seconds,
+            100 * (1 - result.seconds["train"] / wall_seconds),
+        )  # fmt: skip
+        phases = {**result.seconds, "wall": wall_seconds}
+        self._end(trial, Outcome.COMPLETE, result.metrics, value, seconds=phases)
+        self._record(
+            TaskEventKind.TRIAL_FINISHED,
+            number,
+            f"{self._method.main_metric} {value:.4f} on validation, in {wall_seconds:.1f} s",
+            {"value": value, "seconds": round(wall_seconds, 1), "run_id": trial.run_id},
+        )
+        if model is not None:
+            self._adopt_best(value, model)
+        return None
+
+    def _end(
+        self,
+        trial: _Trial,
+        outcome: Outcome,
+        metrics: Mapping[str, float] | None = None,
+        value: float | None = None,
+        **about: Any,
+    ) -> None:
+        """Write how a trial ended to the ledger, then tell the search."""
+        number = trial.proposal.number
+        self._tracking.finish_run(
+            trial.run_id,
+            metrics or {},
+            trial.reports,
+            outcome=outcome,
+            value=value,
+            trained_tokens=trial.trained_tokens,
+            attrs=self._search.attrs(number),
+            **about,
+        )
+        self._search.tell(number, outcome, value)
+        self._ended[outcome] += 1
+        self._seconds.append(time.monotonic() - trial.started)
+
+    def _upload(self, trial: _Trial, result: TrialResult) -> StoredModel:
+        """Upload a model, then load it back and score it: only then may it replace the best.
+
+        Raises CorruptModel when the model read back does not score what the trial scored.
+        """
+        metric = self._method.main_metric
+        with trial.writes_to_ledger():
+            model = self._tracking.upload_model(trial.run_id, trial.model_folder)
+        self._attempt.has_model = True
+        copy = self._attempt.work / f"copy-{trial.proposal.number}"
+        with trial.writes_to_ledger():
+            self._tracking.download_model(model, copy)
+        read_back = mean_metrics(self._attempt.score(copy, "validation"), metric)[metric]
+        if abs(read_back - result.metrics[metric]) > SCORE_TOLERANCE * max(1.0, abs(read_back)):
+            raise CorruptModel(
+                f"the model of run {trial.run_id} scored {result.metrics[metric]:.6f} before it "
+                f"was saved and {read_back:.6f} after it was loaded back: does `save` write all?"
+            )
+        with trial.writes_to_ledger():
+            self._tracking.confirm_model(model)
+        shutil.rmtree(self._attempt.best_folder, ignore_errors=True)
+        copy.rename(self._attempt.best_folder)
+        return model
+
+    def _adopt_best(self, value: float | None, model: StoredModel) -> None:
+        """Make a stored model the best so far; only now may the former best's files go."""
+        self._best_value, self._best_model = value, model
+        self._lease.check()
+        self._tracking.keep_best(self._experiment_id, model.run_id)
+        self._attempt.record(
+            TaskEventKind.BEST_MODEL_STORED,
+            f"the best model so far is that of run {model.run_id}",
+            {"run_id": model.run_id, "value": value},
+            best_model=model,
+        )
+        self._lease.show(best_so_far=value)
+
+    def _record(
+        self, kind: TaskEventKind, number: int, what: str, data: Mapping[str, Any] | None = None
+    ) -> None:
+        named = {"trial": number + 1, **(data or {})}
+        self._attempt.record(kind, f"trial {number + 1}: {what}", named)

@@ -1,0 +1,250 @@
+"""The trials of an iteration: side by side, pruned, in their budget, begun anew after a crash."""
+
+import csv
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedding_studio.errors import ExecutorUnavailable
+from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
+from embedding_studio.executors.inline import InlineExecutor
+from embedding_studio.search import Search
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import (
+    Budget,
+    FineTuningTask,
+    Pruner,
+    RunningTrial,
+    Sampler,
+    SearchOptions,
+    TaskRequest,
+    TaskStatus,
+)
+from embedding_studio.worker import Worker, utc_now
+from tests.iterations import Bench, open_bench
+from tests.waiting import wait_until
+
+
+def run(bench: Bench, method: str, start: int = 0, **request: Any) -> FineTuningTask:
+    """Post sessions and a task, work until it ends, and return it."""
+    bench.post_sessions(start)
+    task, _ = bench.house.store.add_task(TaskRequest(method, **request), utc_now())
+    assert bench.worker.work_once()
+    return bench.house.store.get_task(task.id)
+
+
+def test_trials_run_side_by_side_and_progress_shows_each(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two processes two trials are at work at once, each with its step and metric."""
+    monkeypatch.setenv("TOY_MEETING", str(tmp_path))
+    bench = open_bench(settings.replaced(executor="process:2"))
+    bench.post_sessions()
+    task = bench.post_task("Meeting", trials=3)
+    working = threading.Thread(target=bench.worker.work_once)
+    working.start()
+
+    def running() -> tuple[RunningTrial, ...]:
+        bench.worker.beat()
+        progress = bench.house.store.get_task(task.id).progress
+        return progress.running_trials if progress else ()
+
+    wait_until(lambda: [one.step for one in running()] == [0, 0])
+    assert [one.trial for one in running()] == [1, 2]
+    assert all(one.main_metric == pytest.approx(0.2) for one in running())
+    (tmp_path / "go on").touch()
+    working.join(60)
+    done = bench.house.store.get_task(task.id)
+    assert done.status is TaskStatus.DONE, done.error
+    assert done.progress is not None
+    assert done.progress.running_trials == ()
+    assert (done.progress.finished_trials, done.progress.pruned_trials) == (3, 0)
+    assert len(bench.model_files()) == 2  # the initial model's and the best one's
+    bench.house.executor.close()
+    bench.house.store.close()
+
+
+def test_hopeless_trials_are_pruned_and_never_the_best(bench: Bench) -> None:
+    """A pruned run is KILLED in MLflow, says at which step, has no model, and counts as pruned."""
+    done = run(bench, "Climbing", budget=Budget(12))
+    assert done.status is TaskStatus.DONE
+    runs = bench.runs(done)
+    pruned = [one for one in runs if one.data.tags["es.outcome"] == "pruned"]
+    assert 0 < len(pruned) < len(runs) == 12
+    for one in pruned:
+        assert one.info.status == "KILLED"
+        step = one.data.tags["es.pruned_at_step"]
+        assert step in one.data.tags["mlflow.note.content"]
+        history = bench.mlflow.get_metric_history(one.info.run_id, "skill")
+        assert max(point.step for point in history) == int(step) < 7
+        assert "es.model" not in one.data.tags
+        assert "es.is_best" not in one.data.tags
+    assert done.progress is not None
+    assert done.progress.pruned_trials == len(pruned)
+    assert done.best_model is not None
+    assert done.best_model.run_id not in {one.info.run_id for one in pruned}
+
+
+def test_a_task_names_its_sampler_and_pruner(bench: Bench) -> None:
+    """What the task says goes before what the method says."""
+    done = run(bench, "Climbing", budget=Budget(12), search=SearchOptions(pruner=Pruner.NONE))
+    assert {one.data.tags["es.outcome"] for one in bench.runs(done)} == {"complete"}
+    assert {"pruned"} < {
+        one.data.tags["es.outcome"]
+        for one in bench.runs(run(bench, "Climbing", start=1000, budget=Budget(12)))
+    }
+    refused = run(bench, "Toy", start=2000, search=SearchOptions(sampler=Sampler.GRID))
+    assert refused.status is TaskStatus.ERROR
+    assert "step" in str(refused.error)
+
+
+def test_a_search_ends_when_every_set_was_tried(bench: Bench) -> None:
+    """A space of three sets gives three runs, whatever the budget."""
+    done = run(bench, "Few", budget=Budget(50))
+    assert done.status is TaskStatus.DONE
+    skills = sorted(bench.suggested(one)["skill"] for one in bench.runs(done))
+    assert skills == pytest.approx([0.3, 0.6, 0.9])
+    assert done.progress is not None
+    assert done.progress.seconds_left is None
+
+
+def test_the_tokens_of_the_budget_end_the_search(bench: Bench) -> None:
+    """No set is started once so many tokens were trained on, over all trials."""
+    done = run(bench, "Climbing", budget=Budget(50, max_trained_tokens=2400))
+    assert done.status is TaskStatus.DONE
+    assert done.progress is not None
+    before_last = done.progress.trained_tokens - 800
+    assert before_last < 2400 <= done.progress.trained_tokens
+
+
+def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt tries its set again first, with the same seed, and the search goes on as if
+    nothing had happened."""
+    expected = [
+        bench.suggested(one) for one in bench.runs(run(bench, "Climbing", budget=Budget(6)))
+    ]
+    bench.post_sessions(start=1000)
+    task, _ = bench.house.store.add_task(TaskRequest("Climbing", budget=Budget(6)), utc_now())
+    report, reports = Search.report, []
+
+    def die_in_fourth(self: Search, number: int, value: float, step: int) -> bool:
+        reports.append(number)
+        if number == 3 and step == 0:
+            raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
+        return report(self, number, value, step)
+
+    house = replace(
+        bench.house, settings=bench.house.settings.replaced(seed=0, warm_start_trials=0)
+    )
+    monkeypatch.setattr("embedding_studio.iteration.SEEDS_PER_GENERATION", 0)
+    with monkeypatch.context() as dying:
+        dying.setattr(Search, "report", die_in_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            Worker(house, bench.worker._catalog).work_once()
+    later = replace(house, clock=lambda: utc_now() + timedelta(days=1))
+    assert Worker(later, bench.worker._catalog).work_once()
+    done = bench.house.store.get_task(task.id)
+    assert done.status is TaskStatus.DONE
+    counted = [one for one in bench.runs(done) if "es.outcome" in one.data.tags]
+    assert [one.data.tags["es.trial"] for one in counted] == list("012345")
+    assert [bench.suggested(one) for one in counted] == expected
+    (interrupted,) = [one for one in bench.runs(done) if "es.outcome" not in one.data.tags]
+    assert interrupted.info.status == "KILLED"
+    assert interrupted.data.tags["es.trial"] == "3"
+    assert interrupted.data.params["seed"] == counted[3].data.params["seed"]
+
+
+class Unreliable(InlineExecutor):
+    """Is out of order for its third job, and for a while after it."""
+
+    def __init__(self) -> None:
+        self.jobs = 0
+        self.pings = 0
+
+    def submit(
+        self,
+        job: Job[Any],
+        on_report: Callable[[Report], Verdict],
+        needs: Resources = EVEN_SHARE,
+    ) -> Future[Any]:
+        self.jobs += 1
+        if self.jobs == 5:
+            raise ExecutorUnavailable("the head is gone")
+        return super().submit(job, on_report, needs)
+
+    def ping(self) -> None:
+        self.pings += 1
+        if self.pings < 2:
+            raise ExecutorUnavailable("the head is gone")
+
+
+def test_an_executor_out_of_order_is_waited_for(bench: Bench) -> None:
+    """The task stays the worker's, nothing counts as failed, the search goes on where it was."""
+    executor = Unreliable()
+    bench.worker._house = replace(bench.house, executor=executor)
+    done = run(bench, "Toy")
+    assert (done.status, done.attempt) == (TaskStatus.DONE, 1)
+    assert executor.pings == 2
+    counted = [one for one in bench.runs(done) if "es.outcome" in one.data.tags]
+    assert [one.data.tags["es.outcome"] for one in counted] == ["complete"] * 3
+
+
+def test_the_sampler_may_learn_from_the_iteration_before(bench: Bench) -> None:
+    """With the switch on, the second search proposes near what was best in the first."""
+    run(bench, "Toy", budget=Budget(25))
+    settings = bench.house.settings.replaced(learn_from_previous=True, warm_start_trials=0)
+    bench.worker._house = replace(bench.house, settings=settings)
+    bench.post_sessions(start=1000)
+    task, _ = bench.house.store.add_task(TaskRequest("Toy", budget=Budget(4)), utc_now())
+    assert bench.worker.work_once()
+    runs = bench.runs(bench.house.store.get_task(task.id))
+    assert [one.data.tags["es.trial"] for one in runs] == ["0", "1", "2", "3"]
+    assert min(bench.suggested(one)["skill"] for one in runs) > 0.6
+
+
+def test_what_the_search_found_is_drawn(settings: Settings) -> None:
+    """A summary run has the plots as pictures and as one page, and the sets in order."""
+    bench = open_bench(settings)
+    done = run(bench, "Climbing", budget=Budget(12))
+    (summary,) = bench.runs(done, "summary")
+    assert summary.info.status == "FINISHED"
+    folder = Path(summary.info.artifact_uri)
+    assert {file.name for file in folder.iterdir()} == {
+        "search.html", "sets.csv", "optimization_history.png", "param_importances.png",
+        "parallel_coordinate.png", "intermediate_values.png",
+    }  # fmt: skip
+    page = (folder / "search.html").read_text()
+    assert page.count("Plotly.newPlot(") == 4
+    assert 'src="http' not in page
+    with (folder / "sets.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    runs = bench.runs(done)
+    assert [row["run_id"] for row in rows] == [one.info.run_id for one in runs]
+    assert [float(row["skill"]) for row in rows] == [bench.suggested(r)["skill"] for r in runs]
+    assert [row["outcome"] for row in rows] == [one.data.tags["es.outcome"] for one in runs]
+    bench.house.store.close()
+
+
+def test_a_drawing_that_fails_costs_the_drawing_only(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is done all the same, and its summary run says what failed."""
+
+    def fail(*_: object) -> None:
+        raise OSError("no font")
+
+    monkeypatch.setattr("embedding_studio.search.plots.draw_search", fail)
+    bench = open_bench(settings)
+    done = run(bench, "Toy")
+    assert done.status is TaskStatus.DONE
+    (summary,) = bench.runs(done, "summary")
+    assert "no font" in summary.data.tags["mlflow.note.content"]
+    bench.house.store.close()
