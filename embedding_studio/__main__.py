@@ -3,7 +3,7 @@
 import logging
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,6 +13,9 @@ from embedding_studio.projects import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
     from embedding_studio.store import Store
+
+WIDE = 250
+"""Columns of a table that no terminal shows."""
 
 app = typer.Typer(
     name="embedding-studio",
@@ -100,13 +103,18 @@ def list_keys() -> None:
     from rich.table import Table
 
     names = ("id", "name", "scopes", "project", "created", "expires", "revoked")
-    table = Table(*names, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")  # what does not fit goes on, it is not left out
     with _store() as store:
         for key in store.list_keys():
             times = (key.created_at, key.expires_at, key.revoked_at)
             shown = [f"{time:%Y-%m-%d %H:%M}" if time else "" for time in times]
             table.add_row(key.id, key.name, ",".join(key.scopes), key.project, *shown)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
 
 
 @keys.command("revoke")
@@ -174,11 +182,24 @@ def _log(level: int) -> None:
 
 def main() -> None:
     """The entry point `embedding-studio`."""
+    from pydantic import ValidationError
+
     try:
         app()
     except EmbeddingStudioError as error:
-        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        raise SystemExit(1) from None
+        _fail(f"{type(error).__name__}: {error}")
+    except ValidationError as error:
+        if error.title != "Settings":
+            raise
+        for wrong in error.errors():
+            name = "_".join(map(str, wrong["loc"])).upper()
+            typer.secho(f"ES_{name} is {wrong['input']!r}: {wrong['msg']}", fg="red", err=True)
+        _fail("ConfigurationError: the environment has settings that cannot be")
+
+
+def _fail(why: str) -> NoReturn:
+    typer.secho(why, fg="red", err=True)
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ import logging
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from embedding_studio.attempt import Attempt, House
 from embedding_studio.clickstream import BatchStatus
-from embedding_studio.errors import Conflict, ExecutorUnavailable
+from embedding_studio.errors import Conflict, ExecutorUnavailable, NotFound
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.promotion import decide
@@ -235,10 +236,7 @@ class _Iteration:
                 promoted=False,
                 reason="another iteration changed the champion meanwhile: start a new task",
             )
-        verdict = (
-            f"{metric} on the test split: {promotion.best:.4f}, was {promotion.baseline:.4f}: "
-            f"{'promoted' if promotion.promoted else 'not promoted'}, {promotion.reason}"
-        )
+        verdict = self._say(promotion)
         kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
         figures = {"baseline": promotion.baseline, "best": promotion.best}
         self._attempt.record(kind, verdict, figures, promotion=promotion)
@@ -249,6 +247,13 @@ class _Iteration:
             f"Trained tokens: {self._trained_tokens:,}.",
         )
         return promotion
+
+    def _say(self, promotion: Promotion) -> str:
+        return (
+            f"{promotion.metric_name} on the test split: {promotion.best:.4f}, was "
+            f"{promotion.baseline:.4f}: "
+            f"{'promoted' if promotion.promoted else 'not promoted'}, {promotion.reason}"
+        )
 
     def recall_verdict(self) -> Promotion:
         """Return the verdict that an earlier attempt recorded."""
@@ -279,13 +284,24 @@ class _Iteration:
         """Move the champion if the verdict says so, then remove the older iterations."""
         self._lease.check()
         if promotion.promoted and self._best_model is not None:
-            self._tracking.promote(self._line, self._best_model)
+            self._tracking.promote(self._line, self._best_model, self._say(promotion))
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
-        self._tracking.remove_older_iterations(self._line, self._experiment_id, keep, keep_models)
+        self._tracking.remove_older_iterations(
+            self._line, self._experiment_id, keep, keep_models, self._forget_model
+        )
         if self._settings.keep_batches:
             self._attempt.patiently(
                 partial(self._store.delete_older_batches, self._settings.keep_batches)
+            )
+
+    def _forget_model(self, task_id: str) -> None:
+        if task_id == self._task.id:  # of an attempt from another start
+            return
+        why = f"its model goes, for task {self._task.id} is newer"
+        with suppress(NotFound):
+            self._attempt.patiently(
+                partial(self._store.forget_model, task_id, self._attempt.clock(), why)
             )
 
     def finish(self) -> None:

@@ -34,7 +34,11 @@ def next_time(
     try:
         return next(CronSim(cron, after.astimezone(UTC)))
     except (CronSimError, StopIteration) as error:
-        raise InvalidInput(f"cron is {cron!r}: {error or 'a time that never comes'}") from error
+        what = str(error) or "a time that never comes"
+        raise InvalidInput(
+            f"cron is {cron!r}: {what}; it takes minute, hour, day of month, month and day of "
+            "week: 30 3 * * 1"
+        ) from error
 
 
 def run_due(store: Store, now: datetime) -> None:

@@ -152,7 +152,7 @@ class Settings(BaseSettings):
 
     def experiment_url(self, experiment_id: str) -> str:
         """Return where people see an experiment."""
-        return f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}"
+        return f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
 
     def replaced(self, **changes: Any) -> "Settings":
         """Return these settings with some changed."""

@@ -51,6 +51,8 @@ def _end_iterations(
         if dry_run:
             continue
         if end is TaskStatus.CANCELED:
+            why = "the task was canceled"
+            store.in_project(iteration.project).forget_model(iteration.task_id, now, why)
             tracking.discard_task(iteration.task_id, iteration.method)
         else:
             tracking.kill_unfinished(iteration.experiment_id)

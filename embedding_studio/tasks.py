@@ -252,6 +252,7 @@ class TaskEventKind(StrEnum):
     BEST_MODEL_STORED = "best_model_stored"
     PROMOTED = "promoted"
     REFUSED = "refused"
+    MODEL_REMOVED = "model_removed"
     STOP_REQUESTED = "stop_requested"
     RESTARTED = "restarted"
     DONE = "done"

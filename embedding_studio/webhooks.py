@@ -94,6 +94,12 @@ def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:
     return f"v1,{base64.b64encode(digest).decode()}"
 
 
+def check_secret(settings: Settings) -> None:
+    """Raise ConfigurationError if there is a secret to sign with and it is none."""
+    if settings.webhook_secret is not None:
+        parse_secret(settings.webhook_secret.get_secret_value())
+
+
 def parse_secret(text: str) -> bytes:
     """Return the bytes of `whsec_<base64>`; 24 to 64 of them. Raises ConfigurationError."""
     try:

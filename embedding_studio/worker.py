@@ -39,7 +39,7 @@ from embedding_studio.store import open_store
 from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord, line_of
 from embedding_studio.tracking import Tracking
-from embedding_studio.webhooks import tell_ends
+from embedding_studio.webhooks import check_secret, tell_ends
 
 log = logging.getLogger(__name__)
 
@@ -285,16 +285,18 @@ def _describe(settings: Settings, task: FineTuningTask) -> bytes:
         mlflow_url=settings.experiment_url(task.experiment_id) if task.experiment_id else None,
         best_model_url=model_url if api_url and task.best_model else None,
     )
+    data = view.model_dump(mode="json", exclude={"delivery", "delivery_due_at"})  # the same again
     document = {
         "type": f"fine_tuning_task.{task.status}",
-        "timestamp": task.updated_at.isoformat(),
-        "data": view.model_dump(mode="json"),
+        "timestamp": data["updated_at"],
+        "data": data,
     }
     return json.dumps(document).encode()
 
 
 def open_worker(settings: Settings) -> Worker:
     """Open everything a worker needs. Raises ConfigurationError, StoreUnavailable."""
+    check_secret(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     catalog = discover_methods(settings.plugins_folder, settings.plugin_import_seconds)
     house = House(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from embedding_studio.__main__ import app
+from embedding_studio.__main__ import app, main
 from embedding_studio.access import (
     ApiKey,
     Scope,
@@ -214,3 +214,16 @@ def test_a_wrong_command_makes_no_key(
     assert done.exception is None or isinstance(done.exception, SystemExit | EmbeddingStudioError)
     with closing(opened(tmp_path)) as store:
         assert store.list_keys() == []
+
+
+def test_a_setting_that_cannot_be_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A bad variable ends the command with its name, its value and what is wrong, no traceback."""
+    monkeypatch.setenv("ES_LEASE_SECONDS", "abc")
+    monkeypatch.setattr("sys.argv", ["embedding-studio", "sweep"])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    told = capsys.readouterr().err
+    assert "ES_LEASE_SECONDS is 'abc': Input should be a valid number" in told
+    assert "Traceback" not in told

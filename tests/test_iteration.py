@@ -72,6 +72,20 @@ def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench
     assert [version.run_id for version in versions] == [second.best_model.run_id]
 
 
+def test_a_task_whose_model_is_removed_says_so(bench: Bench) -> None:
+    """The next iteration removes the model of one that was not promoted: its task has no model any
+    more, and its history tells why."""
+    first = bench.run_task("Worse")
+    assert first.best_model is not None
+    second = bench.run_task("Worse", start=1000)
+    assert second.best_model is not None
+    first = bench.house.store.get_task(first.id)
+    assert first.best_model is None
+    last = bench.house.store.list_events(first.id, 0, 1000)[-1].event
+    assert last.kind is TaskEventKind.MODEL_REMOVED
+    assert second.id in last.detail
+
+
 def test_parameters_read_back_from_mlflow_keep_their_types(bench: Bench) -> None:
     """The previous iteration's best sets are tried first, as numbers and booleans, not strings."""
     first = bench.run_task()

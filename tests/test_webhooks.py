@@ -13,10 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from embedding_studio.api.app import create_app
 from embedding_studio.errors import ConfigurationError, DeliveryFailed, ForbiddenAddress
 from embedding_studio.outbound import is_public, open_http
 from embedding_studio.webhooks import MAX_ATTEMPTS, Message, deliver, parse_secret, pause_after
-from embedding_studio.worker import utc_now
+from embedding_studio.worker import open_worker, utc_now
 from tests.iterations import Bench
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -192,3 +193,14 @@ def test_without_a_secret_nothing_is_sent(bench: Bench, receiver: Receiver) -> N
     assert "ES_WEBHOOK_SECRET" in waiting.delivery.error
     assert waiting.delivery_due_at is not None
     assert receiver.got == []
+
+
+def test_a_secret_that_is_none_keeps_the_services_from_starting(
+    bench: Bench,
+) -> None:
+    """API and worker say so at their start, not when the first webhook is due."""
+    broken = bench.house.settings.replaced(webhook_secret="abc")
+    with pytest.raises(ConfigurationError, match="ES_WEBHOOK_SECRET"):
+        create_app(bench.house.store, broken)
+    with pytest.raises(ConfigurationError, match="ES_WEBHOOK_SECRET"):
+        open_worker(broken)

@@ -13,6 +13,7 @@ from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
+from embedding_studio.webhooks import check_secret
 
 
 def create_app(
@@ -20,7 +21,8 @@ def create_app(
 ) -> FastAPI:
     """Return the API over a store that the caller opened and will close.
 
-    Raises ConfigurationError for a rate limit that cannot be read."""
+    Raises ConfigurationError for a rate limit or a webhook secret that cannot be read."""
+    check_secret(settings)
     app = FastAPI(
         title="Embedding Studio",
         summary="Turns the clicks of a search product into a better embedding model.",

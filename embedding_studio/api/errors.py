@@ -85,7 +85,15 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def describe_fields(errors: Sequence[Any]) -> list[dict[str, Any]]:
     """Return pydantic's errors without what was posted: it may be large, or no valid JSON."""
-    return [{key: error[key] for key in ("type", "loc", "msg")} for error in errors]
+    return [{"type": error["type"], "loc": error["loc"], "msg": _say(error)} for error in errors]
+
+
+def _say(error: Mapping[str, Any]) -> str:
+    if error["type"] == "model_attributes_type" and tuple(error["loc"]) == ("body",):
+        return "the body is no JSON object; is the header Content-Type: application/json there?"
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+    return str(error["msg"])
 
 
 def answer(error: Exception, headers: Mapping[str, str] | None = None) -> Response:

@@ -108,7 +108,7 @@ def download_model(task_id: str, context: ReadContext) -> StreamingResponse:
     `SentenceTransformer(folder)` where the method makes such models."""
     task = context.store.get_task(task_id)
     if task.best_model is None:
-        raise NotFound(f"task {task_id!r} has no model: it is {task.status}")
+        raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
     folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
     folder.check(task.best_model.files)
     return StreamingResponse(

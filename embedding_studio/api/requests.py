@@ -56,6 +56,6 @@ def check_webhook(context: Context, url: str | None) -> None:
         ipaddress.ip_address(host)
         if not (is_public(host) or context.settings.allow_private_addresses):
             raise InvalidInput(
-                f"webhook_url is {url!r}, an address in a private network "
-                "(ES_ALLOW_PRIVATE_ADDRESSES)"
+                f"webhook_url is {url!r}, an address in a private network: set "
+                "ES_ALLOW_PRIVATE_ADDRESSES=true if that is meant to be reached"
             )

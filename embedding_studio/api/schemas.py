@@ -283,9 +283,11 @@ class ReleaseView(BaseModel):
 class BudgetBody(BaseModel):
     """Ends the search, whichever limit comes first; a limit left out is the method's own."""
 
-    max_trials: Annotated[int, Field(ge=1)] | None = None
+    model_config = ConfigDict(extra="forbid")
+
+    max_trials: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_minutes: Annotated[FiniteFloat, Field(gt=0, le=525_600)] | None = None
-    max_trained_tokens: Annotated[int, Field(ge=1, le=2**53)] | None = Field(
+    max_trained_tokens: Annotated[int, Field(ge=1, le=2**53, strict=True)] | None = Field(
         None, description="of all trials: tokens seen times epochs, as the method counts them"
     )
 
@@ -295,6 +297,8 @@ class BudgetBody(BaseModel):
 
 class SearchBody(BaseModel):
     """How to search; what is left out is the method's own."""
+
+    model_config = ConfigDict(extra="forbid")
 
     sampler: Sampler | None = Field(None, description="who proposes hyperparameter sets")
     pruner: Pruner | None = Field(None, description="who ends hopeless trials early")
@@ -312,6 +316,7 @@ WebhookUrl = Annotated[
 
 class TaskBody(BaseModel):
     model_config = ConfigDict(
+        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -320,7 +325,7 @@ class TaskBody(BaseModel):
                     "budget": {"max_trials": 4, "max_minutes": 30},
                 }
             ]
-        }
+        },
     )
 
     fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
@@ -371,6 +376,9 @@ class TaskView(BaseModel):
     delivery: Delivery | None = Field(
         None, exclude_if=_is_none, description="how telling the webhook of the end goes"
     )
+    delivery_due_at: datetime | None = Field(
+        None, exclude_if=_is_none, description="when the webhook is told, again if need be"
+    )
     mlflow_url: str | None = Field(None, description="the iteration's experiment, for people")
     # clients written for the reference take the presence of this field as "there is a model"
     best_model_url: str | None = Field(
@@ -387,6 +395,7 @@ class ScheduleBody(BaseModel):
     """Exactly one of cron and interval_seconds."""
 
     model_config = ConfigDict(
+        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -395,7 +404,7 @@ class ScheduleBody(BaseModel):
                     "min_new_sessions": 1000,
                 }
             ]
-        }
+        },
     )
 
     fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")

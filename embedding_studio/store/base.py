@@ -264,11 +264,18 @@ class Store(ABC):
     def release_canceled(self, claim: Claim) -> None:
         """Let go of a canceled task, once what this attempt wrote is removed.
 
-        Clears worker and lease if the task is canceled and this claim was its last owner; else
-        does nothing.
+        Clears worker, lease and best model if the task is canceled and this claim was its last
+        owner; else does nothing.
         """
 
     # -- tasks, as those see them who tidy up and tell of them ----------------------------------
+
+    @abstractmethod
+    def forget_model(self, task_id: str, now: datetime, why: str) -> None:
+        """Note that the model of an ended task is no longer kept, and why; of others, nothing.
+
+        Raises NotFound.
+        """
 
     @abstractmethod
     def tasks_at_work(self) -> list[FineTuningTask]:

@@ -15,6 +15,7 @@ from embedding_studio.errors import Conflict, LeaseLost
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import (
     OWNED,
+    TERMINAL,
     Claim,
     FineTuningTask,
     Promotion,
@@ -204,7 +205,16 @@ class TaskMoves(Store):
         )
 
     def release_canceled(self, claim: Claim) -> None:
-        self._change_owned(claim, {TaskStatus.CANCELED}, NO_OWNER)
+        self._change_owned(claim, {TaskStatus.CANCELED}, {**NO_OWNER, "best_model": None})
+
+    def forget_model(self, task_id: str, now: datetime, why: str) -> None:
+        event = TaskEvent(TaskEventKind.MODEL_REMOVED, now, why)
+        while True:
+            task = self.get_task(task_id)
+            if task.best_model is None or task.status not in TERMINAL:
+                return
+            if self._change_seen(task, {"best_model": None, "updated_at": now}, event):
+                return
 
     def _end_by_status(
         self,

@@ -9,7 +9,7 @@ stored model was read back whole and scored.
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,12 @@ class Tracking(Models):
         return None
 
     def remove_older_iterations(
-        self, method_name: str, experiment_id: str, keep: int = 1, keep_models: int = 1
+        self,
+        method_name: str,
+        experiment_id: str,
+        keep: int = 1,
+        keep_models: int = 1,
+        before: Callable[[str], None] = lambda task_id: None,
     ) -> None:
         """Remove the method's iterations that are over and older than this: runs, files and all.
 
@@ -166,6 +171,7 @@ class Tracking(Models):
         their model files. The one that holds the champion stays whole until another model is
         champion. Versions of the registered model whose files go, go too. Repeating it is safe; so
         is a late call by a worker that lost its lease, for what is newer stays.
+        before: is told whose task's model goes.
         """
         champion_run_id = self._champion_run_id(method_name)
         for age, older in enumerate(self._older_iterations(method_name, experiment_id), start=1):
@@ -173,6 +179,7 @@ class Tracking(Models):
             run_ids = {run.info.run_id for run in runs}
             if champion_run_id in run_ids or age < min(keep, keep_models):
                 continue
+            before(older.tags["es.task_id"])
             for registered in self._versions(method_name):
                 if registered.run_id in run_ids:
                     with unless_gone():

@@ -280,7 +280,7 @@ class Models:
         run_id = self._champion_run_id(method_name)
         return None if run_id is None else self.stored_model(run_id)
 
-    def promote(self, method_name: str, model: StoredModel) -> None:
+    def promote(self, method_name: str, model: StoredModel, why: str = "") -> None:
         """Point `champion` to this model; register it first if it is not. Repeating it is safe."""
         try:
             self._client.create_registered_model(method_name)
@@ -292,7 +292,9 @@ class Models:
         registered = (
             versions[0]
             if versions
-            else self._client.create_model_version(method_name, source, run_id=model.run_id)
+            else self._client.create_model_version(
+                method_name, source, run_id=model.run_id, description=why
+            )
         )
         self._client.set_registered_model_alias(method_name, CHAMPION, str(registered.version))
 

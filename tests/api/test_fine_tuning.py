@@ -85,7 +85,7 @@ def test_a_running_task_shows_where_it_stands(
     assert task["progress"]["trained_tokens"] == 40_000
     assert task["progress"]["estimated_trained_tokens"] == 90_000
     assert task["promotion"]["delta_ci95"] == [0.05, 0.15]
-    assert task["mlflow_url"] == settings.mlflow_public_url + "/#/experiments/7"
+    assert task["mlflow_url"] == settings.mlflow_public_url + "/#/experiments/7/runs"
     assert "best_model_url" not in task
 
 
@@ -181,6 +181,9 @@ def test_an_unknown_method_is_refused_with_the_known(
         {"budget": {"max_minutes": "inf"}},
         {"budget": {"max_trained_tokens": 0}},
         {"search": {"sampler": "annealing"}},
+        {"budget": {"max_trials": True}},
+        {"budget": {"max_trails": 3}},
+        {"budgt": {"max_trials": 3}},
     ],
 )
 def test_bad_task_fields_are_422(api: TestClient, store: Store, fields: dict[str, Any]) -> None:

@@ -487,6 +487,24 @@ def test_read_batch_takes_a_fixed_number_of_queries(backend: Backend) -> None:
     assert costs[0] == costs[1] > 0
 
 
+def test_the_model_of_an_ended_task_is_forgotten_once(store: Store) -> None:
+    """What is gone is no longer named, and the history says why; a task at work keeps its own."""
+    task = add(store)
+    _, claim = take(store)
+    store.record(claim, later(1), best_model=MODEL)
+    store.forget_model(task.id, later(2), "too early")
+    assert store.get_task(task.id).best_model == MODEL
+    store.finish_task(claim, later(3), TaskStatus.DONE)
+    for _ in range(2):
+        store.forget_model(task.id, later(4), "a newer one is there")
+    assert store.get_task(task.id).best_model is None
+    events = [one.event for one in store.list_events(task.id, 0, 100)]
+    removed = [event for event in events if event.kind is TaskEventKind.MODEL_REMOVED]
+    assert [event.detail for event in removed] == ["a newer one is there"]
+    with pytest.raises(NotFound):
+        store.forget_model("0" * 24, later(5), "unknown")
+
+
 # -- tasks, as their clients see them ----------------------------------------------------------
 
 
@@ -1022,16 +1040,19 @@ def test_a_stale_owner_changes_nothing(store: Store, write: str, what: str) -> N
 
 
 def test_letting_go_of_a_canceled_task_clears_its_owner(store: Store) -> None:
-    """release_canceled clears worker and lease of a canceled task for its last owner only."""
+    """release_canceled clears worker, lease and model for a canceled task's last owner only."""
     add(store)
     _, stale = take(store, 0, "w-1")
     task, claim = take(store, LEASE_SECONDS, "w-2")
+    store.record(claim, later(LEASE_SECONDS), best_model=MODEL)
     canceled = store.cancel_task(task.id, NOW)
     store.release_canceled(stale)
     store.release_canceled(replace(claim, task_id="no id"))
     assert store.get_task(task.id) == canceled
     store.release_canceled(claim)
-    assert store.get_task(task.id) == replace(canceled, worker_id=None, lease_expires_at=None)
+    assert store.get_task(task.id) == replace(
+        canceled, worker_id=None, lease_expires_at=None, best_model=None
+    )
     store.release_canceled(claim)
 
 
