@@ -17,7 +17,7 @@ test: lint
 
 # Every step's crash, every kind of outage, then ES_FAULT_MINUTES (10) of random ones from ES_FAULT_SEED.
 test-faults: $(VENV)/.test
-	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
+	$(BIN)/python -m pytest -m faults -s tests/faults tests/executors $(ARGS)
 
 # The inner loop, on two cores and, where there is one, on a disk in memory; `slow` tests are left out.
 quick: $(VENV)/.test

@@ -35,8 +35,8 @@ class Settings(BaseSettings):
     )
     executor: str | None = Field(
         None,
-        description="where trials run: process:N (N at a time, each in a process of its own) or "
-        "inline (in the worker, for debugging) "
+        description="where trials run: process:N (N at a time, each in a process of its own), "
+        "ray:auto or ray://host:port (a Ray cluster), or inline (in the worker, for debugging) "
         "(default: a process per GPU, else per core, at most four)",
     )
     initial_model: str = Field(

@@ -43,7 +43,6 @@ class _Trial:
     run_id: str
     model_folder: Path
     started: float
-    view: RunningTrial
     reports: list[Report] = field(default_factory=list)
     trained_tokens: int = 0
     ledger_error: Exception | None = None
@@ -85,7 +84,8 @@ class Trials:
         self._started = 0
         self._is_exhausted = False
         self._running: dict[Future[TrialResult], _Trial] = {}
-        self._views = threading.Lock()
+        self._at_work: dict[int, RunningTrial] = {}  # by number
+        self._lock = threading.Lock()  # around them: reports come from other threads
         self._ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
         self._seconds: list[float] = []
         self._tokens = attempt.tracking.trained_tokens(experiment_id)  # by run
@@ -193,8 +193,7 @@ class Trials:
         seed = self._seed + proposal.number
         run_id = self._tracking.start_trial(self._experiment_id, proposal, seed)
         folder = attempt.work / f"trial-{proposal.number}"
-        view = RunningTrial(proposal.number + 1, attempt.clock())
-        trial = _Trial(proposal, run_id, folder, time.monotonic(), view)
+        trial = _Trial(proposal, run_id, folder, time.monotonic())
         job = Train(
             method=attempt.ref,
             params=proposal.params,
@@ -205,11 +204,12 @@ class Trials:
             best_value=self._best_value,
             baseline=self._baseline,
         )
-        future = attempt.executor.submit(job, self._listen_to(trial), attempt.needs)
-        with self._views:
-            self._running[future] = trial
-        self._started += 1
+        with self._lock:
+            self._at_work[proposal.number] = RunningTrial(proposal.number + 1, attempt.clock())
         self._show(trial=proposal.number + 1, step=None, main_metric=None)
+        future = attempt.executor.submit(job, self._listen_to(trial), attempt.needs)
+        self._running[future] = trial
+        self._started += 1
 
     def _listen_to(self, trial: _Trial) -> Callable[[Report], Verdict]:
         def on_report(report: Report) -> Verdict:
@@ -219,7 +219,9 @@ class Trials:
             number, value = trial.proposal.number, report.metrics[self._method.main_metric]
             with trial.writes_to_ledger():
                 self._tracking.log_report(trial.run_id, report)
-            trial.view = replace(trial.view, step=report.step, main_metric=value)
+            with self._lock:
+                shown = replace(self._at_work[number], step=report.step, main_metric=value)
+                self._at_work[number] = shown
             self._show(trial=number + 1, step=report.step, main_metric=value)
             is_hopeless = self._search.report(number, value, report.step)
             if self._lease.is_stopping:
@@ -230,10 +232,10 @@ class Trials:
 
     def _show(self, **changes: Any) -> None:
         """Put into the task's progress where the trials stand."""
-        with self._views:
-            running = [trial.view for trial in self._running.values()]
+        with self._lock:
+            at_work = tuple(self._at_work[number] for number in sorted(self._at_work))
         self._lease.show(
-            running_trials=tuple(sorted(running, key=lambda view: view.trial)),
+            running_trials=at_work,
             finished_trials=sum(self._ended.values()),
             pruned_trials=self._ended[Outcome.PRUNED],
             failed_trials=self._ended[Outcome.FAILED],
@@ -294,6 +296,8 @@ class Trials:
             return why
         finally:
             shutil.rmtree(trial.model_folder, ignore_errors=True)
+            with self._lock:
+                del self._at_work[number]
         wall_seconds = time.monotonic() - trial.started
         log.info(
             "task %s: trial %d: %s %.4f in %.1f s, %.0f %% of them not training",

@@ -47,6 +47,7 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     budget = Budget(max_trials=8, max_minutes=120)
     # to judge by clicks takes more queries than to learn from them
     test_share = 0.3
+    num_gpus = 1
     augmentation = Augmentation()
 
     def item_image(self, result: SearchResult) -> str | None:

@@ -48,6 +48,7 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     budget = Budget(max_trials=8, max_minutes=60)
     # to judge by clicks takes more queries than to learn from them
     test_share = 0.3
+    num_gpus = 1
     lora_rank = 0
     """Above 0, adapters of this rank learn in place of the layers: for large encoders."""
 

@@ -1,3 +1,3 @@
 """What every test may use."""
 
-pytest_plugins = ["tests.servers", "tests.iterations"]
+pytest_plugins = ["tests.servers", "tests.iterations", "tests.executors.clusters"]

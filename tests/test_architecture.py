@@ -46,7 +46,7 @@ HOMES = {
     "cronsim": {"schedules"},
     "httpcore": {"outbound"},
     "typer": {"__main__"},
-    "ray": {"executors.ray"},
+    "ray": {"executors.ray", "executors.ray_node"},
 }
 
 

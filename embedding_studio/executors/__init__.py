@@ -15,10 +15,11 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 def open_executor(spec: str | None) -> Executor:
-    """Open the executor that `spec` names: "inline", "process:N" with N >= 1.
+    """Open the executor that `spec` names: "inline", "process:N" with N >= 1, "ray:auto" or
+    "ray://host:port".
 
     None: a process for each GPU, or else for each core, but no more than four of these.
-    Raises ConfigurationError for anything else.
+    Raises ConfigurationError for anything else, ExecutorUnavailable when there is no such cluster.
     """
     cores, devices = len(os.sched_getaffinity(0)), _find_devices()
     if spec is None:
@@ -31,8 +32,19 @@ def open_executor(spec: str | None) -> Executor:
         from embedding_studio.executors.process import ProcessExecutor
 
         return ProcessExecutor(int(match[1]), cores, devices)
+    if spec == "ray:auto" or spec.startswith("ray://"):
+        try:
+            from embedding_studio.executors.ray import RayExecutor
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"ES_EXECUTOR is {spec!r}, but Ray is not installed: "
+                "pip install 'embedding-studio[ray]'"
+            ) from error
+
+        return RayExecutor("auto" if spec == "ray:auto" else spec)
     raise ConfigurationError(
-        f"ES_EXECUTOR is {spec!r}: use process:N (N trials at a time) or inline"
+        f"ES_EXECUTOR is {spec!r}: use process:N (N trials at a time), ray:auto, "
+        "ray://host:port or inline"
     )
 
 

@@ -61,13 +61,12 @@ def _plots(
         picture = getattr(pictures, f"plot_{name}")
         return name, partial(page, study, **options), partial(picture, study, **options)
 
-    named = {"target": lambda trial: trial.value, "target_name": metric}
     if complete:
-        yield both("optimization_history", **named)
+        yield both("optimization_history", target_name=metric)
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         yield both("intermediate_values")
     if complete >= MIN_TO_COMPARE and study.best_trial.params:
-        yield both("parallel_coordinate", **named)
+        yield both("parallel_coordinate", target_name=metric)
         yield both("param_importances", evaluator=PedAnovaImportanceEvaluator())
 
 

@@ -23,6 +23,7 @@ from embedding_studio.executors.base import (
     relocated,
 )
 from embedding_studio.trial import MethodRef
+from tests.executors.clusters import RayCluster, join
 from tests.waiting import wait_until
 
 
@@ -98,18 +99,41 @@ def go_on(report: Report) -> Verdict:
     return Verdict.CONTINUE
 
 
-@pytest.fixture(params=["inline", "process:2"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    opened = open_executor(request.param)
+@pytest.fixture(scope="module")
+def on_ray(shared_cluster: RayCluster) -> Iterator[Executor]:
+    """One for all tests, which leave it as it was: it takes seconds to open."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        join(shared_cluster, monkeypatch)
+        opened = open_executor("ray:auto")
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def processes() -> Iterator[Executor]:
+def forked() -> Iterator[Executor]:
+    """Where each job has a process of its own; those of Ray are used again, as it gives them."""
     opened = open_executor("process:2")
     yield opened
     opened.close()
+
+
+@pytest.fixture(params=["process:2", "ray:auto"])
+def processes(request: pytest.FixtureRequest) -> Executor:
+    """Where jobs are not in the caller's process."""
+    opened: Executor = request.getfixturevalue(
+        "forked" if request.param == "process:2" else "on_ray"
+    )
+    return opened
+
+
+@pytest.fixture(params=["inline", "process:2", "ray:auto"])
+def executor(request: pytest.FixtureRequest) -> Executor:
+    if request.param == "inline":
+        return open_executor("inline")
+    opened: Executor = request.getfixturevalue(
+        "forked" if request.param == "process:2" else "on_ray"
+    )
+    return opened
 
 
 def test_the_future_holds_the_result(executor: Executor) -> None:
@@ -184,9 +208,9 @@ def test_a_finished_job_cannot_be_killed(executor: Executor) -> None:
     assert future.result(60) == result
 
 
-def test_each_job_has_a_process_of_its_own(processes: Executor) -> None:
+def test_each_job_has_a_process_of_its_own(forked: Executor) -> None:
     """Memory comes back with the process: no two jobs share one, nor the caller's."""
-    pids = {processes.submit(Reporting(), go_on).result(60) for _ in range(3)}
+    pids = {forked.submit(Reporting(), go_on).result(60) for _ in range(3)}
     assert len(pids | {os.getpid()}) == 4
 
 
@@ -207,9 +231,12 @@ def test_kill_ends_a_job_that_never_reports(processes: Executor, tmp_path: Path)
         future.result(5)
 
 
-def test_close_kills_what_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["process:1", "ray:auto"])
+def test_close_kills_what_runs(spec: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Closing does not wait for jobs."""
-    processes = open_executor("process:1")
+    if spec == "ray:auto":
+        request.getfixturevalue("ray_cluster")
+    processes = open_executor(spec)
     started = tmp_path / "started"
     future = processes.submit(Waiting(started), go_on)
     wait_until(started.exists)
@@ -223,27 +250,32 @@ def test_an_answer_that_cannot_be_sent_is_an_error(processes: Executor) -> None:
         processes.submit(Unpicklable(), go_on).result(60)
 
 
-def test_threads_do_not_oversubscribe(processes: Executor) -> None:
+def test_threads_do_not_oversubscribe(forked: Executor) -> None:
     """Jobs at a time x torch's threads do not exceed the cores."""
-    threads = processes.submit(CountingThreads(), go_on).result(60)
+    threads = forked.submit(CountingThreads(), go_on).result(60)
     assert threads == max(1, (os.cpu_count() or 1) // 2)
 
 
-def test_jobs_find_the_plugins_imports_loaded(processes: Executor) -> None:
+def test_jobs_find_the_plugins_imports_loaded(forked: Executor) -> None:
     """The fork server has imported what the plugins import: no trial pays for it."""
-    assert processes.submit(Preloaded(), go_on).result(60)
+    assert forked.submit(Preloaded(), go_on).result(60)
 
 
 @pytest.mark.slow
-def test_jobs_die_with_their_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["process:1", "ray:auto"])
+def test_jobs_die_with_their_worker(
+    spec: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """kill -9 of the process that submitted leaves no trial behind."""
+    if spec == "ray:auto":
+        request.getfixturevalue("ray_cluster")
     program = f"""
 import pathlib, sys
 sys.path.insert(0, {str(Path.cwd())!r})
 from tests.contracts.test_executor import Surviving, go_on
 from embedding_studio.executors import open_executor
 if __name__ == "__main__":
-    open_executor("process:1").submit(Surviving(pathlib.Path({str(tmp_path)!r})), go_on).result()
+    open_executor({spec!r}).submit(Surviving(pathlib.Path({str(tmp_path)!r})), go_on).result()
 """
     script = tmp_path / "owner.py"
     script.write_text(program)

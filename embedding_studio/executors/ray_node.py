@@ -1,0 +1,227 @@
+"""What runs on a Ray cluster's nodes: a job, the mailbox of its reports, and the node's copies of
+what jobs read, each in a folder named by its content, for all jobs of that node.
+"""
+
+import asyncio
+import fcntl
+import io
+import os
+import pickle
+import shutil
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import ray
+from ray import exceptions as ray_errors
+
+from embedding_studio.errors import MethodError
+from embedding_studio.executors.base import Report, Verdict, obey, relocated
+
+Sender: TypeAlias = tuple[int, int]
+"""A job's number and which attempt at it this is."""
+
+UNUSED_SECONDS = 6 * 3600.0
+"""A node removes what no job has used for this long."""
+_CACHE_FOLDER = f"embedding-studio-{os.getuid()}"
+
+
+def wait_for(reference: Any) -> Any:
+    """As ray.get, but a job keeps its cores meanwhile, and Ray Client no thread of its server."""
+    return reference.future().result()
+
+
+class Mailbox:
+    """Where jobs leave reports and wait for verdicts."""
+
+    def __init__(self) -> None:
+        self._arrived = asyncio.Queue[tuple[Sender, Report]]()
+        self._verdicts: dict[Sender, asyncio.Future[Verdict]] = {}
+        self._nodes: dict[Sender, str] = {}
+
+    async def begin(self, sender: Sender, node_id: str) -> None:
+        self._nodes[sender] = node_id
+
+    async def report(self, sender: Sender, report: Report) -> Verdict:
+        verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._verdicts[sender] = verdict
+        self._arrived.put_nowait((sender, report))
+        return await verdict
+
+    async def take(self) -> list[tuple[Sender, Report]]:
+        """Return what has arrived, once there is any."""
+        taken = [await self._arrived.get()]
+        while not self._arrived.empty():
+            taken.append(self._arrived.get_nowait())
+        return taken
+
+    async def answer(self, sender: Sender, verdict: Verdict) -> None:
+        if waiting := self._verdicts.pop(sender, None):
+            waiting.set_result(verdict)
+
+    async def node_of(self, sender: Sender) -> str | None:
+        return self._nodes.get(sender)
+
+    async def forget(self, sender: Sender) -> None:
+        self._nodes.pop(sender, None)
+        await self.answer(sender, Verdict.CANCEL)
+
+
+def do_nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A file or folder, and where the object store has it: in a list, so that Ray does not fetch
+    what is on the node already."""
+
+    name: str
+    digest: str
+    content: list[Any]
+
+
+def run_job(
+    job: bytes,
+    packed: Mapping[Path, Packed],
+    writes: Sequence[Path],
+    sender: Sender,
+    mailbox: Any,
+) -> tuple[str, bytes, Mapping[Path, bytes]]:
+    """Run a job here; return the kind and content of its answer, and what it wrote, packed."""
+    wait_for(mailbox.begin.remote(sender, ray.get_runtime_context().get_node_id()))
+
+    def report(report: Report) -> Verdict:
+        return obey(wait_for(mailbox.report.remote(sender, report)))
+
+    with ExitStack() as held:
+        read = {path: held.enter_context(_unpacked(source)) for path, source in packed.items()}
+        scratch = held.enter_context(_scratch())
+        written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
+        for place in written.values():
+            place.parent.mkdir()
+        try:
+            there = relocated(pickle.loads(job), read.__getitem__, written.__getitem__)
+            answer: Any = there(report)
+        except ray_errors.RayActorError:
+            raise  # the mailbox is out of reach, which is no fault of the job
+        except Exception as error:  # noqa: BLE001 - around a trial: it is raised again over there
+            return "error", pickled((error, traceback.format_exc())), {}
+        try:
+            content = pickle.dumps(answer)
+        except Exception:  # noqa: BLE001 - described instead
+            return "error", pickled((answer, traceback.format_exc())), {}
+        return (
+            "result",
+            content,
+            {path: pack(place) for path, place in written.items() if place.exists()},
+        )
+
+
+def pickled(failure: tuple[Any, str]) -> bytes:
+    try:
+        return pickle.dumps(failure)
+    except Exception:  # noqa: BLE001 - an answer that cannot be pickled is described instead
+        description = f"the trial's answer cannot be sent between processes: {failure[0]!r}"
+        return pickle.dumps((MethodError(description), traceback.format_exc()))
+
+
+@contextmanager
+def _unpacked(source: Packed) -> Iterator[Path]:
+    """The node's copy, for as long as it is in use: made by the first job that asks for it."""
+    with _cache() as cache:
+        folder = cache / source.digest
+        if not folder.exists():
+            _remove_unused(cache)
+            with unpack_beside(ray.get(source.content[0]), folder) as beside:
+                beside.rename(folder)
+        os.utime(folder)
+        handle = _hold(folder)
+    try:
+        yield folder / source.name
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for what one job writes; one left by a process that died is removed as unused."""
+    with _cache() as cache:
+        folder = Path(tempfile.mkdtemp(dir=cache))
+        handle = _hold(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def _cache() -> Iterator[Path]:
+    """The node's folder, kept from all other processes meanwhile."""
+    cache = Path(tempfile.gettempdir()) / _CACHE_FOLDER
+    cache.mkdir(mode=0o700, exist_ok=True)
+    if cache.stat().st_uid != os.getuid():
+        raise PermissionError(f"{cache} belongs to another user")
+    handle = os.open(cache, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield cache
+    finally:
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """Keep a folder from being removed until the handle is closed or its process ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _remove_unused(cache: Path) -> None:
+    for folder in cache.iterdir():
+        if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            except BlockingIOError:
+                pass  # in use, for longer than most
+            finally:
+                os.close(handle)
+
+
+def pack(path: Path) -> bytes:
+    """Return a tar of a file or folder that depends on names and contents alone."""
+
+    def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return None if Path(entry.name).name == "__pycache__" else entry
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(path, arcname=path.name, filter=anonymous)
+    return buffer.getvalue()
+
+
+@contextmanager
+def unpack_beside(packed: bytes, path: Path) -> Iterator[Path]:
+    """The folder that holds what was packed; to be renamed, so that it is whole or not at all."""
+
+    def untimed(entry: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+        return tarfile.data_filter(entry, folder).replace(mtime=None)  # type: ignore[arg-type]
+
+    beside = Path(tempfile.mkdtemp(prefix=f"{path.name}-", dir=path.parent))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+            tar.extractall(beside, filter=untimed)
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
