@@ -107,6 +107,8 @@ class Attempt:
         self, kind: TaskEventKind, detail: str, data: Mapping[str, Any], **fields: Any
     ) -> None:
         """Set fields of the task and add an event to its history, in one fenced write."""
+        if fields:  # they name what is in MLflow
+            self.tracking.settle()
         now = self.clock()
         event = TaskEvent(kind, now, detail, data)
         self.patiently(partial(self.store.record, self.lease.claim, now, event=event, **fields))

@@ -308,6 +308,7 @@ class _Iteration:
         self._lease.beat()  # the last word on progress
         self._lease.check()
         self._tracking.set_iteration_state(self._experiment_id, "done")
+        self._tracking.settle()
         claim, now = self._lease.claim, self._attempt.clock()
         self._attempt.patiently(partial(self._store.finish_task, claim, now, TaskStatus.DONE))
 

@@ -30,13 +30,16 @@ from embedding_studio.trial import Train, TrialResult, mean_metrics
 
 log = logging.getLogger(__name__)
 
+LOG_SECONDS = 1.0
+"""A trial's reports are logged at least this far apart: who watches sees no difference."""
 SCORE_TOLERANCE = 1e-3
 """How far the score of a model read back may be from the one it was saved with."""
 
 
 @dataclass
 class _Trial:
-    """started: time.monotonic(). trained_tokens: as last heard of.
+    """started, logged_at: time.monotonic(). logged: how many of its reports are in the ledger.
+    trained_tokens: as last heard of.
     ledger_error: what kept MLflow from being written to."""
 
     proposal: Proposal
@@ -44,6 +47,8 @@ class _Trial:
     model_folder: Path
     started: float
     reports: list[Report] = field(default_factory=list)
+    logged: int = 0
+    logged_at: float = 0.0
     trained_tokens: int = 0
     ledger_error: Exception | None = None
 
@@ -113,11 +118,10 @@ class Trials:
                     self._start()
                 if not self._running:
                     break
-                for future in self._attempt.first_done(
-                    self._running, self._kill_when_grace_is_over
-                ):
-                    last_failure = self._conclude(self._running.pop(future), future) or last_failure
-                    self._show(seconds_left=self._estimate_seconds())
+                done = self._attempt.first_done(self._running, self._kill_when_grace_is_over)
+                future = done.pop()  # one at a time: its slot is not to wait for the others' ends
+                last_failure = self._conclude(self._running.pop(future), future) or last_failure
+                self._show(seconds_left=self._estimate_seconds())
         except BaseException as error:
             for future in self._running:
                 self._attempt.executor.kill(future)
@@ -217,8 +221,11 @@ class Trials:
             trial.reports.append(report)
             self._note_cost(trial, report.trained_tokens)
             number, value = trial.proposal.number, report.metrics[self._method.main_metric]
-            with trial.writes_to_ledger():
-                self._tracking.log_report(trial.run_id, report)
+            now = time.monotonic()
+            if not trial.logged or now - trial.logged_at >= LOG_SECONDS:
+                with trial.writes_to_ledger():
+                    self._tracking.log_reports(trial.run_id, trial.reports[trial.logged :])
+                trial.logged, trial.logged_at = len(trial.reports), now
             with self._lock:
                 shown = replace(self._at_work[number], step=report.step, main_metric=value)
                 self._at_work[number] = shown
@@ -330,6 +337,7 @@ class Trials:
             trial.run_id,
             metrics or {},
             trial.reports,
+            trial.reports[trial.logged :],
             outcome=outcome,
             value=value,
             trained_tokens=trial.trained_tokens,

@@ -32,6 +32,7 @@ HOMES = {
     },
     "bson": {"store.mongo", "store.mongo_answers"},
     "sqlalchemy": {
+        "tracking.local",
         "store.sqlite",
         "store.sqlite_access",
         "store.sqlite_file",

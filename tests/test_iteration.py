@@ -282,16 +282,17 @@ def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.M
     a crash after the verdict loses none of it."""
     bench.post_sessions()
     task = bench.post_task("Counting")
-    log_report = bench.house.tracking.log_report
+    log_reports = bench.house.tracking.log_reports
     reports: list[Report] = []
+    monkeypatch.setattr("embedding_studio.trials.LOG_SECONDS", 0.0)
 
-    def die_at_fifth(run_id: str, report: Report) -> None:
-        log_report(run_id, report)
-        reports.append(report)
+    def die_at_fifth(run_id: str, some: list[Report]) -> None:
+        log_reports(run_id, some)
+        reports.extend(some)
         if len(reports) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.house.tracking, "log_report", die_at_fifth)
+    monkeypatch.setattr(bench.house.tracking, "log_reports", die_at_fifth)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work_once()
     spent = 200 + 100 + 200  # the third trial had reported all, but was not finished
@@ -351,13 +352,13 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     """A task canceled in mid-trial stays canceled: no run counts, no model, no champion."""
     bench.post_sessions()
     task = bench.post_task()
-    log_report = bench.house.tracking.log_report
+    log_reports = bench.house.tracking.log_reports
 
-    def cancel_and_log(run_id: str, report: object) -> None:
+    def cancel_and_log(run_id: str, reports: list[Report]) -> None:
         bench.house.store.cancel_task(task.id, utc_now())
-        log_report(run_id, report)  # type: ignore[arg-type]
+        log_reports(run_id, reports)
 
-    monkeypatch.setattr(bench.house.tracking, "log_report", cancel_and_log)
+    monkeypatch.setattr(bench.house.tracking, "log_reports", cancel_and_log)
     monkeypatch.setattr(Lease, "check", check_against_store)
     assert bench.worker.work_once()
     assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
@@ -455,13 +456,13 @@ def test_a_trial_that_is_stopped_counts_as_it_stands(
     """It ends at its next report, with its model; one that reports on and on does not count."""
     bench.post_sessions()
     task = bench.post_task("Heeding", trials=5)
-    log_report = bench.house.tracking.log_report
+    log_reports = bench.house.tracking.log_reports
 
-    def stop_and_log(run_id: str, report: Report) -> None:
+    def stop_and_log(run_id: str, reports: list[Report]) -> None:
         bench.house.store.stop_task(task.id, utc_now())
-        log_report(run_id, report)
+        log_reports(run_id, reports)
 
-    monkeypatch.setattr(bench.house.tracking, "log_report", stop_and_log)
+    monkeypatch.setattr(bench.house.tracking, "log_reports", stop_and_log)
     monkeypatch.setattr(Lease, "show", show_and_beat)
     assert bench.worker.work_once()
     task = bench.house.store.get_task(task.id)
@@ -614,7 +615,7 @@ def test_mlflow_failing_is_no_failed_set(bench: Bench, monkeypatch: pytest.Monke
     def refuse(run_id: str, report: object) -> None:
         raise MlflowException("the server is on fire")
 
-    monkeypatch.setattr(bench.house.tracking, "log_report", refuse)
+    monkeypatch.setattr(bench.house.tracking, "log_reports", refuse)
     task = bench.run_task()
     assert task.status is TaskStatus.ERROR
     assert task.error is not None

@@ -76,7 +76,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
 def test_a_failing_server_is_asked_again(server: FaultyServer, fault: int, tmp_path: Path) -> None:
     """5xx answers and lost connections cost a retry, not a report."""
     server.plan = [fault, fault]
-    Tracking(server.url, tmp_path).log_report("run", Report(0, {"metric": 0.5}))
+    Tracking(server.url, tmp_path).log_reports("run", [Report(0, {"metric": 0.5})])
     assert server.requests == 3
 
 
@@ -85,7 +85,7 @@ def test_a_refusal_is_never_retried(server: FaultyServer, refusal: int, tmp_path
     """A 4xx answer is the answer."""
     server.plan = [refusal] * 5
     with pytest.raises(MlflowException):
-        Tracking(server.url, tmp_path).log_report("run", Report(0, {"metric": 0.5}))
+        Tracking(server.url, tmp_path).log_reports("run", [Report(0, {"metric": 0.5})])
     assert server.requests == 1
 
 

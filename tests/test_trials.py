@@ -114,6 +114,16 @@ def test_a_search_ends_when_every_set_was_tried(bench: Bench) -> None:
     assert done.progress.seconds_left is None
 
 
+def test_reports_that_come_fast_are_all_logged(bench: Bench) -> None:
+    """A thousand reports within a second cost a few calls, and each is in MLflow."""
+    done = run(bench, "Chatty", budget=Budget(1))
+    assert done.status is TaskStatus.DONE, done.error
+    (only,) = bench.runs(done)
+    for metric in ("skill", "size"):
+        history = bench.mlflow.get_metric_history(only.info.run_id, metric)
+        assert sorted(point.step for point in history) == list(range(1001))
+
+
 def test_the_tokens_of_the_budget_end_the_search(bench: Bench) -> None:
     """No set is started once so many tokens were trained on, over all trials."""
     done = run(bench, "Climbing", budget=Budget(50, max_trained_tokens=2400))

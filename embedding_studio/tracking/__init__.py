@@ -33,6 +33,7 @@ from embedding_studio.tracking.models import Models, unless_gone
 
 SLIDING_WINDOW = 3
 TRAINED_TOKENS = "trained_tokens"
+_MOST_METRICS = 1000  # that MLflow takes in one call
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,16 +286,24 @@ class Tracking(Models):
         self._client.log_batch(run_id, params=[*params, Param("seed", str(seed))])
         return run_id
 
-    def log_report(self, run_id: str, report: Report) -> None:
-        """Log the scores of one step, and the cost so far, in one call."""
-        scores = {**report.metrics, **_cost(report.trained_tokens)}
-        self._client.log_batch(run_id, metrics=_metrics(scores, report.step))
+    def log_reports(self, run_id: str, reports: Sequence[Report]) -> None:
+        """Log the scores of some steps, and the cost so far, in one call."""
+        self._log(run_id, _reported(reports))
+
+    def _log(self, run_id: str, metrics: Sequence[Metric], tags: Sequence[RunTag] = ()) -> None:
+        """Log metrics in as many calls as MLflow takes them in; the tags come with the last."""
+        first = 0
+        while len(metrics) - first > _MOST_METRICS:
+            self._client.log_batch(run_id, metrics[first : first + _MOST_METRICS])
+            first += _MOST_METRICS
+        self._client.log_batch(run_id, metrics[first:], tags=tags)
 
     def finish_run(
         self,
         run_id: str,
         metrics: Mapping[str, float],
         reports: Sequence[Report] = (),
+        unlogged: Sequence[Report] = (),
         seconds: Mapping[str, float] | None = None,
         outcome: Outcome = Outcome.COMPLETE,
         value: float | None = None,
@@ -305,12 +314,14 @@ class Tracking(Models):
         """End a run with its final scores, the aggregates of its reports, and what took how long.
 
         The outcome and value are written before the status: a run that is terminated is complete
-        in the ledger. failure: the traceback of a failed trial, kept as artifact `traceback.txt`.
-        attrs: what the search noted on the trial.
+        in the ledger. unlogged: those of its reports that are yet to be logged. failure: the
+        traceback of a failed trial, kept as artifact `traceback.txt`. attrs: what the search noted
+        on the trial.
         """
         totals = {f"seconds/{phase}": duration for phase, duration in (seconds or {}).items()}
         final = {**metrics, **_cost(trained_tokens)}
         points = [
+            *_reported(unlogged),
             *_metrics({**aggregate(reports), **totals}),
             *_metrics(final, step=reports[-1].step + 1 if reports else 0),
         ]
@@ -327,7 +338,7 @@ class Tracking(Models):
             last_line = failure.strip().splitlines()[-1]
             tags["es.failure"] = last_line[:500]
             tags["mlflow.note.content"] = f"```\n{failure[-4000:]}\n```"
-        self._client.log_batch(run_id, points, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._log(run_id, points, [RunTag(k, v) for k, v in tags.items()])
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
         self._client.set_terminated(run_id, status[outcome])
 
@@ -414,6 +425,14 @@ class Tracking(Models):
 def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
     now = int(time.time() * 1000)
     return [Metric(name, value, now, step) for name, value in values.items()]
+
+
+def _reported(reports: Sequence[Report]) -> list[Metric]:
+    return [
+        point
+        for report in reports
+        for point in _metrics({**report.metrics, **_cost(report.trained_tokens)}, report.step)
+    ]
 
 
 def _cost(trained_tokens: int) -> dict[str, float]:

@@ -34,6 +34,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from embedding_studio.errors import CorruptModel
 from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tracking.local import speed_up
 
 Result = TypeVar("Result")
 
@@ -82,6 +83,7 @@ class Models:
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
+        self.settle = speed_up(tracking_uri)
         self._check = _allow
         self._client = _GuardedClient(tracking_uri, _allow)
         self._is_server = tracking_uri.startswith("http")

@@ -32,8 +32,8 @@ CRASHES = [
     Fault(f"{TRACKING}.finish_run", "before"),  # the baseline's
     Fault(f"{TRACKING}.finish_run", "after"),
     Fault(f"{TRACKING}.start_trial", "after"),
-    Fault(f"{TRACKING}.log_report", "after", 1),
-    Fault(f"{TRACKING}.log_report", "after", 4),
+    Fault(f"{TRACKING}.log_reports", "after", 1),
+    Fault(f"{TRACKING}.log_reports", "after", 4),
     Fault(f"{MODELS}._upload", "after", 3),  # the first best model's data without its card
     Fault(f"{MODELS}.upload_model", "after", 2),
     Fault(f"{MODELS}.confirm_model", "before", 2),
@@ -75,7 +75,7 @@ IN_EVERY_RUN = {
     "kill after TaskMoves.claim_task #1",
     "kill before TaskMoves.record #1",
     "kill after Models.confirm_model #1",
-    "kill after Tracking.log_report #4",
+    "kill after Tracking.log_reports #4",
     "kill after Models.confirm_model #3",
     "kill after _Iteration.judge #1",
     "kill after Models.promote #1",
@@ -109,7 +109,7 @@ def test_a_killed_trial_is_a_failed_one_or_its_workers(yard: Yard, action: str) 
     worker both it costs nothing that had finished."""
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=3)
-    fault = Fault(f"{TRACKING}.log_report", "after", 14, action)  # in the second trial
+    fault = Fault(f"{TRACKING}.log_reports", "after", 2, action)  # in the second trial
     first = yard.start_worker(fault, executor="process:1", lease_seconds=3.0)
     first.wait_for_fault()
     if action == "kill_all":

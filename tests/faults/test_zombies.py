@@ -21,8 +21,8 @@ ALONE: Any = {"sweep_minutes": 0}
 NAPS = [
     Fault(f"{MODELS}.upload_model", "before", action="stop"),  # the initial model's
     Fault(f"{TRACKING}.start_trial", "after", action="stop"),
-    Fault(f"{TRACKING}.log_report", "before", 2, action="stop"),
-    Fault(f"{TRACKING}.log_report", "after", 3, action="stop"),
+    Fault(f"{TRACKING}.log_reports", "before", 2, action="stop"),
+    Fault(f"{TRACKING}.log_reports", "after", 3, action="stop"),
     Fault(f"{MODELS}._upload", "after", 3, action="stop"),  # the model's data, not its card
     Fault("embedding_studio.tracking.models:_link_tree", "before", 5, action="stop"),
     Fault(f"{MODELS}.confirm_model", "before", 2, action="stop"),
@@ -66,7 +66,7 @@ def wake_up(yard: Yard, zombie: WorkerProcess, task: FineTuningTask) -> None:
 
 
 IN_EVERY_RUN = {
-    "stop before Tracking.log_report #2",
+    "stop before Tracking.log_reports #2",
     "stop after Models._upload #3",
     "stop before Models.promote #1",
     "stop before Tracking.remove_older_iterations #1",

@@ -237,6 +237,19 @@ class Climbing(Toy):
         return np.array([params["skill"]])
 
 
+class Chatty(Toy):
+    """Reports a thousand steps as fast as it can."""
+
+    meta = PluginMeta(name="Chatty")
+    pruner = "none"
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        scores = self.evaluate(model, data.validation)
+        for step in range(1000):
+            run.report(scores, step)
+        return np.array([params["skill"]])
+
+
 class Few(Toy):
     """There are three sets, and no more."""
 
