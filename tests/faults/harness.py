@@ -423,10 +423,18 @@ def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
     assert set(stored) == kept | initial
     methods = [stored[id_].data.tags["es.method"] for id_ in initial]
     assert len(set(methods)) == len(methods), "a method has two initial models"
+    summaries = {
+        run.info.run_id: run.info.experiment_id
+        for run in all_runs(bench)
+        if run.data.tags.get("es.kind") == "summary" and run.info.status == "FINISHED"
+    }
+    for task in tasks:
+        if task.status is TaskStatus.DONE and task.experiment_id in experiments:
+            assert list(summaries.values()).count(task.experiment_id) == 1
     artifacts = bench.house.settings.artifacts_folder
     for file in artifacts.rglob("*"):
         if file.is_file() and file.name != "traceback.txt":
-            owner = next((part for part in file.parts if part in stored), None)
+            owner = next((p for p in file.parts if p in stored or p in summaries), None)
             assert owner is not None, f"an orphan: {file}"
     for run_id in stored:
         model = tracking.stored_model(run_id)

@@ -16,7 +16,12 @@ from embedding_studio.settings import Settings
 from embedding_studio.worker import open_worker
 from tests.faults.points import VARIABLE, arm
 
-_PRELOADED = ("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry", "pymongo")
+_PRELOADED = (
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry",
+    "pymongo",
+    "embedding_studio.search.plots",
+)
 
 
 def main() -> None:
