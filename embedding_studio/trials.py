@@ -1,6 +1,7 @@
 """The trials of one iteration: side by side, until the budget is spent; the best model is kept."""
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -39,7 +40,7 @@ SCORE_TOLERANCE = 1e-3
 @dataclass
 class _Trial:
     """started, logged_at: time.monotonic(). logged: how many of its reports are in the ledger.
-    trained_tokens: as last heard of.
+    trained_tokens: as last heard of. attrs: the pruner's notes, once the search was told its end.
     ledger_error: what kept MLflow from being written to."""
 
     proposal: Proposal
@@ -50,6 +51,7 @@ class _Trial:
     logged: int = 0
     logged_at: float = 0.0
     trained_tokens: int = 0
+    attrs: str | None = None
     ledger_error: Exception | None = None
 
     @contextmanager
@@ -119,7 +121,14 @@ class Trials:
                 if not self._running:
                     break
                 done = self._attempt.first_done(self._running, self._kill_when_grace_is_over)
-                future = done.pop()  # one at a time: its slot is not to wait for the others' ends
+                if len(self._running) > 1:
+                    for future in done:
+                        self._let_go(self._running[future], future)
+                    while self._may_start_another():
+                        self._start()
+                # one at a time: slots are not to wait for the ends of others; the best of them
+                # first: then the rest has no model worth keeping
+                future = max(done, key=self._worth)
                 last_failure = self._conclude(self._running.pop(future), future) or last_failure
                 self._show(seconds_left=self._estimate_seconds())
         except BaseException as error:
@@ -183,8 +192,31 @@ class Trials:
             and not self._lease.is_stopping
             and (self._deadline is None or time.monotonic() < self._deadline)
             and (max_tokens is None or self.trained_tokens < max_tokens)
-            and len(self._running) < self._attempt.executor.slots(self._attempt.needs)
+            and self._count_busy() < self._attempt.executor.slots(self._attempt.needs)
         )
+
+    def _count_busy(self) -> int:
+        return sum(trial.attrs is None for trial in self._running.values())
+
+    def _let_go(self, trial: _Trial, future: Future[TrialResult]) -> None:
+        """Tell the search at once of a trial that leaves no model to read back: its slot is free
+        for the next before its end is in the ledger."""
+        error = future.exception()
+        if trial.attrs is not None or not (error is None or isinstance(error, TrialPruned)):
+            return
+        value = None if error else future.result().metrics[self._method.main_metric]
+        if value is None or not is_better(self._method.direction, value, self._best_value):
+            self._tell(trial, Outcome.PRUNED if error else Outcome.COMPLETE, value)
+
+    def _worth(self, future: Future[TrialResult]) -> float:
+        if future.exception() is not None:
+            return -math.inf
+        value = future.result().metrics[self._method.main_metric]
+        return value if self._method.direction == "maximize" else -value
+
+    def _tell(self, trial: _Trial, outcome: Outcome, value: float | None) -> None:
+        trial.attrs = self._search.attrs(trial.proposal.number)
+        self._search.tell(trial.proposal.number, outcome, value)
 
     def _start(self) -> None:
         self._lease.check()
@@ -331,8 +363,9 @@ class Trials:
         value: float | None = None,
         **about: Any,
     ) -> None:
-        """Write how a trial ended to the ledger, then tell the search."""
-        number = trial.proposal.number
+        """Tell the search how a trial ended, and write it to the ledger."""
+        if trial.attrs is None:
+            self._tell(trial, outcome, value)
         self._tracking.finish_run(
             trial.run_id,
             metrics or {},
@@ -341,10 +374,9 @@ class Trials:
             outcome=outcome,
             value=value,
             trained_tokens=trial.trained_tokens,
-            attrs=self._search.attrs(number),
+            attrs=trial.attrs,
             **about,
         )
-        self._search.tell(number, outcome, value)
         self._ended[outcome] += 1
         self._seconds.append(time.monotonic() - trial.started)
 

@@ -42,6 +42,7 @@ class LinearAdapter(FineTuningMethod[Matrix]):
     direction = "maximize"
     budget = Budget(max_trials=8, max_minutes=10)
     test_share = 0.3
+    epochs = 5
 
     def load_initial_model(self) -> Matrix:
         encoder = load_encoder(Settings().initial_model)
@@ -77,7 +78,7 @@ class LinearAdapter(FineTuningMethod[Matrix]):
         )
         batches = Batches(data.train.lists, batch_size=64, negatives_per_click=4, debias=True)
         random = np.random.default_rng(run.seed)
-        for epoch in range(5):
+        for epoch in range(self.epochs):
             for batch in batches.shuffled(random):
                 queries = normalize(vectors[batch.queries] @ (start + change), dim=1)
                 loss = listwise_softmax(

@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from embedding_studio.errors import MethodError
@@ -140,6 +141,7 @@ class Search:
             direction=direction,
             pruner=_make_pruner(pruner),
         )
+        self._space = IntersectionSearchSpace(include_pruned=True)
         self._running: dict[int, optuna.Trial] = {}  # by number
         self._numbers: dict[int, int] = {}  # of trials that were interrupted, by study number
         self._used: set[int] = set()
@@ -212,6 +214,9 @@ class Search:
                 seed = self._seed + (waiting[0] if waiting else len(trials))
                 name = Sampler.GRID if repeats == MAX_REPEATS else self._sampler
                 self._study.sampler = _make_sampler(name, seed)
+                if isinstance(self._study.sampler, optuna.samplers.TPESampler):
+                    # it goes through all trials for the space, but for those it has seen already
+                    self._study.sampler._search_space = self._space
                 trial = self._study.ask()
                 try:
                     params = suggest(trial)
