@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+BENCHMARKS = $(addprefix bench-,training clicks iteration hyperparameters soak scale overhead search)
 
-.PHONY: demo up test test-faults quick lint clean bench-training bench-clicks bench-iteration bench-hyperparameters bench-soak
+.PHONY: demo up test test-faults quick lint clean $(BENCHMARKS)
 
 demo: $(VENV)/.demo
 	$(BIN)/embedding-studio demo $(ARGS)
@@ -30,7 +31,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 # Ratios and shares of time: on a machine that does nothing else. docs/training.md has the results.
-bench-training bench-clicks bench-iteration bench-hyperparameters bench-soak: bench-%: $(VENV)/.bench
+$(BENCHMARKS): bench-%: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 clean:
