@@ -232,7 +232,12 @@ class Worker:
                 outages = 1 if has_gained else outages + 1
                 if outages > MAX_OUTAGES:
                     raise
-                log.warning("task %s: waits, outage %d: %s", task.id, outages, error)
+                log.warning(
+                    "task %s: waits for MLflow or the executor, outage %d: %s",
+                    task.id,
+                    outages,
+                    error,
+                )
             else:
                 return
             self._wait_for_services(lease)

@@ -118,11 +118,16 @@ def write_table(self: DrawSearch, report: Reporter) -> None:
     (self.folder / "sets.csv").write_text(f"{len(self.trials)} trials")
 
 
+@pytest.fixture(autouse=True)
+def draw_nothing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw a search takes longer than the rest of a toy's iteration."""
+    if "draws" not in request.keywords:
+        monkeypatch.setattr(DrawSearch, "__call__", write_table)
+
+
 @pytest.fixture
-def bench(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A house on SQLite whose trials run in the test's process; nothing is drawn, for that takes
-    longer than everything else."""
-    monkeypatch.setattr(DrawSearch, "__call__", write_table)
+def bench(settings: Settings) -> Iterator[Bench]:
+    """A house on SQLite whose trials run in the test's process."""
     opened = open_bench(settings)
     yield opened
     opened.house.executor.close()

@@ -220,6 +220,7 @@ def test_the_sampler_may_learn_from_the_iteration_before(bench: Bench) -> None:
     assert min(bench.suggested(one)["skill"] for one in runs) > 0.6
 
 
+@pytest.mark.draws
 def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     """A summary run has the plots as pictures and as one page, and the sets in order."""
     bench = open_bench(settings)
@@ -243,6 +244,7 @@ def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     bench.house.store.close()
 
 
+@pytest.mark.draws
 def test_a_drawing_that_fails_costs_the_drawing_only(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def test_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
         children = _children(services.pid)
         assert len(children) == 3
         services.send_signal(signal.SIGINT)
-        assert services.wait(30) == 0
+        assert services.wait(60) == 0
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
     finally:
         services.terminate()

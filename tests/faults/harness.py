@@ -323,7 +323,12 @@ def check_history(task: FineTuningTask, events: list[TaskEvent]) -> None:
                 owner = None
             case TaskEventKind.CREATED:
                 raise AssertionError("created twice")
-            case TaskEventKind.RESTARTED | TaskEventKind.CANCELED | TaskEventKind.STOP_REQUESTED:
+            case (
+                TaskEventKind.RESTARTED
+                | TaskEventKind.CANCELED
+                | TaskEventKind.STOP_REQUESTED
+                | TaskEventKind.MODEL_REMOVED
+            ):
                 pass
             case kind if kind.value in {status.value for status in TERMINAL}:
                 owner = None

@@ -13,14 +13,15 @@ import traceback
 from typing import Any
 
 from embedding_studio.settings import Settings
+from embedding_studio.trial import DrawSearch
 from embedding_studio.worker import open_worker
 from tests.faults.points import VARIABLE, arm
+from tests.iterations import write_table
 
 _PRELOADED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry",
     "pymongo",
-    "embedding_studio.search.plots",
 )
 
 
@@ -59,6 +60,7 @@ def _become_worker(environment: dict[str, str]) -> None:
     import logging
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    DrawSearch.__call__ = write_table  # type: ignore[method-assign] # see tests.iterations
     if fault := environment.get(VARIABLE):
         arm(fault)
     open_worker(Settings()).run_forever()
