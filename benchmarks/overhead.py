@@ -25,7 +25,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from embedding_studio.clickstream import Session, split_by_query
+from benchmarks.sessions import read_sessions, write_sessions
+from embedding_studio.clickstream import split_by_query
 from embedding_studio.methods import Parameters, Scores, TrialRun, discover_methods
 from embedding_studio.settings import Settings
 
@@ -85,7 +86,7 @@ def main() -> None:
     loads = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory(prefix="overhead-") as name:
         folder = Path(name)
-        write_sessions(folder / "sessions.jsonl", args.sessions)
+        write_sessions(folder / "sessions.jsonl", "icons", args.sessions)
         sets: list[dict[str, Any]] = []
         for pair in range(args.pairs):
             turns = ("iteration", "bare") if pair % 2 == 0 else ("bare", "iteration")
@@ -104,22 +105,6 @@ def main() -> None:
     tokens = {tuple(outcome.tokens) for outcomes in found.values() for outcome in outcomes}
     assert len(tokens) == 1, f"not all did the same: {tokens}"
     report(found, loads)
-
-
-def write_sessions(file: Path, count: int) -> None:
-    from benchmarks.clicks import MODEL, Arena
-    from embedding_studio.demo.searchers import Behaviour
-    from embedding_studio.training.encoder import load_encoder
-    from embedding_studio.trial import SESSION_LINES
-
-    sessions = Arena("icons", load_encoder(MODEL)).sessions(count, 0, Behaviour())
-    file.write_bytes(b"".join(SESSION_LINES.dump_json(session) + b"\n" for session in sessions))
-
-
-def read_sessions(file: Path) -> list[Session]:
-    from embedding_studio.trial import SESSION_LINES
-
-    return [SESSION_LINES.validate_json(line) for line in file.read_bytes().splitlines()]
 
 
 def settings_in(folder: Path) -> Settings:

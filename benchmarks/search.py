@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.iteration import beat_until, packaged_model
+from benchmarks.sessions import read_sessions, write_sessions
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, Pruner, SearchOptions, TaskRequest, TaskStatus
-from embedding_studio.trial import SESSION_LINES
 
 METRIC = "ndcg_at_10"
 PLUGINS = Path(__file__).parent / "searched_plugins"
@@ -88,7 +88,9 @@ def main() -> None:
         print(json.dumps(asdict(search(**json.loads(args.one)))))  # noqa: T201
         return
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
-        compare(args, write_sessions(args.sessions, Path(folder, "sessions.jsonl")))
+        sessions = Path(folder, "sessions.jsonl")
+        write_sessions(sessions, "catalogue", args.sessions)
+        compare(args, sessions)
 
 
 def compare(args: Any, sessions: Path) -> None:
@@ -103,19 +105,6 @@ def compare(args: Any, sessions: Path) -> None:
         rows.append((seed, a, b, c))
         report(seed, {"a": a, "b": b, "c": c})
     print_summary(summarize([(a, b, c) for _, a, b, c in rows], args))
-
-
-def write_sessions(count: int, file: Path) -> Path:
-    """Have people search, once for all."""
-    from benchmarks.clicks import Arena
-    from embedding_studio.demo.searchers import Behaviour
-    from embedding_studio.training.encoder import load_encoder
-
-    arena = Arena("catalogue", load_encoder(str(packaged_model())))
-    with file.open("wb") as lines:
-        for session in arena.sessions(count, 0, Behaviour()):
-            lines.write(SESSION_LINES.dump_json(session) + b"\n")
-    return file
 
 
 def apart(**search: Any) -> Found:
@@ -152,9 +141,7 @@ def search(
 
         worker = open_worker(settings)
         store, now = worker._house.store, datetime.now(UTC)
-        with Path(sessions).open("rb") as lines:
-            posted = [SESSION_LINES.validate_json(line) for line in lines]
-        store.register_sessions(posted, now)
+        store.register_sessions(read_sessions(Path(sessions)), now)
         options = SearchOptions(pruner=Pruner(pruner))
         task, _ = store.add_task(TaskRequest(method, budget=Budget(**budget), search=options), now)
         done = threading.Event()

@@ -191,15 +191,6 @@ def own_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
     cluster.stop()
 
 
-def open_patiently(spec: str) -> Executor:
-    """Open an executor, at the second try if need be: the server of Ray Client forks a process for
-    each of its clients, which on a busy machine at times hangs before it answers."""
-    try:
-        return open_executor(spec)
-    except ExecutorUnavailable:
-        return open_executor(spec)
-
-
 def is_there(executor: Executor) -> bool:
     try:
         executor.ping()
@@ -219,7 +210,7 @@ def test_a_head_that_goes_away_and_returns(
 ) -> None:
     """What ran is out of order, and so is the executor, until the cluster is there again."""
     monkeypatch.setattr("embedding_studio.executors.ray.SILENCE_SECONDS", 10.0)
-    executor = open_patiently(own_cluster.client_address if is_client else "ray:auto")
+    executor = open_executor(own_cluster.client_address if is_client else "ray:auto")
     monkeypatch.setattr("embedding_studio.executors.ray.CONNECT_SECONDS", 15.0)
     future = executor.submit(Halting(tmp_path), go_on)
     wait_until(lambda: list(tmp_path.iterdir()))
@@ -266,7 +257,7 @@ def test_through_ray_client(
     ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster that this machine is no part of does the same."""
-    executor = open_patiently(ray_cluster.client_address)
+    executor = open_executor(ray_cluster.client_address)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
     (source / "file").write_bytes(b"x" * 20_000_000)

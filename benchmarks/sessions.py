@@ -1,0 +1,25 @@
+"""Simulated searches in a file, for the processes that a benchmark compares.
+
+Imports wait until they are needed: a bare script is to load no more than its own work takes.
+"""
+
+from pathlib import Path
+
+from embedding_studio.clickstream import Session
+
+
+def write_sessions(file: Path, corpus: str, count: int) -> None:
+    """Have people search a corpus that `benchmarks.clicks` names."""
+    from benchmarks.clicks import MODEL, Arena
+    from embedding_studio.demo.searchers import Behaviour
+    from embedding_studio.training.encoder import load_encoder
+    from embedding_studio.trial import SESSION_LINES
+
+    sessions = Arena(corpus, load_encoder(MODEL)).sessions(count, 0, Behaviour())
+    file.write_bytes(b"".join(SESSION_LINES.dump_json(session) + b"\n" for session in sessions))
+
+
+def read_sessions(file: Path) -> list[Session]:
+    from embedding_studio.trial import SESSION_LINES
+
+    return [SESSION_LINES.validate_json(line) for line in file.read_bytes().splitlines()]
