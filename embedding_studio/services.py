@@ -64,7 +64,9 @@ class Services(AbstractContextManager["Services"]):
         return f"API {self.api_url}/docs · MLflow {self.settings.mlflow_public_url}"
 
     def __enter__(self) -> "Services":
-        signal.signal(signal.SIGTERM, _as_keyboard_interrupt)
+        # SIGINT too: a script's `up &` starts with it ignored
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _as_keyboard_interrupt)
         try:
             self._start()
         except BaseException:

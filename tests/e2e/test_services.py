@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from os import environ
 from pathlib import Path
 
@@ -69,13 +70,14 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
 
 def test_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
     """`up` takes free ports when its own are taken, is healthy when it says so, and on Ctrl-C
-    ends with all it started."""
+    ends with all it started, also where a script started it in the background."""
     settings = Settings(data_folder=tmp_path, api_port=0, mlflow_port=0)
     services = subprocess.Popen(
         [*PROGRAM, "up"],
         env={**environ, **settings.as_environment()},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
     )
     try:
         assert services.stdout is not None
