@@ -47,7 +47,7 @@ HOMES = {
     "cronsim": {"schedules"},
     "httpcore": {"outbound"},
     "typer": {"__main__"},
-    "ray": {"executors.ray", "executors.ray_node"},
+    "ray": {"executors.ray_driver", "executors.ray_node"},
 }
 
 

@@ -375,6 +375,7 @@ def test_a_cluster_that_is_not_there(spec: str, monkeypatch: pytest.MonkeyPatch)
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is an extra."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "embedding_studio.executors.ray", raising=False)
+    for name in ("ray", "ray_driver"):
+        monkeypatch.delitem(sys.modules, f"embedding_studio.executors.{name}", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install 'embedding-studio\[ray\]'"):
         open_executor("ray:auto")
