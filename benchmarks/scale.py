@@ -391,7 +391,6 @@ def run_study(trials: int) -> Study:
         (trial.Score, "__call__", JOB),
         (Search, "ask", "ask"),
         (Search, "report", "judge reports"),
-        (Search, "attrs", "tell"),
         (Search, "tell", "tell"),
         (Tracking, "start_trial", "open run"),
         (Tracking, "log_reports", "log reports"),

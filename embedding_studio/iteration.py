@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +14,7 @@ from embedding_studio.errors import Conflict, ExecutorUnavailable, NotFound
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.promotion import decide
-from embedding_studio.search import draw_sets
+from embedding_studio.search import FinishedTrial, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
     Promotion,
@@ -197,14 +197,13 @@ class _Iteration:
         trials = Trials(self._attempt, self._experiment_id, self._seed, self._baseline)
         self._best_model = trials.run()
         self._trained_tokens = trials.trained_tokens
-        self._drawing = self._draw()  # while the models are judged
+        self._drawing = self._draw(trials.finished)  # while the models are judged
         return self._best_model
 
-    def _draw(self) -> "Future[None]":
-        metric = self._method.main_metric
-        trials = tuple(self._tracking.finished_trials(self._experiment_id, metric))
+    def _draw(self, trials: Sequence[FinishedTrial]) -> "Future[None]":
+        metric, direction = self._method.main_metric, self._method.direction
         folder = self._attempt.work / "summary"
-        return self._attempt.submit(DrawSearch(trials, self._method.direction, metric, folder))
+        return self._attempt.submit(DrawSearch(tuple(trials), direction, metric, folder))
 
     def _recall_cost(self, baseline: Mapping[str, float]) -> None:
         """Go on from what MLflow knows of the estimate and of the trials of earlier attempts."""
@@ -270,7 +269,8 @@ class _Iteration:
         if self._tracking.has_summary(self._experiment_id):
             return
         if self._drawing is None:  # an earlier attempt ended between its verdict and this
-            self._drawing = self._draw()
+            metric = self._method.main_metric
+            self._drawing = self._draw(self._tracking.finished_trials(self._experiment_id, metric))
         self._attempt.first_done([self._drawing], lambda _: None)
         failure = self._drawing.exception()
         if isinstance(failure, ExecutorUnavailable):

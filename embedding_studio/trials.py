@@ -31,7 +31,7 @@ from embedding_studio.trial import Train, TrialResult, mean_metrics
 
 log = logging.getLogger(__name__)
 
-LOG_SECONDS = 1.0
+LOG_SECONDS = 2.0
 """A trial's reports are logged at least this far apart: who watches sees no difference."""
 SCORE_TOLERANCE = 1e-3
 """How far the score of a model read back may be from the one it was saved with."""
@@ -93,8 +93,7 @@ class Trials:
         self._running: dict[Future[TrialResult], _Trial] = {}
         self._at_work: dict[int, RunningTrial] = {}  # by number
         self._lock = threading.Lock()  # around them: reports come from other threads
-        self._ended: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
-        self._seconds: list[float] = []
+        self._finished: list[FinishedTrial] = []  # those of earlier attempts too
         self._tokens = attempt.tracking.trained_tokens(experiment_id)  # by run
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
@@ -104,12 +103,10 @@ class Trials:
 
         Raises Stopped or AllTrialsFailed if there is none.
         """
-        finished = self._replay()
-        self._started = len(finished)
-        for ended in finished:
-            self._ended[ended.outcome] += 1
+        self._finished += self._replay()
+        self._started = len(self._finished)
         if self._budget.max_minutes is not None:
-            spent = sum(trial.seconds for trial in finished)
+            spent = sum(trial.seconds for trial in self._finished)
             self._deadline = time.monotonic() + self._budget.max_minutes * 60 - spent
         self._lease.show(phase="search", max_trials=self._max_trials)
         self._show()
@@ -156,6 +153,11 @@ class Trials:
     def trained_tokens(self) -> int:
         """Of all trials, those of earlier attempts too, whatever became of them."""
         return sum(list(self._tokens.values()))  # a copy: reports come from other threads
+
+    @property
+    def finished(self) -> Sequence[FinishedTrial]:
+        """Those that count, in the order of their numbers."""
+        return sorted(self._finished, key=lambda trial: trial.planned.number)
 
     # -- before --------------------------------------------------------------------------------
 
@@ -215,8 +217,7 @@ class Trials:
         return value if self._method.direction == "maximize" else -value
 
     def _tell(self, trial: _Trial, outcome: Outcome, value: float | None) -> None:
-        trial.attrs = self._search.attrs(trial.proposal.number)
-        self._search.tell(trial.proposal.number, outcome, value)
+        trial.attrs = self._search.tell(trial.proposal.number, outcome, value)
 
     def _start(self) -> None:
         self._lease.check()
@@ -273,11 +274,12 @@ class Trials:
         """Put into the task's progress where the trials stand."""
         with self._lock:
             at_work = tuple(self._at_work[number] for number in sorted(self._at_work))
+            outcomes = [trial.outcome for trial in self._finished]
         self._lease.show(
             running_trials=at_work,
-            finished_trials=sum(self._ended.values()),
-            pruned_trials=self._ended[Outcome.PRUNED],
-            failed_trials=self._ended[Outcome.FAILED],
+            finished_trials=len(outcomes),
+            pruned_trials=outcomes.count(Outcome.PRUNED),
+            failed_trials=outcomes.count(Outcome.FAILED),
             **changes,
         )
 
@@ -287,9 +289,9 @@ class Trials:
 
     def _estimate_seconds(self) -> float | None:
         """Return how long the search still takes, by how long its trials took so far."""
-        if not self._seconds:
+        if not self._finished:
             return None
-        now, mean = time.monotonic(), fmean(self._seconds)
+        now, mean = time.monotonic(), fmean(trial.seconds for trial in self._finished)
         begun = [max(0.0, mean - (now - trial.started)) for trial in self._running.values()]
         to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
         left = (sum(begun) + to_come) / self._attempt.executor.slots(self._attempt.needs)
@@ -377,8 +379,17 @@ class Trials:
             attrs=trial.attrs,
             **about,
         )
-        self._ended[outcome] += 1
-        self._seconds.append(time.monotonic() - trial.started)
+        metric = self._method.main_metric
+        self._finished.append(
+            FinishedTrial(
+                trial.run_id,
+                trial.proposal.planned,
+                outcome,
+                value,
+                {report.step: report.metrics[metric] for report in trial.reports},
+                seconds=time.monotonic() - trial.started,
+            )
+        )
 
     def _upload(self, trial: _Trial, result: TrialResult) -> StoredModel:
         """Upload a model, then load it back and score it: only then may it replace the best.

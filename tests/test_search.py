@@ -61,8 +61,7 @@ class Running:
             return None
         outcome = Outcome.PRUNED if is_pruned else Outcome.COMPLETE
         final = None if is_pruned else value
-        attrs = self.search.attrs(number)
-        self.search.tell(number, outcome, final)
+        attrs = self.search.tell(number, outcome, final)
         return FinishedTrial(
             f"run {number} {at}", self.proposal.planned, outcome, final, dict(self.reported),
             attrs, ended=at,

@@ -1,6 +1,7 @@
 """The trials of an iteration: side by side, pruned, in their budget, begun anew after a crash."""
 
 import csv
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -235,6 +236,8 @@ def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     page = (folder / "search.html").read_text()
     assert page.count("Plotly.newPlot(") == 4
     assert 'src="http' not in page
+    names = re.findall(r'"name":"(Trial\d+)"', page)
+    assert names[0] == "Trial1"  # as MLflow's runs are named
     with (folder / "sets.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     runs = bench.runs(done)

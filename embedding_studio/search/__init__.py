@@ -240,20 +240,18 @@ class Search:
             trial.report(value, _resource(step))
             return trial.should_prune()
 
-    def attrs(self, number: int) -> str:
-        """Return what the pruner noted on a running trial, for the ledger."""
-        with self._lock:
-            trials = self._study.get_trials(deepcopy=False)
-            return json.dumps(trials[self._running[number].number].system_attrs)
+    def tell(self, number: int, outcome: Outcome, value: float | None = None) -> str:
+        """End a trial; return what the pruner noted on it, for the ledger.
 
-    def tell(self, number: int, outcome: Outcome, value: float | None = None) -> None:
-        """End a trial. value: the main metric of a complete trial."""
+        value: the main metric of a complete trial.
+        """
         with self._lock:
             trial = self._study.tell(
                 self._running.pop(number).number, value, state=_STATES[outcome]
             )
             if outcome is Outcome.COMPLETE:
                 self._note_length(trial)
+            return json.dumps(trial.system_attrs)
 
     def _plan(self, trial: optuna.Trial) -> PlannedTrial:
         number = self._numbers.get(trial.number)

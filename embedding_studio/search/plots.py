@@ -16,6 +16,7 @@ import matplotlib as mpl
 import optuna
 from matplotlib import pyplot as plt
 from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
 from embedding_studio.methods import Direction
@@ -36,7 +37,8 @@ def draw_search(
     """
     _write_table(trials, metric, folder / "sets.csv")
     study = optuna.create_study(direction=direction)
-    study.add_trials([trial.frozen() for trial in trials])
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL))  # number 0: ours count from 1
+    study.add_trials([_numbered_as_logged(trial) for trial in trials])
     complete = [trial for trial in trials if trial.value is not None]
     figures = []
     with warnings.catch_warnings():
@@ -49,6 +51,13 @@ def draw_search(
             figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
             plt.close("all")
     _write_page(figures, folder / "search.html")
+
+
+def _numbered_as_logged(trial: FinishedTrial) -> FrozenTrial:
+    """Return a trial whose steps are MLflow's, not the pruner's."""
+    frozen = trial.frozen()
+    frozen.intermediate_values = dict(trial.intermediate_values)
+    return frozen
 
 
 def _plots(
