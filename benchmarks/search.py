@@ -1,12 +1,12 @@
 """What pruning and parallel trials save: `python -m benchmarks.search`.
 
 Whole iterations through the product's own worker on the generated catalogue, where fine-tuning
-gains much, over a space of hyperparameters as wide as one knows nothing of it; by default of the
-linear adapter, for which fifteen searches end within the hour:
+gains much, over a space of hyperparameters as wide as one knows nothing of it, in trials of 27
+epochs; by default of the linear adapter, for which the searches end within the hour:
 
-    (a) sequential   one trial after another, on all cores, to the end
+    (a) sequential   one trial after another, on one core, to the end
     (b) pruned       the same with hopeless trials ended early, until as much was trained
-    (c) parallel     (b) with a trial per core
+    (c) parallel     (b) with a trial on each core
 
 How many epochs were trained, and how long it took, until a finished trial had 99 % of the final
 validation nDCG@10 of the best trial of (a) with the same seed. A search that never had counts with
@@ -16,6 +16,7 @@ all that it took.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from rich.table import Table
 from benchmarks.iteration import beat_until, packaged_model
 from benchmarks.sessions import read_sessions, write_sessions
 from embedding_studio.settings import Settings
+from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, Pruner, SearchOptions, TaskRequest, TaskStatus
 
 METRIC = "ndcg_at_10"
@@ -79,38 +81,40 @@ def main() -> None:
     options.add_argument("--first-seed", type=int, default=0)
     options.add_argument("--method", choices=["adapter", "encoder"], default="adapter")
     options.add_argument("--trials", type=int, default=24, help="of the sequential search")
-    options.add_argument("--sessions", type=int, default=10_000)
+    options.add_argument("--sessions", type=int, default=40_000)
     options.add_argument("--pruner", choices=list(Pruner), default=Pruner.ASHA)
     options.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    options.add_argument("--one", help=argparse.SUPPRESS)  # one search, in a process of its own
     args = options.parse_args()
-    if args.one:
-        print(json.dumps(asdict(search(**json.loads(args.one)))))  # noqa: T201
-        return
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
-        sessions = Path(folder, "sessions.jsonl")
+        sessions, house = Path(folder, "sessions.jsonl"), Path(folder, "house")
         write_sessions(sessions, "catalogue", args.sessions)
-        compare(args, sessions)
+        store = open_store(Settings(data_folder=house).resolved_store_url)
+        store.register_sessions(read_sessions(sessions), datetime.now(UTC))
+        store.close()
+        compare(args, house)
 
 
-def compare(args: Any, sessions: Path) -> None:
+def compare(args: Any, house: Path) -> None:
     rows = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        common = {"method": args.method, "seed": seed, "sessions": str(sessions)}
-        a = apart(**common, budget={"max_trials": args.trials}, executor="process:1")
+        common = {"method": args.method, "seed": seed, "house": str(house)}
+        a = apart(**common, budget={"max_trials": args.trials}, cores=1)
         budget = {"max_trials": UNBOUNDED_TRIALS, "max_trained_tokens": a.trained_tokens}
         pruned = {**common, "budget": budget, "pruner": args.pruner}
-        b = apart(**pruned, executor="process:1")
-        c = apart(**pruned, executor=f"process:{args.cores}")
+        b = apart(**pruned, cores=1)
+        c = apart(**pruned, cores=args.cores)
         rows.append((seed, a, b, c))
         report(seed, {"a": a, "b": b, "c": c})
     print_summary(summarize([(a, b, c) for _, a, b, c in rows], args))
 
 
 def apart(**search: Any) -> Found:
-    """Run one search in a process of its own: another worker, another fork server."""
+    """Run one search in a process of its own: another worker, another fork server.
+
+    Its program is no module, which each trial's process would import again."""
+    program = "import sys; from benchmarks.search import search_here; search_here(sys.argv[1])"
     answer = subprocess.run(
-        [sys.executable, "-m", "benchmarks.search", "--one", json.dumps(search)],
+        [sys.executable, "-c", program, json.dumps(search)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -119,20 +123,26 @@ def apart(**search: Any) -> Found:
     return Found(**{**found, "finished": [Finished(**trial) for trial in found["finished"]]})
 
 
+def search_here(arguments: str) -> None:
+    print(json.dumps(asdict(search(**json.loads(arguments)))))  # noqa: T201
+
+
 def search(
     method: str,
     seed: int,
-    sessions: str,
+    house: str,
     budget: Mapping[str, int],
-    executor: str,
+    cores: int,
     pruner: str = "none",
 ) -> Found:
-    """Run one iteration in a new house and return what its runs in MLflow say."""
+    """Run one iteration in a copy of a house, a trial on each core; return what MLflow says."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
+        shutil.copytree(house, folder, dirs_exist_ok=True)
         settings = Settings(
             data_folder=Path(folder),
             plugins_folder=PLUGINS,
-            executor=executor,
+            executor=f"process:{cores}",
             initial_model=str(packaged_model()),
             seed=seed,
         )
@@ -141,7 +151,6 @@ def search(
 
         worker = open_worker(settings)
         store, now = worker._house.store, datetime.now(UTC)
-        store.register_sessions(read_sessions(Path(sessions)), now)
         options = SearchOptions(pruner=Pruner(pruner))
         task, _ = store.add_task(TaskRequest(method, budget=Budget(**budget), search=options), now)
         done = threading.Event()

@@ -122,7 +122,7 @@ class RunningTrial:
 class TaskProgress:
     """What a person watching wants to know; rewritten as the iteration goes on.
 
-    phase: prepare, baseline, search, verify, promote, clean up.
+    phase: prepare, baseline, search, promote or clean up; of an ended task, the one it ended in.
     trial: 1-based number of the trial that last reported; step: the last step it reported.
     main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
     trained_tokens: tokens seen times epochs, of all trials so far, whatever became of them; 0 if

@@ -1,4 +1,4 @@
-"""Bundled methods over spaces as wide as one knows nothing of them, each trial of nine epochs."""
+"""Bundled methods over spaces as wide as one knows nothing of them, each trial of 27 epochs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from embedding_studio.methods import discover_methods
 if TYPE_CHECKING:
     import optuna
 
-EPOCHS = 9
+EPOCHS = 27
 
 catalog = discover_methods(Path(__file__).parents[2] / "plugins")
 Adapter = type(catalog.get("Linear adapter"))
