@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.iteration import beat_until, packaged_model
-from benchmarks.sessions import read_sessions, write_sessions
+from benchmarks.sessions import simulate_sessions
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, Pruner, SearchOptions, TaskRequest, TaskStatus
@@ -86,10 +86,9 @@ def main() -> None:
     options.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     args = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
-        sessions, house = Path(folder, "sessions.jsonl"), Path(folder, "house")
-        write_sessions(sessions, "catalogue", args.sessions)
+        house = Path(folder)
         store = open_store(Settings(data_folder=house).resolved_store_url)
-        store.register_sessions(read_sessions(sessions), datetime.now(UTC))
+        store.register_sessions(simulate_sessions("catalogue", args.sessions), datetime.now(UTC))
         store.close()
         compare(args, house)
 

@@ -37,14 +37,13 @@ from embedding_studio.executors.base import (
     obey,
     relocated,
 )
-from embedding_studio.executors.ray_driver import Order, drive
+from embedding_studio.executors.ray_driver import CLOSE_SECONDS, Order, drive
 
 Result = TypeVar("Result")
 
 CONNECT_SECONDS = 40.0
 SILENCE_SECONDS = 30.0
 """A cluster not heard of for this long is out of order."""
-CLOSE_SECONDS = 20.0
 
 
 class RayExecutor(Executor):
@@ -206,7 +205,7 @@ class _Link:
 
     def close(self) -> None:
         self.send("close")
-        self._process.join(CLOSE_SECONDS)
+        self._process.join(2 * CLOSE_SECONDS)  # by then it has given up the cluster
         self._process.kill()
 
     @property

@@ -290,7 +290,8 @@ def _distributions(suggested: SuggestedSet) -> dict[str, optuna.distributions.Ba
 
 def _make_sampler(name: Sampler, seed: int, pruner: Pruner) -> optuna.samplers.BaseSampler:
     match name:
-        case Sampler.TPE if pruner in (Pruner.ASHA, Pruner.HYPERBAND):
+        case Sampler.TPE:
+            is_eager = pruner in (Pruner.ASHA, Pruner.HYPERBAND)
             with warnings.catch_warnings():
                 # Optuna wants to do without `gamma` from version 6 on
                 warnings.simplefilter("ignore", FutureWarning)
@@ -298,12 +299,8 @@ def _make_sampler(name: Sampler, seed: int, pruner: Pruner) -> optuna.samplers.B
                     seed=seed,
                     n_startup_trials=STARTUP_TRIALS,
                     constant_liar=True,
-                    gamma=_count_good,
+                    gamma=_count_good if is_eager else None,
                 )
-        case Sampler.TPE:
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True
-            )
         case Sampler.GP:
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False
