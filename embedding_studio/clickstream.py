@@ -1,6 +1,7 @@
 """What searchers saw and what they did: sessions, results, events, batches."""
 
 import hashlib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -87,8 +88,11 @@ class Splits(Generic[Part]):
 
 
 def normalize_query(query: str) -> str:
-    """Return the form under which two spellings count as the same query."""
-    return " ".join(query.casefold().split())
+    """Return the form under which two spellings count as the same query: case folded, white space
+    made one, and of Unicode's spellings of a character (é, or e and an accent; full width, half
+    width; ligatures) one, by NFKC."""
+    folded = unicodedata.normalize("NFKC", query).casefold()  # which may leave what is not NFKC
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def split_by_query(

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,3 +111,31 @@ def test_a_query_stays_on_its_side_of_the_split() -> None:
     assert len(parts[2]) == pytest.approx(50, abs=20)
     again = split_by_query(list(reversed(sessions)), validation_share=0.2, test_share=0.1)
     assert {s.session_id for s in again.test} == {s.session_id for s in splits.test}
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["café crème", "señor", "Ḿǚ", "한국어 검색", "パーティー", "Zürich", "ﬁne ½ price", "ᾳ̈", "STRASSE"],
+)
+def test_unicode_spellings_are_one_query(query: str) -> None:
+    """Composed, decomposed, full-width and ligature spellings, in any case, land on one side."""
+    spellings = {query, query.upper(), f"  {query}\u3000"}
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        spellings |= {unicodedata.normalize(form, spelling) for spelling in set(spellings)}
+    sessions = [make_session(n, query=spelling) for n, spelling in enumerate(sorted(spellings))]
+    parts = split_by_query(sessions, validation_share=0.3, test_share=0.3)
+    sides = [part for part in (parts.train, parts.validation, parts.test) if part]
+    assert len(sides) == 1
+    assert len({normalize_query(session.search_query) for session in sides[0]}) == 1
+
+
+def test_every_character_has_one_normal_form() -> None:
+    """Normalising is the same for all Unicode spellings of a character, and changes nothing that is
+    normal already."""
+    for code in range(sys.maxunicode + 1):
+        character = chr(code)
+        if unicodedata.category(character) in ("Cs", "Cn", "Co", "Lo"):  # Lo: no case
+            continue
+        normal = normalize_query(f"a{character}b")
+        assert normalize_query(normal) == normal
+        assert normalize_query(unicodedata.normalize("NFD", f"a{character}b")) == normal

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from embedding_studio.clickstream import Session, Splits, split_by_query
+from embedding_studio.clickstream import Session, Splits, normalize_query, split_by_query
 from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.errors import NotEnoughData
 from embedding_studio.training import data
@@ -64,7 +64,7 @@ def test_columns_hold_what_was_shown_and_clicked(
     likely = dict(zip(items, lists.relevance[pairs], strict=True))
     assert likely["old boat"] > 0.5 > max(likely["red kite"], likely["new boat"])
     assert figures["train_queries"] == len(
-        {" ".join(s.search_query.casefold().split()) for s in many.train + extra}
+        {normalize_query(s.search_query) for s in many.train + extra}
     )
     assert figures["results_left_out"] == 0
 
