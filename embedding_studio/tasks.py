@@ -228,12 +228,15 @@ class FineTuningTask:
     delivery_due_at: datetime | None = None
 
 
+def line_name(project: str, method: str) -> str:
+    """Return the name under which MLflow keeps a method's line of models: one per project. A
+    method's name has no parentheses, so two projects never share one."""
+    return method if project == DEFAULT_PROJECT else f"{method} ({project})"
+
+
 def line_of(task: FineTuningTask) -> str:
-    """Return the name under which MLflow keeps the line of models that a task goes on with: one per
-    project and method. A method's name has no parentheses, so two projects never share one."""
-    if task.project == DEFAULT_PROJECT:
-        return task.fine_tuning_method
-    return f"{task.fine_tuning_method} ({task.project})"
+    """Return the name of the line of models that a task goes on with."""
+    return line_name(task.project, task.fine_tuning_method)
 
 
 class TaskEventKind(StrEnum):

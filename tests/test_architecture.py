@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "projects", "access", "tasks", "clickstream", "settings", "outbound"},
+    {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"},
     {"methods", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
     {"tracking", "lease", "schedules", "webhooks"},
@@ -28,6 +28,7 @@ HOMES = {
         "store.mongo",
         "store.mongo_access",
         "store.mongo_answers",
+        "store.mongo_models",
         "store.mongo_schedules",
     },
     "bson": {"store.mongo", "store.mongo_answers"},
@@ -36,6 +37,7 @@ HOMES = {
         "store.sqlite",
         "store.sqlite_access",
         "store.sqlite_file",
+        "store.sqlite_models",
         "store.sqlite_schedules",
     },
     "apscheduler": {"worker"},

@@ -16,13 +16,14 @@ of tasks, workers and API keys are of all projects.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Self
 
 from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
 from embedding_studio.errors import NotFound
+from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.tasks import (
     Claim,
@@ -324,6 +325,41 @@ class Store(ABC):
 
         An end comes nearer, never further off: a later time than the one that is set is ignored.
         """
+
+    # -- models ----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def find_model(self, method: str) -> RegisteredModel | None:
+        """Return what this project has registered of a method, None if nothing yet."""
+
+    @abstractmethod
+    def change_model(self, changed: RegisteredModel) -> RegisteredModel | None:
+        """Put it in the place of what is kept of its method, its revision one higher.
+
+        None, and nothing changed, unless what is kept still has the revision that `changed` brings
+        along (0: nothing is kept yet). After a lost answer that may be this call's own doing.
+        """
+
+    def update_model(
+        self, method: str, rule: Callable[[RegisteredModel], RegisteredModel]
+    ) -> RegisteredModel:
+        """Change what is registered of a method by a rule, again if somebody else was quicker.
+
+        A rule that gives back what it was given writes nothing; so does one that raises. It is safe
+        to repeat if the rule is.
+        """
+        while True:
+            seen = self.find_model(method) or RegisteredModel(self.project, method)
+            wanted = rule(seen)
+            if wanted == seen:
+                return seen
+            if (changed := self.change_model(wanted)) is not None:
+                return changed
+
+    @abstractmethod
+    def all_models(self, are_mirrored: bool | None = None) -> list[RegisteredModel]:
+        """Return the registered models of all projects; only those whose champion MLflow's alias
+        shows, or does not, if that is asked."""
 
     # -- schedules -------------------------------------------------------------------------------
 

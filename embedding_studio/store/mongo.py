@@ -47,6 +47,7 @@ from embedding_studio.store.base import Registered, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering
+from embedding_studio.store.mongo_models import BY_NAME, MongoModels
 from embedding_studio.store.mongo_schedules import MongoSchedules
 from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
 from embedding_studio.tasks import (
@@ -88,7 +89,7 @@ TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
-class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
+class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedules):
     """url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
 
     client: an open client to use instead of one made from the url; closed with the store.
@@ -118,6 +119,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
         self._workers = database["workers"]
         self._keys = database["api_keys"]
         self._schedules = database["schedules"]
+        self._models = database["models"]
         self._adopt_older_documents()
         # not a partial one: it also finds a project's newest batch
         self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)
@@ -126,6 +128,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoSchedules):
         self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
         self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
         self._tasks.create_index("delivery_due_at", sparse=True)
+        self._models.create_index(BY_NAME, unique=True)
 
     def _adopt_older_documents(self) -> None:
         """Bring a database from before there were projects up to date: what is in it belongs to

@@ -40,6 +40,7 @@ from embedding_studio.store.sqlite_file import (
     task_rows,
     worker_rows,
 )
+from embedding_studio.store.sqlite_models import SqliteModels
 from embedding_studio.store.sqlite_schedules import SqliteSchedules
 from embedding_studio.tasks import (
     OWNED,
@@ -60,7 +61,7 @@ TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
 
 
-class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteSchedules):
+class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSchedules):
     def _key(self, session_id: str) -> str:
         return session_key(self.project, session_id)
 

@@ -150,6 +150,15 @@ key_rows = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
 )
+model_rows = Table(
+    "models",
+    schema,
+    Column("project", sa.String, primary_key=True),
+    Column("method", sa.String, primary_key=True),
+    Column("revision", sa.Integer, nullable=False),
+    Column("is_mirrored", sa.Boolean, nullable=False),
+    Column("document", DOCUMENT, nullable=False),
+)
 IS_COLLECTING = batch_rows.c.status == sa.literal_column(f"'{BatchStatus.COLLECTING}'")
 
 

@@ -1,0 +1,182 @@
+"""The registered model of a method: its versions, and which of them is the champion.
+
+Everything here is a value; the store changes one registered model in one compare-and-set, so what
+a rule below decides is still true when it is written.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Self
+
+from embedding_studio.errors import Conflict, NotFound
+from embedding_studio.tasks import Promotion, StoredModel, line_name
+
+MOST_REMEMBERED = 100
+"""How many removed versions, and how many moves, stay on record."""
+
+
+class MoveKind(StrEnum):
+    """Why another version became champion."""
+
+    INITIAL = "initial"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    ADOPTED = "adopted"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """number: that of the version in MLflow's registry.
+
+    task_id, promotion: whose iteration made it, and its verdict; None for an initial model.
+    previous: the champion whose place it took. removed_at: when its files went, by retention.
+    """
+
+    number: int
+    model: StoredModel
+    created_at: datetime
+    task_id: str | None = None
+    promotion: Promotion | None = None
+    previous: int | None = None
+    removed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChampionMove:
+    """by: who moved it, for people; why: one sentence."""
+
+    kind: MoveKind
+    at: datetime
+    from_version: int | None
+    to_version: int
+    by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredModel:
+    """versions: oldest first; champion: the number of one of them; moves: oldest first.
+
+    mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
+    is setting it to, until mirroring_until at the latest. revision: 0 before it is first kept, then
+    one higher with every change.
+    """
+
+    project: str
+    method: str
+    versions: tuple[ModelVersion, ...] = ()
+    champion: int | None = None
+    moves: tuple[ChampionMove, ...] = ()
+    mirrored: int | None = None
+    mirroring: int | None = None
+    mirroring_until: datetime | None = None
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name in MLflow's registry."""
+        return line_name(self.project, self.method)
+
+    @property
+    def is_mirrored(self) -> bool:
+        return self.mirrored == self.champion and self.mirroring is None
+
+    def version(self, number: int | None) -> ModelVersion:
+        """Return one version. Raises NotFound."""
+        for version in self.versions:
+            if version.number == number:
+                return version
+        known = ", ".join(str(version.number) for version in self.versions) or "none"
+        raise NotFound(f"{self.name!r} has no version {number}: there are {known}")
+
+    def version_of(self, run_id: str) -> ModelVersion | None:
+        """Return the version whose model is that run's."""
+        return next((v for v in self.versions if v.model.run_id == run_id), None)
+
+    @property
+    def kept_run_ids(self) -> frozenset[str]:
+        """The runs whose models are those of versions that were not removed."""
+        return frozenset(v.model.run_id for v in self.versions if v.removed_at is None)
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    def moved(self, move: ChampionMove, new: ModelVersion | None = None) -> Self:
+        """Return it with another champion; new: a version that is not on record yet.
+
+        A version that is champion already changes nothing. Raises Conflict when the champion is not
+        the one that the move is from, or when the files of the other one are gone; NotFound.
+        """
+        if self.champion == move.to_version:
+            return self
+        if self.champion != move.from_version:
+            raise Conflict(
+                f"the champion of {self.name!r} is version {self.champion} and not "
+                f"{move.from_version}: {self._say_last_move()}"
+            )
+        versions = self.versions
+        if new is not None:
+            others = [v for v in versions if v.number != new.number]
+            versions = (*others, replace(new, previous=self.champion))
+        changed = replace(self, versions=versions)
+        if changed.version(move.to_version).removed_at is not None:
+            kept = ", ".join(str(v.number) for v in versions if v.removed_at is None)
+            raise Conflict(
+                f"the files of version {move.to_version} of {self.name!r} are gone "
+                f"(ES_KEEP_CHAMPIONS); those of {kept} are kept"
+            )
+        moves = (*self.moves, move)[-MOST_REMEMBERED:]
+        return replace(changed, champion=move.to_version, moves=moves)
+
+    def _say_last_move(self) -> str:
+        if not self.moves:
+            return "there is none yet"
+        last = self.moves[-1]
+        return (
+            f"{last.kind.value.replace('_', ' ')} by {last.by} at {last.at:%Y-%m-%d %H:%M:%S} UTC"
+        )
+
+    def previous_version(self) -> int:
+        """Return what a rollback without a number leads to. Raises Conflict if there is nothing."""
+        previous = None if self.champion is None else self.version(self.champion).previous
+        if previous is None:
+            raise Conflict(
+                f"version {self.champion} of {self.name!r} took no other one's place: there is no "
+                "previous version; name one"
+            )
+        return previous
+
+    def former_champions(self, count: int) -> frozenset[int]:
+        """Return the last so many versions that were champion before the present one."""
+        formers: list[int] = []
+        for move in reversed(self.moves):
+            number = move.from_version
+            if number is not None and number != self.champion and number not in formers:
+                formers.append(number)
+        return frozenset(formers[:count])
+
+    def retired(self, run_ids: Collection[str], keep: int, now: datetime) -> Self:
+        """Return it with the versions of some runs marked as removed.
+
+        Raises Conflict when one of them is the champion or one of the `keep` champions before it.
+        """
+        leaving = {v.number for v in self.versions if v.model.run_id in run_ids}
+        needed = leaving & {self.champion, *self.former_champions(keep)}
+        if needed:
+            raise Conflict(f"{self.name!r} keeps its versions {sorted(map(int, needed))}")
+        versions = [
+            replace(v, removed_at=now, model=replace(v.model, files=()))
+            if v.number in leaving and v.removed_at is None
+            else v
+            for v in self.versions
+        ]
+        forgotten = [v.number for v in versions if v.removed_at is not None][:-MOST_REMEMBERED]
+        return replace(self, versions=tuple(v for v in versions if v.number not in forgotten))
+
+    def mirroring_to(self, until: datetime, now: datetime) -> Self | None:
+        """Return it as claimed by a worker that sets MLflow's alias; None if there is nothing to
+        set or another worker is at it."""
+        if self.is_mirrored or (self.mirroring_until is not None and self.mirroring_until > now):
+            return None
+        return replace(self, mirroring=self.champion, mirroring_until=until)

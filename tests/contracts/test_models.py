@@ -1,0 +1,130 @@
+"""The contract of every store: registered models and their champions."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from embedding_studio.errors import Conflict, StoreUnavailable
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.store import Store
+from embedding_studio.tasks import ModelFile, Promotion, StoredModel
+from tests.contracts.store_backends import Backend
+from tests.contracts.store_processes import NOW
+
+VERDICT = Promotion(True, "better", "mrr", 0.5, 0.75, 0.25, (0.125, 0.5), 40)
+
+
+def version(number: int) -> ModelVersion:
+    model = StoredModel(f"run-{number}", "/artifacts", (ModelFile("a.json", 3, "ab" * 32),))
+    return ModelVersion(number, model, NOW, f"task-{number}", VERDICT)
+
+
+def move(from_version: int | None, to_version: int, by: str = "ann") -> ChampionMove:
+    return ChampionMove(MoveKind.ROLLED_BACK, NOW, from_version, to_version, by, "why ☕")
+
+
+def fill(store: Store, count: int = 2) -> RegisteredModel:
+    """Register so many versions of the method `m`, each champion after the one before."""
+    for number in range(1, count + 1):
+        moved = move(number - 1 or None, number)
+        new = version(number)
+        store.update_model("m", lambda model, moved=moved, new=new: model.moved(moved, new))  # type: ignore[misc]
+    found = store.find_model("m")
+    assert found is not None
+    return found
+
+
+def test_a_model_comes_back_as_it_was_kept(store: Store) -> None:
+    """Every field is read back equal, under its project and method alone, its revision counted."""
+    assert store.find_model("m") is None
+    kept = replace(fill(store), mirrored=1, mirroring=2, mirroring_until=NOW)
+    changed = store.change_model(kept)
+    assert changed == replace(kept, revision=3)
+    assert store.find_model("m") == changed
+    assert store.find_model("n") is None
+    other = store.in_project("other")
+    assert other.find_model("m") is None
+    assert fill(other).project == "other"
+    assert store.find_model("m") == changed
+
+
+def test_a_change_of_what_was_changed_meanwhile_is_refused(store: Store) -> None:
+    """Of two changes of one revision the first is kept, be it the model's first or a later one."""
+    new = RegisteredModel("default", "m")
+    assert store.change_model(replace(new, champion=1)) is not None
+    assert store.change_model(replace(new, champion=2)) is None
+    seen = store.find_model("m")
+    assert seen is not None
+    assert store.change_model(replace(seen, champion=3)) is not None
+    assert store.change_model(replace(seen, champion=4)) is None
+    after = store.find_model("m")
+    assert after is not None
+    assert (after.champion, after.revision) == (3, 2)
+
+
+def test_a_rule_is_asked_again_when_somebody_was_quicker(backend: Backend, store: Store) -> None:
+    """A rollback between another one's look and its write makes that one judge anew."""
+    fill(store, 3)
+
+    def be_quicker() -> None:
+        store.update_model("m", lambda model: model.moved(move(3, 1, "bob")))
+
+    # SQLite's first step is the look, MongoDB's the write
+    with backend.interrupted(2 if "sqlite" in backend.url else 1, be_quicker) as interruption:
+        with pytest.raises(Conflict, match="is version 1 and not 3: rolled back by bob"):
+            store.update_model("m", lambda model: model.moved(move(3, 2)))
+        assert interruption.happened
+    after = store.find_model("m")
+    assert after is not None
+    assert (after.champion, len(after.moves)) == (1, 4)
+
+
+def test_of_moves_at_once_one_is_made(shared: Backend) -> None:
+    """Eight threads move the champion from the same version: one of them does, with one event."""
+    with closing(shared.open()) as store:
+        fill(store, 9)
+
+        def roll_back(to_version: int) -> bool:
+            try:
+                store.update_model("m", lambda model: model.moved(move(9, to_version)))
+            except Conflict:
+                return False
+            return True
+
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(roll_back, range(1, 9))).count(True) == 1
+        after = store.find_model("m")
+        assert after is not None
+        assert len(after.moves) == 10
+        assert after.moves[-1].to_version == after.champion
+
+
+def test_a_change_whose_answer_was_lost_is_repeated(backend: Backend, store: Store) -> None:
+    """The call fails although the change was made; repeated, it changes nothing more."""
+    fill(store, 2)
+    for moment in ("before", "after"):
+        with backend.failing(1, moment), pytest.raises(StoreUnavailable):
+            store.update_model("m", lambda model: model.moved(move(2, 1)))
+    again = store.update_model("m", lambda model: model.moved(move(2, 1)))
+    assert (again.champion, len(again.moves)) == (1, 3)
+
+
+def test_models_of_all_projects_are_found_by_what_is_mirrored(store: Store) -> None:
+    """Who tidies up sees every project; asked for those whose alias is behind, only these."""
+    fill(store)
+    fill(store.in_project("other"))
+    assert [model.project for model in store.all_models()] == ["default", "other"]
+    assert len(store.in_project("other").all_models(are_mirrored=False)) == 2
+    until = NOW + timedelta(seconds=60)
+
+    def claim(model: RegisteredModel) -> RegisteredModel:
+        return model.mirroring_to(until, NOW) or model
+
+    store.update_model("m", claim)
+    assert len(store.all_models(are_mirrored=False)) == 2  # somebody is at it
+    store.update_model("m", lambda model: replace(model, mirrored=2, mirroring=None))
+    assert [model.project for model in store.all_models(are_mirrored=False)] == ["other"]
+    assert [model.project for model in store.all_models(are_mirrored=True)] == ["default"]
