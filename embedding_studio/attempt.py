@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedding_studio.errors import Stopped, StoreUnavailable
+from embedding_studio.errors import MethodError, Stopped, StoreUnavailable
 from embedding_studio.executors.base import Executor, Job, Resources, Verdict
 from embedding_studio.lease import Clock, Lease
 from embedding_studio.methods import AnyMethod, Scores
@@ -62,14 +62,33 @@ class Attempt:
 
     # -- jobs --------------------------------------------------------------------------------------
 
-    def run(self, job: Job[Result]) -> Result:
-        """Run one job on the executor, ending it when the lease ends.
-
-        A task that is to stop and has no model yet ends here, for there will be nothing to keep."""
+    def run(self, job: Job[Result], meanwhile: Callable[[], None] = lambda: None) -> Result:
+        """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
         self.lease.check()
-        future = self.submit(job)
+        return self.result_of(self.submit(job), job.doing, meanwhile)
+
+    def result_of(
+        self, future: "Future[Result]", doing: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Return what a job gives or raise what it raised, ending it when the lease ends.
+
+        A task that is to stop and has no model yet ends here, for there will be nothing to keep.
+        Raises MethodError when the job takes longer than ES_MAX_JOB_MINUTES."""
+        minutes = self.settings.max_job_minutes
+        deadline = time.monotonic() + minutes * 60
+
+        def end_if_due() -> None:
+            meanwhile()
+            if self.lease.is_stopping and not self.has_model:
+                raise Stopped("stopped before any hyperparameter set had given a model")
+            if time.monotonic() >= deadline:
+                raise MethodError(
+                    f"{doing} was still going on after {minutes:g} minutes and was ended: does the "
+                    "method wait for something? If it needs longer, raise ES_MAX_JOB_MINUTES"
+                )
+
         try:
-            self.first_done([future], self._stop_if_there_is_nothing_to_keep)
+            self.first_done([future], end_if_due)
         except BaseException:
             self.executor.kill(future)
             wait([future])
@@ -81,25 +100,22 @@ class Attempt:
         return self.executor.submit(job, lambda _: Verdict.CONTINUE, self.needs)
 
     def first_done(
-        self, running: Collection[Future[Any]], when_stopping: Callable[[Future[Any]], None]
+        self, running: Collection[Future[Any]], meanwhile: Callable[[], None]
     ) -> set[Future[Any]]:
-        """Wait for the first of some jobs, asking the lease meanwhile."""
+        """Wait for the first of some jobs, asking the lease and calling `meanwhile` again and
+        again."""
         while True:
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             self.lease.check()
             if done:
                 return done
-            if self.lease.is_stopping:
-                for future in running:
-                    when_stopping(future)
+            meanwhile()
 
-    def _stop_if_there_is_nothing_to_keep(self, job: Future[Any]) -> None:
-        if not self.has_model:
-            raise Stopped("stopped before any hyperparameter set had given a model")
-
-    def score(self, model_folder: Path, split: str) -> Scores:
+    def score(
+        self, model_folder: Path, split: str, meanwhile: Callable[[], None] = lambda: None
+    ) -> Scores:
         """Score a saved model on a split of the prepared data."""
-        return self.run(Score(self.ref, model_folder, self.data_folder, split))
+        return self.run(Score(self.ref, model_folder, self.data_folder, split), meanwhile)
 
     # -- the task ----------------------------------------------------------------------------------
 

@@ -7,10 +7,11 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from embedding_studio.attempt import Attempt, House
 from embedding_studio.clickstream import BatchStatus
-from embedding_studio.errors import Conflict, ExecutorUnavailable, NotFound
+from embedding_studio.errors import Conflict, Draining, ExecutorUnavailable, LeaseLost, NotFound
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.promotion import decide
@@ -271,12 +272,14 @@ class _Iteration:
         if self._drawing is None:  # an earlier attempt ended between its verdict and this
             metric = self._method.main_metric
             self._drawing = self._draw(self._tracking.finished_trials(self._experiment_id, metric))
-        self._attempt.first_done([self._drawing], lambda _: None)
-        failure = self._drawing.exception()
-        if isinstance(failure, ExecutorUnavailable):
-            raise failure
-        folder = None if failure else self._attempt.work / "summary"
-        if failure is not None:
+        folder: Path | None = self._attempt.work / "summary"
+        failure: Exception | None = None
+        try:
+            self._attempt.result_of(self._drawing, DrawSearch.doing)
+        except (ExecutorUnavailable, LeaseLost, Draining):
+            raise
+        except Exception as error:  # noqa: BLE001 - no model hangs on a drawing
+            folder, failure = None, error
             log.warning("task %s: the search was not drawn: %r", self._task.id, failure)
         self._tracking.store_summary(self._experiment_id, folder, repr(failure))
 

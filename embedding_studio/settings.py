@@ -96,7 +96,15 @@ class Settings(BaseSettings):
         3, ge=1, description="after this many dead workers a task is an error"
     )
     stop_grace_seconds: float = Field(
-        300.0, ge=0, description="a trial that goes on for this long after a stop is killed"
+        300.0,
+        ge=0,
+        description="a trial that goes on for this long after it was asked to end is killed",
+    )
+    max_job_minutes: float = Field(
+        120.0,
+        gt=0,
+        description="a step of a task that is no trial (preparing the data, scoring a model) is "
+        "killed after this, and the task is an error",
     )
     keep_iterations: int = Field(
         1, ge=1, description="how many of a method's finished iterations stay, the champion's apart"

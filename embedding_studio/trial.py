@@ -58,6 +58,7 @@ class SaveInitialModel(Job[None]):
     """Write what the method starts from when there is no champion."""
 
     writes = ("folder",)
+    doing = "saving the initial model"
 
     method: MethodRef
     folder: Path
@@ -77,6 +78,7 @@ class PrepareData(Job[Mapping[str, float]]):
 
     reads = ("snapshot",)
     writes = ("folder",)
+    doing = "preparing the data"
 
     method: MethodRef
     snapshot: Path
@@ -127,6 +129,7 @@ class Train(Job[TrialResult]):
 
     reads = ("data_folder", "start_folder")
     writes = ("model_folder",)
+    doing = "a trial"
 
     method: MethodRef
     params: Parameters
@@ -162,6 +165,7 @@ class Score(Job[Scores]):
     """Score a saved model on the validation or the test split; arrays stay per query."""
 
     reads = ("model_folder", "data_folder")
+    doing = "scoring a saved model"
 
     method: MethodRef
     model_folder: Path
@@ -192,6 +196,7 @@ class ScoreBaseline(Job[BaselineResult]):
     would cost: one process does it all, for each loads the model anew."""
 
     reads = ("model_folder", "data_folder")
+    doing = "scoring the starting model"
 
     method: MethodRef
     model_folder: Path
@@ -219,6 +224,7 @@ class DrawSearch(Job[None]):
     """Draw what a search found, and write it as a table."""
 
     writes = ("folder",)
+    doing = "drawing the search"
 
     trials: "tuple[FinishedTrial, ...]"
     direction: Direction

@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -64,6 +64,15 @@ class _Trial:
             raise
 
 
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """What asks a trial to come to its end, and how long ago it did."""
+
+    name: str
+    seconds_ago: float
+    grace_seconds: float
+
+
 class Trials:
     """baseline: the starting model's validation metrics. seed: of the search; a trial's own is its
     number higher."""
@@ -106,8 +115,8 @@ class Trials:
         self._finished += self._replay()
         self._started = len(self._finished)
         if self._budget.max_minutes is not None:
-            spent = sum(trial.seconds for trial in self._finished)
-            self._deadline = time.monotonic() + self._budget.max_minutes * 60 - spent
+            left = self._budget.max_minutes * 60 - seconds_at_work(self._finished)
+            self._deadline = time.monotonic() + left
         self._lease.show(phase="search", max_trials=self._max_trials)
         self._show()
         last_failure = "the budget was spent before one could finish"
@@ -117,7 +126,7 @@ class Trials:
                     self._start()
                 if not self._running:
                     break
-                done = self._attempt.first_done(self._running, self._kill_when_grace_is_over)
+                done = self._attempt.first_done(self._running, self._kill_overdue)
                 if len(self._running) > 1:
                     for future in done:
                         self._let_go(self._running[future], future)
@@ -264,7 +273,7 @@ class Trials:
                 self._at_work[number] = shown
             self._show(trial=number + 1, step=report.step, main_metric=value)
             is_hopeless = self._search.report(number, value, report.step)
-            if self._lease.is_stopping:
+            if self._limits():
                 return Verdict.STOP
             return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
 
@@ -297,9 +306,23 @@ class Trials:
         left = (sum(begun) + to_come) / self._attempt.executor.slots(self._attempt.needs)
         return left if self._deadline is None else min(left, max(0.0, self._deadline - now))
 
-    def _kill_when_grace_is_over(self, future: Future[Any]) -> None:
-        if self._lease.seconds_since_stop > self._attempt.settings.stop_grace_seconds:
-            self._attempt.executor.kill(future)
+    def _limits(self) -> list[_Limit]:
+        """Return what asks the trials to come to their end, if anything does."""
+        grace, limits = self._attempt.settings.stop_grace_seconds, []
+        if self._lease.is_stopping:
+            limits.append(_Limit("the stop", self._lease.seconds_since_stop, grace))
+        if self._deadline is not None and self._budget.max_minutes is not None:
+            minutes, late = self._budget.max_minutes, time.monotonic() - self._deadline
+            if late >= 0:
+                name = f"the end of the search's max_minutes ({minutes:g})"
+                limits.append(_Limit(name, late, min(grace, minutes * 60)))
+        return limits
+
+    def _kill_overdue(self) -> None:
+        """End the trials that go on for longer than they were given to come to their end."""
+        if any(limit.seconds_ago > limit.grace_seconds for limit in self._limits()):
+            for future in self._running:
+                self._attempt.executor.kill(future)
 
     # -- after each ----------------------------------------------------------------------------
 
@@ -323,10 +346,10 @@ class Trials:
             if error is trial.ledger_error:
                 raise  # the ledger's failure, not the hyperparameter set's
             self._lease.check()
-            if isinstance(error, TrialCanceled) and self._lease.is_stopping:
-                self._tracking.kill_run(trial.run_id)
-                seconds = self._lease.seconds_since_stop
-                why = f"killed, still going on {seconds:.0f} s after the stop"
+            if isinstance(error, TrialCanceled) and (limits := self._limits()):
+                limit = max(limits, key=lambda limit: limit.seconds_ago - limit.grace_seconds)
+                why = f"{error}, {limit.seconds_ago:.0f} s after {limit.name}"
+                self._tracking.kill_run(trial.run_id, why)
             else:
                 log.warning("task %s: trial %d: %r", self._attempt.task.id, number + 1, error)
                 self._tracking.delete_model(trial.run_id)
@@ -403,7 +426,8 @@ class Trials:
         copy = self._attempt.work / f"copy-{trial.proposal.number}"
         with trial.writes_to_ledger():
             self._tracking.download_model(model, copy)
-        read_back = mean_metrics(self._attempt.score(copy, "validation"), metric)[metric]
+        scores = self._attempt.score(copy, "validation", self._kill_overdue)
+        read_back = mean_metrics(scores, metric)[metric]
         if abs(read_back - result.metrics[metric]) > SCORE_TOLERANCE * max(1.0, abs(read_back)):
             raise CorruptModel(
                 f"the model of run {trial.run_id} scored {result.metrics[metric]:.6f} before it "
@@ -433,3 +457,13 @@ class Trials:
     ) -> None:
         named = {"trial": number + 1, **(data or {})}
         self._attempt.record(kind, f"trial {number + 1}: {what}", named)
+
+
+def seconds_at_work(trials: Iterable[FinishedTrial]) -> float:
+    """Return for how long any of some trials was at work: time of two at once counts once."""
+    total, until = 0.0, -math.inf
+    spans = [(trial.ended / 1000 - trial.seconds, trial.ended / 1000) for trial in trials]
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total

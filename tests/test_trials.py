@@ -3,6 +3,7 @@
 import csv
 import re
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pytest
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
-from embedding_studio.search import Search
+from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Search, SuggestedSet
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
     Budget,
@@ -27,6 +28,7 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
+from embedding_studio.trials import seconds_at_work
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import Bench, open_bench
 from tests.waiting import wait_until
@@ -132,6 +134,68 @@ def test_the_tokens_of_the_budget_end_the_search(bench: Bench) -> None:
     assert done.progress is not None
     before_last = done.progress.trained_tokens - 800
     assert before_last < 2400 <= done.progress.trained_tokens
+
+
+def test_the_minutes_of_the_budget_end_the_trials_at_work(bench: Bench) -> None:
+    """At their end a trial is asked to stop, and what it returns counts; one that reports on is
+    ended and says why."""
+    done = run(bench, "Heeding", budget=Budget(50, max_minutes=0.01))
+    assert done.status is TaskStatus.DONE
+    assert done.best_model is not None
+    assert {one.info.status for one in bench.runs(done)} == {"FINISHED"}
+    failed = run(bench, "Slow", start=1000, budget=Budget(50, max_minutes=0.01))
+    assert failed.status is TaskStatus.ERROR
+    assert "the end of the search's max_minutes (0.01)" in str(failed.error)
+    (ended,) = bench.runs(failed)
+    assert ended.info.status == "KILLED"
+    assert "max_minutes (0.01)" in ended.data.tags["mlflow.note.content"]
+
+
+def test_a_trial_that_hangs_costs_no_more_than_the_minutes(settings: Settings) -> None:
+    """It is killed when the budget and the grace are over, the best so far is judged as usual."""
+    bench = open_bench(settings.replaced(executor="process:2", stop_grace_seconds=0.0))
+    done = run(bench, "Stuck once", budget=Budget(2, max_minutes=0.03))
+    assert done.status is TaskStatus.DONE, done.error
+    assert done.promotion is not None
+    assert [one.info.status for one in bench.runs(done)] == ["FINISHED", "KILLED"]
+    bench.house.executor.close()
+    bench.house.store.close()
+
+
+def test_the_grace_is_no_longer_than_the_budget(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short search with a trial that hangs ends after twice its minutes, whatever the setting."""
+    bench = open_bench(settings.replaced(executor="process:1"))
+    started = time.monotonic()
+    failed = run(bench, "Stuck", budget=Budget(50, max_minutes=0.01))
+    assert time.monotonic() - started < 30 < settings.stop_grace_seconds
+    assert failed.status is TaskStatus.ERROR
+    assert "after the end of the search's max_minutes (0.01)" in str(failed.error)
+    bench.house.executor.close()
+    bench.house.store.close()
+
+
+def test_time_of_trials_side_by_side_counts_once() -> None:
+    """The minutes of a budget are those of a clock on the wall, after a crash too."""
+    planned = PlannedTrial(0, 0, SuggestedSet("{}", "{}"))
+
+    def trial(start: int, end: int) -> FinishedTrial:
+        return FinishedTrial("run", planned, Outcome.FAILED, seconds=end - start, ended=1000 * end)
+
+    assert seconds_at_work([]) == 0
+    assert seconds_at_work([trial(20, 25), trial(0, 10), trial(5, 12), trial(6, 7)]) == 17
+
+
+def test_a_step_that_hangs_ends_the_task(settings: Settings) -> None:
+    """What is no trial has a limit of its own, which the error names."""
+    bench = open_bench(settings.replaced(executor="process:1", max_job_minutes=0.01))
+    failed = run(bench, "Stuck preparing")
+    assert failed.status is TaskStatus.ERROR
+    assert "preparing the data was still going on after 0.01 minutes" in str(failed.error)
+    assert "ES_MAX_JOB_MINUTES" in str(failed.error)
+    bench.house.executor.close()
+    bench.house.store.close()
 
 
 def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(

@@ -66,10 +66,12 @@ class Job(ABC, Generic[Result]):
     is a file or a folder, and is not changed once a job that reads it was submitted; what is
     written is a folder that the job makes. A place that does not share that machine's disk brings
     them there and back; fields that are dataclasses with `reads` of their own are brought too.
+    doing: what it does, as the subject of a sentence.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar[tuple[str, ...]] = ()
+    doing: ClassVar[str] = "a job"
 
     @abstractmethod
     def __call__(self, report: Reporter) -> Result: ...
@@ -119,7 +121,9 @@ class Executor(ABC):
 
     @abstractmethod
     def kill(self, future: "Future[Result]") -> None:
-        """End a running job now: its future gets TrialCanceled. Finished jobs stay as they are."""
+        """End a running job now: its future gets TrialCanceled. Finished jobs stay as they are.
+
+        A job in the caller's own thread cannot be ended: it heeds the answers to its reports."""
 
     def ping(self) -> None:  # noqa: B027 - what runs on this machine always answers
         """Return if jobs can be submitted, else raise ExecutorUnavailable."""

@@ -365,8 +365,10 @@ class Tracking(Models):
             run for run in self._runs(experiment_id) if run.data.tags.get("es.kind") == "summary"
         )
 
-    def kill_run(self, run_id: str) -> None:
+    def kill_run(self, run_id: str, why: str | None = None) -> None:
         """End a run that does not count: interrupted, or left behind by a dead worker."""
+        if why is not None:
+            self._client.set_tag(run_id, "mlflow.note.content", f"Ended before it was done: {why}.")
         self._client.set_terminated(run_id, "KILLED")
 
     def log_test_scores(self, run_id: str, scores: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,27 @@ class Stuck(Toy):
     def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
         time.sleep(600)
         return model
+
+
+class StuckOnce(Toy):
+    """The second set never ends."""
+
+    meta = PluginMeta(name="Stuck once")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        if run.seed % 100_000 == 1:
+            time.sleep(600)
+        return super().train(model, params, data, run)
+
+
+class StuckPreparing(Toy):
+    """Its data is never ready."""
+
+    meta = PluginMeta(name="Stuck preparing")
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        time.sleep(600)
+        return {}
 
 
 class Paced(Toy):
