@@ -1,7 +1,7 @@
 """The fine-tuning task: what was asked for, where it stands, and which moves are legal."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -52,20 +52,20 @@ def sources_of(target: TaskStatus) -> frozenset[TaskStatus]:
 class Budget:
     """When a search ends, whichever limit comes first; None leaves that limit to the method.
 
+    max_minutes: of the search; at their end trials at work are asked to end.
     max_trained_tokens: tokens seen times epochs, of all trials; the trial that passes it ends.
+    max_minutes_per_trial: after which a trial is asked to end, at its next report.
     """
 
     max_trials: int | None = None
     max_minutes: float | None = None
     max_trained_tokens: int | None = None
+    max_minutes_per_trial: float | None = None
 
     def or_else(self, other: "Budget") -> "Budget":
         """Return this budget with the limits it leaves open taken from another."""
-        return Budget(
-            max_trials=self.max_trials or other.max_trials,
-            max_minutes=self.max_minutes or other.max_minutes,
-            max_trained_tokens=self.max_trained_tokens or other.max_trained_tokens,
-        )
+        limits = {limit.name: getattr(self, limit.name) for limit in fields(self)}
+        return replace(other, **{name: value for name, value in limits.items() if value})
 
 
 class Sampler(StrEnum):

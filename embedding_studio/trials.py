@@ -66,11 +66,18 @@ class _Trial:
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """What asks a trial to come to its end, and how long ago it did."""
+    """What asks a trial to come to its end, and how long ago it did.
+
+    is_own: whether the trial took too long, rather than the search being over."""
 
     name: str
     seconds_ago: float
     grace_seconds: float
+    is_own: bool = False
+
+    @property
+    def overdue_seconds(self) -> float:
+        return self.seconds_ago - self.grace_seconds
 
 
 class Trials:
@@ -273,7 +280,7 @@ class Trials:
                 self._at_work[number] = shown
             self._show(trial=number + 1, step=report.step, main_metric=value)
             is_hopeless = self._search.report(number, value, report.step)
-            if self._limits():
+            if self._limits(trial):
                 return Verdict.STOP
             return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
 
@@ -306,8 +313,8 @@ class Trials:
         left = (sum(begun) + to_come) / self._attempt.executor.slots(self._attempt.needs)
         return left if self._deadline is None else min(left, max(0.0, self._deadline - now))
 
-    def _limits(self) -> list[_Limit]:
-        """Return what asks the trials to come to their end, if anything does."""
+    def _limits(self, trial: _Trial) -> list[_Limit]:
+        """Return what asks a trial to come to its end, if anything does."""
         grace, limits = self._attempt.settings.stop_grace_seconds, []
         if self._lease.is_stopping:
             limits.append(_Limit("the stop", self._lease.seconds_since_stop, grace))
@@ -316,12 +323,17 @@ class Trials:
             if late >= 0:
                 name = f"the end of the search's max_minutes ({minutes:g})"
                 limits.append(_Limit(name, late, min(grace, minutes * 60)))
+        if (minutes_each := self._budget.max_minutes_per_trial) is not None:
+            late = time.monotonic() - trial.started - minutes_each * 60
+            if late >= 0:
+                name = f"the end of its max_minutes_per_trial ({minutes_each:g})"
+                limits.append(_Limit(name, late, min(grace, minutes_each * 60), is_own=True))
         return limits
 
     def _kill_overdue(self) -> None:
         """End the trials that go on for longer than they were given to come to their end."""
-        if any(limit.seconds_ago > limit.grace_seconds for limit in self._limits()):
-            for future in self._running:
+        for future, trial in self._running.items():
+            if any(limit.overdue_seconds > 0 for limit in self._limits(trial)):
                 self._attempt.executor.kill(future)
 
     # -- after each ----------------------------------------------------------------------------
@@ -346,16 +358,18 @@ class Trials:
             if error is trial.ledger_error:
                 raise  # the ledger's failure, not the hyperparameter set's
             self._lease.check()
-            if isinstance(error, TrialCanceled) and (limits := self._limits()):
-                limit = max(limits, key=lambda limit: limit.seconds_ago - limit.grace_seconds)
-                why = f"{error}, {limit.seconds_ago:.0f} s after {limit.name}"
+            limits = self._limits(trial) if isinstance(error, TrialCanceled) else []
+            if limits:
+                limit = max(limits, key=lambda limit: limit.overdue_seconds)
+                error = TrialCanceled(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
+            why = f"{type(error).__name__}: {error}"
+            if limits and not limit.is_own:
                 self._tracking.kill_run(trial.run_id, why)
             else:
                 log.warning("task %s: trial %d: %r", self._attempt.task.id, number + 1, error)
                 self._tracking.delete_model(trial.run_id)
                 failure = "".join(traceback.format_exception(error))
                 self._end(trial, Outcome.FAILED, failure=failure)
-                why = f"{type(error).__name__}: {error}"
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
             return why
         finally:

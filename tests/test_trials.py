@@ -176,6 +176,23 @@ def test_the_grace_is_no_longer_than_the_budget(
     bench.house.store.close()
 
 
+def test_a_trial_may_have_minutes_of_its_own(settings: Settings) -> None:
+    """At their end it is asked to stop and counts; what hangs is a failed run that says so, and
+    the search goes on."""
+    bench = open_bench(settings.replaced(executor="process:1", stop_grace_seconds=0.1))
+    done = run(bench, "Stuck once", budget=Budget(3, max_minutes_per_trial=0.02))
+    assert done.status is TaskStatus.DONE, done.error
+    runs = bench.runs(done)
+    assert [one.info.status for one in runs] == ["FINISHED", "FAILED", "FINISHED"]
+    assert "the end of its max_minutes_per_trial (0.02)" in runs[1].data.tags["es.failure"]
+    assert done.progress is not None
+    assert done.progress.failed_trials == 1
+    heeding = run(bench, "Heeding", start=1000, budget=Budget(1, max_minutes_per_trial=0.005))
+    assert heeding.status is TaskStatus.DONE, heeding.error
+    bench.house.executor.close()
+    bench.house.store.close()
+
+
 def test_time_of_trials_side_by_side_counts_once() -> None:
     """The minutes of a budget are those of a clock on the wall, after a crash too."""
     planned = PlannedTrial(0, 0, SuggestedSet("{}", "{}"))

@@ -280,19 +280,27 @@ class ReleaseView(BaseModel):
 # -- fine-tuning -----------------------------------------------------------------------------------
 
 
+Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
+
+
 class BudgetBody(BaseModel):
     """Ends the search, whichever limit comes first; a limit left out is the method's own."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_trials: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_minutes: Annotated[FiniteFloat, Field(gt=0, le=525_600)] | None = None
+    max_minutes: Minutes | None = Field(
+        None, description="of the search; at their end trials at work are asked to end"
+    )
     max_trained_tokens: Annotated[int, Field(ge=1, le=2**53, strict=True)] | None = Field(
         None, description="of all trials: tokens seen times epochs, as the method counts them"
     )
+    max_minutes_per_trial: Minutes | None = Field(
+        None, description="after which a trial is asked to end, at its next report"
+    )
 
     def to_budget(self) -> Budget:
-        return Budget(self.max_trials, self.max_minutes, self.max_trained_tokens)
+        return Budget(**dict(self))
 
 
 class SearchBody(BaseModel):

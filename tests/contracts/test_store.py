@@ -511,7 +511,7 @@ def test_the_model_of_an_ended_task_is_forgotten_once(store: Store) -> None:
 def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
     """A new task is pending, carries every field of its request and is read back equal."""
     request = TaskRequest(
-        "m", "batch-1", ODD_JSON, "key", Budget(7, 2.5, 10**12),
+        "m", "batch-1", ODD_JSON, "key", Budget(7, 2.5, 10**12, 0.5),
         SearchOptions(Sampler.GP, Pruner.NONE),
     )  # fmt: skip
     task, is_new = store.add_task(request, NOW)
@@ -525,7 +525,7 @@ def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
         batch_id="batch-1",
         metadata=ODD_JSON,
         idempotency_key="key",
-        budget=Budget(7, 2.5, 10**12),
+        budget=Budget(7, 2.5, 10**12, 0.5),
         search=SearchOptions(Sampler.GP, Pruner.NONE),
     )
     assert store.get_task(task.id) == task
@@ -1109,6 +1109,8 @@ def test_an_older_file_gets_the_new_columns(tmp_path: Path) -> None:
         task = add(store)
     with closing(sqlite3.connect(tmp_path / "store.db")) as database:
         database.execute("ALTER TABLE tasks DROP COLUMN fresh_starts")
+        database.execute("UPDATE tasks SET budget = json_remove(budget, '$.max_minutes_per_trial')")
+        database.commit()
     with closing(SqliteStore(url)) as store:
         assert store.get_task(task.id) == task
         store.cancel_task(task.id, NOW)
