@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         "killed after this, and the task is an error",
     )
     keep_iterations: int = Field(
-        1, ge=1, description="how many of a method's finished iterations stay, the champion's apart"
+        1, ge=1, description="how many of a method's iterations stay, the champion's apart"
     )
     keep_models: int = Field(
         1, ge=1, description="how many of those keep their model files, the champion's apart"

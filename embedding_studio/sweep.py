@@ -38,7 +38,7 @@ def sweep(
 def _end_iterations(
     store: Store, tracking: Tracking, now: datetime, dry_run: bool
 ) -> Iterator[str]:
-    for iteration in tracking.iterations():
+    for iteration in tracking.iterations_with_models():
         task = _task_of(store, iteration)
         end = TaskStatus.ERROR if task is None else task.status
         if end not in TERMINAL or _has_owner(task, now):

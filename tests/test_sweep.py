@@ -1,9 +1,11 @@
 """What crashes leave is found and removed; champions and live iterations are not touched."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,3 +194,48 @@ def test_older_iterations_are_kept_as_told(bench: Bench, keep: int, models: int)
         bench.run_task("Worse", start=60 * number)
     assert len(bench.experiments()) == keep
     assert len(bench.model_files()) == models + 1
+
+
+def test_the_sweep_follows_the_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many iterations a crash left and MLflow tells at a time, each is found."""
+    monkeypatch.setattr("embedding_studio.tracking.models._PAGE", 2)
+    for number in range(5):
+        bench.house.tracking.open_iteration(f"task {number}", "Toy", f"batch {number}", "start")
+    assert sum("was left running" in what for what in swept(bench)) == 5
+    assert {experiment.tags["es.state"] for experiment in bench.experiments()} == {"error"}
+
+
+def test_an_iteration_costs_the_same_after_many(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither beginning, ending nor sweeping one asks MLflow more often, or for more, as iterations
+    that stay become more."""
+    tracking = bench.house.tracking
+    asked: list[int] = []
+
+    def noting(search: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            page = search(*args, **options)
+            asked.append(len(page))
+            return page
+
+        return noted
+
+    def finish_another(number: int) -> None:
+        name = f"{number}"
+        opened = tracking.open_iteration(name, "Toy", name, "start")
+        tracking.previous_search("Toy", opened.experiment_id)
+        tracking.set_iteration_state(opened.experiment_id, "done")
+        tracking.remove_older_iterations("Toy", opened.experiment_id, keep=100)
+        swept(bench)
+
+    for number in range(9):
+        finish_another(number)
+    for name in ("search_experiments", "search_runs", "search_model_versions"):
+        monkeypatch.setattr(tracking._client, name, noting(getattr(tracking._client, name)))
+    monkeypatch.setattr(tracking, "previous_search", lambda *_: None)  # none here has any trial
+    finish_another(9)
+    few, asked[:] = sorted(asked), []
+    for number in range(10, 20):
+        finish_another(number)
+    assert sorted(asked) == sorted(few * 10)

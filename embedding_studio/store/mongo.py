@@ -127,6 +127,8 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         _make_unique(self._tasks, "idempotency_key")
         self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
         self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
+        self._tasks.create_index([("project", ASCENDING), *OLDEST_FIRST])
+        self._tasks.create_index([("project", ASCENDING), ("status", ASCENDING), *OLDEST_FIRST])
         self._tasks.create_index("delivery_due_at", sparse=True)
         self._models.create_index(BY_NAME, unique=True)
 

@@ -99,6 +99,8 @@ task_rows = Table(
     Column("delivery_due_at", UtcDateTime),
     sa.Index("tasks_by_delivery", "delivery_due_at"),
     sa.Index("tasks_by_age", "status", "created_at", "arrival"),
+    sa.Index("tasks_of_projects", "project", "created_at", "arrival"),
+    sa.Index("tasks_by_status", "project", "status", "created_at", "arrival"),
 )
 task_event_rows = Table(
     "task_events",

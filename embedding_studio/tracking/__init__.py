@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -34,6 +35,7 @@ from embedding_studio.tracking.models import Models, unless_gone
 SLIDING_WINDOW = 3
 TRAINED_TOKENS = "trained_tokens"
 _MOST_METRICS = 1000  # that MLflow takes in one call
+_FEW = 4  # experiments a page, where most searches end with the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +87,19 @@ class Tracking(Models):
         that started from another one is closed as abandoned, and a new one is made. So it is after
         a fresh start.
         """
-        generations = [0]
         for experiment in self._search_experiments(
-            {"es.kind": "iteration", "es.method": method_name}
+            {"es.kind": "iteration", "es.method": method_name, "es.task_id": task_id}
         ):
             experiment_id: str = experiment.experiment_id
-            generation = int(experiment.tags["es.generation"])
-            generations.append(generation)
-            if experiment.tags["es.task_id"] != task_id:
-                continue
             is_same_start = experiment.tags["es.start_run_id"] == start_run_id
             if is_same_start and int(experiment.tags["es.fresh_starts"]) == fresh_starts:
                 if experiment.tags["es.state"] == "error":
                     self._supersede_failures(experiment_id)
                 self.set_iteration_state(experiment_id, "running")
-                return OpenIteration(experiment_id, generation)
+                return OpenIteration(experiment_id, _generation(experiment))
             self.set_iteration_state(experiment_id, "abandoned")
-        generation = max(generations) + 1
+        newest = next(self._iterations_of(method_name, "DESC"), None)
+        generation = 1 if newest is None else _generation(newest) + 1
         experiment_id = self._create_experiment(
             f"iteration / {method_name} / {batch_id}",
             {
@@ -114,6 +112,7 @@ class Tracking(Models):
                 "es.start_run_id": start_run_id,
                 "es.fresh_starts": str(fresh_starts),
                 "es.generation": str(generation),
+                "es.models": "kept",
                 "mlflow.note.content": f"Task {task_id}: {method_name} on batch {batch_id}.",
             },
         )
@@ -152,7 +151,10 @@ class Tracking(Models):
 
     def previous_search(self, method_name: str, experiment_id: str) -> PreviousSearch | None:
         """Return what the method's latest older iteration that has finished trials found."""
-        for previous in self._older_iterations(method_name, experiment_id):
+        this = _generation(self._client.get_experiment(experiment_id))
+        for previous in self._iterations_of(method_name, "DESC"):
+            if _generation(previous) >= this or previous.tags["es.state"] == "running":
+                continue
             if trials := self.finished_trials(previous.experiment_id):
                 baseline = self.finished_baseline(previous.experiment_id)
                 return PreviousSearch(trials, baseline[1] if baseline else {})
@@ -168,28 +170,42 @@ class Tracking(Models):
     ) -> None:
         """Remove the method's iterations that are over and older than this: runs, files and all.
 
-        keep: how many stay, this one and the latest before it; keep_models: how many of them keep
-        their model files. The one that holds the champion stays whole until another model is
-        champion. Versions of the registered model whose files go, go too. Repeating it is safe; so
-        is a late call by a worker that lost its lease, for what is newer stays.
+        keep: how many generations stay, this one and the latest before it; keep_models: how many of
+        them keep their model files. The one that holds the champion stays whole until another model
+        is champion. Versions of the registered model whose files go, go too. Repeating it is safe;
+        so is a late call by a worker that lost its lease, for what is newer stays.
         before: is told whose task's model goes.
         """
+        this = _generation(self._client.get_experiment(experiment_id))
         champion_run_id = self._champion_run_id(method_name)
-        for age, older in enumerate(self._older_iterations(method_name, experiment_id), start=1):
+
+        def is_beyond(most: int, experiment: Experiment) -> bool:
+            return _generation(experiment) <= this - most
+
+        # both lists end with what is to go, and neither holds what went before
+        oldest_first = self._iterations_of(method_name, "ASC")
+        outdated = [*takewhile(partial(is_beyond, keep), oldest_first)]
+        outdated_ids = {experiment.experiment_id for experiment in outdated}
+        with_models = self._search_experiments(
+            {"es.kind": "iteration", "es.method": method_name, "es.models": "kept"}
+        )
+        stripped = [one for one in with_models if is_beyond(keep_models, one)]
+        for older in outdated + [one for one in stripped if one.experiment_id not in outdated_ids]:
             runs = list(self._runs(older.experiment_id))
             run_ids = {run.info.run_id for run in runs}
-            if champion_run_id in run_ids or age < min(keep, keep_models):
+            if champion_run_id in run_ids or older.tags["es.state"] == "running":
                 continue
             before(older.tags["es.task_id"])
             for registered in self._versions(method_name):
                 if registered.run_id in run_ids:
                     with unless_gone():
                         self._client.delete_model_version(method_name, str(registered.version))
-            if age >= keep:
+            if older.experiment_id in outdated_ids:
                 self.remove_iteration(older.experiment_id)
             else:
                 for run in runs:
                     self._delete_model(run)
+                self._client.set_experiment_tag(older.experiment_id, "es.models", "removed")
 
     def discard_task(self, task_id: str, method_name: str) -> None:
         """Delete the models of a canceled task, but never one that became champion before that.
@@ -217,8 +233,11 @@ class Tracking(Models):
             with unless_gone():
                 self._client.delete_experiment(experiment_id)
 
-    def iterations(self) -> list[Iteration]:
-        """Return every iteration that was not removed."""
+    def iterations_with_models(self) -> list[Iteration]:
+        """Return the iterations at work, and those that still keep their models.
+
+        In no others do crashes leave anything."""
+        found = self._search_experiments({"es.kind": "iteration", "es.models": "kept"})
         return [
             Iteration(
                 experiment_id=experiment.experiment_id,
@@ -227,7 +246,7 @@ class Tracking(Models):
                 method=experiment.tags["es.method"],
                 state=experiment.tags["es.state"],
             )
-            for experiment in self._search_experiments({"es.kind": "iteration"})
+            for experiment in found
         ]
 
     def has_unfinished(self, experiment_id: str) -> bool:
@@ -239,18 +258,13 @@ class Tracking(Models):
         found = self._search_experiments({"es.task_id": task_id})
         return [experiment.experiment_id for experiment in found]
 
-    def _older_iterations(self, method_name: str, experiment_id: str) -> list[Experiment]:
-        def age_of(experiment: Experiment) -> tuple[int, int]:
-            return experiment.creation_time or 0, int(experiment.experiment_id)
-
-        this = self._client.get_experiment(experiment_id)
-        found = self._search_experiments({"es.kind": "iteration", "es.method": method_name})
-        older = (
-            experiment
-            for experiment in found
-            if age_of(experiment) < age_of(this) and experiment.tags["es.state"] != "running"
+    def _iterations_of(self, method_name: str, order: str) -> Iterator[Experiment]:
+        """Yield a method's iterations by age, as many as are asked for. order: ASC or DESC."""
+        return self._search_experiments(
+            {"es.kind": "iteration", "es.method": method_name},
+            order_by=[f"creation_time {order}", f"experiment_id {order}"],
+            page_size=_FEW,
         )
-        return sorted(older, key=age_of, reverse=True)
 
     # -- runs ------------------------------------------------------------------------------------
 
@@ -422,6 +436,10 @@ class Tracking(Models):
         if "es.value" in run.data.tags:  # the last one is the final score, which was no report
             del reported[max(reported)]
         return reported
+
+
+def _generation(experiment: Experiment) -> int:
+    return int(experiment.tags["es.generation"])
 
 
 def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:

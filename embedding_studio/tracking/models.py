@@ -309,7 +309,7 @@ class Models:
         return None
 
     def _versions(self, method_name: str) -> Sequence[Any]:
-        return self._client.search_model_versions(f"name = '{method_name}'")
+        return [*_pages(self._client.search_model_versions, f"name = '{method_name}'")]
 
     # -- what crashes left ---------------------------------------------------------------------
 
@@ -319,16 +319,14 @@ class Models:
         Those are uploads that were never finished, files of experiments that were removed, and
         registered versions without files. A stored model is never touched.
         """
-        for experiment in self._client.search_experiments(view_type=ViewType.ALL):
-            if experiment.tags.get("es.kind") not in ("iteration", "initial"):
-                continue
-            if experiment.lifecycle_stage == "active":
-                yield from self._remove_unfinished_uploads(experiment, dry_run)
-                if experiment.tags["es.kind"] == "initial":
-                    yield from self._remove_repeated_initial_models(experiment, dry_run)
-            else:
-                yield from _remove_folder(experiment, dry_run)
-        for registered in self._client.search_registered_models():
+        for experiment in self._search_experiments({"es.models": "kept"}):
+            yield from self._remove_unfinished_uploads(experiment, dry_run)
+        for experiment in self._search_experiments({"es.kind": "initial"}):
+            yield from self._remove_unfinished_uploads(experiment, dry_run)
+            yield from self._remove_repeated_initial_models(experiment, dry_run)
+        for experiment in self._removed_lately():
+            yield from _remove_folder(experiment, dry_run)
+        for registered in _pages(self._client.search_registered_models):
             aliased = set(map(str, registered.aliases.values()))
             for entry in self._versions(registered.name):
                 number = str(entry.version)
@@ -399,23 +397,37 @@ class Models:
             return
 
     def _runs(self, experiment_id: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [experiment_id], run_view_type=ViewType.ACTIVE_ONLY, max_results=_PAGE,
-                page_token=token,
-            )  # fmt: skip
-            yield from page
-            token = page.token
-            if not token:
-                return
+        return _pages(self._client.search_runs, [experiment_id], max_results=_PAGE)
 
     def _find_experiment(self, tags: Mapping[str, str]) -> Experiment | None:
-        return next(iter(self._search_experiments(tags)), None)
+        return next(self._search_experiments(tags), None)
 
-    def _search_experiments(self, tags: Mapping[str, str]) -> Sequence[Experiment]:
-        wanted = " AND ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-        return self._client.search_experiments(filter_string=wanted)
+    def _search_experiments(
+        self,
+        tags: Mapping[str, str],
+        order_by: Sequence[str] = (),
+        page_size: int = _PAGE,
+        view_type: int = ViewType.ACTIVE_ONLY,
+        since: int = 0,
+    ) -> Iterator[Experiment]:
+        """Yield the experiments with these tags, fetched as far as they are asked for.
+
+        since: when they were made or removed at the earliest, in ms since the epoch."""
+        wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        return _pages(
+            self._client.search_experiments,
+            view_type=view_type,
+            filter_string=" AND ".join([*wanted, f"last_update_time >= {since}"]),
+            order_by=list(order_by),
+            max_results=page_size,
+        )
+
+    def _removed_lately(self) -> Iterator[Experiment]:
+        """Yield the iterations that were removed within a week: MLflow forgets none of them."""
+        a_week_ago = int((time.time() - 7 * 86400) * 1000)
+        return self._search_experiments(
+            {"es.kind": "iteration"}, view_type=ViewType.DELETED_ONLY, since=a_week_ago
+        )
 
     def _create_experiment(self, name: str, tags: Mapping[str, str]) -> str:
         """Create an experiment under a name like `name`: those of deleted ones stay taken."""
@@ -455,6 +467,17 @@ class Models:
 
     def _locate(self, run_id: str, payload: str, files: tuple[ModelFile, ...]) -> StoredModel:
         return StoredModel(run_id, f"{self._artifact_uri(run_id)}/{_MODEL}/{payload}", files)
+
+
+def _pages(search: Callable[..., Any], *args: Any, **options: Any) -> Iterator[Any]:
+    """Yield what a search of MLflow's client finds, page after page."""
+    token = None
+    while True:
+        page = search(*args, page_token=token, **options)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _http_status(error: MlflowException) -> int:
