@@ -64,23 +64,21 @@ class Attempt:
 
     def run(self, job: Job[Result], meanwhile: Callable[[], None] = lambda: None) -> Result:
         """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
-        self.lease.check()
+        self.check()
         return self.result_of(self.submit(job), job.doing, meanwhile)
 
     def result_of(
         self, future: "Future[Result]", doing: str, meanwhile: Callable[[], None] = lambda: None
     ) -> Result:
-        """Return what a job gives or raise what it raised, ending it when the lease ends.
+        """Return what a job gives or raise what it raised, ending it when the attempt must end.
 
-        A task that is to stop and has no model yet ends here, for there will be nothing to keep.
         Raises MethodError when the job takes longer than ES_MAX_JOB_MINUTES."""
         minutes = self.settings.max_job_minutes
         deadline = time.monotonic() + minutes * 60
 
         def end_if_due() -> None:
             meanwhile()
-            if self.lease.is_stopping and not self.has_model:
-                raise Stopped("stopped before any hyperparameter set had given a model")
+            self.check()
             if time.monotonic() >= deadline:
                 raise MethodError(
                     f"{doing} was still going on after {minutes:g} minutes and was ended: does the "
@@ -110,6 +108,13 @@ class Attempt:
             if done:
                 return done
             meanwhile()
+
+    def check(self) -> None:
+        """Raise LeaseLost or Draining if the attempt must end, and Stopped if the task is to stop
+        and has no model yet, for there will be nothing to keep."""
+        self.lease.check()
+        if self.lease.is_stopping and not self.has_model:
+            raise Stopped("stopped before any hyperparameter set had given a model")
 
     def score(
         self, model_folder: Path, split: str, meanwhile: Callable[[], None] = lambda: None

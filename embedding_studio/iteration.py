@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from embedding_studio.attempt import Attempt, House
-from embedding_studio.clickstream import BatchStatus
+from embedding_studio.clickstream import BatchStatus, SessionBatch
 from embedding_studio.errors import Conflict, Draining, ExecutorUnavailable, LeaseLost, NotFound
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
@@ -25,6 +25,7 @@ from embedding_studio.tasks import (
 )
 from embedding_studio.trial import (
     SESSION_LINES,
+    BaselineResult,
     DrawSearch,
     PrepareData,
     SaveInitialModel,
@@ -53,10 +54,13 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
     iteration = _Iteration(house, task, lease, method)
     try:
         if task.promotion is None:
-            batch_id = iteration.release_batch()
+            batch = iteration.find_batch()
             start = iteration.fetch_starting_model()
-            iteration.prepare_data(batch_id)
-            iteration.open_experiment(batch_id, start)
+            sessions = iteration.prepare_data(batch)
+            if batch.status is BatchStatus.COLLECTING:
+                iteration.try_start()  # what fails up to here leaves the batch collecting
+                batch = iteration.release_batch(batch, sessions)
+            iteration.open_experiment(batch.batch_id, start)
             iteration.score_baseline()
             best = iteration.search()
             promotion = iteration.judge(start, best)
@@ -79,10 +83,12 @@ class _Iteration:
         self._lease = lease
         self._method = method
         self._line = self._attempt.line
+        self._release_id = f"task {task.id}"
         self._experiment_id = task.experiment_id or ""
         self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
         self._baseline: Mapping[str, float] = {}
+        self._scored: BaselineResult | None = None
         self._baseline_test_scores: Scores | None = None
         self._figures: dict[str, float] = {}
         self._trained_tokens = 0
@@ -91,24 +97,28 @@ class _Iteration:
 
     # -- data and starting point ---------------------------------------------------------------
 
-    def release_batch(self) -> str:
-        """Return the task's batch, released; none named: the one now collecting, once per task."""
-        if self._task.batch_id is not None:
-            batch = self._attempt.patiently(partial(self._store.get_batch, self._task.batch_id))
+    def find_batch(self) -> SessionBatch:
+        """Return the batch to learn from: the one that the task names, or that an earlier attempt
+        released for it, else the one now collecting."""
+        named = self._task.batch_id
+        if named is not None:
+            batch = self._attempt.patiently(partial(self._store.get_batch, named))
             if batch.status is not BatchStatus.RELEASED:
                 raise Conflict(
-                    f"batch {batch.batch_id} is still collecting: release it, then restart the task"
+                    f"batch {named} is still collecting: release it, then restart the task"
                 )
-            return batch.batch_id
-        release = partial(self._store.release_batch, f"task {self._task.id}", self._attempt.clock())
-        batch = self._attempt.patiently(release)
-        self._attempt.record(
-            TaskEventKind.BATCH_RELEASED,
-            f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
-            {"batch_id": batch.batch_id, "sessions": batch.session_count},
-            batch_id=batch.batch_id,
-        )
-        return batch.batch_id
+            return batch
+        released = self._attempt.patiently(partial(self._store.find_release, self._release_id))
+        if released is not None:  # before the attempt could say so
+            self._record_release(released)
+            return released
+        collecting = self._attempt.patiently(self._store.collecting_batch)
+        if collecting is None:
+            raise Conflict(
+                "no batch is collecting, so there is nothing to learn from: post sessions, then "
+                "restart the task"
+            )
+        return collecting
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion, else the initial model (uploaded once), to the work folder."""
@@ -120,13 +130,14 @@ class _Iteration:
         self._tracking.download_model(model, self._attempt.start_folder)
         return model
 
-    def prepare_data(self, batch_id: str) -> None:
-        """Take one snapshot of the batch and prepare it once for all trials."""
+    def prepare_data(self, batch: SessionBatch) -> int:
+        """Prepare a snapshot of the batch for all trials; return how many sessions are in it."""
+        shutil.rmtree(self._attempt.data_folder, ignore_errors=True)
         snapshot = self._attempt.work / "sessions.jsonl"
         with snapshot.open("wb") as lines:
             after = 0
             while page := self._attempt.patiently(
-                partial(self._store.read_batch, batch_id, after, SNAPSHOT_PAGE)
+                partial(self._store.read_batch, batch.batch_id, after, SNAPSHOT_PAGE)
             ):
                 self._lease.check()
                 for numbered in page:
@@ -136,6 +147,35 @@ class _Iteration:
             self._attempt.run(PrepareData(self._attempt.ref, snapshot, self._attempt.data_folder))
         )
         snapshot.unlink()
+        return after
+
+    def try_start(self) -> None:
+        """Score the starting model before anything is used up: it is the method's first work."""
+        self._lease.show(phase="baseline", main_metric_name=self._method.main_metric)
+        self._scored = self._score_start()
+
+    def release_batch(self, batch: SessionBatch, prepared: int) -> SessionBatch:
+        """Release the batch that is prepared, and prepare again what has come to it meanwhile.
+
+        Raises Conflict when another release took it."""
+        self._lease.beat()
+        self._attempt.check()  # a task that was ended by now takes nothing along
+        now, batch_id = self._attempt.clock(), batch.batch_id
+        release = partial(self._store.release_batch, self._release_id, now, batch_id)
+        released = self._attempt.patiently(release)
+        self._record_release(released)
+        if (released.batch_id, released.session_count) != (batch.batch_id, prepared):
+            self._scored = None
+            self.prepare_data(released)
+        return released
+
+    def _record_release(self, batch: SessionBatch) -> None:
+        self._attempt.record(
+            TaskEventKind.BATCH_RELEASED,
+            f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
+            {"batch_id": batch.batch_id, "sessions": batch.session_count},
+            batch_id=batch.batch_id,
+        )
 
     def open_experiment(self, batch_id: str, start: StoredModel) -> None:
         opened = self._tracking.open_iteration(
@@ -168,12 +208,7 @@ class _Iteration:
             self._baseline_run_id = self._tracking.start_baseline(
                 self._experiment_id, self._figures
             )
-            sets = draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._seed)
-            baseline = self._attempt.run(
-                ScoreBaseline(
-                    self._attempt.ref, self._attempt.start_folder, self._attempt.data_folder, sets
-                )
-            )
+            baseline = self._scored or self._score_start()
             self._baseline_test_scores = baseline.test_scores
             metrics = dict(baseline.metrics)
             value = metrics[self._method.main_metric]
@@ -190,6 +225,13 @@ class _Iteration:
         self._baseline = {name: value for name, value in metrics.items() if name != ESTIMATE}
         self._lease.show(baseline=metrics[self._method.main_metric])
         self._recall_cost(metrics)
+
+    def _score_start(self) -> BaselineResult:
+        sets = draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
+        attempt = self._attempt
+        return attempt.run(
+            ScoreBaseline(attempt.ref, attempt.start_folder, attempt.data_folder, sets)
+        )
 
     # -- search ----------------------------------------------------------------------------------
 

@@ -57,9 +57,11 @@ class Bench:
         request = TaskRequest(method, budget=Budget(changes.pop("trials", None)), **changes)
         return self.house.store.add_task(request, utc_now())[0]
 
-    def run_task(self, method: str = "Toy", start: int = 0, **changes: Any) -> FineTuningTask:
+    def run_task(
+        self, method: str = "Toy", start: int = 0, count: int = 60, **changes: Any
+    ) -> FineTuningTask:
         """Post sessions and a task, work until the task ends, and return it."""
-        self.post_sessions(start)
+        self.post_sessions(start, count)
         task = self.post_task(method, **changes)
         assert self.worker.work_once()
         return self.house.store.get_task(task.id)

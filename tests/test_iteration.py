@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from embedding_studio import iteration
+from embedding_studio.clickstream import SessionBatch
 from embedding_studio.errors import LeaseLost
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
@@ -496,9 +497,9 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     task = bench.post_task()
     prepare = iteration._Iteration.prepare_data
 
-    def stop_and_prepare(self: Any, batch_id: str) -> None:
+    def stop_and_prepare(self: Any, batch: SessionBatch) -> int:
         bench.house.store.stop_task(task.id, utc_now())
-        prepare(self, batch_id)
+        return prepare(self, batch)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(iteration._Iteration, "prepare_data", stop_and_prepare)
@@ -573,13 +574,13 @@ def test_a_method_that_no_worker_carries_is_an_error_with_the_known_names(bench:
 
 
 def test_nothing_collecting_is_a_clear_error(bench: Bench) -> None:
-    """A task without a batch, with no session to release, ends as an error that says so."""
+    """A task without a batch, with no session to learn from, ends as an error that says so."""
     task = bench.post_task()
     bench.worker.work_once()
     done = bench.house.store.get_task(task.id)
     assert done.status is TaskStatus.ERROR
     assert done.error is not None
-    assert "nothing to release" in done.error
+    assert "no batch is collecting" in done.error
 
 
 def test_the_minutes_of_the_budget_end_the_search(bench: Bench) -> None:

@@ -1,5 +1,7 @@
 """Projects all the way to MLflow: each has its own line of models."""
 
+from typing import Any
+
 import pytest
 
 from embedding_studio.clickstream import BatchStatus
@@ -61,9 +63,9 @@ def test_a_canceled_task_of_a_project_is_cleaned_up(bench: Bench) -> None:
     task, _ = store.add_task(TaskRequest("Toy"), utc_now())
     release = store.__class__.release_batch
 
-    def cancel_first(self: object, release_id: str, now: object) -> object:
+    def cancel_first(*asked: Any) -> object:
         store.cancel_task(task.id, utc_now())
-        return release(self, release_id, now)  # type: ignore[arg-type]
+        return release(*asked)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.__class__, "release_batch", cancel_first)

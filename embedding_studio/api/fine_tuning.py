@@ -23,8 +23,8 @@ _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 
 @router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 413, 404, 409, 422))
 def create_task(body: TaskBody, request: Request, context: TuneContext) -> TaskView:
-    """Without a batch_id, the batch now collecting is released and used. The same idempotency_key
-    gives the same task, and is refused for another body."""
+    """Without a batch_id, the batch now collecting is used, and released once the task can begin.
+    The same idempotency_key gives the same task, and is refused for another body."""
     wanted = body.to_request()
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)

@@ -22,7 +22,7 @@ from typing import NamedTuple, Self
 
 from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
-from embedding_studio.errors import NotFound
+from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.tasks import (
@@ -43,6 +43,16 @@ from embedding_studio.tasks import (
 def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
     """Return the error that names what was asked for and its id, which nobody knows."""
     return NotFound(f"no {what} has the id {its_id!r}{hint}")
+
+
+def cannot_release(named: SessionBatch | None) -> Conflict:
+    """Return the refusal to release; named: the batch that was asked for, which has been taken."""
+    if named is None:
+        return Conflict("nothing to release: no session came since the last release")
+    return Conflict(
+        f"batch {named.batch_id!r} is released already, as {named.release_id!r}: a batch is taken "
+        "once; post more sessions, or name it in batch_id to learn from it again"
+    )
 
 
 class Registered(NamedTuple):
@@ -91,12 +101,19 @@ class Store(ABC):
         """Mark a session as one whose results were all wrong; for good. Raises NotFound."""
 
     @abstractmethod
-    def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
+    def release_batch(
+        self, release_id: str, now: datetime, batch_id: str | None = None
+    ) -> SessionBatch:
         """Release the batch now collecting: nothing joins it afterwards.
 
         The same release_id gives the same batch again, at any later time, also after a crash in
-        mid-release. Raises Conflict when nothing is collecting (no session since the last release).
+        mid-release. Raises Conflict when nothing is collecting (no session since the last release),
+        and when another batch than `batch_id` is, if one is named.
         """
+
+    @abstractmethod
+    def find_release(self, release_id: str) -> SessionBatch | None:
+        """Return the batch that was released under this id, None if none was."""
 
     @abstractmethod
     def get_batch(self, batch_id: str) -> SessionBatch:

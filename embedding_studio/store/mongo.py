@@ -39,11 +39,10 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.errors import (
     ConfigurationError,
-    Conflict,
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import Registered, unknown
+from embedding_studio.store.base import Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering
@@ -287,20 +286,26 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
             raise unknown("session", session_id, ": register it first")
 
     @answering()
-    def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
+    def release_batch(
+        self, release_id: str, now: datetime, batch_id: str | None = None
+    ) -> SessionBatch:
         while True:
             collecting = self._releasable_batch()
             # Asked only now: if this very release took that batch meanwhile, it is seen here.
-            released = self._batches.find_one({"project": self.project, "release_id": release_id})
-            if released is not None:
-                return self._batch(released)
-            if collecting is None:
-                raise Conflict("nothing to release: no session came since the last release")
+            if (released := self.find_release(release_id)) is not None:
+                return released
+            if collecting is None or batch_id not in (None, str(collecting["_id"])):
+                raise cannot_release(self.get_batch(batch_id) if batch_id else None)
             with suppress(mongo_errors.DuplicateKeyError):  # asked for twice at once
                 self._batches.update_one(
                     {"_id": collecting["_id"], "status": BatchStatus.COLLECTING},
                     {"$set": {"status": RELEASING, "release_id": release_id, "released_at": now}},
                 )
+
+    @answering()
+    def find_release(self, release_id: str) -> SessionBatch | None:
+        released = self._batches.find_one({"project": self.project, "release_id": release_id})
+        return None if released is None else self._batch(released)
 
     def _releasable_batch(self) -> Document | None:
         newest = self._newest_batch()

@@ -19,8 +19,7 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
 )
-from embedding_studio.errors import Conflict
-from embedding_studio.store.base import Registered, unknown
+from embedding_studio.store.base import Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
@@ -118,14 +117,17 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
             if not marked.rowcount:
                 raise unknown("session", session_id, ": register it first")
 
-    def release_batch(self, release_id: str, now: datetime) -> SessionBatch:
+    def release_batch(
+        self, release_id: str, now: datetime, batch_id: str | None = None
+    ) -> SessionBatch:
         with self._writing() as connection:
             released = _find_batch(connection, self.project, batch_rows.c.release_id == release_id)
             if released is not None:
                 return released
             collecting = _find_batch(connection, self.project, IS_COLLECTING)
-            if collecting is None:
-                raise Conflict("nothing to release: no session came since the last release")
+            if collecting is None or batch_id not in (None, collecting.batch_id):
+                named = _get_batch(connection, self.project, batch_id) if batch_id else None
+                raise cannot_release(named)
             row = connection.execute(
                 sa.update(batch_rows)
                 .where(batch_rows.c.batch_id == collecting.batch_id)
@@ -133,6 +135,10 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
                 .returning(batch_rows)
             ).one()
             return BATCH.validate_python(row._asdict())
+
+    def find_release(self, release_id: str) -> SessionBatch | None:
+        with self._reading() as connection:
+            return _find_batch(connection, self.project, batch_rows.c.release_id == release_id)
 
     def get_batch(self, batch_id: str) -> SessionBatch:
         with self._reading() as connection:

@@ -30,6 +30,7 @@ ASK_ABOUT_IDS: dict[str, Callable[[Store, str, str], object]] = {
     "append_events": lambda store, batch_id, task_id: store.append_events("s", [CLICK]),
     "mark_irrelevant": lambda store, batch_id, task_id: store.mark_irrelevant("s"),
     "get_batch": lambda store, batch_id, task_id: store.get_batch(batch_id),
+    "release_batch": lambda store, batch_id, task_id: store.release_batch("new", NOW, batch_id),
     "read_batch": lambda store, batch_id, task_id: store.read_batch(batch_id, 0, 10),
     "count_clicked_sessions": lambda store, batch_id, task_id: store.count_clicked_sessions(
         batch_id

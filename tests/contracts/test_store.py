@@ -427,6 +427,33 @@ def test_a_release_of_nothing_is_a_conflict(store: Store) -> None:
         store.release_batch("r-3", NOW)
 
 
+def test_only_the_batch_that_is_named_is_released(store: Store) -> None:
+    """One that another release took is refused with that release's id, and the batch that collects
+    now goes on collecting; the release that took it gives it again."""
+    post(store, "s-1")
+    batch = store.collecting_batch()
+    assert batch is not None
+    released = store.release_batch("r-1", NOW, batch.batch_id)
+    assert released.batch_id == batch.batch_id
+    with pytest.raises(Conflict, match=rf"{batch.batch_id}.*'r-1'"):
+        store.release_batch("r-2", NOW, batch.batch_id)
+    post(store, "s-2")
+    with pytest.raises(Conflict, match=rf"{batch.batch_id}.*'r-1'"):
+        store.release_batch("r-2", NOW, batch.batch_id)
+    assert store.collecting_batch() is not None
+    assert store.release_batch("r-1", later(5), batch.batch_id) == released
+
+
+def test_a_release_is_found_by_its_id(store: Store) -> None:
+    """It is the batch as released; an id under which nothing was released gives None."""
+    post(store, "s")
+    assert store.find_release("r") is None
+    released = store.release_batch("r", NOW)
+    post(store, "s-2")
+    assert store.find_release("r") == released
+    assert store.find_release("another") is None
+
+
 def test_collecting_batch_is_what_a_release_would_take(store: Store) -> None:
     """It is None exactly where release_batch refuses, else the batch that it then releases."""
     assert store.collecting_batch() is None

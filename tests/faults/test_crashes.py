@@ -17,15 +17,15 @@ CLIENT = "mlflow:MlflowClient"
 TRIALS = 4
 CRASHES = [
     Fault(f"{MOVES}.claim_task", "after"),
-    Fault(f"{ITERATION}.release_batch", "before"),
-    Fault(f"{MOVES}.record", "before"),  # the batch is released, the task does not know
-    Fault(f"{ITERATION}.release_batch", "after"),
     Fault(f"{MODELS}._create_run", "after"),  # the initial model's
     Fault(f"{MODELS}.upload_model", "after"),
     Fault(f"{MODELS}.confirm_model", "after"),
     Fault(f"{MODELS}.store_initial_model", "after"),
     Fault(f"{ITERATION}.prepare_data", "before"),
     Fault(f"{ITERATION}.prepare_data", "after"),
+    Fault(f"{ITERATION}.release_batch", "before"),  # all is checked, the batch collects
+    Fault(f"{MOVES}.record", "before"),  # the batch is released, the task does not know
+    Fault(f"{ITERATION}.release_batch", "after"),
     Fault(f"{MODELS}._create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ITERATION}.open_experiment", "after"),
     Fault(f"{TRACKING}.start_baseline", "after"),

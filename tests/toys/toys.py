@@ -23,6 +23,7 @@ from embedding_studio import (
     Splits,
     TrialRun,
 )
+from embedding_studio.errors import NotEnoughData
 
 Vector = NDArray[np.float64]
 
@@ -56,6 +57,18 @@ class Toy(FineTuningMethod[Vector]):
 
     def evaluate(self, model: Vector, split: list[Session]) -> Scores:
         return {"skill": model[0] + np.linspace(-0.01, 0.01, len(split)), "size": float(len(split))}
+
+
+class Choosy(Toy):
+    """Takes nothing below 100 sessions."""
+
+    meta = PluginMeta(name="Choosy")
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        parts = (sessions.train, sessions.validation, sessions.test)
+        if sum(map(len, parts)) < 100:
+            raise NotEnoughData("fewer than 100 sessions: collect more")
+        return super().prepare(sessions, folder)
 
 
 class Worse(Toy):

@@ -1,0 +1,157 @@
+"""What a task does before it releases its batch: what fails by then uses nothing up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from embedding_studio import iteration, trial
+from embedding_studio.errors import StoreUnavailable
+from embedding_studio.iteration import _Iteration
+from embedding_studio.store.moves import TaskMoves
+from embedding_studio.tasks import TaskStatus
+from embedding_studio.worker import utc_now
+from tests.iterations import Bench
+
+
+def collected(bench: Bench) -> int:
+    """Return how many sessions the next task would learn from."""
+    batch = bench.house.store.collecting_batch()
+    return 0 if batch is None else batch.session_count
+
+
+def learned_from(bench: Bench, task: Any) -> float:
+    """Return how many sessions were prepared for the task's trials."""
+    sessions: float = bench.runs(task, "baseline")[0].data.metrics["data/sessions"]
+    return sessions
+
+
+def before(patch: pytest.MonkeyPatch, owner: Any, name: str, action: Callable[[], object]) -> None:
+    """Have an action come before the first call of a function."""
+    real, waiting = getattr(owner, name), [action]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if waiting:
+            waiting.pop()()
+        return real(*args, **kwargs)
+
+    patch.setattr(owner, name, call)
+
+
+def fail() -> None:
+    raise OSError("broken on purpose")
+
+
+def test_weeks_with_too_few_sessions_add_up(bench: Bench) -> None:
+    """Three weeks of 35 sessions: two tasks fail for too little, the third has what it takes."""
+    for week in range(2):
+        task = bench.run_task("Choosy", start=35 * week, count=35)
+        assert task.error == "NotEnoughData: fewer than 100 sessions: collect more"
+        assert (task.batch_id, collected(bench)) == (None, 35 * (week + 1))
+    done = bench.run_task("Choosy", start=70, count=35)
+    assert done.status is TaskStatus.DONE
+    assert (learned_from(bench, done), collected(bench)) == (105, 0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (trial.SaveInitialModel, "__call__"),
+        (trial.PrepareData, "__call__"),
+        (trial.ScoreBaseline, "__call__"),
+        (iteration, "draw_sets"),
+        (_Iteration, "release_batch"),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_what_fails_before_the_search_uses_nothing_up(bench: Bench, owner: Any, name: str) -> None:
+    """A model that does not load, data that cannot be prepared, a method that cannot score or
+    suggest: the batch collects, and the next task learns from it and from what came since."""
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, owner, name, fail)
+        failed = bench.run_task()
+    assert (failed.status, failed.batch_id) == (TaskStatus.ERROR, None)
+    assert "broken on purpose" in (failed.error or "")
+    assert collected(bench) == 60
+    done = bench.run_task(start=1000)
+    assert (done.status, learned_from(bench, done)) == (TaskStatus.DONE, 120)
+
+
+def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> None:
+    """They are in the batch that is released, so it is prepared again with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        more = lambda: bench.post_sessions(start=500, count=15)  # noqa: E731
+        before(patch, _Iteration, "release_batch", more)
+        task = bench.run_task()
+    assert task.status is TaskStatus.DONE
+    assert task.batch_id is not None
+    assert bench.house.store.get_batch(task.batch_id).session_count == 75
+    assert (learned_from(bench, task), collected(bench)) == (75, 0)
+    assert len(bench.runs(task, "baseline")) == 1
+
+
+def test_a_batch_serves_one_task(bench: Bench) -> None:
+    """A task whose batch another release takes meanwhile is an error that says so, and leaves what
+    has come since to the next."""
+
+    def take() -> None:
+        bench.house.store.release_batch("another", utc_now())
+        bench.post_sessions(start=500)
+
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, _Iteration, "release_batch", take)
+        failed = bench.run_task()
+    assert failed.status is TaskStatus.ERROR
+    assert "released already, as 'another'" in (failed.error or "")
+    assert (failed.batch_id, collected(bench)) == (None, 60)
+    late = bench.post_task()
+    assert bench.worker.work_once()
+    assert learned_from(bench, bench.house.store.get_task(late.id)) == 60
+
+
+def test_a_restart_finds_the_batch_that_was_released_for_it(bench: Bench) -> None:
+    """Also when the attempt ended before it could say so, and others are collecting by now."""
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, _Iteration, "_record_release", fail)
+        failed = bench.run_task()
+    assert (failed.batch_id, collected(bench)) == (None, 0)
+    bench.post_sessions(start=500, count=70)
+    bench.house.store.restart_task(failed.id, utc_now())
+    assert bench.worker.work_once()
+    done = bench.house.store.get_task(failed.id)
+    assert (done.status, learned_from(bench, done)) == (TaskStatus.DONE, 60)
+    assert collected(bench) == 70
+
+
+def test_an_outage_of_the_database_at_the_release_is_waited_out(bench: Bench) -> None:
+    """The release is asked for again, and is one release."""
+
+    def time_out() -> None:
+        raise StoreUnavailable("no answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, type(bench.house.store), "release_batch", time_out)
+        task = bench.run_task()
+    assert (task.status, collected(bench)) == (TaskStatus.DONE, 0)
+
+
+@pytest.mark.parametrize("end", ["stop_task", "cancel_task"])
+def test_a_task_that_is_ended_while_it_prepares_uses_nothing_up(bench: Bench, end: str) -> None:
+    """Stopped or canceled just before the release, it leaves the batch to the next task."""
+    bench.post_sessions()
+    task = bench.post_task()
+    with pytest.MonkeyPatch.context() as patch:
+        ask: Callable[..., object] = getattr(TaskMoves, end)
+        before(
+            patch,
+            _Iteration,
+            "release_batch",
+            lambda: ask(bench.house.store, task.id, utc_now()),
+        )
+        assert bench.worker.work_once()
+    ended = bench.house.store.get_task(task.id)
+    assert ended.status in (TaskStatus.STOPPED, TaskStatus.CANCELED)
+    assert (ended.batch_id, collected(bench)) == (None, 60)
+    bench.house.store.restart_task(task.id, utc_now())
+    assert bench.worker.work_once()
+    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
