@@ -17,20 +17,22 @@ import httpx
 import stamina
 from pydantic import TypeAdapter
 
-from embedding_studio.api.schemas import (
-    MAX_PAGE_OFFSET,
+from embedding_studio.api.clickstream_schemas import (
     BatchPage,
     EventsOutcome,
-    HealthView,
-    Pong,
     ReleaseView,
-    ScheduleView,
     SessionOutcome,
     SessionOutcomes,
+    from_unix_seconds,
+)
+from embedding_studio.api.schemas import (
+    MAX_PAGE_OFFSET,
+    HealthView,
+    Pong,
+    ScheduleView,
     TaskEventsPage,
     TaskEventView,
     TaskView,
-    from_unix_seconds,
     summarize_field_errors,
 )
 from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
@@ -143,7 +145,7 @@ class EmbeddingStudioClient:
 
     def release_batch(self, release_id: str | None = None) -> ReleaseView:
         """Release the batch now collecting. Without a release_id, each call releases another."""
-        body = {"release_id": release_id or uuid.uuid4().hex}
+        body = {"release_id": release_id or str(uuid.uuid4())}
         response = self._call("POST", "/clickstream/internal/batch/release", json=body)
         return ReleaseView.model_validate_json(response.content)
 
@@ -158,7 +160,7 @@ class EmbeddingStudioClient:
                 "events_limit": MAX_PAGE_OFFSET,
             }
             response = self._call("GET", "/clickstream/internal/batch/sessions", params=params)
-            page = BatchPage.model_validate_json(response.content)
+            page = BatchPage.model_validate_json(response.content, extra="ignore")
             for view in page.sessions:
                 yield NumberedSession(view.to_session(_instant), batch_id, view.session_number)
             after_number = page.last_number
@@ -182,7 +184,7 @@ class EmbeddingStudioClient:
             "batch_id": batch_id,
             "metadata": metadata,
             # made up here if need be: a retry after a lost answer must not add a second task
-            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+            "idempotency_key": idempotency_key or str(uuid.uuid4()),
             "budget": asdict(budget or Budget()),
             "search": asdict(search or SearchOptions()),
             "webhook_url": webhook_url,
@@ -212,7 +214,7 @@ class EmbeddingStudioClient:
             "budget": asdict(budget or Budget()),
             "search": asdict(search or SearchOptions()),
             "webhook_url": webhook_url,
-            "idempotency_key": idempotency_key or uuid.uuid4().hex,
+            "idempotency_key": idempotency_key or str(uuid.uuid4()),
         }
         response = self._call("POST", "/fine-tuning/schedule", json=body)
         return ScheduleView.model_validate_json(response.content)

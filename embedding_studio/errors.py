@@ -3,6 +3,7 @@
 EmbeddingStudioError
 ├── ConfigurationError      a setting or a command line that cannot work
 ├── InvalidInput            a request that can never succeed as it is (HTTP 422)
+│   └── InvalidTime         a session or event that is too old or in the future (HTTP 400)
 ├── Unauthorized            a request without a valid API key (HTTP 401)
 ├── Forbidden               an API key without the scope that is needed (HTTP 403)
 ├── NotFound                an id nobody knows (HTTP 404)
@@ -38,6 +39,10 @@ class ConfigurationError(EmbeddingStudioError):
 
 
 class InvalidInput(EmbeddingStudioError):
+    pass
+
+
+class InvalidTime(InvalidInput):
     pass
 
 

@@ -76,6 +76,24 @@ class Settings(BaseSettings):
     max_results_per_session: int = Field(
         1000, gt=0, description="most results that one session may show"
     )
+    max_events_per_session: int = Field(
+        1000, gt=0, description="most events that one post may add to a session"
+    )
+    max_query_chars: int = Field(4096, gt=0, description="longest query, in characters")
+    max_id_chars: int = Field(
+        256, gt=0, description="longest id of a session, item, event or user, and event type"
+    )
+    max_meta_bytes: int = Field(
+        32 * 1024, gt=0, description="largest meta or metadata, in bytes of its JSON"
+    )
+    max_meta_depth: int = Field(
+        16, gt=0, le=64, description="how deep a meta or metadata may be nested; MongoDB takes 100"
+    )
+    ignore_unknown_fields: bool = Field(
+        False,
+        description="whether fields that are not known are left out of what is posted to the "
+        "clickstream, rather than refused",
+    )
     max_body_mb: int = Field(16, gt=0, description="largest body of a request")
     max_pending_tasks: int = Field(
         100, gt=0, description="most tasks of a project that wait for a worker"

@@ -15,7 +15,8 @@ import stamina
 import uvicorn
 
 from embedding_studio.api.app import create_app
-from embedding_studio.api.schemas import PostStatus, TaskView
+from embedding_studio.api.clickstream_schemas import PostStatus
+from embedding_studio.api.schemas import TaskView
 from embedding_studio.api.server import listen
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
@@ -181,7 +182,7 @@ def test_refusals_are_the_errors_of_this_package(client: EmbeddingStudioClient) 
         client.post_events("nobody", [])
     with pytest.raises(Conflict, match="collecting"):
         client.create_task(METHOD)
-    with pytest.raises(Conflict):
+    with pytest.raises(NotFound, match="nothing to release"):
         client.release_batch()
     with pytest.raises(InvalidInput, match="more than 43200 seconds ago"):
         client.post_session(replace(session("s-1"), created_at=NOW - timedelta(days=1)))

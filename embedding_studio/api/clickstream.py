@@ -6,16 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import TypeAdapter, ValidationError
 
-from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
-from embedding_studio.api.errors import problems
-from embedding_studio.api.schemas import (
-    MAX_PAGE_OFFSET,
+from embedding_studio.api.clickstream_schemas import (
     BatchPage,
     BatchSessionView,
     EventsBody,
     EventsOutcome,
-    Id,
     IrrelevantBody,
+    PostedId,
     PostStatus,
     ReleaseBody,
     ReleaseView,
@@ -26,67 +23,71 @@ from embedding_studio.api.schemas import (
     SessionView,
     ToInstant,
     from_unix_seconds,
-    summarize_field_errors,
 )
+from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
+from embedding_studio.api.errors import describe_fields, problems
+from embedding_studio.api.requests import judged, validated
+from embedding_studio.api.schemas import MAX_PAGE_OFFSET, AsPosted, summarize_field_errors
 from embedding_studio.clickstream import Session
-from embedding_studio.errors import InvalidInput
+from embedding_studio.errors import InvalidInput, InvalidTime
 from embedding_studio.store.base import Registered
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"])
 
-_ID = TypeAdapter[str](Id)
+_ID = TypeAdapter[str](PostedId)
 
 
 @router.post("/session", summary="Register a search", responses=problems(400, 413, 422))
-def register_session(body: SessionBody, context: IngestContext) -> SessionOutcome:
+def register_session(body: AsPosted[SessionBody], context: IngestContext) -> SessionOutcome:
     """A known session_id keeps what was stored first; only events it did not have are added."""
     now = context.clock()
-    _check_size(body, context)
-    session = body.to_session(_accepted_instant(context, now))
+    posted = judged(SessionBody, body, context)
+    session = posted.to_session(_accepted_instant(context, now))
     return _register(context, [session], now)[0]
 
 
 @router.post("/sessions", summary="Register many searches", responses=problems(400, 413, 422))
-def register_sessions(body: SessionsBody, context: IngestContext) -> SessionOutcomes:
+def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> SessionOutcomes:
     """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
+    items = judged(SessionsBody, body, context).sessions
     limit = context.settings.max_sessions_per_request
-    if len(body.sessions) > limit:
+    if len(items) > limit:
         raise InvalidInput(
-            f"{len(body.sessions)} sessions in one request; at most {limit} are taken, "
+            f"{len(items)} sessions in one request; at most {limit} are taken, "
             "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
     now = context.clock()
     to_instant = _accepted_instant(context, now)
     accepted: list[Session] = []
     refused: dict[int, SessionOutcome] = {}
-    for place, item in enumerate(body.sessions):
+    for place, item in enumerate(items):
         try:
-            posted = SessionBody.model_validate(item)
-            _check_size(posted, context)
-            accepted.append(posted.to_session(to_instant))
+            accepted.append(validated(SessionBody, item, context).to_session(to_instant))
         except (ValidationError, InvalidInput) as error:
             refused[place] = _refusal(item, error)
     stored = iter(_register(context, accepted, now))
     return SessionOutcomes(
         sessions=[
-            refused[place] if place in refused else next(stored)
-            for place in range(len(body.sessions))
+            refused[place] if place in refused else next(stored) for place in range(len(items))
         ]
     )
 
 
 @router.get("/session", summary="Read one session", responses=problems(404, 422))
-def get_session(session_id: Annotated[Id, Query()], context: ReadContext) -> SessionView:
+def get_session(
+    session_id: Annotated[str, Query(min_length=1)], context: ReadContext
+) -> SessionView:
     return SessionView.of(context.store.get_session(session_id).session)
 
 
 @router.post("/session/events", summary="Add clicks", responses=problems(400, 413, 404, 422))
-def append_events(body: EventsBody, context: IngestContext) -> EventsOutcome:
+def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsOutcome:
     """Events whose event_id the session has already are left as they are."""
+    posted = judged(EventsBody, body, context)
     to_instant = _accepted_instant(context, context.clock())
-    events = [event.to_event(body.session_id, to_instant) for event in body.events]
-    new_events = context.store.append_events(body.session_id, events)
-    return EventsOutcome(session_id=body.session_id, new_events=new_events)
+    events = [event.to_event(posted.session_id, to_instant) for event in posted.events]
+    new_events = context.store.append_events(posted.session_id, events)
+    return EventsOutcome(session_id=posted.session_id, new_events=new_events)
 
 
 @router.post(
@@ -94,22 +95,23 @@ def append_events(body: EventsBody, context: IngestContext) -> EventsOutcome:
     summary="Mark a session whose results were all wrong",
     responses=problems(400, 413, 404, 422),
 )
-def mark_irrelevant(body: IrrelevantBody, context: IngestContext) -> None:
+def mark_irrelevant(body: AsPosted[IrrelevantBody], context: IngestContext) -> None:
     """The mark stays for good, and keeps the session out of training."""
-    context.store.mark_irrelevant(body.session_id)
+    context.store.mark_irrelevant(judged(IrrelevantBody, body, context).session_id)
 
 
 @router.post(
     "/internal/batch/release",
     summary="Release the batch now collecting",
-    responses=problems(400, 413, 409, 422),
+    responses=problems(400, 404, 413, 422),
 )
-def release_batch(body: ReleaseBody, context: TuneContext) -> ReleaseView:
+def release_batch(body: AsPosted[ReleaseBody], context: TuneContext) -> ReleaseView:
     """Nothing joins a released batch. The same release_id gives the same batch again."""
     now = context.clock()
-    batch = context.store.release_batch(body.release_id, now)
+    release_id = judged(ReleaseBody, body, context).release_id
+    batch = context.store.release_batch(release_id, now)
     return ReleaseView(
-        release_id=body.release_id,
+        release_id=release_id,
         batch_id=batch.batch_id,
         released_at=int((batch.released_at or now).timestamp()),
     )
@@ -119,10 +121,10 @@ def release_batch(body: ReleaseBody, context: TuneContext) -> ReleaseView:
     "/internal/batch/sessions", summary="Page through a batch", responses=problems(404, 422)
 )
 def read_batch(
-    batch_id: Annotated[Id, Query()],
+    batch_id: Annotated[str, Query(min_length=1)],
     context: ReadContext,
     after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
-    limit: Annotated[int | None, Query(ge=1, description="10 when absent")] = None,
+    limit: Annotated[int | None, Query(ge=0, description="10 when absent; 0: the most")] = None,
     events_limit: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 100,
 ) -> BatchPage:
     """Sessions numbered above `after_number`, each with its first `events_limit` events."""
@@ -135,15 +137,6 @@ def read_batch(
     )
 
 
-def _check_size(posted: SessionBody, context: Context) -> None:
-    shown, most = len(posted.search_results), context.settings.max_results_per_session
-    if shown > most:
-        raise InvalidInput(
-            f"session {posted.session_id!r} has {shown} results; at most {most} are taken, leave "
-            "out those nobody scrolled to (ES_MAX_RESULTS_PER_SESSION)"
-        )
-
-
 def _accepted_instant(context: Context, now: datetime) -> ToInstant:
     settings = context.settings
     oldest = now.timestamp() - settings.max_event_age_seconds
@@ -153,15 +146,16 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
         if seconds is None:
             return now.replace(microsecond=0)  # clients of the reference read whole seconds
         if seconds < oldest:
-            raise InvalidInput(
+            raise InvalidTime(
                 f"{owner}: created_at {seconds:.15g} is more than "
-                f"{settings.max_event_age_seconds:g} seconds ago; too old to be taken"
+                f"{settings.max_event_age_seconds:g} seconds ago; too old to be taken "
+                "(ES_MAX_EVENT_AGE_SECONDS)"
             )
         if seconds > newest:
-            raise InvalidInput(
+            raise InvalidTime(
                 f"{owner}: created_at {seconds:.15g} is more than "
-                f"{settings.max_event_ahead_seconds:g} seconds ahead of the server's clock; "
-                "post Unix seconds (not milliseconds), UTC"
+                f"{settings.max_event_ahead_seconds:g} seconds ahead of the server's clock "
+                "(ES_MAX_EVENT_AHEAD_SECONDS); post Unix seconds (not milliseconds), UTC"
             )
         return from_unix_seconds(seconds)
 
@@ -188,7 +182,7 @@ def _stored(session: Session, outcome: Registered) -> SessionOutcome:
 
 def _refusal(item: Any, error: ValidationError | InvalidInput) -> SessionOutcome:
     if isinstance(error, ValidationError):
-        reason = summarize_field_errors(error.errors())
+        reason = summarize_field_errors(describe_fields(error.errors(), SessionBody))
     else:
         reason = str(error)
     try:

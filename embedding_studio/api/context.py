@@ -39,10 +39,13 @@ class Context:
     still_allowed: Callable[[], Awaitable[bool]]
 
     def page_size(self, limit: int | None, default: int) -> int:
-        """Return the limit asked for, or else the default. Raises InvalidInput above the most."""
+        """Return the limit asked for, the most for 0, or else the default. Raises InvalidInput
+        above the most."""
         most = self.settings.max_page_size
         if limit is None:
             return min(default, most)
+        if limit == 0:
+            return most
         if limit > most:
             raise InvalidInput(
                 f"limit is {limit}; a page has at most {most} entries (ES_MAX_PAGE_SIZE)"

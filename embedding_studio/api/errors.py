@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +16,7 @@ from embedding_studio.errors import (
     EmbeddingStudioError,
     Forbidden,
     InvalidInput,
+    InvalidTime,
     NotFound,
     StoreUnavailable,
     TooManyRequests,
@@ -32,6 +34,7 @@ STATUS_BY_ERROR: dict[type[EmbeddingStudioError], int] = {
     Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
+    InvalidTime: 400,
     InvalidInput: 422,
     UnknownMethod: 422,
     TooManyRequests: 429,
@@ -59,7 +62,7 @@ class InvalidRequest(BaseModel):
 
 
 _DESCRIPTIONS = {
-    400: "The body cannot be read",
+    400: "The body cannot be read, or a time in it is too old or in the future",
     401: "No valid API key",
     403: "The API key lacks the scope",
     404: "No such id",
@@ -83,17 +86,42 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def describe_fields(errors: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return pydantic's errors without what was posted: it may be large, or no valid JSON."""
-    return [{"type": error["type"], "loc": error["loc"], "msg": _say(error)} for error in errors]
+def describe_fields(errors: Sequence[Any], body: object) -> list[dict[str, Any]]:
+    """Return pydantic's errors without what was posted: it may be large, or no valid JSON.
+
+    body: the model that was to be read."""
+    return [
+        {"type": error["type"], "loc": error["loc"], "msg": _say(error, body)} for error in errors
+    ]
 
 
-def _say(error: Mapping[str, Any]) -> str:
-    if error["type"] == "model_attributes_type" and tuple(error["loc"]) == ("body",):
+def _say(error: Mapping[str, Any], body: object) -> str:
+    loc = tuple(step for step in error["loc"] if step != "body")
+    if error["type"] in ("model_attributes_type", "model_type") and not loc:
         return "the body is no JSON object; is the header Content-Type: application/json there?"
     if error["type"] == "json_invalid":
         return f"the body is no JSON: {error.get('ctx', {}).get('error', error['msg'])}"
-    return str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(body, loc[:-1])
+        close = get_close_matches(str(loc[-1]), known, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        return f"no field has this name; {meant}The fields are {', '.join(known)}"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _fields_at(annotation: Any, way: Sequence[str | int]) -> list[str]:
+    """Return the names of the fields of the model to which a way of fields and places leads."""
+    model = _model_in(annotation)
+    for step in way:
+        if isinstance(step, str) and model is not None:
+            model = _model_in(model.model_fields[step].annotation)
+    return list(model.model_fields) if model is not None else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def answer(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
@@ -106,10 +134,12 @@ def add_error_handlers(app: FastAPI) -> None:
     async def answer_error(_request: Request, error: Exception) -> Response:
         return answer(error)
 
-    async def answer_invalid_request(_request: Request, error: Exception) -> Response:
+    async def answer_invalid_request(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []
+        field = getattr(request.scope.get("route"), "body_field", None)
+        described = describe_fields(errors, field and field.field_info.annotation)
         # escaped to ASCII: a posted lone surrogate may be part of a field's name
-        body = json.dumps({"detail": describe_fields(errors)})
+        body = json.dumps({"detail": described})
         return Response(body, 422, media_type="application/json")
 
     for kind in STATUS_BY_ERROR:

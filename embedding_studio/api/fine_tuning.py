@@ -1,5 +1,6 @@
 """Routes for fine-tuning tasks and the models they made."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -10,8 +11,20 @@ from embedding_studio.api.artifacts import open_model, zip_chunks
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
-from embedding_studio.api.requests import check_method, check_trials, check_webhook
-from embedding_studio.api.schemas import MAX_PAGE_OFFSET, TaskBody, TaskEventsPage, TaskView
+from embedding_studio.api.requests import (
+    check_method,
+    check_trials,
+    check_webhook,
+    judged,
+    spellings_of,
+)
+from embedding_studio.api.schemas import (
+    MAX_PAGE_OFFSET,
+    AsPosted,
+    TaskBody,
+    TaskEventsPage,
+    TaskView,
+)
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
@@ -22,10 +35,10 @@ _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 
 
 @router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 413, 404, 409, 422))
-def create_task(body: TaskBody, request: Request, context: TuneContext) -> TaskView:
+def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext) -> TaskView:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
     The same idempotency_key gives the same task, and is refused for another body."""
-    wanted = body.to_request()
+    wanted = _with_its_key(context, judged(TaskBody, body, context).to_request())
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
     try:
@@ -50,7 +63,7 @@ def list_tasks(
     offset: Annotated[
         int | None, Query(ge=0, le=MAX_PAGE_OFFSET, description="another name of `skip`")
     ] = None,
-    limit: Annotated[int | None, Query(ge=1, description="100 when absent")] = None,
+    limit: Annotated[int | None, Query(ge=0, description="100 when absent; 0: the most")] = None,
 ) -> list[TaskView]:
     if skip is not None and offset is not None and skip != offset:
         raise InvalidInput(f"skip is {skip} but offset is {offset}: they are one thing, send one")
@@ -133,7 +146,7 @@ def list_events(
     task_id: str,
     context: ReadContext,
     after_number: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
-    limit: Annotated[int | None, Query(ge=1, description="100 when absent")] = None,
+    limit: Annotated[int | None, Query(ge=0, description="100 when absent; 0: the most")] = None,
     accept: Annotated[str, Header()] = "",
     last_event_id: Annotated[str | None, Header(description="set by browsers")] = None,
 ) -> TaskEventsPage | Response:
@@ -150,6 +163,15 @@ def list_events(
         follow_events(context.store, task_id, after, context.still_allowed),
         headers={"Cache-Control": "no-store"},
     )
+
+
+def _with_its_key(context: Context, wanted: TaskRequest) -> TaskRequest:
+    """Return the request with its key as the task that it made has it, if there is one."""
+    if wanted.idempotency_key is None:
+        return wanted
+    spellings = spellings_of(wanted.idempotency_key)
+    known = next(filter(context.store.find_task, spellings), spellings[0])
+    return replace(wanted, idempotency_key=known)
 
 
 def _number_of(last_event_id: str | None) -> int:

@@ -3,12 +3,48 @@
 import ipaddress
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 from urllib.parse import urlsplit
+from uuid import UUID
 
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from embedding_studio.api.clickstream_schemas import Posted
 from embedding_studio.api.context import Context
 from embedding_studio.errors import InvalidInput, UnknownMethod
 from embedding_studio.outbound import is_public
 from embedding_studio.tasks import Budget
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def validated(kind: type[Body], posted: object, context: Context) -> Body:
+    """Return what was posted as a model, within the bounds of the settings. Raises pydantic's
+    ValidationError."""
+    settings = context.settings
+    is_lenient = settings.ignore_unknown_fields and issubclass(kind, Posted)
+    return kind.model_validate(posted, context=settings, extra="ignore" if is_lenient else None)
+
+
+def judged(kind: type[Body], body: object, context: Context) -> Body:
+    """Return the body of a request that its route took as it came. Raises
+    RequestValidationError."""
+    try:
+        return validated(kind, body, context)
+    except ValidationError as error:
+        errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(errors) from None
+
+
+def spellings_of(key: str) -> list[str]:
+    """Return the ways to write an idempotency key, first the one in which a new one is kept: a UUID
+    in hex, with hyphens or in capitals is one key."""
+    try:
+        uuid = UUID(key)
+    except ValueError:
+        return [key]
+    return list(dict.fromkeys([str(uuid), key, uuid.hex, str(uuid).upper(), uuid.hex.upper()]))
 
 
 def check_method(context: Context, name: str) -> None:

@@ -8,8 +8,14 @@ from fastapi.responses import Response
 
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
-from embedding_studio.api.requests import check_method, check_trials, check_webhook
-from embedding_studio.api.schemas import ScheduleBody, ScheduleView
+from embedding_studio.api.requests import (
+    check_method,
+    check_trials,
+    check_webhook,
+    judged,
+    spellings_of,
+)
+from embedding_studio.api.schemas import AsPosted, ScheduleBody, ScheduleView
 from embedding_studio.errors import Conflict
 from embedding_studio.schedules import next_time
 from embedding_studio.tasks import Schedule
@@ -23,16 +29,17 @@ _GIVEN = (
 
 
 @router.post("", summary="Have tasks created by the clock", responses=problems(400, 409, 413, 422))
-def create_schedule(body: ScheduleBody, context: TuneContext) -> ScheduleView:
+def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> ScheduleView:
     """At each time, a task is created if the batch now collecting holds enough sessions with
     clicks. The same idempotency_key gives the same schedule, and is refused for another body."""
     now = context.clock()
+    posted = judged(ScheduleBody, body, context)
     wanted = Schedule(
-        id=_id_of(context, body.idempotency_key),
+        id=_id_of(context, posted.idempotency_key),
         project=context.store.project,
         created_at=now,
-        next_at=next_time(body.cron, body.interval_seconds, now, now),
-        **body.given(),
+        next_at=next_time(posted.cron, posted.interval_seconds, now, now),
+        **posted.given(),
     )
     check_method(context, wanted.fine_tuning_method)
     check_trials(context, wanted.budget)
@@ -42,7 +49,7 @@ def create_schedule(body: ScheduleBody, context: TuneContext) -> ScheduleView:
     different = [name for name in _GIVEN if getattr(kept, name) != getattr(wanted, name)]
     if different:
         raise Conflict(
-            f"the idempotency key {body.idempotency_key!r} belongs to schedule {kept.id}, which "
+            f"the idempotency key {posted.idempotency_key!r} belongs to schedule {kept.id}, which "
             f"differs in {', '.join(different)}: use another key for another schedule"
         )
     return ScheduleView.model_validate(kept)
@@ -90,7 +97,14 @@ def delete_schedule(schedule_id: str, context: TuneContext) -> None:
 
 
 def _id_of(context: Context, idempotency_key: str | None) -> str:
+    """Return the id that the key gives, of its spellings the one that made a schedule."""
     if idempotency_key is None:
         return secrets.token_hex(12)
-    text = f"{context.store.project}:{idempotency_key}"
+    known = {schedule.id for schedule in context.store.list_schedules()}
+    project = context.store.project
+    ids = [_hash(f"{project}:{spelling}") for spelling in spellings_of(idempotency_key)]
+    return next(filter(known.__contains__, ids), ids[0])
+
+
+def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -2,10 +2,10 @@
 all they need."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -13,12 +13,11 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    PlainSerializer,
-    SkipValidation,
     StringConstraints,
+    ValidationInfo,
+    WrapValidator,
 )
 
-from embedding_studio.clickstream import NumberedSession, SearchResult, Session, SessionEvent
 from embedding_studio.tasks import (
     Budget,
     Delivery,
@@ -34,53 +33,48 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 
-MAX_META_BYTES = 32 * 1024
-MAX_META_DEPTH = 16
+if TYPE_CHECKING:
+    from embedding_studio.settings import Settings
+
 MAX_PAGE_OFFSET = 2**31 - 1
 
 
-def _check_storable(value: Any, depth: int) -> None:
+def _check_meta(meta: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    settings: Settings | None = info.context
+    if settings is None:  # read by a client, from an API that has checked it
+        return meta
+    _check_storable(meta, settings.max_meta_depth)
+    size_bytes = len(json.dumps(meta, ensure_ascii=False, allow_nan=False).encode())
+    if size_bytes > settings.max_meta_bytes:
+        raise ValueError(
+            f"has {size_bytes} bytes as JSON; at most {settings.max_meta_bytes} are taken "
+            "(ES_MAX_META_BYTES)"
+        )
+    return meta
+
+
+def _check_storable(value: Any, most_depth: int, depth: int = 1) -> None:
     # what BSON and SQLite cannot hold would otherwise fail in the store, as a server's error
-    if depth > MAX_META_DEPTH:
-        raise ValueError(f"is nested more than {MAX_META_DEPTH} levels deep")
+    if depth > most_depth and isinstance(value, dict | list):
+        raise ValueError(f"is nested more than {most_depth} levels deep (ES_MAX_META_DEPTH)")
     if isinstance(value, dict):
         for key, inner in value.items():
             if "\0" in key:
                 raise ValueError(f"has a NUL character in the key {key!r}")
-            _check_storable(inner, depth + 1)
+            _check_storable(inner, most_depth, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            _check_storable(inner, depth + 1)
+            _check_storable(inner, most_depth, depth + 1)
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError(f"has an integer outside the 64-bit range: {value}")
 
 
-def _check_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    _check_storable(meta, depth=1)
-    size_bytes = len(json.dumps(meta, ensure_ascii=False, allow_nan=False).encode())
-    if size_bytes > MAX_META_BYTES:
-        raise ValueError(f"has {size_bytes} bytes as JSON; at most {MAX_META_BYTES} are kept")
-    return meta
-
-
-def _whole_as_int(seconds: float) -> int | float:
-    return int(seconds) if seconds == int(seconds) else seconds
-
-
+T = TypeVar("T")
+AsPosted = Annotated[T, WrapValidator(lambda posted, _: posted)]
+"""What its route validates itself: see `requests.judged`."""
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Meta = Annotated[dict[str, Any], AfterValidator(_check_meta)]
-UnixSeconds = Annotated[
-    float,
-    Field(ge=0, allow_inf_nan=False, description="Unix time, seconds, UTC"),
-    PlainSerializer(_whole_as_int, return_type=int | float),
-]
-
-ToInstant = Callable[[float | None, str], datetime]
-"""Turns posted seconds, or none, into a time; the string says whose time it is, for errors."""
-
-
-def from_unix_seconds(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+"""Free-form JSON, within the bounds of the settings that the validation's context gives."""
 
 
 def summarize_field_errors(errors: Sequence[Mapping[str, Any]]) -> str:
@@ -91,190 +85,6 @@ def summarize_field_errors(errors: Sequence[Mapping[str, Any]]) -> str:
     more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
     # a posted lone surrogate may be part of a field's name
     return ("; ".join(told) + more).encode("utf-8", "backslashreplace").decode()
-
-
-# -- clickstream -----------------------------------------------------------------------------------
-
-
-class ResultBody(BaseModel):
-    object_id: Id
-    rank: FiniteFloat | None = Field(None, description="the search engine's own score")
-    meta: Meta | None = None
-
-
-class EventBody(BaseModel):
-    event_id: Id
-    object_id: Id
-    event_type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "click"
-    created_at: UnixSeconds | None = Field(None, description="Unix seconds; now when absent")
-    meta: Meta | None = None
-
-    def to_event(self, session_id: str, to_instant: ToInstant) -> SessionEvent:
-        owner = f"event {self.event_id!r} of session {session_id!r}"
-        return SessionEvent(
-            event_id=self.event_id,
-            object_id=self.object_id,
-            created_at=to_instant(self.created_at, owner),
-            event_type=self.event_type,
-            meta=self.meta or {},
-        )
-
-
-class SessionBody(BaseModel):
-    """One search: what was asked, what was shown, and what happened so far."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "session_id": "s-1042",
-                    "search_query": "red running shoes",
-                    "search_results": [
-                        {"object_id": "shoe-7", "rank": 0.91, "meta": {"text": "Runner, red"}},
-                        {"object_id": "shoe-3", "rank": 0.88, "meta": {"text": "Trail, blue"}},
-                    ],
-                    "user_id": "u-5",
-                }
-            ]
-        }
-    )
-
-    session_id: Id
-    search_query: Annotated[str, StringConstraints(max_length=4096)]
-    search_results: list[ResultBody]
-    search_meta: Meta | None = None
-    user_id: Annotated[str, StringConstraints(max_length=256)] | None = None
-    created_at: UnixSeconds | None = Field(None, description="Unix seconds; now when absent")
-    events: Annotated[list[EventBody], Field(max_length=1000)] = []
-    is_irrelevant: bool = False
-
-    def to_session(self, to_instant: ToInstant) -> Session:
-        return Session(
-            session_id=self.session_id,
-            search_query=self.search_query,
-            search_results=tuple(
-                SearchResult(shown.object_id, shown.rank, shown.meta or {})
-                for shown in self.search_results
-            ),
-            created_at=to_instant(self.created_at, f"session {self.session_id!r}"),
-            search_meta=self.search_meta or {},
-            user_id=self.user_id,
-            events=tuple(event.to_event(self.session_id, to_instant) for event in self.events),
-            is_irrelevant=self.is_irrelevant,
-        )
-
-
-class EventView(EventBody):
-    created_at: UnixSeconds
-
-    @staticmethod
-    def of(event: SessionEvent) -> "EventView":
-        # constructed, here and below: what the store holds was checked when it was posted
-        return EventView.model_construct(
-            event_id=event.event_id,
-            object_id=event.object_id,
-            event_type=event.event_type,
-            created_at=event.created_at.timestamp(),
-            meta=dict(event.meta),
-        )
-
-
-class SessionView(SessionBody):
-    created_at: UnixSeconds
-    events: list[EventView] = []  # type: ignore[assignment] # narrower than what may be posted
-
-    @staticmethod
-    def of(session: Session) -> "SessionView":
-        return SessionView.model_construct(**_session_fields(session))
-
-
-class BatchSessionView(SessionView):
-    session_number: int
-
-    @staticmethod
-    def numbered(numbered: NumberedSession) -> "BatchSessionView":
-        fields = _session_fields(numbered.session)
-        return BatchSessionView.model_construct(**fields, session_number=numbered.number)
-
-
-def _session_fields(session: Session) -> dict[str, Any]:
-    return {
-        "session_id": session.session_id,
-        "search_query": session.search_query,
-        "search_results": [
-            ResultBody.model_construct(object_id=one.object_id, rank=one.rank, meta=dict(one.meta))
-            for one in session.search_results
-        ],
-        "search_meta": session.search_meta,
-        "user_id": session.user_id,
-        "created_at": session.created_at.timestamp(),
-        "events": [EventView.of(event) for event in session.events],
-        "is_irrelevant": session.is_irrelevant,
-    }
-
-
-class BatchPage(BaseModel):
-    batch_id: str
-    last_number: int | None = Field(description="the next page's after_number; null: no more")
-    sessions: list[BatchSessionView]
-
-
-class SessionsBody(BaseModel):
-    """Many sessions at once; each item is judged alone, so one bad item costs only itself."""
-
-    sessions: list[SkipValidation[SessionBody]]
-
-
-class PostStatus(StrEnum):
-    CREATED = "created"
-    EXISTING = "existing"
-    INVALID = "invalid"
-
-
-class SessionOutcome(BaseModel):
-    session_id: str | None = Field(description="null when the item's own id is invalid")
-    status: PostStatus
-    new_events: int = 0
-    error: str | None = None
-
-
-class SessionOutcomes(BaseModel):
-    sessions: list[SessionOutcome] = Field(description="one per posted item, in the order posted")
-
-
-class EventsBody(BaseModel):
-    session_id: Id
-    events: Annotated[list[EventBody], Field(max_length=1000)]
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "session_id": "s-1042",
-                    "events": [{"event_id": "e-1", "object_id": "shoe-3", "event_type": "click"}],
-                }
-            ]
-        }
-    )
-
-
-class EventsOutcome(BaseModel):
-    session_id: str
-    new_events: int
-
-
-class IrrelevantBody(BaseModel):
-    session_id: Id
-
-
-class ReleaseBody(BaseModel):
-    release_id: Id = Field(description="chosen by the caller; posting it again changes nothing")
-
-
-class ReleaseView(BaseModel):
-    release_id: str
-    batch_id: str
-    released_at: UnixSeconds
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------

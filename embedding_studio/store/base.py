@@ -45,10 +45,10 @@ def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
     return NotFound(f"no {what} has the id {its_id!r}{hint}")
 
 
-def cannot_release(named: SessionBatch | None) -> Conflict:
+def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
     """Return the refusal to release; named: the batch that was asked for, which has been taken."""
     if named is None:
-        return Conflict("nothing to release: no session came since the last release")
+        return NotFound("nothing to release: no session came since the last release")
     return Conflict(
         f"batch {named.batch_id!r} is released already, as {named.release_id!r}: a batch is taken "
         "once; post more sessions, or name it in batch_id to learn from it again"
@@ -107,8 +107,8 @@ class Store(ABC):
         """Release the batch now collecting: nothing joins it afterwards.
 
         The same release_id gives the same batch again, at any later time, also after a crash in
-        mid-release. Raises Conflict when nothing is collecting (no session since the last release),
-        and when another batch than `batch_id` is, if one is named.
+        mid-release. Raises NotFound when nothing is collecting (no session since the last release),
+        and Conflict when another batch than `batch_id` is, if one is named.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
@@ -102,6 +103,28 @@ def test_one_key_posted_a_hundred_times_is_one_task(api: TestClient, store: Stor
         answers = list(threads.map(lambda _: api.post(TASK, json=body), range(100)))
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["id"] for answer in answers} == {only_task(store).id}
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_uuid_is_one_key_however_it_is_spelt(api: TestClient, store: Store) -> None:
+    """In hex, with hyphens or in capitals: the same task, whose key has hyphens."""
+    uuid = UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
+    spellings = [uuid.hex.upper(), str(uuid), uuid.hex, str(uuid).upper(), f"urn:uuid:{uuid}"]
+    tasks = [create(api, idempotency_key=spelling) for spelling in spellings]
+    assert {task["id"] for task in tasks} == {only_task(store).id}
+    assert tasks[0]["idempotency_key"] == str(uuid)
+
+
+@pytest.mark.parametrize(
+    "kept", ["0F8FAD5BD9CB469FA16570867728950E", "0F8fad5b-d9cb469fa16570867728950E"]
+)
+@pytest.mark.usefixtures("collecting")
+def test_a_key_that_was_kept_as_posted_is_found(api: TestClient, store: Store, kept: str) -> None:
+    """A task that an earlier version kept under another spelling of the key is that key's task."""
+    task, _ = store.add_task(TaskRequest(METHOD, idempotency_key=kept), START)
+    assert create(api, idempotency_key=kept)["id"] == task.id
+    if kept.isupper():
+        assert create(api, idempotency_key=str(UUID(kept)))["id"] == task.id
 
 
 @pytest.mark.usefixtures("collecting")
@@ -214,12 +237,14 @@ def test_tasks_are_listed_newest_first(api: TestClient, clock: Clock) -> None:
 
     assert listed() == ids[::-1]
     assert listed(skip=1, limit=2) == listed(offset=1, limit=2) == [ids[2], ids[1]]
+    assert listed(limit=0) == ids[::-1]
     assert listed(status="canceled") == [ids[0]]
     assert listed(status="done") == []
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=51", "limit=0", "skip=-1", "skip=1&offset=2", "status=asleep", f"skip={2**63}"]
+    "query",
+    ["limit=51", "limit=-1", "skip=-1", "skip=1&offset=2", "status=asleep", f"skip={2**63}"],
 )
 def test_bad_list_parameters_are_422(api: TestClient, query: str) -> None:
     """Parameters that make no sense are refused, not clamped."""

@@ -15,6 +15,8 @@ from embedding_studio.tasks import Claim
 from tests.api.samples import METHOD, START, Clock, claim, record_worker, session_json
 
 MB = 1024 * 1024
+RESULTS = [{"object_id": f"item-{i}"} for i in range(4)]
+EVENTS = [{"event_id": f"e-{i}", "object_id": "item-1"} for i in range(3)]
 
 
 def open_api(store: Store, settings: Settings, **limits: Any) -> TestClient:
@@ -55,17 +57,63 @@ def test_a_body_without_a_length_is_read_up_to_the_limit(store: Store, settings:
         assert api.post("/clickstream/session", content=in_chunks(MB)).status_code == 422
 
 
-def test_results_per_session(store: Store, settings: Settings) -> None:
-    """One result too many is 422, or the item's own answer in bulk, with limit and setting."""
-    results = [{"object_id": f"item-{i}"} for i in range(4)]
-    with open_api(store, settings, max_results_per_session=3) as api:
-        large = session_json("large", search_results=results)
-        fits = session_json("fits", search_results=results[:3])
-        words = ("'large' has 4 results", "at most 3", "ES_MAX_RESULTS_PER_SESSION")
-        assert_names(api.post("/clickstream/session", json=large), 422, *words)
-        outcomes = api.post("/clickstream/sessions", json={"sessions": [large, fits]}).json()
-    assert [one["status"] for one in outcomes["sessions"]] == ["invalid", "created"]
-    assert "ES_MAX_RESULTS_PER_SESSION" in outcomes["sessions"][0]["error"]
+@pytest.mark.parametrize(
+    ("setting", "most", "fits", "too_much", "words"),
+    [
+        ("max_results_per_session", 3, RESULTS[:3], RESULTS, "search_results: has 4 results"),
+        ("max_query_chars", 5, "query", "query!", "search_query: has 6 characters"),
+        ("max_id_chars", 6, "user-1", "user-10", "user_id: has 7 characters"),
+        ("max_meta_bytes", 25, {"a": "ж" * 8}, {"a": "ж" * 9}, "search_meta: has 27 bytes"),
+        ("max_meta_depth", 3, {"a": [[1]]}, {"a": [[[1]]]}, "search_meta: is nested"),
+        ("max_events_per_session", 2, EVENTS[:2], EVENTS, "events: has 3 events"),
+    ],
+)
+def test_bounds_of_a_session(
+    store: Store, settings: Settings, setting: str, most: int, fits: Any, too_much: Any, words: str
+) -> None:
+    """What is one too large is 422, or the item's own answer in bulk, with field, limit and
+    setting; the limit itself is taken, and read back."""
+    field = words.split(":")[0]
+    with open_api(store, settings, **{setting: most}) as api:
+        large, small = session_json("bad", **{field: too_much}), session_json("ok", **{field: fits})
+        refused = api.post("/clickstream/session", json=large)
+        assert refused.status_code == 422
+        (problem,) = refused.json()["detail"]
+        outcomes = api.post("/clickstream/sessions", json={"sessions": [large, small]}).json()
+        bad, good = outcomes["sessions"]
+        assert (bad["session_id"], bad["status"], good["status"]) == ("bad", "invalid", "created")
+        for message in (f"{problem['loc'][1]}: {problem['msg']}", bad["error"]):
+            assert words in message
+            assert f" {most} " in message
+            assert f"(ES_{setting.upper()})" in message
+        read = api.get("/clickstream/session?session_id=ok").json()[field]
+        assert len(read) == len(fits)
+
+
+def test_bounds_of_ids_and_events(store: Store, settings: Settings) -> None:
+    """Every id is bounded, and so are the events that are posted on their own."""
+    with open_api(store, settings, max_id_chars=300, max_events_per_session=2) as api:
+        long, too_long = "x" * 300, "x" * 301
+        assert api.post("/clickstream/session", json=session_json(long)).is_success
+        assert api.get(f"/clickstream/session?session_id={long}").is_success
+        for body in (
+            {"session_id": too_long, "events": []},
+            {"session_id": long, "events": [{"event_id": too_long, "object_id": "a"}]},
+            {"session_id": long, "events": [{"event_id": "e", "object_id": too_long}]},
+            {"session_id": long, "events": EVENTS},
+        ):
+            refused = api.post("/clickstream/session/events", json=body)
+            assert refused.status_code == 422
+            assert "(ES_MAX_" in refused.json()["detail"][0]["msg"]
+
+
+def test_bounds_of_a_tasks_metadata(store: Store, settings: Settings) -> None:
+    """A task's metadata is bounded by the same settings."""
+    with open_api(store, settings, max_meta_depth=1) as api:
+        body = {"fine_tuning_method": METHOD, "metadata": {"a": [1]}}
+        refused = api.post("/fine-tuning/task", json=body)
+        assert refused.status_code == 422
+        assert "(ES_MAX_META_DEPTH)" in refused.json()["detail"][0]["msg"]
 
 
 def test_trials_per_task(store: Store, settings: Settings) -> None:

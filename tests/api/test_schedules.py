@@ -1,3 +1,4 @@
+import hashlib
 from typing import Any
 
 import pytest
@@ -6,7 +7,8 @@ from fastapi.testclient import TestClient
 from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from tests.api.samples import METHOD, Clock, record_worker, session_json
+from embedding_studio.tasks import Schedule
+from tests.api.samples import METHOD, START, Clock, record_worker, session_json
 
 SCHEDULE = "/fine-tuning/schedule"
 TASK = "/fine-tuning/task"
@@ -59,6 +61,17 @@ def test_one_key_is_one_schedule(api: TestClient, clock: Clock) -> None:
     assert refused.status_code == 409
     assert "cron" in refused.json()["detail"]
     assert create(api, cron="0 3 * * *")["id"] != made["id"]
+
+
+def test_a_uuid_is_one_schedule_however_it_is_spelt(api: TestClient, store: Store) -> None:
+    """In hex or capitals it is one key, also of a schedule that an earlier version made."""
+    former = hashlib.sha256(b"default:0F8FAD5BD9CB469FA16570867728950E").hexdigest()[:24]
+    body: dict[str, Any] = {"cron": "0 3 * * *", "min_new_sessions": 1}
+    store.add_schedule(Schedule(former, "default", METHOD, START, START, **body))
+    for key in ("0f8fad5b-d9cb-469f-a165-70867728950e", "0F8FAD5BD9CB469FA16570867728950E"):
+        assert create(api, **body, idempotency_key=key)["id"] == former
+    keys = ("1F8FAD5BD9CB469FA16570867728950E", "1f8fad5b-d9cb-469f-a165-70867728950e")
+    assert len({create(api, **body, idempotency_key=key)["id"] for key in keys}) == 1
 
 
 @pytest.mark.parametrize(

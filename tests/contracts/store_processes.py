@@ -8,7 +8,7 @@ from itertools import count
 from multiprocessing.synchronize import Barrier
 
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
-from embedding_studio.errors import Conflict
+from embedding_studio.errors import NotFound
 from embedding_studio.store import open_store
 from embedding_studio.tasks import TaskRequest
 
@@ -77,7 +77,7 @@ def post_and_release(url: str, name: str, session_ids: list[str]) -> tuple[list[
         assert not any(answer.is_new for answer in store.register_sessions(posted, NOW))
         new += [s.session_id for s, answer in zip(posted, answers, strict=True) if answer.is_new]
         if place % 12 == 9:
-            with suppress(Conflict):
+            with suppress(NotFound):
                 released.append(store.release_batch(f"{name}-{place}", NOW).batch_id)
     store.close()
     return new, released

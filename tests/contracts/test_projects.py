@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from embedding_studio.clickstream import SessionEvent
-from embedding_studio.errors import Conflict, InvalidInput, NotFound
+from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
 from embedding_studio.store.sqlite import SqliteStore
@@ -120,7 +120,7 @@ def test_lists_and_searches_stay_in_the_project(store: Store, mine: str, theirs:
     assert [one.id for one in stranger.due_schedules(NOW)] == ["sched"]  # a worker's: of all
     assert owner.collecting_batch() is not None
     assert stranger.collecting_batch() is None
-    with pytest.raises(Conflict, match="nothing to release"):
+    with pytest.raises(NotFound, match="nothing to release"):
         stranger.release_batch("r", NOW)
 
 

@@ -416,14 +416,14 @@ def test_the_same_release_id_gives_the_same_batch(store: Store) -> None:
     assert store.release_batch("r-1", later(7)) == first
 
 
-def test_a_release_of_nothing_is_a_conflict(store: Store) -> None:
+def test_a_release_of_nothing_finds_nothing(store: Store) -> None:
     """Without a session since the last release, also after a mere re-post, release refuses."""
-    with pytest.raises(Conflict, match="nothing to release"):
+    with pytest.raises(NotFound, match="nothing to release"):
         store.release_batch("r-1", NOW)
     post(store, "s")
     store.release_batch("r-2", NOW)
     post(store, "s")
-    with pytest.raises(Conflict, match="nothing to release"):
+    with pytest.raises(NotFound, match="nothing to release"):
         store.release_batch("r-3", NOW)
 
 
@@ -1298,7 +1298,7 @@ def do_post(store: Store, answers: Answers, *names: str) -> None:
 
 
 def do_release(store: Store, answers: Answers, release_id: str) -> None:
-    with suppress(Conflict):
+    with suppress(NotFound):
         batch = store.release_batch(release_id, NOW)
         answers.setdefault(release_id, []).append(batch)
 
@@ -1433,7 +1433,7 @@ def test_a_cancel_meets_a_finish(backend: Backend, store: Store, nth: int) -> No
     def interrupt() -> None:
         store.finish_task(claim, NOW, TaskStatus.DONE)
 
-    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
+    with backend.interrupted(nth, interrupt) as interruption, suppress(NotFound):
         store.cancel_task(task.id, NOW)
     expected = TaskStatus.DONE if interruption.happened else TaskStatus.CANCELED
     assert store.get_task(task.id).status == expected
@@ -1449,7 +1449,7 @@ def test_a_restart_meets_another_and_its_claim(backend: Backend, store: Store, n
         store.restart_task(task.id, NOW)
         take(store)
 
-    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
+    with backend.interrupted(nth, interrupt) as interruption, suppress(NotFound):
         store.restart_task(task.id, NOW)
     expected = TaskStatus.PROCESSING if interruption.happened else TaskStatus.PENDING
     assert store.get_task(task.id).status == expected
@@ -1603,7 +1603,7 @@ def test_processes_post_while_others_release(
     assert new == sorted({name for names in posts.values() for name in names})
     store = shared.open()
     batch_ids = [batch_id for _, released in answers for batch_id in released]
-    with suppress(Conflict):
+    with suppress(NotFound):
         batch_ids.append(store.release_batch("last", NOW).batch_id)
     assert len(set(batch_ids)) == len(batch_ids) > 1
     assert sorted(assert_gapless(store, batch_ids)) == new

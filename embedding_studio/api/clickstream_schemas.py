@@ -1,0 +1,287 @@
+"""Sessions, events and batches as JSON; the API and the client share these models.
+
+What is posted is validated with the API's Settings as context (see `requests.judged`), which hold
+its bounds; without a context, as clients read it, nothing is bounded.
+"""
+
+from collections.abc import Callable, Sized
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+from embedding_studio.api.schemas import AsPosted, Id, Meta
+from embedding_studio.clickstream import NumberedSession, SearchResult, Session, SessionEvent
+
+Kind = TypeVar("Kind", bound=Sized)
+
+
+def _at_most(setting: str, units: str) -> AfterValidator:
+    """Return the validator that bounds a length by a setting, which its refusal names."""
+
+    def check(value: Kind, info: ValidationInfo) -> Kind:
+        if info.context is not None and len(value) > (most := getattr(info.context, setting)):
+            raise PydanticCustomError(
+                "too_long",
+                "has {length} {units}; at most {most} are taken ({setting})",
+                {
+                    "length": len(value),
+                    "units": units,
+                    "most": most,
+                    "setting": f"ES_{setting.upper()}",
+                },
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def _to_seconds(posted: object) -> object:
+    """Return an ISO 8601 time as Unix seconds; what is no such text is for others to judge."""
+    if not isinstance(posted, str):
+        return posted
+    with suppress(ValueError):
+        return float(posted)
+    try:
+        time = datetime.fromisoformat(posted)
+    except ValueError:
+        raise PydanticCustomError(
+            "time", "is neither Unix seconds nor an ISO 8601 time such as 2026-01-31T12:00:00Z"
+        ) from None
+    if time.tzinfo is None:
+        raise PydanticCustomError(
+            "time_zone", "has no time zone: append Z for UTC, or an offset such as +02:00"
+        )
+    return time.timestamp()
+
+
+def _whole_as_int(seconds: float) -> int | float:
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+AsSeconds = PlainSerializer(_whole_as_int, return_type=int | float)
+UnixSeconds = Annotated[
+    float, Field(allow_inf_nan=False, description="Unix time, seconds, UTC"), AsSeconds
+]
+PostedTime = Annotated[
+    float,
+    BeforeValidator(_to_seconds, json_schema_input_type=float | AwareDatetime),
+    Field(
+        allow_inf_nan=False,
+        description="Unix seconds, or ISO 8601 with a time zone; now when absent",
+    ),
+    AsSeconds,
+]
+Text = Annotated[str, StringConstraints(min_length=0)]  # a bound: it refuses lone surrogates
+PostedId = Annotated[str, StringConstraints(min_length=1), _at_most("max_id_chars", "characters")]
+ToInstant = Callable[[float | None, str], datetime]
+"""Turns posted seconds, or none, into a time; the string says whose time it is, for errors."""
+
+
+def from_unix_seconds(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class Posted(BaseModel):
+    """What is posted to the clickstream: a field that is not known here is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ResultBody(Posted):
+    object_id: PostedId
+    rank: FiniteFloat | None = Field(None, description="the search engine's own score")
+    meta: Meta | None = None
+
+
+class EventBody(Posted):
+    event_id: PostedId
+    object_id: PostedId
+    event_type: PostedId = "click"
+    created_at: PostedTime | None = None
+    meta: Meta | None = None
+
+    def to_event(self, session_id: str, to_instant: ToInstant) -> SessionEvent:
+        owner = f"event {self.event_id!r} of session {session_id!r}"
+        return SessionEvent(
+            event_id=self.event_id,
+            object_id=self.object_id,
+            created_at=to_instant(self.created_at, owner),
+            event_type=self.event_type,
+            meta=self.meta or {},
+        )
+
+
+class SessionBody(Posted):
+    """One search: what was asked, what was shown, and what happened so far."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "session_id": "s-1042",
+                    "search_query": "red running shoes",
+                    "search_results": [
+                        {"object_id": "shoe-7", "rank": 0.91, "meta": {"text": "Runner, red"}},
+                        {"object_id": "shoe-3", "rank": 0.88, "meta": {"text": "Trail, blue"}},
+                    ],
+                    "user_id": "u-5",
+                }
+            ]
+        }
+    )
+
+    session_id: PostedId
+    search_query: Annotated[Text, _at_most("max_query_chars", "characters")]
+    search_results: Annotated[list[ResultBody], _at_most("max_results_per_session", "results")]
+    search_meta: Meta | None = None
+    user_id: Annotated[Text, _at_most("max_id_chars", "characters")] | None = None
+    created_at: PostedTime | None = None
+    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events")] = []
+    is_irrelevant: bool = False
+
+    def to_session(self, to_instant: ToInstant) -> Session:
+        return Session(
+            session_id=self.session_id,
+            search_query=self.search_query,
+            search_results=tuple(
+                SearchResult(shown.object_id, shown.rank, shown.meta or {})
+                for shown in self.search_results
+            ),
+            created_at=to_instant(self.created_at, f"session {self.session_id!r}"),
+            search_meta=self.search_meta or {},
+            user_id=self.user_id,
+            events=tuple(event.to_event(self.session_id, to_instant) for event in self.events),
+            is_irrelevant=self.is_irrelevant,
+        )
+
+
+class EventView(EventBody):
+    model_config = ConfigDict(extra="ignore")
+
+    created_at: UnixSeconds
+
+    @staticmethod
+    def of(event: SessionEvent) -> "EventView":
+        # constructed, here and below: what the store holds was checked when it was posted
+        return EventView.model_construct(
+            event_id=event.event_id,
+            object_id=event.object_id,
+            event_type=event.event_type,
+            created_at=event.created_at.timestamp(),
+            meta=dict(event.meta),
+        )
+
+
+class SessionView(SessionBody):
+    model_config = ConfigDict(extra="ignore")
+
+    created_at: UnixSeconds
+    events: list[EventView] = []  # type: ignore[assignment] # narrower than what may be posted
+
+    @staticmethod
+    def of(session: Session) -> "SessionView":
+        return SessionView.model_construct(**_session_fields(session))
+
+
+class BatchSessionView(SessionView):
+    session_number: int
+
+    @staticmethod
+    def numbered(numbered: NumberedSession) -> "BatchSessionView":
+        fields = _session_fields(numbered.session)
+        return BatchSessionView.model_construct(**fields, session_number=numbered.number)
+
+
+def _session_fields(session: Session) -> dict[str, Any]:
+    return {
+        "session_id": session.session_id,
+        "search_query": session.search_query,
+        "search_results": [
+            ResultBody.model_construct(object_id=one.object_id, rank=one.rank, meta=dict(one.meta))
+            for one in session.search_results
+        ],
+        "search_meta": session.search_meta,
+        "user_id": session.user_id,
+        "created_at": session.created_at.timestamp(),
+        "events": [EventView.of(event) for event in session.events],
+        "is_irrelevant": session.is_irrelevant,
+    }
+
+
+class BatchPage(BaseModel):
+    batch_id: str
+    last_number: int | None = Field(description="the next page's after_number; null: no more")
+    sessions: list[BatchSessionView]
+
+
+class SessionsBody(Posted):
+    """Many sessions at once; each item is judged alone, so one bad item costs only itself."""
+
+    sessions: list[AsPosted[SessionBody]]
+
+
+class PostStatus(StrEnum):
+    CREATED = "created"
+    EXISTING = "existing"
+    INVALID = "invalid"
+
+
+class SessionOutcome(BaseModel):
+    session_id: str | None = Field(description="null when the item's own id is invalid")
+    status: PostStatus
+    new_events: int = 0
+    error: str | None = None
+
+
+class SessionOutcomes(BaseModel):
+    sessions: list[SessionOutcome] = Field(description="one per posted item, in the order posted")
+
+
+class EventsBody(Posted):
+    session_id: PostedId
+    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events")]
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "session_id": "s-1042",
+                    "events": [{"event_id": "e-1", "object_id": "shoe-3", "event_type": "click"}],
+                }
+            ]
+        }
+    )
+
+
+class EventsOutcome(BaseModel):
+    session_id: str
+    new_events: int
+
+
+class IrrelevantBody(Posted):
+    session_id: PostedId
+
+
+class ReleaseBody(Posted):
+    release_id: Id = Field(description="chosen by the caller; posting it again changes nothing")
+
+
+class ReleaseView(BaseModel):
+    release_id: str
+    batch_id: str
+    released_at: UnixSeconds
