@@ -134,6 +134,11 @@ class Attempt:
         event = TaskEvent(kind, now, detail, data)
         self.patiently(partial(self.store.record, self.lease.claim, now, event=event, **fields))
 
+    def warn(self, what: str) -> None:
+        """Tell, in the log and the task's history, of something that is no failure."""
+        log.warning("task %s: %s", self.task.id, what)
+        self.record(TaskEventKind.WARNING, what, {})
+
     def patiently(self, call: Callable[[], Result]) -> Result:
         """Ask the store until it answers, for as long as the lease holds."""
         while True:

@@ -249,6 +249,7 @@ class TaskEventKind(StrEnum):
     BATCH_RELEASED = "batch_released"
     EXPERIMENT_OPENED = "experiment_opened"
     BASELINE_SCORED = "baseline_scored"
+    WARNING = "warning"
     TRIAL_FINISHED = "trial_finished"
     TRIAL_PRUNED = "trial_pruned"
     TRIAL_FAILED = "trial_failed"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, split_by_query
@@ -100,7 +101,7 @@ class PrepareData(Job[Mapping[str, float]]):
             "sessions": len(sessions),
             "irrelevant_sessions": len(sessions) - len(usable),
             "clicks_on_items_not_shown": sum(map(_count_strays, usable)),
-            **figures,
+            **_finite_means(read_scores(figures, "prepare")),
         }
 
 
@@ -157,7 +158,7 @@ class Train(Job[TrialResult]):
         if is_better(method.direction, metrics[method.main_metric], self.best_value):
             with clock.measure("save"):
                 method.save(model, _empty(self.model_folder))
-        return TrialResult(metrics, clock.seconds, run.trained_tokens)
+        return TrialResult(metrics, clock.seconds, int(run.trained_tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ class Score(Job[Scores]):
     def __call__(self, report: Reporter) -> Scores:
         method = self.method.load()
         split = getattr(method.load_data(self.data_folder), self.split)
-        scores = method.evaluate(method.load(self.model_folder), split)
+        scores = read_scores(method.evaluate(method.load(self.model_folder), split))
         mean_metrics(scores, method.main_metric)
         return scores
 
@@ -208,10 +209,10 @@ class ScoreBaseline(Job[BaselineResult]):
         data = method.load_data(self.data_folder)
         model = method.load(self.model_folder)
         scores = method.evaluate(model, data.validation)
-        test_scores = method.evaluate(model, data.test)
+        test_scores = read_scores(method.evaluate(model, data.test))
         untested = replace(data, test=None)
         costs = [method.estimate_trained_tokens(params, untested) for params in self.sets]
-        known = [cost for cost in costs if cost is not None]
+        known = [float(cost) for cost in costs if cost is not None]
         return BaselineResult(
             metrics=mean_metrics(scores, method.main_metric),
             test_scores=test_scores,
@@ -237,17 +238,61 @@ class DrawSearch(Job[None]):
         draw_search(self.trials, self.direction, self.metric, _empty(self.folder))
 
 
+def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDArray[np.float64]]:
+    """Return what a method scored as numbers and arrays with a number per query, whatever library
+    they came from. source: of its functions, the one that returned them.
+
+    Raises MethodError for anything else.
+    """
+    if not isinstance(scores, Mapping) or not all(isinstance(name, str) for name in scores):
+        raise MethodError(
+            f"`{source}` gave {str(scores)[:200]}: it must give a dictionary by metric names"
+        )
+    return {name: _numbers(name, values) for name, values in scores.items()}
+
+
+def _numbers(name: str, values: Any) -> float | NDArray[np.float64]:
+    if hasattr(values, "detach"):  # torch's, which NumPy reads from the CPU alone
+        values = values.detach().cpu().double()
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.ndim > 1:
+        raise MethodError(
+            f"the metric {name!r} is {str(values)[:200]}: it must be a number, or an array with "
+            "one number per query"
+        )
+    return array if array.ndim else float(array)
+
+
 def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
     """Average the per-query arrays. Raises MethodError for a missing or non-finite main metric.
 
     Other metrics that are not finite are left out: MLflow's databases refuse them.
     """
-    means = {name: float(np.mean(values)) for name, values in scores.items()}
+    read = read_scores(scores)
+    if main_metric not in read:
+        raise MethodError(f"the scores {sorted(read)} lack the main metric {main_metric!r}")
+    means = _finite_means(read)
     if main_metric not in means:
-        raise MethodError(f"the scores {sorted(means)} lack the main metric {main_metric!r}")
-    if not np.isfinite(means[main_metric]):
-        raise MethodError(f"the main metric {main_metric} is {means[main_metric]}, not a number")
+        raise MethodError(f"the main metric {main_metric} {_describe(read[main_metric])}")
+    return means
+
+
+def _finite_means(scores: Scores) -> dict[str, float]:
+    means = {name: float(np.mean(values)) for name, values in scores.items() if np.size(values)}
     return {name: mean for name, mean in means.items() if np.isfinite(mean)}
+
+
+def _describe(values: float | NDArray[np.float64]) -> str:
+    """Tell why values have no mean."""
+    if not np.size(values):
+        return "is an empty array: the split has no query that it could be scored on"
+    if np.ndim(values) == 0:
+        return f"is {values}, not a number"
+    wrong = np.count_nonzero(~np.isfinite(values))
+    return f"is not a number for {wrong} of {np.size(values)} queries"
 
 
 @dataclass(kw_only=True)
@@ -261,8 +306,19 @@ class _ReportingRun(TrialRun):
         if self.should_stop:
             raise TrialCanceled("asked to stop at its last report, the trial went on")
         means = mean_metrics(scores, self.main_metric)
-        verdict = self.send(Report(step, means, self.trained_tokens))
+        verdict = self.send(Report(_whole(step), means, int(self.trained_tokens)))
         self.should_stop = verdict is Verdict.STOP
+
+
+def _whole(step: Any) -> int:
+    """Return a step as Python's int, whatever library it came from."""
+    try:
+        whole = int(step)
+    except (TypeError, ValueError):
+        whole = None
+    if whole is None or whole != step or whole < -1:
+        raise MethodError(f"the step {step!r} is none: report whole numbers, from 0 on")
+    return whole
 
 
 @dataclass

@@ -239,6 +239,8 @@ class Trials:
         self._lease.check()
         attempt = self._attempt
         proposal = self._search.ask(self._method.suggest)
+        for note in self._search.take_notes():
+            attempt.warn(note)
         if proposal is None:
             self._is_exhausted = True
             log.info("task %s: every hyperparameter set was tried", attempt.task.id)

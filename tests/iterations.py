@@ -20,7 +20,7 @@ from embedding_studio.methods import discover_methods
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest
-from embedding_studio.tracking import Tracking
+from embedding_studio.tracking import Tracking, _read_tag
 from embedding_studio.trial import DrawSearch
 from embedding_studio.worker import Worker, utc_now
 
@@ -85,7 +85,7 @@ class Bench:
         return sorted(self.house.settings.artifacts_folder.rglob("arrays.safetensors"))
 
     def suggested(self, run: Run) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(run.data.tags["es.suggested.values"])
+        values: dict[str, Any] = json.loads(_read_tag(run.data.tags, "es.suggested.values"))
         return values
 
 

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"},
+    {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
+    | {"mlflow_names"},
     {"methods", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
     {"tracking", "lease", "schedules", "webhooks"},

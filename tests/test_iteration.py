@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -642,3 +643,71 @@ def test_runs_carry_metrics_per_step_and_aggregated(bench: Bench) -> None:
     assert {"seconds/train", "seconds/wall"} <= set(run.data.metrics)
     assert run.data.params["layers"] == str(bench.suggested(run)["layers"])
     assert run.data.params["seed"] == "0"
+
+
+def test_names_and_values_that_others_refuse_are_ordinary(bench: Bench) -> None:
+    """A metric `ndcg@10`, parameters `seed` and `lr(log)`, NumPy's numbers, tuples and dictionaries
+    as choices, more and longer values than MLflow takes: the method sees its own, MLflow near
+    ones, and the next iteration tries the best set first."""
+    first = bench.run_task("Odd")
+    assert (first.status, first.error) == (TaskStatus.DONE, None)
+    assert first.progress is not None
+    assert first.progress.trained_tokens == 600
+    runs = bench.runs(first)
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    run = runs[0]
+    assert {"skill:40:10", "skill:40:10/last", "trained_tokens"} <= set(run.data.metrics)
+    assert run.data.params.keys() >= {"lr:28:log:29:", "seed", "es.seed", "größe / 大小"}
+    assert run.data.params["dims"] in ("(256, 64)", "(128,)")
+    assert len(run.data.params["prompt"]) == 6000
+    assert len(bench.suggested(run)) == 6
+    trials = bench.house.tracking.finished_trials(first.experiment_id or "", "skill@10")
+    reported = {step: float(np.float32(0.2)) for step in range(2)}
+    assert [trial.intermediate_values for trial in trials] == [reported] * 3
+    second = bench.run_task("Odd", start=1000)
+    assert (second.status, second.error) == (TaskStatus.DONE, None)
+    best = max(runs, key=lambda run: run.data.metrics["skill:40:10"])
+    assert bench.suggested(bench.runs(second)[0]) == bench.suggested(best)
+
+
+def test_a_changed_space_is_no_error_and_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the previous iteration's best sets what the space has no more is left out or moved to the
+    nearest, and the task's history tells."""
+    bench.run_task()
+    method = bench.worker._catalog.get("Toy")
+    monkeypatch.setattr(
+        method,
+        "suggest",
+        lambda trial: {
+            "skill": trial.suggest_float("skill", 0.95, 0.99),
+            "kind": trial.suggest_categorical("kind", ["a", "b"]),
+        },
+    )
+    task = bench.run_task(start=1000)
+    assert (task.status, task.error) == (TaskStatus.DONE, None)
+    assert bench.suggested(bench.runs(task)[0])["skill"] == 0.95
+    (warning, *_) = warnings_of(bench, task.id)
+    assert "'layers' is gone" in warning
+    assert "'skill' is 0.95, was" in warning
+    bench.worker._catalog.get("Toy")
+    monkeypatch.setattr(
+        method,
+        "suggest",
+        lambda trial: {
+            "skill": trial.suggest_float("skill", 0.3, 0.9),
+            "kind": trial.suggest_categorical("kind", ["c"]),
+        },
+    )
+    task = bench.run_task(start=2000)
+    assert (task.status, task.error) == (TaskStatus.DONE, None)
+    assert all("left out" in warning for warning in warnings_of(bench, task.id))
+
+
+def warnings_of(bench: Bench, task_id: str) -> list[str]:
+    return [
+        numbered.event.detail
+        for numbered in bench.house.store.list_events(task_id, 0, 1000)
+        if numbered.event.kind is TaskEventKind.WARNING
+    ]

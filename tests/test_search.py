@@ -3,8 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 
@@ -263,3 +266,178 @@ def test_a_float_without_step_cannot_be_enumerated() -> None:
     """The grid of a space that has no end is refused."""
     with pytest.raises(MethodError, match=r"no grid.*step"):
         Search("maximize", 0, Sampler.GRID).ask(suggest)
+
+
+def first_space(trial: optuna.Trial) -> Parameters:
+    return {
+        "batch": trial.suggest_int("batch", 200, 512),
+        "loss": trial.suggest_categorical("loss", ["a", "b"]),
+        "rate": trial.suggest_float("rate", 0.1, 0.9, step=0.1),
+    }
+
+
+def best_of_first(count: int = 2) -> list[SuggestedSet]:
+    former = Search("maximize", seed=0)
+    return [ask(former, first_space).planned.suggested for _ in range(count)]
+
+
+def test_a_number_outside_a_narrowed_range_becomes_the_nearest_inside() -> None:
+    """What was tried above, below or between the steps of the present range is tried at its edge
+    or its nearest step, once, and told."""
+
+    def narrowed(trial: optuna.Trial) -> Parameters:
+        return {
+            "batch": trial.suggest_int("batch", 8, 64, step=8),
+            "loss": trial.suggest_categorical("loss", ["b", "a"]),
+            "rate": trial.suggest_float("rate", 0.95, 1.0),
+        }
+
+    search = Search("maximize", seed=1)
+    search.enqueue(best_of_first())
+    first = ask(search, narrowed)
+    assert first.params["batch"] == 64
+    assert first.params["rate"] == 0.95
+    assert all(8 <= ask(search, narrowed).params["batch"] <= 64 for _ in range(4))
+    assert "'batch' is 64, was" in search.take_notes()[0]
+    assert search.take_notes() == []
+
+
+def test_a_set_with_a_choice_that_went_is_left_out() -> None:
+    """It would be another set. So it is where a number has become a choice."""
+
+    def without(trial: optuna.Trial) -> Parameters:
+        return {
+            "batch": trial.suggest_int("batch", 200, 512),
+            "loss": trial.suggest_categorical("loss", ["c"]),
+        }
+
+    def chosen(trial: optuna.Trial) -> Parameters:
+        return {
+            "batch": trial.suggest_categorical("batch", ["s", "l"]),
+            "loss": trial.suggest_categorical("loss", ["a", "b"]),
+        }
+
+    for space in (without, chosen):
+        search, alone = Search("maximize", seed=1), Search("maximize", seed=1)
+        search.enqueue(best_of_first())
+        assert ask(search, space) == ask(alone, space)
+        notes = search.take_notes()
+        assert len(notes) == 2
+        assert all("left out" in note for note in notes)
+
+
+def test_new_and_gone_parameters_are_told() -> None:
+    """A set is tried with a value drawn for what is new, and without what is gone."""
+
+    def renamed(trial: optuna.Trial) -> Parameters:
+        return {
+            "batch": trial.suggest_int("batch", 200, 512),
+            "dropout": trial.suggest_float("dropout", 0.0, 0.5),
+        }
+
+    (former,) = best_of_first(1)
+    search = Search("maximize", seed=1)
+    search.enqueue([former])
+    assert ask(search, renamed).params["batch"] == former.params["batch"]
+    (note,) = search.take_notes()
+    for told in ("'loss' is gone", "'rate' is gone", "'dropout' is new"):
+        assert told in note
+
+
+class Mode(Enum):
+    A = 1
+    B = 2
+
+
+def anything(trial: Any) -> Parameters:
+    return {
+        "dims": trial.suggest_categorical("dims", [(256, 64), (128,)]),
+        "k": trial.suggest_categorical("k", np.arange(3)),
+        "flag": trial.suggest_categorical("flag", [np.True_, np.False_]),
+        "mode": trial.suggest_categorical("mode", list(Mode)),
+        "nested": trial.suggest_categorical("nested", [{"a": [1]}, {(1, 2): int}]),
+        "call": trial.suggest_categorical("call", [lambda x: x, lambda x: -x]),
+        "none": trial.suggest_categorical("none", [None, float("nan"), 1, True]),
+        "array": trial.suggest_categorical("array", [np.zeros(2), np.ones(3)]),
+        "low": trial.suggest_int("low", np.int64(1), np.int64(9)),
+    }
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "grid"])
+def test_choices_may_be_anything(sampler: str) -> None:
+    """Tuples, NumPy's scalars and arrays, classes, functions: the method gets its own objects, the
+    ledger what JSON can hold; a rebuilt study and the next iteration know them again."""
+    search = Search("maximize", 3, Sampler(sampler))
+    finished = []
+    for number in range(8):
+        proposal = ask(search, anything)
+        assert type(proposal.params["dims"]) is tuple
+        assert type(proposal.params["k"]) is np.int64
+        assert isinstance(proposal.params["mode"], Mode)
+        assert callable(proposal.params["call"])
+        value = float(proposal.params["k"])
+        attrs = search.tell(number, Outcome.COMPLETE, value)
+        kept = PlannedTrial(number, proposal.planned.study_number, proposal.planned.suggested)
+        finished.append(FinishedTrial(str(number), kept, Outcome.COMPLETE, value, {}, attrs))
+    rebuilt = Search("maximize", 3, Sampler(sampler))
+    rebuilt.replay(finished[:5])
+    assert [ask(rebuilt, anything).planned for _ in range(1)] == [finished[5].planned]
+    later = Search("maximize", 4, Sampler(sampler))
+    later.enqueue([finished[2].suggested])
+    assert ask(later, anything).planned.suggested == finished[2].suggested
+    assert rebuilt.take_notes() == later.take_notes() == []
+
+
+def test_sets_of_an_older_ledger_with_tuples_are_known_again() -> None:
+    """Version 0.1 kept a tuple as a list."""
+    search = Search("maximize", seed=1)
+    search.enqueue([SuggestedSet('{"dims": [128]}', "{}")])
+
+    def tuples(trial: Any) -> Parameters:
+        return {"dims": trial.suggest_categorical("dims", [(256, 64), (128,)])}
+
+    assert ask(search, tuples).params == {"dims": (128,)}
+
+
+def test_parameters_may_be_read_from_the_trial() -> None:
+    """`trial.params` holds the method's own choices, too."""
+
+    def suggest(trial: Any) -> Parameters:
+        trial.suggest_categorical("dims", [(256, 64)])
+        return dict(trial.params)
+
+    assert ask(Search("maximize", seed=0), suggest).params == {"dims": (256, 64)}
+
+
+@pytest.mark.parametrize("drawn", [None, [1], {1: 2}])
+def test_what_is_no_set_is_refused(drawn: object) -> None:
+    """A `suggest` without a return, say."""
+    with pytest.raises(MethodError, match=r"`suggest` gave .*dictionary"):
+        Search("maximize", seed=0).ask(lambda trial: drawn)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "grid"])
+def test_a_space_may_change_between_a_crash_and_the_next_attempt(sampler: str) -> None:
+    """The search goes on in the new space, under the numbers that are left, and learns nothing from
+    sets of the former one, nor from those of the previous iteration."""
+
+    def changed(trial: optuna.Trial) -> Parameters:
+        return {
+            "batch": trial.suggest_int("batch", 8, 64),
+            "loss": trial.suggest_categorical("loss", ["c", "b"]),
+        }
+
+    former = Search("maximize", 0)
+    planned = [ask(former, first_space).planned for _ in range(5)]
+    finished = [FinishedTrial(str(n), planned[n], Outcome.COMPLETE, float(n)) for n in range(3)]
+    search = Search("maximize", 0, Sampler(sampler))
+    search.learn(finished, 0.0)
+    search.replay(finished, planned[3:])
+    proposals = [ask(search, changed) for _ in range(4)]
+    assert sorted(proposal.number for proposal in proposals) == [3, 4, 5, 6]
+    for proposal in proposals:
+        assert 8 <= proposal.params["batch"] <= 64
+        search.tell(proposal.number, Outcome.COMPLETE, 1.0)
+    notes = " ".join(search.take_notes())
+    assert "from 3 of 3 trials of the previous iteration" in notes
+    assert "from 3 of 3 trials that are finished" in notes

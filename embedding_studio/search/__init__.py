@@ -9,18 +9,20 @@ import json
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import optuna
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Parameters
+from embedding_studio.search.space import FittedSet, Suggest, fit, suggest_set
 from embedding_studio.tasks import Pruner, Sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -106,16 +108,16 @@ class FinishedTrial:
     def suggested(self) -> SuggestedSet:
         return self.planned.suggested
 
-    def frozen(self) -> FrozenTrial:
-        """Return the trial as Optuna keeps it."""
+    def frozen(self, fitted: FittedSet | None = None) -> FrozenTrial:
+        """Return the trial as Optuna keeps it; fitted: its set as the present space holds it."""
         value = self.value
         if self.outcome is Outcome.PRUNED and self.intermediate_values:
             value = self.intermediate_values[max(self.intermediate_values)]  # as Optuna does
         return optuna.create_trial(
             state=_STATES[self.outcome],
             value=value,
-            params=self.suggested.params,
-            distributions=_distributions(self.suggested),
+            params=dict(fitted.params) if fitted else self.suggested.params,
+            distributions=dict(fitted.distributions if fitted else _distributions(self.suggested)),
             intermediate_values={
                 _resource(step): value for step, value in self.intermediate_values.items()
             },
@@ -147,6 +149,8 @@ class Search:
         self._numbers: dict[int, int] = {}  # of trials that were interrupted, by study number
         self._used: set[int] = set()
         self._tried: set[str] = set()
+        self._told: list[Callable[[Suggest], None]] = []
+        self._notes: list[str] = []
 
     def learn(self, previous: Iterable[FinishedTrial], shift: float) -> None:
         """Let the sampler know an older iteration's complete trials, their values moved by `shift`:
@@ -154,61 +158,116 @@ class Search:
 
         To be called before anything else.
         """
-        for trial in previous:
-            if trial.value is not None:
-                self._study.add_trial(
-                    optuna.create_trial(
-                        value=trial.value + shift,
-                        params=trial.suggested.params,
-                        distributions=_distributions(trial.suggested),
-                    )
-                )
+        complete = [trial for trial in previous if trial.value is not None]
+        self._told.append(partial(self._learn, complete, shift))
 
     def replay(
         self, finished: Iterable[FinishedTrial], interrupted: Iterable[PlannedTrial] = ()
     ) -> None:
         """Tell the study what there was before a crash; what was interrupted is tried first."""
-        known = {trial.planned.study_number: trial for trial in finished}
-        waiting = {
-            planned.study_number: planned
-            for planned in interrupted
-            if planned.study_number not in known
-        }
-        planned_trials = [trial.planned for trial in known.values()] + list(waiting.values())
-        if not planned_trials:
-            return
-        self._used.update(planned.number for planned in planned_trials)
-        self._tried.update(map(_key, (planned.suggested.params for planned in planned_trials)))
-        for number in range(len(self._study.trials), max(known | waiting) + 1):
-            if number in known:
-                self._study.add_trial(known[number].frozen())
-            elif number in waiting:
-                self._numbers[number] = waiting[number].number
-                self._study.enqueue_trial(waiting[number].suggested.params)
-            else:  # a set drawn twice, or one that counts no more: no sampler learns from it
-                suggested = planned_trials[0].suggested
+        self._told.append(partial(self._replay, list(finished), list(interrupted)))
+
+    def enqueue(self, sets: Iterable[SuggestedSet]) -> None:
+        """Try these sets before any other; sets that the search knows already are skipped."""
+        self._told.append(partial(self._enqueue, list(sets)))
+
+    def take_notes(self) -> list[str]:
+        """Return, once, what of the older sets the method's present space could not hold."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    # -- older sets, as the present space holds them: the first `ask` tells it -----------------
+
+    def _learn(self, previous: Sequence[FinishedTrial], shift: float, suggest: Suggest) -> None:
+        fits = [fit(trial.suggested.params, suggest, self._seed) for trial in previous]
+        for trial, fitted in zip(previous, fits, strict=True):
+            if (
+                fitted.losses
+            ):  # its number is used up all the same, that later ones stay as they are
+                self._study.add_trial(_filler(fitted))
+            else:
                 self._study.add_trial(
                     optuna.create_trial(
-                        state=TrialState.FAIL,
-                        params=suggested.params,
-                        distributions=_distributions(suggested),
+                        value=(trial.value or 0.0) + shift,
+                        params=dict(fitted.params),
+                        distributions=dict(fitted.distributions),
                     )
                 )
+        self._note_unlearnt("of the previous iteration", fits)
+
+    def _replay(
+        self,
+        finished: Sequence[FinishedTrial],
+        interrupted: Sequence[PlannedTrial],
+        suggest: Suggest,
+    ) -> None:
+        known = {trial.planned.study_number: trial for trial in finished}
+        planned = {one.study_number: one for one in interrupted}
+        planned |= {number: trial.planned for number, trial in known.items()}
+        if not planned:
+            return
+        fits = {
+            number: fit(one.suggested.params, suggest, self._seed)
+            for number, one in planned.items()
+        }
+        self._used.update(trial.planned.number for trial in known.values())
+        # for a set drawn twice, or one that counts or fits no more: no sampler learns from it
+        filler = _filler(min(fits.values(), key=lambda fitted: len(fitted.losses)))
+        for number in range(len(self._study.trials), max(fits) + 1):
+            fitted = fits.get(number)
+            if fitted is None or (number not in known and not self._accepts(fitted)):
+                self._study.add_trial(filler)
+                continue
+            if number not in known:
+                self._used.add(planned[number].number)
+                self._numbers[number] = planned[number].number
+                self._study.enqueue_trial(dict(fitted.params))
+            elif fitted.losses:
+                self._study.add_trial(filler)
+            else:
+                self._tried.add(_key(fitted.params))
+                self._study.add_trial(known[number].frozen(fitted))
+        self._note_unlearnt("that are finished", [fits[number] for number in known])
         complete = [trial for trial in known.values() if trial.outcome is Outcome.COMPLETE]
         for trial in sorted(complete, key=lambda trial: trial.ended):
             self._note_length(trial.frozen())
 
-    def enqueue(self, sets: Iterable[SuggestedSet]) -> None:
-        """Try these sets before any other; sets that the search knows already are skipped."""
+    def _enqueue(self, sets: Sequence[SuggestedSet], suggest: Suggest) -> None:
         for suggested in sets:
-            key = _key(suggested.params)
-            if key not in self._tried:
-                self._tried.add(key)
-                self._study.enqueue_trial(suggested.params)
+            fitted = fit(suggested.params, suggest, self._seed)
+            if self._accepts(fitted):
+                self._study.enqueue_trial(dict(fitted.params))
 
-    def ask(self, suggest: Callable[[optuna.Trial], Parameters]) -> Proposal | None:
+    def _accepts(self, fitted: FittedSet) -> bool:
+        """Return whether an older set is to be tried, and note what it loses."""
+        losses = ", ".join(fitted.losses)
+        if not fitted.is_held:
+            self._notes.append(f"an older set is left out, the space has changed: {losses}")
+            return False
+        if _key(fitted.params) in self._tried:
+            return False
+        self._tried.add(_key(fitted.params))
+        if losses:
+            self._notes.append(
+                f"an older set is tried as the space, which has changed, allows it: {losses}"
+            )
+        return True
+
+    def _note_unlearnt(self, which: str, fits: Sequence[FittedSet]) -> None:
+        unlearnt = [fitted for fitted in fits if fitted.losses]
+        if unlearnt:
+            self._notes.append(
+                f"the search learns nothing from {len(unlearnt)} of {len(fits)} trials {which}, "
+                f"the space has changed: {', '.join(unlearnt[0].losses)}"
+            )
+
+    # -- one trial after another ---------------------------------------------------------------
+
+    def ask(self, suggest: Suggest) -> Proposal | None:
         """Propose the next trial: a set that was not tried yet, None if there is none."""
         with self._lock:
+            while self._told:
+                self._told.pop(0)(suggest)
             for repeats in range(MAX_REPEATS + 1):
                 trials = self._study.get_trials(deepcopy=False)
                 waiting = [t.number for t in trials if t.state is TrialState.WAITING]
@@ -220,7 +279,7 @@ class Search:
                     self._study.sampler._search_space = self._space
                 trial = self._study.ask()
                 try:
-                    params = suggest(trial)
+                    params = suggest_set(suggest, trial)
                 except ValueError as error:
                     if name is Sampler.GRID:
                         raise MethodError(f"this space has no grid: {error}") from error
@@ -252,7 +311,8 @@ class Search:
             )
             if outcome is Outcome.COMPLETE:
                 self._note_length(trial)
-            return json.dumps(trial.system_attrs)
+            attrs = {name: x for name, x in trial.system_attrs.items() if name != "fixed_params"}
+            return json.dumps(attrs)  # of a set that was enqueued, the set itself is known
 
     def _plan(self, trial: optuna.Trial) -> PlannedTrial:
         number = self._numbers.get(trial.number)
@@ -283,7 +343,16 @@ def _key(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
 
 
-def _distributions(suggested: SuggestedSet) -> dict[str, optuna.distributions.BaseDistribution]:
+def _filler(fitted: FittedSet) -> FrozenTrial:
+    """Return a trial that takes a number in the study, and from which no sampler learns."""
+    return optuna.create_trial(
+        state=TrialState.FAIL,
+        params=dict(fitted.params),
+        distributions=dict(fitted.distributions),
+    )
+
+
+def _distributions(suggested: SuggestedSet) -> dict[str, BaseDistribution]:
     texts = json.loads(suggested.distributions)
     return {name: json_to_distribution(text) for name, text in texts.items()}
 
@@ -346,12 +415,10 @@ def _make_pruner(name: Pruner, steps: int | None = None) -> optuna.pruners.BaseP
             return optuna.pruners.NopPruner()
 
 
-def draw_sets(
-    suggest: Callable[[optuna.Trial], Parameters], count: int, seed: int
-) -> list[Parameters]:
+def draw_sets(suggest: Suggest, count: int, seed: int) -> list[Parameters]:
     """Draw hyperparameter sets at random, apart from any search: what its trials may look like."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
-    return [suggest(study.ask()) for _ in range(count)]
+    return [suggest_set(suggest, study.ask()) for _ in range(count)]
 
 
 def best_first(trials: Iterable[FinishedTrial], direction: Direction) -> list[FinishedTrial]:

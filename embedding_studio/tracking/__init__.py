@@ -28,14 +28,17 @@ os.environ["MLFLOW_ALLOW_MODEL_CODE_EXECUTION"] = "false"
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
+from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
 from embedding_studio.tracking.models import Models, unless_gone
 
 SLIDING_WINDOW = 3
-TRAINED_TOKENS = "trained_tokens"
 _MOST_METRICS = 1000  # that MLflow takes in one call
 _FEW = 4  # experiments a page, where most searches end with the first
+_MOST_PARAMS = 100
+_PARAM_LENGTH = 6000
+_TAG_LENGTH = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +275,14 @@ class Tracking(Models):
         """Return the id and the metrics of the experiment's baseline run, if it is finished."""
         for run in self._runs(experiment_id):
             if run.data.tags.get("es.kind") == "baseline" and run.info.status == "FINISHED":
-                return run.info.run_id, run.data.metrics
+                metrics = {from_mlflow(key): value for key, value in run.data.metrics.items()}
+                return run.info.run_id, metrics
         return None
 
     def start_baseline(self, experiment_id: str, figures: Mapping[str, float]) -> str:
         """Open the run without training; `figures` say what the data is."""
         run_id = self._create_run(experiment_id, "baseline", {"es.kind": "baseline"})
-        named = {f"data/{name}": value for name, value in figures.items()}
+        named = {f"data/{to_mlflow(name)}": value for name, value in figures.items()}
         self._client.log_batch(run_id, metrics=_metrics(named))
         return run_id
 
@@ -292,12 +296,17 @@ class Tracking(Models):
                 "es.kind": "trial",
                 "es.trial": str(planned.number),
                 "es.study_trial": str(planned.study_number),
-                "es.suggested.values": planned.suggested.values,
-                "es.suggested.distributions": planned.suggested.distributions,
+                **_long_tag("es.suggested.values", planned.suggested.values),
+                **_long_tag("es.suggested.distributions", planned.suggested.distributions),
             },
         )
-        params = [Param(name, str(value)) for name, value in proposal.params.items()]
-        self._client.log_batch(run_id, params=[*params, Param("seed", str(seed))])
+        params = [
+            Param(to_mlflow(str(name)), _shortened(str(value)))
+            for name, value in proposal.params.items()
+        ]
+        params.append(Param("es.seed" if "seed" in proposal.params else "seed", str(seed)))
+        for first in range(0, len(params), _MOST_PARAMS):
+            self._client.log_batch(run_id, params=params[first : first + _MOST_PARAMS])
         return run_id
 
     def log_reports(self, run_id: str, reports: Sequence[Report]) -> None:
@@ -333,7 +342,7 @@ class Tracking(Models):
         on the trial.
         """
         totals = {f"seconds/{phase}": duration for phase, duration in (seconds or {}).items()}
-        final = {**metrics, **_cost(trained_tokens)}
+        final = {**_keyed(metrics), **_cost(trained_tokens)}
         points = [
             *_reported(unlogged),
             *_metrics({**aggregate(reports), **totals}),
@@ -387,7 +396,7 @@ class Tracking(Models):
 
     def log_test_scores(self, run_id: str, scores: Mapping[str, float]) -> None:
         """Log scores on the test split, as `test/<metric>`, to a run that has ended."""
-        named = {f"test/{name}": value for name, value in scores.items()}
+        named = {f"test/{to_mlflow(name)}": value for name, value in scores.items()}
         self._client.log_batch(run_id, metrics=_metrics(named))
 
     def kill_unfinished(self, experiment_id: str) -> None:
@@ -431,7 +440,7 @@ class Tracking(Models):
         }
 
     def _reported(self, run: Run, metric: str) -> dict[int, float]:
-        history = self._client.get_metric_history(run.info.run_id, metric)
+        history = self._client.get_metric_history(run.info.run_id, to_mlflow(metric))
         reported = {point.step: point.value for point in history}
         if "es.value" in run.data.tags:  # the last one is the final score, which was no report
             del reported[max(reported)]
@@ -447,11 +456,17 @@ def _metrics(values: Mapping[str, float], step: int = 0) -> list[Metric]:
     return [Metric(name, value, now, step) for name, value in values.items()]
 
 
+def _keyed(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {to_mlflow(name): value for name, value in metrics.items()}
+
+
 def _reported(reports: Sequence[Report]) -> list[Metric]:
     return [
         point
         for report in reports
-        for point in _metrics({**report.metrics, **_cost(report.trained_tokens)}, report.step)
+        for point in _metrics(
+            {**_keyed(report.metrics), **_cost(report.trained_tokens)}, report.step
+        )
     ]
 
 
@@ -466,7 +481,7 @@ def aggregate(reports: Sequence[Report]) -> dict[str, float]:
     """
     histories: dict[str, list[float]] = {}
     for report in reports:
-        for name, value in report.metrics.items():
+        for name, value in _keyed(report.metrics).items():
             histories.setdefault(name, []).append(value)
     totals = {}
     for name, values in histories.items():
@@ -479,10 +494,29 @@ def aggregate(reports: Sequence[Report]) -> dict[str, float]:
     return totals
 
 
+def _long_tag(name: str, text: str) -> dict[str, str]:
+    """Return a text as tags no longer than MLflow keeps them: `name`, then `name.1` and so on."""
+    parts = [text[first : first + _TAG_LENGTH] for first in range(0, len(text), _TAG_LENGTH)]
+    return {f"{name}.{number}" if number else name: part for number, part in enumerate(parts)}
+
+
+def _read_tag(tags: Mapping[str, str], name: str) -> str:
+    text, number = tags[name], 1
+    while (part := tags.get(f"{name}.{number}")) is not None:
+        text, number = text + part, number + 1
+    return text
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _PARAM_LENGTH else f"{value[: _PARAM_LENGTH - 1]}…"
+
+
 def _planned(run: Run) -> PlannedTrial:
     tags = run.data.tags
     number = int(tags["es.trial"])
-    suggested = SuggestedSet(tags["es.suggested.values"], tags["es.suggested.distributions"])
+    suggested = SuggestedSet(
+        _read_tag(tags, "es.suggested.values"), _read_tag(tags, "es.suggested.distributions")
+    )
     return PlannedTrial(number, int(tags.get("es.study_trial", number)), suggested)
 
 

@@ -310,3 +310,41 @@ class Meeting(Toy):
         while not (meeting / "go on").exists():
             time.sleep(0.01)
         return np.array([params["skill"]])
+
+
+class Odd(Toy):
+    """Names that MLflow refuses, values that JSON and MLflow refuse, numbers that are NumPy's."""
+
+    meta = PluginMeta(name="Odd")
+    main_metric = "skill@10"
+
+    def suggest(self, trial: Any) -> Parameters:
+        skills = np.linspace(0.3, 0.9, 30, dtype=np.float32)
+        return {
+            "lr(log)": np.float32(trial.suggest_float("lr(log)", 1e-3, 1.0, log=True)),
+            "seed": trial.suggest_int("seed", 0, 9),
+            "skill": trial.suggest_categorical("skill", skills),
+            "dims": trial.suggest_categorical("dims", [(256, 64), (128,)]),
+            "größe / 大小": trial.suggest_categorical("größe / 大小", [{"a": [1]}, {"b": int}]),
+            "prompt": trial.suggest_categorical("prompt", ["long " * 2000, "other " * 2000]),
+            **{f"constant {number}": None for number in range(100)},
+        }
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: Any) -> Vector:
+        assert isinstance(params["skill"], np.float32)
+        assert isinstance(params["dims"], tuple)
+        assert isinstance(params["größe / 大小"], dict)
+        assert run.baseline is not None
+        assert {"skill@10", "../share, %"} <= run.baseline.keys()
+        for step in np.arange(2):
+            run.trained_tokens += np.int64(100)
+            run.report(self.evaluate(model, data.validation), step)
+        return np.array([params["skill"]])
+
+    def evaluate(self, model: Vector, split: list[Session]) -> Scores:
+        scores: dict[str, Any] = {
+            "skill@10": np.float32(model[0]),
+            "trained_tokens": np.array(7),
+            "../share, %": [0.5] * len(split),
+        }
+        return scores

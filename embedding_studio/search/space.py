@@ -1,0 +1,171 @@
+"""A method's search space as Optuna sees it: choices as plain values, older sets fitted to it."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial
+
+from embedding_studio.errors import MethodError
+from embedding_studio.methods import Parameters
+
+Suggest: TypeAlias = Callable[[optuna.Trial], Parameters]
+Label: TypeAlias = bool | int | float | str | None
+"""A choice as Optuna and the ledger keep it."""
+
+_UNHELD = object()
+
+
+def suggest_set(suggest: Suggest, trial: optuna.Trial) -> Parameters:
+    """Let a method draw one set from Optuna's trial. Raises MethodError if it returns no set."""
+    params: Any = suggest(_MethodTrial(trial))
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise MethodError(
+            f"`suggest` gave {str(params)[:200]}: it must give a dictionary by parameter names"
+        )
+    return dict(params)
+
+
+class _MethodTrial(optuna.Trial):
+    """Optuna's trial, whose choices may be anything: tuples, NumPy values, classes.
+
+    Optuna is shown their labels, for its samplers and the ledger want what JSON can hold.
+    """
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        vars(self).update(vars(trial))  # the same trial: what is drawn here is drawn there
+        self._chosen: dict[str, Any] = {}
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        labels = _labels(choices)
+        key = _key(super().suggest_categorical(name, labels))
+        self._chosen[name] = choices[[_key(label) for label in labels].index(key)]
+        return self._chosen[name]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return {**super().params, **self._chosen}
+
+
+def _labels(choices: Sequence[Any]) -> list[Label]:
+    """Return a label for each choice; two objects of the same name get two labels."""
+    labels: list[Label] = []
+    for number, choice in enumerate(choices, start=1):
+        label = label_of(choice)
+        is_taken = not isinstance(choice, bool | int | float | str) and label in labels
+        labels.append(f"{label} #{number}" if is_taken else label)
+    return labels
+
+
+def label_of(choice: Any) -> Label:
+    """Return a choice itself if JSON has its kind, of NumPy's the same as Python's, else a text."""
+    try:
+        text = json.dumps(choice, default=_plain)
+    except (TypeError, ValueError):  # keys that are no text, say
+        return _plain_name(choice)
+    label: Any = json.loads(text)
+    return text if isinstance(label, list | dict) else label
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else _plain_name(value)
+
+
+def _plain_name(value: Any) -> str:
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))  # the address is another in each process
+
+
+def _key(label: Label) -> str:
+    return json.dumps(label)  # True is not 1, and NaN is NaN
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSet:
+    """An older set as the present space holds it.
+
+    losses: what of it could not be kept, in words; none where it is the same set.
+    is_held: False where a choice went, so that it would be another set.
+    """
+
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    losses: Sequence[str]
+    is_held: bool
+
+
+def fit(values: Mapping[str, Any], suggest: Suggest, seed: int) -> FittedSet:
+    """Draw the set of the present space that is nearest to an older one's values.
+
+    Numbers go to the nearest that their range holds; parameters that are new are drawn at random.
+    """
+    trial = optuna.create_study(sampler=_Repeating(values, seed)).ask()
+    suggest_set(suggest, trial)
+    now = trial.params
+    losses = [f"{name!r} is gone" for name in values if name not in now]
+    losses += [f"{name!r} is new" for name in now if name not in values]
+    is_held = True
+    for name in (name for name in values if name in now):
+        distribution = trial.distributions[name]
+        if _nearest(values[name], distribution) is _UNHELD:
+            is_held = False
+            losses.append(f"{name!r} may not be {values[name]!r} any more")
+        elif not isinstance(distribution, CategoricalDistribution) and values[name] != now[name]:
+            losses.append(f"{name!r} is {now[name]!r}, was {values[name]!r}")
+    return FittedSet(now, trial.distributions, losses, is_held)
+
+
+class _Repeating(optuna.samplers.BaseSampler):
+    """Gives each parameter the value of an older set where it can."""
+
+    def __init__(self, values: Mapping[str, Any], seed: int) -> None:
+        self._values = values
+        self._others = optuna.samplers.RandomSampler(seed)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        if param_name in self._values:
+            nearest = _nearest(self._values[param_name], param_distribution)
+            if nearest is not _UNHELD:
+                return nearest
+        return self._others.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _nearest(value: Any, distribution: BaseDistribution) -> Any:
+    """Return the value that a distribution holds nearest to this one; _UNHELD if there is none."""
+    if isinstance(distribution, CategoricalDistribution):
+        key = _key(label_of(value))
+        return next((label for label in distribution.choices if _key(label) == key), _UNHELD)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return _UNHELD
+    low, high, step = distribution.low, distribution.high, distribution.step
+    clipped = min(max(value, low), high)
+    if isinstance(distribution, IntDistribution):
+        clipped = round(clipped)
+    if step is not None and not distribution._contains(clipped):
+        clipped = min(low + round((clipped - low) / step) * step, high)
+    return clipped
