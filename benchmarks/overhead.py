@@ -147,8 +147,8 @@ def run_iteration(folder: Path, trials: int) -> tuple[Outcome, list[dict[str, An
     totals = dict[str, float]()
     for run in runs:
         for name, value in run.data.metrics.items():
-            if name.startswith("seconds/"):
-                phase = name.removeprefix("seconds/")
+            if name.startswith("system/seconds."):
+                phase = name.removeprefix("system/seconds.")
                 totals[phase] = totals.get(phase, 0.0) + value
     waiting = sum(span.end - span.start for span in read_spans(folder / "spans.jsonl"))
     seconds = {

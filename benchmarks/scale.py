@@ -201,8 +201,8 @@ def run_side_by_side(kind: str, count: int, rounds: int) -> Slots:
         count,
         (end - start) / 1000,
         TRIAL_SECONDS,
-        [run.data.metrics["seconds/train"] for run in runs],
-        [run.data.metrics["seconds/wall"] for run in runs],
+        [run.data.metrics["system/seconds.train"] for run in runs],
+        [run.data.metrics["system/seconds.wall"] for run in runs],
         sum("es.model" in run.data.tags for run in runs),
     )
 

@@ -13,7 +13,7 @@ from embedding_studio.attempt import Attempt, House
 from embedding_studio.clickstream import BatchStatus, SessionBatch
 from embedding_studio.errors import Conflict, Draining, ExecutorUnavailable, LeaseLost, NotFound
 from embedding_studio.lease import Lease
-from embedding_studio.methods import AnyMethod, Scores
+from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.promotion import decide
 from embedding_studio.search import FinishedTrial, draw_sets
 from embedding_studio.tasks import (
@@ -23,6 +23,7 @@ from embedding_studio.tasks import (
     TaskEventKind,
     TaskStatus,
 )
+from embedding_studio.tracking import story
 from embedding_studio.trial import (
     SESSION_LINES,
     BaselineResult,
@@ -189,6 +190,10 @@ class _Iteration:
         self._experiment_id = opened.experiment_id
         # each generation draws other sets; an attempt of the same one draws the same again
         self._seed = self._settings.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
+        params = dict.fromkeys(name for some in self._draw_sets() for name in some)
+        self._tracking.keep_view(
+            opened.experiment_id, self._method.main_metric, self._method.direction, params
+        )
         if self._task.experiment_id != self._experiment_id:
             self._attempt.record(
                 TaskEventKind.EXPERIMENT_OPENED,
@@ -205,9 +210,8 @@ class _Iteration:
         if finished is not None:
             self._baseline_run_id, metrics = finished
         else:
-            self._baseline_run_id = self._tracking.start_baseline(
-                self._experiment_id, self._figures
-            )
+            self._tracking.record_data(self._experiment_id, self._figures)
+            self._baseline_run_id = self._tracking.start_baseline(self._experiment_id)
             baseline = self._scored or self._score_start()
             self._baseline_test_scores = baseline.test_scores
             metrics = dict(baseline.metrics)
@@ -227,11 +231,14 @@ class _Iteration:
         self._recall_cost(metrics)
 
     def _score_start(self) -> BaselineResult:
-        sets = draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
-        attempt = self._attempt
+        attempt, sets = self._attempt, self._draw_sets()
         return attempt.run(
             ScoreBaseline(attempt.ref, attempt.start_folder, attempt.data_folder, sets)
         )
+
+    def _draw_sets(self) -> list[Parameters]:
+        """Return what the trials may look like."""
+        return draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
 
     # -- search ----------------------------------------------------------------------------------
 
@@ -278,24 +285,12 @@ class _Iteration:
                 promoted=False,
                 reason="another iteration changed the champion meanwhile: start a new task",
             )
-        verdict = self._say(promotion)
+        verdict = story.verdict(promotion)
         kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
         figures = {"baseline": promotion.baseline, "best": promotion.best}
         self._attempt.record(kind, verdict, figures, promotion=promotion)
         log.info("task %s: %s", self._task.id, verdict)
-        self._tracking.describe_iteration(
-            self._experiment_id,
-            f"Task {self._task.id}. Best run: {best.run_id}. {verdict}. "
-            f"Trained tokens: {self._trained_tokens:,}.",
-        )
         return promotion
-
-    def _say(self, promotion: Promotion) -> str:
-        return (
-            f"{promotion.metric_name} on the test split: {promotion.best:.4f}, was "
-            f"{promotion.baseline:.4f}: "
-            f"{'promoted' if promotion.promoted else 'not promoted'}, {promotion.reason}"
-        )
 
     def recall_verdict(self) -> Promotion:
         """Return the verdict that an earlier attempt recorded."""
@@ -328,8 +323,11 @@ class _Iteration:
     def carry_out(self, promotion: Promotion) -> None:
         """Move the champion if the verdict says so, then remove the older iterations."""
         self._lease.check()
+        if self._best_model is not None:
+            run_id = self._best_model.run_id
+            self._tracking.describe_verdict(self._experiment_id, promotion, run_id)
         if promotion.promoted and self._best_model is not None:
-            self._tracking.promote(self._line, self._best_model, self._say(promotion))
+            self._tracking.promote(self._line, self._best_model, story.verdict(promotion))
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(

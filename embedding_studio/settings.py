@@ -9,6 +9,11 @@ from typing import Any
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+RUNS_VIEW = "iteration"
+"""The view of its runs that every iteration's experiment keeps."""
+TRAINING_UI = "workflowType=machine_learning"
+"""In a link to MLflow's UI: the part for models that are trained, with runs and the registry."""
+
 
 class Settings(BaseSettings):
     """Read from environment variables with the prefix ES_; the README's table lists them all."""
@@ -177,8 +182,11 @@ class Settings(BaseSettings):
         return self.api_host == "localhost"
 
     def experiment_url(self, experiment_id: str) -> str:
-        """Return where people see an experiment."""
-        return f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
+        """Return where people see an iteration: its runs, as its own view shows them."""
+        return (
+            f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
+            f"?{TRAINING_UI}&viewStateShareKey={RUNS_VIEW}"
+        )
 
     def replaced(self, **changes: Any) -> "Settings":
         """Return these settings with some changed."""

@@ -56,7 +56,11 @@ def _end_iterations(
             tracking.discard_task(iteration.task_id, iteration.method)
         else:
             tracking.kill_unfinished(iteration.experiment_id)
-            tracking.set_iteration_state(iteration.experiment_id, end)
+            # a done one has its verdict there already
+            error = (task and task.error) or "its worker died"
+            tracking.set_iteration_state(
+                iteration.experiment_id, end, None if end is TaskStatus.DONE else error
+            )
 
 
 def _empty_work_folder(

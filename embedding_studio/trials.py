@@ -416,6 +416,7 @@ class Trials:
             value=value,
             trained_tokens=trial.trained_tokens,
             attrs=trial.attrs,
+            number=trial.proposal.number + 1,
             **about,
         )
         metric = self._method.main_metric

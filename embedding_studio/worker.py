@@ -270,7 +270,7 @@ class Worker:
         log.info("task %s: %s: %s", lease.claim.task_id, end, why)
         for experiment_id in self._house.tracking.task_experiments(lease.claim.task_id):
             self._house.tracking.kill_unfinished(experiment_id)
-            self._house.tracking.set_iteration_state(experiment_id, end)
+            self._house.tracking.set_iteration_state(experiment_id, end, why)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         now = self._house.store.in_project(task.project).get_task(task.id)

@@ -22,7 +22,7 @@ def collected(bench: Bench) -> int:
 
 def learned_from(bench: Bench, task: Any) -> float:
     """Return how many sessions were prepared for the task's trials."""
-    sessions: float = bench.runs(task, "baseline")[0].data.metrics["data/sessions"]
+    sessions: float = bench.runs(task, "data")[0].data.metrics["data/sessions"]
     return sessions
 
 

@@ -265,7 +265,7 @@ def test_cost_is_counted_per_run_and_per_task(bench: Bench) -> None:
     assert baseline.data.metrics["estimated_trained_tokens"] == 450
     (experiment,) = bench.experiments()
     assert experiment.tags["es.trained_tokens"] == "500"
-    assert "Trained tokens: 500" in experiment.tags["mlflow.note.content"]
+    assert "500 trained tokens" in experiment.tags["mlflow.note.content"]
 
 
 def test_a_method_that_counts_nothing_has_no_cost(bench: Bench) -> None:
@@ -471,7 +471,7 @@ def test_a_trial_that_is_stopped_counts_as_it_stands(
     assert task.status is TaskStatus.STOPPED
     (run,) = bench.runs(task)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["skill/last"] > 0
+    assert run.data.metrics["system/skill.last"] > 0
     assert task.best_model is not None
 
     task = bench.post_task("Slow", batch_id=task.batch_id, trials=5)
@@ -550,15 +550,15 @@ def test_a_failed_task_can_be_restarted(bench: Bench, monkeypatch: pytest.Monkey
 
 
 def test_irrelevant_sessions_are_kept_out_and_reported(bench: Bench) -> None:
-    """Sessions marked irrelevant count in the baseline's figures and nowhere else."""
+    """Sessions marked irrelevant count in the figures of the data and nowhere else."""
     store = bench.house.store
     store.register_sessions(
         [make_session(number, is_irrelevant=number < 10) for number in range(70)], utc_now()
     )
     task = bench.post_task()
     bench.worker.work_once()
-    (baseline,) = bench.runs(bench.house.store.get_task(task.id), "baseline")
-    figures = baseline.data.metrics
+    (data,) = bench.runs(bench.house.store.get_task(task.id), "data")
+    figures = data.data.metrics
     assert figures["data/sessions"] == 70
     assert figures["data/irrelevant_sessions"] == 10
     parts = ("data/train_sessions", "data/validation_sessions", "data/test_sessions")
@@ -638,9 +638,9 @@ def test_runs_carry_metrics_per_step_and_aggregated(bench: Bench) -> None:
     run = bench.runs(task)[0]
     history = bench.mlflow.get_metric_history(run.info.run_id, "skill")
     assert [point.step for point in history] == [0, 1, 2]  # two reports, then the final score
-    names = {f"skill/{name}" for name in ("last", "min", "max", "mean", "sliding_mean")}
+    names = {f"system/skill.{name}" for name in ("last", "min", "max", "mean", "sliding_mean")}
     assert names <= set(run.data.metrics)
-    assert {"seconds/train", "seconds/wall"} <= set(run.data.metrics)
+    assert {"system/seconds.train", "system/seconds.wall"} <= set(run.data.metrics)
     assert run.data.params["layers"] == str(bench.suggested(run)["layers"])
     assert run.data.params["seed"] == "0"
 
@@ -656,7 +656,7 @@ def test_names_and_values_that_others_refuse_are_ordinary(bench: Bench) -> None:
     runs = bench.runs(first)
     assert [run.info.status for run in runs] == ["FINISHED"] * 3
     run = runs[0]
-    assert {"skill:40:10", "skill:40:10/last", "trained_tokens"} <= set(run.data.metrics)
+    assert {"skill:40:10", "system/skill:40:10.last", "trained_tokens"} <= set(run.data.metrics)
     assert run.data.params.keys() >= {"lr:28:log:29:", "seed", "es.seed", "größe / 大小"}
     assert run.data.params["dims"] in ("(256, 64)", "(128,)")
     assert len(run.data.params["prompt"]) == 6000

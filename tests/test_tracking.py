@@ -109,7 +109,7 @@ def test_two_workers_may_remove_the_same_iteration_at_once(
     save_file({"array": np.ones(3)}, tmp_path / "model.safetensors")
     (folder := tmp_path / "folder").mkdir()
     (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
-    run_id = tracking.start_baseline(opened.experiment_id, {})
+    run_id = tracking.start_baseline(opened.experiment_id)
     tracking.promote("Toy", tracking.upload_model(run_id, folder))
     tracking.open_iteration("task-2", "Other", "batch", "start")
     looked = threading.Barrier(2, timeout=10)
@@ -278,11 +278,11 @@ def test_aggregates_are_those_of_the_reports() -> None:
     """Last, min, max, mean, and the mean of the last three."""
     reports = [Report(step, {"m": value}) for step, value in enumerate([1.0, 5.0, 3.0, 4.0])]
     assert aggregate(reports) == {
-        "m/last": 4.0,
-        "m/min": 1.0,
-        "m/max": 5.0,
-        "m/mean": 3.25,
-        "m/sliding_mean": 4.0,
+        "system/m.last": 4.0,
+        "system/m.min": 1.0,
+        "system/m.max": 5.0,
+        "system/m.mean": 3.25,
+        "system/m.sliding_mean": 4.0,
     }
     assert aggregate([]) == {}
-    assert "m/sliding_mean" not in aggregate(reports[:1])
+    assert "system/m.sliding_mean" not in aggregate(reports[:1])

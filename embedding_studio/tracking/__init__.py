@@ -9,7 +9,7 @@ stored model was read back whole and scored.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -28,9 +28,12 @@ os.environ["MLFLOW_ALLOW_MODEL_CODE_EXECUTION"] = "false"
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
+from embedding_studio.methods import Direction
 from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
+from embedding_studio.tasks import Promotion
+from embedding_studio.tracking import story
 from embedding_studio.tracking.models import Models, unless_gone
 
 SLIDING_WINDOW = 3
@@ -98,26 +101,27 @@ class Tracking(Models):
             if is_same_start and int(experiment.tags["es.fresh_starts"]) == fresh_starts:
                 if experiment.tags["es.state"] == "error":
                     self._supersede_failures(experiment_id)
-                self.set_iteration_state(experiment_id, "running")
+                self.set_iteration_state(experiment_id, "running", "")
                 return OpenIteration(experiment_id, _generation(experiment))
-            self.set_iteration_state(experiment_id, "abandoned")
+            why = "its task went on from another model, in another experiment"
+            self.set_iteration_state(experiment_id, "abandoned", why)
         newest = next(self._iterations_of(method_name, "DESC"), None)
         generation = 1 if newest is None else _generation(newest) + 1
+        tags = {
+            "es.kind": "iteration",
+            "es.state": "running",
+            "es.task_id": task_id,
+            "es.method": method_name,
+            "es.project": project,
+            "es.batch_id": batch_id,
+            "es.start_run_id": start_run_id,
+            "es.fresh_starts": str(fresh_starts),
+            "es.generation": str(generation),
+            "es.models": "kept",
+        }
         experiment_id = self._create_experiment(
             f"iteration / {method_name} / {batch_id}",
-            {
-                "es.kind": "iteration",
-                "es.state": "running",
-                "es.task_id": task_id,
-                "es.method": method_name,
-                "es.project": project,
-                "es.batch_id": batch_id,
-                "es.start_run_id": start_run_id,
-                "es.fresh_starts": str(fresh_starts),
-                "es.generation": str(generation),
-                "es.models": "kept",
-                "mlflow.note.content": f"Task {task_id}: {method_name} on batch {batch_id}.",
-            },
+            {**tags, "mlflow.note.content": story.state_note("running", "", tags)},
         )
         return OpenIteration(experiment_id, generation)
 
@@ -129,6 +133,7 @@ class Tracking(Models):
 
     def _supersede(self, run: Run) -> None:
         """Let a trial count no more."""
+        self._rename(run, story.name_of_superseded(run.info.run_name))
         self._client.set_tag(run.info.run_id, "es.kind", "superseded")
 
     def sets_without_model(self, experiment_id: str) -> list[SuggestedSet]:
@@ -140,17 +145,39 @@ class Tracking(Models):
             and run.data.tags.get("es.outcome") == Outcome.COMPLETE
         ]
 
-    def set_iteration_state(self, experiment_id: str, state: str) -> None:
-        """Say where an iteration stands; one that is `running` is never cleaned up."""
+    def set_iteration_state(self, experiment_id: str, state: str, why: str | None = None) -> None:
+        """Say where an iteration stands; one that is `running` is never cleaned up.
+
+        why: for people, who read it above the runs; None leaves them what is there."""
+        if why is not None:
+            tags = self._client.get_experiment(experiment_id).tags
+            self._describe(experiment_id, story.state_note(state, why, tags))
         self._client.set_experiment_tag(experiment_id, "es.state", state)
+
+    def keep_view(
+        self, experiment_id: str, metric: str, direction: Direction, params: Iterable[str]
+    ) -> None:
+        """Keep how links show an iteration's runs: the best by `metric` first, and these params."""
+        name, value = story.saved_view(metric, direction, params, int(time.time() * 1000))
+        self._client.set_experiment_tag(experiment_id, name, value)
 
     def record_cost(self, experiment_id: str, trained_tokens: int) -> None:
         """Tag an iteration with what its trials have cost."""
         self._client.set_experiment_tag(experiment_id, f"es.{TRAINED_TOKENS}", str(trained_tokens))
 
-    def describe_iteration(self, experiment_id: str, text: str) -> None:
-        """Set what a person reads above the experiment's runs (Markdown)."""
-        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", text)
+    def describe_verdict(self, experiment_id: str, promotion: Promotion, best_run_id: str) -> None:
+        """Put the verdict above the iteration's runs."""
+        baseline = self.finished_baseline(experiment_id)
+        note = story.verdict_note(
+            promotion,
+            self._client.get_experiment(experiment_id).tags,
+            baseline[1][promotion.metric_name] if baseline else None,
+            self._client.get_run(best_run_id),
+        )
+        self._describe(experiment_id, note)
+
+    def _describe(self, experiment_id: str, note: str) -> None:
+        self._client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
 
     def previous_search(self, method_name: str, experiment_id: str) -> PreviousSearch | None:
         """Return what the method's latest older iteration that has finished trials found."""
@@ -224,7 +251,8 @@ class Tracking(Models):
                 if run.data.tags.get("es.model") == "stored":
                     self._supersede(run)
                 self._delete_model(run)
-            self.set_iteration_state(experiment_id, "canceled")
+            why = "the task's models were removed"
+            self.set_iteration_state(experiment_id, "canceled", why)
 
     def remove_iteration(self, experiment_id: str) -> None:
         """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
@@ -273,18 +301,23 @@ class Tracking(Models):
 
     def finished_baseline(self, experiment_id: str) -> tuple[str, Mapping[str, float]] | None:
         """Return the id and the metrics of the experiment's baseline run, if it is finished."""
-        for run in self._runs(experiment_id):
-            if run.data.tags.get("es.kind") == "baseline" and run.info.status == "FINISHED":
-                metrics = {from_mlflow(key): value for key, value in run.data.metrics.items()}
-                return run.info.run_id, metrics
-        return None
+        run = self._finished(experiment_id, "baseline")
+        if run is None:
+            return None
+        return run.info.run_id, {from_mlflow(k): value for k, value in run.data.metrics.items()}
 
-    def start_baseline(self, experiment_id: str, figures: Mapping[str, float]) -> str:
-        """Open the run without training; `figures` say what the data is."""
-        run_id = self._create_run(experiment_id, "baseline", {"es.kind": "baseline"})
+    def start_baseline(self, experiment_id: str) -> str:
+        """Open the run without training."""
+        return self._create_run(experiment_id, "baseline", {"es.kind": "baseline"})
+
+    def record_data(self, experiment_id: str, figures: Mapping[str, float]) -> None:
+        """Keep what the data is, as `data/<name>`, on a run of its own. Repeating it is safe."""
+        if self._finished(experiment_id, "data") is not None:
+            return
+        run_id = self._create_run(experiment_id, "data", {"es.kind": "data"})
         named = {f"data/{to_mlflow(name)}": value for name, value in figures.items()}
         self._client.log_batch(run_id, metrics=_metrics(named))
-        return run_id
+        self._client.set_terminated(run_id)
 
     def start_trial(self, experiment_id: str, proposal: Proposal, seed: int) -> str:
         """Open the run of one hyperparameter set."""
@@ -333,27 +366,32 @@ class Tracking(Models):
         failure: str | None = None,
         trained_tokens: int = 0,
         attrs: str | None = None,
+        number: int | None = None,
     ) -> None:
         """End a run with its final scores, the aggregates of its reports, and what took how long.
 
         The outcome and value are written before the status: a run that is terminated is complete
         in the ledger. unlogged: those of its reports that are yet to be logged. failure: the
         traceback of a failed trial, kept as artifact `traceback.txt`. attrs: what the search noted
-        on the trial.
+        on the trial. number: the trial's, from 1, for its name; None for the baseline.
         """
-        totals = {f"seconds/{phase}": duration for phase, duration in (seconds or {}).items()}
+        totals = {
+            f"{story.ASIDE}seconds.{phase}": duration for phase, duration in (seconds or {}).items()
+        }
         final = {**_keyed(metrics), **_cost(trained_tokens)}
         points = [
             *_reported(unlogged),
             *_metrics({**aggregate(reports), **totals}),
             *_metrics(final, step=reports[-1].step + 1 if reports else 0),
         ]
-        tags = {"es.outcome": outcome.value}
+        last_step = reports[-1].step if reports else None
+        name = story.name_of(number, outcome, value, last_step, failure)
+        tags = {"es.outcome": outcome.value, "mlflow.runName": name}
         if attrs is not None:
             tags["es.attrs"] = attrs
-        if outcome is Outcome.PRUNED and reports:
-            tags["es.pruned_at_step"] = str(reports[-1].step)
-            tags["mlflow.note.content"] = f"Pruned at step {reports[-1].step}: it had no prospects."
+        if outcome is Outcome.PRUNED and last_step is not None:
+            tags["es.pruned_at_step"] = str(last_step)
+            tags["mlflow.note.content"] = f"Pruned at step {last_step}: it had no prospects."
         if value is not None:
             tags["es.value"] = repr(value)
         if failure is not None:
@@ -367,11 +405,11 @@ class Tracking(Models):
 
     def has_summary(self, experiment_id: str) -> bool:
         """Return whether an iteration's search was summarized."""
-        return any(run.info.status == "FINISHED" for run in self._summaries(experiment_id))
+        return self._finished(experiment_id, "summary") is not None
 
     def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:
         """Keep the files of a folder in the iteration's summary run; None: say what failed."""
-        begun = next(self._summaries(experiment_id), None)
+        begun = next(self._of_kind(experiment_id, "summary"), None)
         run_id = (
             self._create_run(experiment_id, "summary", {"es.kind": "summary"})
             if begun is None
@@ -383,10 +421,12 @@ class Tracking(Models):
         self._client.set_tag(run_id, "mlflow.note.content", note)
         self._client.set_terminated(run_id)
 
-    def _summaries(self, experiment_id: str) -> Iterator[Run]:
-        return (
-            run for run in self._runs(experiment_id) if run.data.tags.get("es.kind") == "summary"
-        )
+    def _of_kind(self, experiment_id: str, kind: str) -> Iterator[Run]:
+        return (run for run in self._runs(experiment_id) if run.data.tags.get("es.kind") == kind)
+
+    def _finished(self, experiment_id: str, kind: str) -> Run | None:
+        runs = self._of_kind(experiment_id, kind)
+        return next((run for run in runs if run.info.status == "FINISHED"), None)
 
     def kill_run(self, run_id: str, why: str | None = None) -> None:
         """End a run that does not count: interrupted, or left behind by a dead worker."""
@@ -475,22 +515,23 @@ def _cost(trained_tokens: int) -> dict[str, float]:
 
 
 def aggregate(reports: Sequence[Report]) -> dict[str, float]:
-    """Return `<metric>/last`, `/min`, `/max`, `/mean` and, from two reports on, `/sliding_mean`.
+    """Return `<metric>.last`, `.min`, `.max`, `.mean` and, from two reports on, `.sliding_mean`.
 
-    The sliding mean is that of the last three reports.
+    The sliding mean is that of the last three reports. Names begin with `story.ASIDE`.
     """
     histories: dict[str, list[float]] = {}
     for report in reports:
         for name, value in _keyed(report.metrics).items():
             histories.setdefault(name, []).append(value)
     totals = {}
-    for name, values in histories.items():
-        totals[f"{name}/last"] = values[-1]
-        totals[f"{name}/min"] = min(values)
-        totals[f"{name}/max"] = max(values)
-        totals[f"{name}/mean"] = fmean(values)
+    for metric, values in histories.items():
+        name = f"{story.ASIDE}{metric}"
+        totals[f"{name}.last"] = values[-1]
+        totals[f"{name}.min"] = min(values)
+        totals[f"{name}.max"] = max(values)
+        totals[f"{name}.mean"] = fmean(values)
         if len(values) > 1:
-            totals[f"{name}/sliding_mean"] = fmean(values[-SLIDING_WINDOW:])
+            totals[f"{name}.sliding_mean"] = fmean(values[-SLIDING_WINDOW:])
     return totals
 
 

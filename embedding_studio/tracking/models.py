@@ -34,6 +34,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from embedding_studio.errors import CorruptModel
 from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tracking import story
 from embedding_studio.tracking.local import speed_up
 
 Result = TypeVar("Result")
@@ -270,10 +271,17 @@ class Models:
         runs = list(self._runs(experiment_id))
         self._client.set_tag(best_run_id, "es.is_best", "true")
         for run in runs:
-            if run.info.run_id != best_run_id:
-                if "es.is_best" in run.data.tags:
-                    self._client.delete_tag(run.info.run_id, "es.is_best")
-                self._delete_model(run)
+            if run.info.run_id == best_run_id:
+                self._rename(run, story.name_of_best(run.info.run_name))
+                continue
+            if "es.is_best" in run.data.tags:
+                self._rename(run, story.name_of_former_best(run.info.run_name))
+                self._client.delete_tag(run.info.run_id, "es.is_best")
+            self._delete_model(run)
+
+    def _rename(self, run: Run, name: str) -> None:
+        if run.info.run_name != name:
+            self._client.set_tag(run.info.run_id, "mlflow.runName", name)
 
     # -- the registry --------------------------------------------------------------------------
 

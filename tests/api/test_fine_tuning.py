@@ -91,7 +91,7 @@ def test_a_running_task_shows_where_it_stands(
     assert task["progress"]["trained_tokens"] == 40_000
     assert task["progress"]["estimated_trained_tokens"] == 90_000
     assert task["promotion"]["delta_ci95"] == [0.05, 0.15]
-    assert task["mlflow_url"] == settings.mlflow_public_url + "/#/experiments/7/runs"
+    assert task["mlflow_url"] == settings.experiment_url("7")
     assert "best_model_url" not in task
 
 

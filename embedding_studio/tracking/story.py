@@ -1,0 +1,154 @@
+"""What people read in MLflow's UI: names of runs, notes, and the view that a link opens.
+
+Nothing is ever found by these: the tags `es.*` are for programs.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from mlflow.entities import Run
+
+from embedding_studio.methods import Direction
+from embedding_studio.mlflow_names import to_mlflow
+from embedding_studio.search import Outcome
+from embedding_studio.settings import RUNS_VIEW, TRAINING_UI
+from embedding_studio.tasks import Promotion
+
+_BEST = " best"
+_SUPERSEDED = ", superseded"
+_MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
+ASIDE = "system/"
+"""Metrics so named stand on a page of their own in MLflow, and after all others: what has another
+prefix comes before the curves."""
+
+
+def short(value: float) -> str:
+    """Return a score in three places, or in three digits where these would say nothing."""
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def name_of(
+    number: int | None, outcome: Outcome, value: float | None, step: int | None, failure: str | None
+) -> str:
+    """Return what a run that has ended is called; number: the trial's, None for the baseline."""
+    if number is None:
+        return "baseline" if value is None else f"baseline {short(value)}"
+    if outcome is Outcome.FAILED:
+        kind = (failure or "").strip().rpartition("\n")[2].partition(":")[0].rpartition(".")[2]
+        return f"{number} failed: {kind}" if kind.isidentifier() else f"{number} failed"
+    if outcome is Outcome.PRUNED:
+        return f"{number} pruned" + ("" if step is None else f" at {step}")
+    return f"{number} · {short(value or 0.0)}"
+
+
+def name_of_best(name: str) -> str:
+    return f"{name.removesuffix(_BEST)}{_BEST}"
+
+
+def name_of_former_best(name: str) -> str:
+    return name.removesuffix(_BEST)
+
+
+def name_of_superseded(name: str) -> str:
+    return f"{name.removesuffix(_SUPERSEDED)}{_SUPERSEDED}"
+
+
+def saved_view(
+    metric: str, direction: Direction, params: Iterable[str], now_ms: int
+) -> tuple[str, str]:
+    """Return name and value of the experiment's tag that keeps a view of its runs.
+
+    The best run comes first, the columns are what a trial is judged by and what was tried, and the
+    charts begin with the curves.
+    """
+    columns = [f"metrics.`{to_mlflow(metric)}`", f"metrics.`test/{to_mlflow(metric)}`"]
+    columns += [f"params.`{to_mlflow(str(name))}`" for name in params][:_MOST_COLUMNS]
+    state = {
+        "orderByKey": columns[0],
+        "orderByAsc": direction == "minimize",
+        "selectedColumns": [*columns, "attributes.`Duration`"],
+        "isAccordionReordered": True,
+        "compareRunCharts": [],
+        "compareRunSections": [
+            _section("Model metrics"),
+            _section("test"),
+            _section("data", False),
+        ],
+    }
+    view = {"name": "Iteration", "createdAt": now_ms, "updatedAt": now_ms}
+    return f"mlflow.sharedViewState.{RUNS_VIEW}", json.dumps({**view, "state": json.dumps(state)})
+
+
+def _section(name: str, is_open: bool = True) -> dict[str, Any]:
+    return {"uuid": name, "name": name, "display": is_open, "isReordered": True}
+
+
+def _note(headline: str, rows: Mapping[str, str]) -> str:
+    """Return Markdown: a line, for lists show no more of it, then a table of two columns."""
+    lines = [f"| {name} | {_in_a_cell(text)} |" for name, text in rows.items()]
+    return "\n".join([" ".join(headline.split()), "", "| | |", "|---|---|", *lines])
+
+
+def _in_a_cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _about(tags: Mapping[str, str]) -> dict[str, str]:
+    """tags: the experiment's."""
+    about = {"method": tags["es.method"], "task": tags["es.task_id"], "batch": tags["es.batch_id"]}
+    if "es.trained_tokens" in tags:
+        about["cost"] = f"{int(tags['es.trained_tokens']):,} trained tokens"
+    return about
+
+
+_NEXT_STEPS = {
+    "error": "put right what failed, then restart the task: finished trials are kept",
+    "stopped": "restart the task, or start another",
+    "canceled": "restart the task: its finished trials are kept, only the best is trained again",
+}
+
+
+def state_note(state: str, why: str, tags: Mapping[str, str]) -> str:
+    """Return what stands above the runs of an iteration that has no verdict; tags: its own."""
+    word = {"error": "Failed"}.get(state, state.capitalize())
+    rows = {"next step": _NEXT_STEPS[state]} if state in _NEXT_STEPS else {}
+    return _note(f"{word}: {why}" if why else word, {**rows, **_about(tags)})
+
+
+def verdict(promotion: Promotion) -> str:
+    """Say what the gate decided, in one line that tells the most where it is cut off."""
+    return (
+        f"{'Promoted' if promotion.promoted else 'Not promoted'}: {promotion.best:.4f}, was "
+        f"{promotion.baseline:.4f} ({promotion.metric_name} on the test split): {promotion.reason}"
+    )
+
+
+def verdict_note(
+    promotion: Promotion, tags: Mapping[str, str], baseline: float | None, best: Run
+) -> str:
+    """Return what stands above an iteration's runs: the verdict in a line, then in figures.
+
+    tags: the experiment's; baseline: on validation; best: the run of the best trial."""
+    low_high, queries = promotion.delta_ci95, promotion.test_queries
+    link = f"#/experiments/{best.info.experiment_id}/runs/{best.info.run_id}?{TRAINING_UI}"
+    on_validation = "" if baseline is None else f"{baseline:.4f} on validation, "
+    rows = {
+        "baseline": f"{on_validation}{promotion.baseline:.4f} on test",
+        "best": f"[{best.info.run_name}]({link}) on validation, {promotion.best:.4f} on test",
+        "test": f"{promotion.delta:+.4f}" + (f" on {queries} queries" if queries else ""),
+        "interval": f"{low_high[0]:+.4f} to {low_high[1]:+.4f} (95 %)" if low_high else "none",
+        "promoted": ("yes" if promotion.promoted else "no") + f": {promotion.reason}",
+        "next step": _next_step(promotion, tags["es.method"]),
+    }
+    return _note(verdict(promotion), {**rows, **_about(tags)})
+
+
+def _next_step(promotion: Promotion, model_name: str) -> str:
+    if promotion.promoted:
+        registry = f"#/models/{quote(model_name)}?{TRAINING_UI}"
+        return f"deploy [models:/{model_name}@champion]({registry}), and collect sessions with it"
+    if promotion.delta_ci95 and promotion.delta_ci95[0] * promotion.delta_ci95[1] < 0:
+        return "collect more sessions, then start a new task: the test could not tell them apart"
+    return "collect more sessions or try more sets: the champion stays"
