@@ -11,7 +11,14 @@ from pathlib import Path
 
 from embedding_studio.attempt import Attempt, House
 from embedding_studio.clickstream import BatchStatus, SessionBatch
-from embedding_studio.errors import Conflict, Draining, ExecutorUnavailable, LeaseLost, NotFound
+from embedding_studio.errors import (
+    Conflict,
+    CorruptModel,
+    Draining,
+    ExecutorUnavailable,
+    LeaseLost,
+    NotFound,
+)
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.promotion import decide
@@ -24,6 +31,7 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 from embedding_studio.tracking import story
+from embedding_studio.tracking.models import OTHER_CHAMPION
 from embedding_studio.trial import (
     SESSION_LINES,
     BaselineResult,
@@ -128,7 +136,12 @@ class _Iteration:
             folder = self._attempt.work / "initial"
             self._attempt.run(SaveInitialModel(self._attempt.ref, folder))
             model = self._tracking.store_initial_model(self._line, folder, self._task.id)
-        self._tracking.download_model(model, self._attempt.start_folder)
+        try:
+            self._tracking.download_model(model, self._attempt.start_folder)
+        except CorruptModel as error:
+            raise CorruptModel(
+                f"{error}. It is the model to start from: {OTHER_CHAMPION}"
+            ) from error
         return model
 
     def prepare_data(self, batch: SessionBatch) -> int:

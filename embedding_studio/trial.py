@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, split_by_query
-from embedding_studio.errors import MethodError, NotEnoughData, TrialCanceled
+from embedding_studio.errors import CorruptModel, MethodError, NotEnoughData, TrialCanceled
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
@@ -207,7 +207,7 @@ class ScoreBaseline(Job[BaselineResult]):
     def __call__(self, report: Reporter) -> BaselineResult:
         method = self.method.load()
         data = method.load_data(self.data_folder)
-        model = method.load(self.model_folder)
+        model = self._load(method)
         scores = method.evaluate(model, data.validation)
         test_scores = read_scores(method.evaluate(model, data.test))
         untested = replace(data, test=None)
@@ -218,6 +218,15 @@ class ScoreBaseline(Job[BaselineResult]):
             test_scores=test_scores,
             tokens_per_trial=fmean(known) if known else None,
         )
+
+    def _load(self, method: AnyMethod) -> Any:
+        try:
+            return method.load(self.model_folder)
+        except Exception as error:
+            raise CorruptModel(
+                f"`load` of {method.meta.name!r} cannot read the model to start from, the champion "
+                f"or else what `save` wrote of the initial model: {type(error).__name__}: {error}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,18 @@
 """The iteration: what it keeps, what it refuses, and what it leaves behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 
 from embedding_studio import iteration
 from embedding_studio.clickstream import SessionBatch
@@ -609,6 +612,35 @@ def test_a_model_changed_on_disk_is_refused(bench: Bench) -> None:
     assert second.error is not None
     assert "CorruptModel" in second.error
     assert run_id in second.error
+
+
+def test_a_champion_whose_files_are_gone_is_said(bench: Bench) -> None:
+    """The task's error says which model it is and what to do, and nothing is used up."""
+    first = bench.run_task()
+    assert first.best_model is not None
+    shutil.rmtree(first.best_model.artifact_uri)
+    second = bench.run_task(start=1000)
+    assert second.status is TaskStatus.ERROR
+    assert second.error is not None
+    assert f"the files of the model of run {first.best_model.run_id} cannot be read" in second.error
+    assert "roll back" in second.error
+
+
+def test_a_champion_that_the_method_cannot_load_is_said(bench: Bench, tmp_path: Path) -> None:
+    """A model that somebody else registered, say: the error is not that of the file it misses."""
+    card = Model()
+    card.add_flavor("sentence_transformers")
+    (tmp_path / "own/model.sentence_transformer").mkdir(parents=True)
+    (tmp_path / "own/model.sentence_transformer/modules.json").write_text("[]")
+    card.save(str(tmp_path / "own/MLmodel"))
+    bench.mlflow.create_registered_model("Toy")
+    bench.mlflow.create_model_version("Toy", str(tmp_path / "own"))
+    bench.mlflow.set_registered_model_alias("Toy", "champion", "1")
+    task = bench.run_task()
+    assert task.status is TaskStatus.ERROR
+    assert task.error is not None
+    assert "`load` of 'Toy' cannot read the model to start from" in task.error
+    assert "arrays.safetensors" in task.error
 
 
 def test_mlflow_failing_is_no_failed_set(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,23 @@
 """The ledger: what is retried, what is named how, and what of a model is kept."""
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow.sentence_transformers
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
 
 from embedding_studio.errors import CorruptModel
 from embedding_studio.executors.base import Report
@@ -286,3 +291,47 @@ def test_aggregates_are_those_of_the_reports() -> None:
     }
     assert aggregate([]) == {}
     assert "system/m.sliding_mean" not in aggregate(reports[:1])
+
+
+def register_foreign(tracking: Tracking, folder: Path, name: str = "Toy") -> None:
+    """Register an MLflow model as somebody does who knows nothing of us."""
+    tracking._client.create_registered_model(name)
+    version = tracking._client.create_model_version(name, str(folder))
+    tracking._client.set_registered_model_alias(name, "champion", version.version)
+
+
+@pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers:DeprecationWarning")
+def test_a_sentence_transformers_model_of_somebody_else_may_be_champion(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    """What MLflow's own flavor saved is found, checked and copied like a model of ours; registered
+    with a run or without; the sweep leaves it alone."""
+    encoder = SentenceTransformer(modules=[BoW(["a", "b", "c"])])
+    flavor = mlflow.sentence_transformers
+    flavor.save_model(encoder, tmp_path / "own", pip_requirements=["sentence-transformers"])
+    register_foreign(tracking, tmp_path / "own")
+    champion = tracking.champion("Toy")
+    assert champion is not None
+    assert champion.run_id == "models:/Toy/1"
+    tracking.download_model(champion, tmp_path / "copy")
+    assert SentenceTransformer(str(tmp_path / "copy")).encode("a b").tolist() == [1, 1, 0]
+    assert list(tracking.remove_orphans()) == []
+    (tmp_path / "own/model.sentence_transformer/pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*pytorch_model.bin.*roll back"):
+        tracking.champion("Toy")
+
+
+def test_a_champion_of_another_kind_is_refused_in_our_words(
+    tracking: Tracking, tmp_path: Path
+) -> None:
+    """Neither ours nor of sentence-transformers: which version, of which kinds, and what to do."""
+    card = Model()
+    card.add_flavor("sklearn", pickled_model="model.pkl")
+    (tmp_path / "own").mkdir()
+    card.save(str(tmp_path / "own" / "MLmodel"))
+    register_foreign(tracking, tmp_path / "own")
+    with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*\['sklearn'\].*roll back"):
+        tracking.champion("Toy")
+    shutil.rmtree(tmp_path / "own")
+    with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*cannot be read.*roll back"):
+        tracking.champion("Toy")

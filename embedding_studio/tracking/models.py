@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,9 @@ from embedding_studio.tracking.local import speed_up
 Result = TypeVar("Result")
 
 CHAMPION = "champion"
+OTHER_CHAMPION = (
+    "roll back to another version, or point the alias `champion` in MLflow to one that can be read"
+)
 
 _ATTEMPTS = 4  # of a call of many requests, each of which MLflow's client repeats by itself
 _DELETE_ATTEMPTS = 5
@@ -226,12 +230,13 @@ class Models:
         Raises CorruptModel if one is not as saved.
         """
         local = _local_folder(model.artifact_uri)
-        if local is None:
-            folder.mkdir(parents=True)
-            repository = _repository(model.artifact_uri)
-            self._patiently(partial(repository.download_artifacts, "", str(folder)))
-        else:
-            _link_tree(local, folder)
+        with self._told_gone(f"the model of run {model.run_id}"):
+            if local is None:
+                folder.mkdir(parents=True)
+                repository = _repository(model.artifact_uri)
+                self._patiently(partial(repository.download_artifacts, "", str(folder)))
+            else:
+                _link_tree(local, folder)
         _refuse_unknown_kinds(file.path for file in model.files)
         found = {file.path: file for file in _describe_files(folder)}
         for file in model.files:
@@ -247,8 +252,9 @@ class Models:
         """Return where a run's model lies, and its files as they were saved.
 
         Raises CorruptModel when the list of them is not the one that was written."""
-        place = f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}"
-        text = self._patiently(partial(mlflow.artifacts.load_text, place))
+        with self._told_gone(f"the model of run {run_id}"):
+            place = f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}"
+            text = self._patiently(partial(mlflow.artifacts.load_text, place))
         expected = self._client.get_run(run_id).data.tags.get("es.manifest.sha256")
         if expected is not None and _hash(text) != expected:
             raise CorruptModel(
@@ -286,9 +292,58 @@ class Models:
     # -- the registry --------------------------------------------------------------------------
 
     def champion(self, method_name: str) -> StoredModel | None:
-        """Return the model behind the alias `champion` of a method's registered model."""
-        run_id = self._champion_run_id(method_name)
-        return None if run_id is None else self.stored_model(run_id)
+        """Return the model behind the alias `champion` of a method's registered model.
+
+        Raises CorruptModel when it is neither ours nor of sentence-transformers, or when its files
+        are gone.
+        """
+        version = self._champion_version(method_name)
+        if version is None:
+            return None
+        try:
+            if version.run_id and "es.model" in self._client.get_run(version.run_id).data.tags:
+                return self.stored_model(version.run_id)
+            return self._foreign_model(version)
+        except CorruptModel as error:
+            raise CorruptModel(
+                f"version {version.version} of {method_name!r} in MLflow is its champion, but "
+                f"{error}: {OTHER_CHAMPION}"
+            ) from error
+
+    def _foreign_model(self, version: Any) -> StoredModel:
+        """Return a sentence-transformers model that somebody else registered, as it lies there."""
+        name = f"models:/{version.name}/{version.version}"
+        with self._told_gone(name), tempfile.TemporaryDirectory() as scratch:
+            uri = self._client.get_model_version_download_uri(version.name, version.version)
+            card = _repository(uri).download_artifacts("MLmodel", scratch)
+            flavors = Model.load(card).flavors
+            if "sentence_transformers" not in flavors:
+                raise CorruptModel(
+                    f"it was not stored by Embedding Studio, and of the kinds {sorted(flavors)} "
+                    "only sentence_transformers can be started from"
+                )
+            place = f"{uri}/{_SENTENCE_TRANSFORMER}"
+            folder = _local_folder(place)
+            if folder is None:
+                self._patiently(partial(_repository(place).download_artifacts, "", scratch))
+                folder = Path(scratch)
+                Path(card).unlink()
+            files = tuple(_describe_files(folder))
+        _refuse_unknown_kinds(file.path for file in files)
+        return StoredModel(name, place, files)
+
+    @contextmanager
+    def _told_gone(self, what: str) -> Iterator[None]:
+        """Around reading files: raises CorruptModel when they are not there."""
+        try:
+            yield
+        except CorruptModel:
+            raise
+        except (OSError, MlflowException) as error:
+            if self.is_outage(error):
+                raise
+            why = str(error).strip().splitlines()[-1]  # MLflow tells more lines, for its own people
+            raise CorruptModel(f"the files of {what} cannot be read: {why}") from error
 
     def promote(self, method_name: str, model: StoredModel, why: str = "") -> None:
         """Point `champion` to this model; register it first if it is not. Repeating it is safe."""
@@ -309,11 +364,13 @@ class Models:
         self._client.set_registered_model_alias(method_name, CHAMPION, str(registered.version))
 
     def _champion_run_id(self, method_name: str) -> str | None:
+        version = self._champion_version(method_name)
+        return None if version is None else version.run_id
+
+    def _champion_version(self, method_name: str) -> Any:
         for model in self._client.search_registered_models(f"name = '{method_name}'"):
             if CHAMPION in model.aliases:
-                number = str(model.aliases[CHAMPION])
-                run_id: str | None = self._client.get_model_version(method_name, number).run_id
-                return run_id
+                return self._client.get_model_version(method_name, str(model.aliases[CHAMPION]))
         return None
 
     def _versions(self, method_name: str) -> Sequence[Any]:
@@ -338,7 +395,7 @@ class Models:
             aliased = set(map(str, registered.aliases.values()))
             for entry in self._versions(registered.name):
                 number = str(entry.version)
-                if number not in aliased and self._is_gone(entry.run_id):
+                if number not in aliased and entry.run_id and self._is_gone(entry.run_id):
                     yield f"version {number} of {registered.name} has no files"
                     if not dry_run:
                         with unless_gone():
