@@ -6,9 +6,49 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from itertools import count
+from math import comb
 from typing import Any, Generic, TypeVar
 
 Part = TypeVar("Part")
+
+EVENT_WEIGHTS: Mapping[str, float] = {
+    **dict.fromkeys(["purchase", "buy", "order", "conversion", "transaction"], 3.0),
+    **dict.fromkeys(
+        ["add to cart", "add to basket", "begin checkout", "checkout", "add to wishlist",
+         "wishlist", "favorite", "favourite", "like", "save", "bookmark"],
+        2.0,
+    ),
+    "click": 1.0,
+    **dict.fromkeys(
+        ["view", "view item", "view item list", "impression", "show", "hover", "scroll",
+         "remove from cart", "remove from basket", "refund", "return", "dislike"],
+        0.0,
+    ),
+}  # fmt: skip
+"""As how many clicks an event of a type counts, unless a method or a task says otherwise; types are
+compared as `event_kind` has them, and one that is not here counts as a click."""
+OTHER_WEIGHT = 1.0
+
+
+def event_kind(event_type: str) -> str:
+    """Return the form under which two spellings count as the same type: Add to cart, addToCart."""
+    return "".join(filter(str.isalnum, event_type.casefold())) or event_type
+
+
+def merge_weights(*layers: Mapping[str, float]) -> dict[str, float]:
+    """Return weights by `event_kind`: EVENT_WEIGHTS, changed by each layer in turn."""
+    named = (layer.items() for layer in (EVENT_WEIGHTS, *layers))
+    return {event_kind(name): weight for layer in named for name, weight in layer}
+
+
+def ignored_kinds(weights: Mapping[str, float]) -> frozenset[str]:
+    """Return the kinds that count for nothing."""
+    return frozenset(kind for kind, weight in weights.items() if weight <= 0)
+
+
+_BY_KIND = merge_weights()
+IGNORED_KINDS = ignored_kinds(_BY_KIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +65,22 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """A click (or another action) on a shown result. Times are UTC."""
+    """A click (or another action) on a shown result. Times are UTC.
+
+    weight: as how many clicks it counts; None where nobody has said, for what EVENT_WEIGHTS says.
+    """
 
     event_id: str
     object_id: str
     created_at: datetime
     event_type: str = "click"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    weight: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its type, whatever its spelling."""
+        return event_kind(self.event_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +97,26 @@ class Session:
     is_irrelevant: bool = False
 
     def clicked_ids(self) -> set[str]:
-        """Return the object ids that some event of type "click" names."""
-        return {event.object_id for event in self.events if event.event_type == "click"}
+        """Return the object ids that some event counts for: its weight is above 0."""
+        return set(self.click_weights())
+
+    def click_weights(self) -> dict[str, float]:
+        """Return as how many clicks the events on an item count, by object id: as the one among
+        them that counts most. Items whose events do not count are not there."""
+        weights: dict[str, float] = {}
+        for event in self.events:
+            weight = event.weight
+            if weight is None:
+                weight = _BY_KIND.get(event.kind, OTHER_WEIGHT)
+            if weight > weights.get(event.object_id, 0.0):
+                weights[event.object_id] = weight
+        return weights
+
+    def shown_kinds(self) -> set[str]:
+        """Return the kinds of the events on items that were shown. A session counts as a clicked
+        one if one of them has a weight above 0, and it is not marked irrelevant."""
+        shown = {result.object_id for result in self.search_results}
+        return {event.kind for event in self.events if event.object_id in shown}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +181,26 @@ def split_by_query(
         else:
             parts.train.append(session)
     return parts
+
+
+LEAST_QUERIES: Mapping[str, int] = {"train": 10, "validation": 5, "test": 5}
+"""How many queries with a probably relevant result each part must have to learn and to judge."""
+
+
+def sessions_to_fill(validation_share: float = 0.15, test_share: float = 0.15) -> int:
+    """Return how many clicked sessions, each of another query, give all three parts their
+    LEAST_QUERIES in 19 of 20 cases: a query's hash is as good as chance."""
+    shares = [1 - validation_share - test_share, validation_share, test_share]
+
+    def risk(n: int) -> float:
+        return sum(
+            comb(n, few) * share**few * (1 - share) ** (n - few)
+            for share, least in zip(shares, LEAST_QUERIES.values(), strict=True)
+            for few in range(least)
+        )
+
+    return next(n for n in count() if risk(n) <= 0.05)
+
+
+MIN_NEW_SESSIONS = sessions_to_fill()
+"""How many clicked sessions a schedule waits for unless it says otherwise."""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
-from embedding_studio.clickstream import Session, Splits
+from embedding_studio.clickstream import EVENT_WEIGHTS, Session, Splits
 from embedding_studio.errors import PluginError, UnknownMethod
 from embedding_studio.tasks import Budget, Pruner, Sampler
 
@@ -90,6 +90,8 @@ class FineTuningMethod(ABC, Generic[Model]):
 
     sampler, pruner: how to search unless the task says so: tpe, random, gp or grid; hyperband,
     asha, median, patient or none.
+    event_weights: as how many clicks an event of a type counts, where EVENT_WEIGHTS does not say
+    what this method needs; 0: not at all.
     num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
     there are any, else it does without.
     """
@@ -100,6 +102,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     budget: ClassVar[Budget] = Budget(max_trials=8, max_minutes=60)
     sampler: ClassVar[str] = Sampler.TPE
     pruner: ClassVar[str] = Pruner.MEDIAN
+    event_weights: ClassVar[Mapping[str, float]] = EVENT_WEIGHTS
     num_cpus: ClassVar[float | None] = None
     num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15

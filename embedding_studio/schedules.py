@@ -1,10 +1,13 @@
 """Tasks that come by themselves: at times of the clock, when enough new clicks are there."""
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 
 from cronsim import CronSim, CronSimError
 
+from embedding_studio.clickstream import ignored_kinds, merge_weights
 from embedding_studio.errors import InvalidInput
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import Schedule, TaskRequest
@@ -41,23 +44,30 @@ def next_time(
         ) from error
 
 
-def run_due(store: Store, now: datetime) -> None:
+def run_due(
+    store: Store, now: datetime, weights: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+) -> None:
     """Create the tasks whose time has come: once each, however many workers do this at once.
 
     The time that is due is the task's idempotency key, so whoever comes second, or again after a
     crash, finds the task there. Times that passed while nobody looked are made up for by one.
+    weights: of events, by the method that says so.
     """
     for schedule in store.due_schedules(now):
-        task_id, outcome = _look(store.in_project(schedule.project), schedule, now)
+        view = store.in_project(schedule.project)
+        of_method = weights.get(schedule.fine_tuning_method, {})
+        task_id, outcome = _look(view, schedule, now, of_method)
         next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)
         if store.advance_schedule(schedule, next_at, task_id, outcome):
             log.info("schedule %s: %s; next at %s", schedule.id, outcome, next_at.isoformat())
 
 
-def _look(store: Store, schedule: Schedule, now: datetime) -> tuple[str | None, str]:
+def _look(
+    store: Store, schedule: Schedule, now: datetime, weights: Mapping[str, float]
+) -> tuple[str | None, str]:
     """Return the id of the task that was created, if one was, and what there is to say."""
-    batch = store.collecting_batch()
-    clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id)
+    batch, ignored = store.collecting_batch(), ignored_kinds(merge_weights(weights))
+    clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id, ignored)
     if clicked < schedule.min_new_sessions:
         return None, f"no task: {clicked} new sessions with clicks of {schedule.min_new_sessions}"
     request = TaskRequest(

@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from embedding_studio.clickstream import MIN_NEW_SESSIONS
 from embedding_studio.projects import DEFAULT_PROJECT
 
 
@@ -287,7 +288,7 @@ class NumberedTaskEvent:
 class Schedule:
     """When and what: exactly one of cron (five fields, UTC) and interval_seconds is set.
 
-    min_new_sessions: how many sessions with a click the collecting batch must hold, else that time
+    min_new_sessions: how many clicked sessions the collecting batch must hold, else that time
     passes without a task. next_at: when to look again. last_outcome: what the last look came to.
     """
 
@@ -298,7 +299,7 @@ class Schedule:
     next_at: datetime
     cron: str | None = None
     interval_seconds: float | None = None
-    min_new_sessions: int = 1
+    min_new_sessions: int = MIN_NEW_SESSIONS
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
     metadata: Mapping[str, Any] | None = None

@@ -111,7 +111,8 @@ class Worker:
         """Create the tasks of schedules whose time has come, and tell webhooks of ended tasks."""
         store, settings, clock = self._house.store, self._house.settings, self._house.clock
         try:
-            run_due(store, clock())
+            methods = self._catalog.methods.items()
+            run_due(store, clock(), {name: method.event_weights for name, method in methods})
             tell_ends(store, settings, clock, partial(_describe, settings))
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)

@@ -18,6 +18,7 @@ from pydantic import (
     WrapValidator,
 )
 
+from embedding_studio.clickstream import MIN_NEW_SESSIONS
 from embedding_studio.tasks import (
     Budget,
     Delivery,
@@ -231,7 +232,8 @@ class ScheduleBody(BaseModel):
     )
     interval_seconds: Annotated[FiniteFloat, Field(ge=60, le=366 * 86400)] | None = None
     min_new_sessions: Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET)] = Field(
-        1, description="with a click, in the batch now collecting; fewer: no task this time"
+        MIN_NEW_SESSIONS,
+        description="clicked, in the batch now collecting; fewer: no task this time",
     )
     metadata: Meta | None = None
     budget: BudgetBody | None = None

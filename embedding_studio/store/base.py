@@ -16,12 +16,18 @@ of tasks, workers and API keys are of all projects.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import NamedTuple, Self
 
 from embedding_studio.access import ApiKey
-from embedding_studio.clickstream import NumberedSession, Session, SessionBatch, SessionEvent
+from embedding_studio.clickstream import (
+    IGNORED_KINDS,
+    NumberedSession,
+    Session,
+    SessionBatch,
+    SessionEvent,
+)
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
@@ -124,8 +130,14 @@ class Store(ABC):
         """Return the batch that release_batch would release now, None where it would refuse."""
 
     @abstractmethod
-    def count_clicked_sessions(self, batch_id: str) -> int:
-        """Return how many sessions of a batch have an event. Raises NotFound."""
+    def count_clicked_sessions(
+        self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS
+    ) -> int:
+        """Return how many sessions of a batch have an event on a shown item, of a kind that is not
+        ignored, and are not marked irrelevant. Raises NotFound.
+
+        Of a batch that was released before kinds of events were kept, nothing is counted.
+        """
 
     @abstractmethod
     def delete_older_batches(self, keep: int) -> list[str]:

@@ -31,6 +31,7 @@ from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern
 
 from embedding_studio.clickstream import (
+    IGNORED_KINDS,
     BatchStatus,
     NumberedSession,
     Session,
@@ -125,6 +126,8 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         _make_unique(self._batches, "release_id")
         _make_unique(self._tasks, "idempotency_key")
         self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
+        self._sessions.create_index([("batch_id", ASCENDING), ("shown_kinds", ASCENDING)])
+        self._find_shown_kinds()
         self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
         self._tasks.create_index([("project", ASCENDING), *OLDEST_FIRST])
         self._tasks.create_index([("project", ASCENDING), ("status", ASCENDING), *OLDEST_FIRST])
@@ -147,6 +150,17 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
                 except mongo_errors.OperationFailure as error:
                     if error.code != INDEX_NOT_FOUND:  # another process was quicker
                         raise
+
+    def _find_shown_kinds(self) -> None:
+        """Fill in what is counted of the batches now collecting, where an older version began them;
+        of others it is not asked."""
+        older = {"status": BatchStatus.COLLECTING, "has_shown_kinds": None}
+        for batch in self._batches.find(older):
+            for document in self._sessions.find({"batch_id": batch["_id"], "is_end": None}):
+                kinds = sorted(SESSION.validate_python(document).shown_kinds())
+                added = {"$addToSet": {"shown_kinds": {"$each": kinds}}}
+                self._sessions.update_one({"_id": document["_id"]}, added)
+            self._batches.update_one({"_id": batch["_id"]}, {"$set": {"has_shown_kinds": True}})
 
     # -- clickstream ---------------------------------------------------------------------------
 
@@ -243,6 +257,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
             "ordinal": ordinal,
             "status": BatchStatus.COLLECTING,
             "created_at": now,
+            "has_shown_kinds": True,
         }
         with suppress(mongo_errors.DuplicateKeyError):  # someone else opened it
             self._batches.insert_one(batch)
@@ -255,13 +270,14 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
 
     def _push(self, session_id: str, events: Sequence[SessionEvent]) -> int:
         """Add each event in one atomic step that an event of the same id prevents."""
-        steps = [
-            UpdateOne(
-                {"_id": self._key(session_id), "events.event_id": {"$ne": event.event_id}},
-                {"$push": {"events": EVENT.dump_python(event)}},
-            )
-            for event in events
-        ]
+        steps = []
+        for event in events:
+            is_new = {"_id": self._key(session_id), "events.event_id": {"$ne": event.event_id}}
+            is_shown = {"search_results.object_id": event.object_id}
+            push = {"$push": {"events": _event_document(event)}}
+            count = {"$addToSet": {"shown_kinds": event.kind}}
+            # of the two one changes the session: the second finds the first one's event
+            steps += [UpdateOne({**is_new, **is_shown}, {**push, **count}), UpdateOne(is_new, push)]
         return self._sessions.bulk_write(steps).modified_count if steps else 0
 
     @answering()
@@ -347,10 +363,15 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         return None if batch is None else self._batch(batch)
 
     @answering()
-    def count_clicked_sessions(self, batch_id: str) -> int:
+    def count_clicked_sessions(
+        self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS
+    ) -> int:
         batch = self._find_batch(batch_id)
-        clicked = {"batch_id": batch["_id"], "events.0": {"$exists": True}}
-        return self._sessions.count_documents(clicked)
+        # above "": so that the index leads to sessions with such an event alone
+        is_counted = {"$elemMatch": {"$gt": "", "$nin": sorted(ignored_kinds)}}
+        return self._sessions.count_documents(
+            {"batch_id": batch["_id"], "shown_kinds": is_counted, "is_irrelevant": False}
+        )
 
     @answering()
     def delete_older_batches(self, keep: int) -> list[str]:
@@ -623,8 +644,14 @@ def _session_document(key: str, session: Session, batch_id: ObjectId, number: in
         "batch_id": batch_id,
         "number": number,
         **SESSION.dump_python(session),
-        "events": [EVENT.dump_python(event) for event in _distinct(session.events)],
+        "events": [_event_document(event) for event in _distinct(session.events)],
+        "shown_kinds": sorted(session.shown_kinds()),
     }
+
+
+def _event_document(event: SessionEvent) -> Document:
+    document: Document = EVENT.dump_python(event, exclude={"weight"})
+    return document
 
 
 def _numbered(document: Mapping[str, Any]) -> NumberedSession:

@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import (
+    IGNORED_KINDS,
     BatchStatus,
     NumberedSession,
     Session,
@@ -33,6 +34,7 @@ from embedding_studio.store.sqlite_file import (
     IS_COLLECTING,
     batch_rows,
     event_rows,
+    is_shown,
     session_key,
     session_rows,
     task_event_rows,
@@ -54,6 +56,7 @@ from embedding_studio.tasks import (
 )
 
 BATCH = TypeAdapter(SessionBatch)
+EVENT = TypeAdapter(SessionEvent)
 SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
 TASK_EVENT = TypeAdapter(TaskEvent)
@@ -148,10 +151,20 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
         with self._reading() as connection:
             return _find_batch(connection, self.project, IS_COLLECTING)
 
-    def count_clicked_sessions(self, batch_id: str) -> int:
-        of_batch = session_rows.c.batch_id == batch_id
-        has_event = sa.exists().where(event_rows.c.session_id == session_rows.c.session_id)
-        counted = sa.select(sa.func.count()).select_from(session_rows).where(of_batch, has_event)
+    def count_clicked_sessions(
+        self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS
+    ) -> int:
+        is_clicked = sa.exists().where(
+            event_rows.c.session_id == session_rows.c.session_id,
+            event_rows.c.shown_kind.is_not(None),
+            event_rows.c.shown_kind.not_in(sorted(ignored_kinds)),
+        )
+        counted = (
+            sa.select(sa.func.count())
+            .select_from(session_rows)
+            .where(session_rows.c.batch_id == batch_id)
+            .where(session_rows.c.is_irrelevant.is_(False), is_clicked)
+        )
         with self._reading() as connection:
             _get_batch(connection, self.project, batch_id)
             return connection.scalar(counted) or 0
@@ -424,15 +437,27 @@ def _add_events(
             known.add((key, event.event_id))
             rows.append(
                 {
-                    "session_id": key,
-                    "event_id": event.event_id,
-                    "document": to_document(event),
+                    "key": key,
+                    "id": event.event_id,
+                    "event": EVENT.dump_python(event, mode="json", exclude={"weight"}),
+                    "kind": event.kind,
+                    "object": event.object_id,
                 }
             )
         counts.append(len(rows) - already)
     if rows:
-        connection.execute(sa.insert(event_rows), rows)
+        connection.execute(_ADD_EVENT, rows)
     return counts
+
+
+_ADD_EVENT = sa.insert(event_rows).values(
+    session_id=sa.bindparam("key"),
+    event_id=sa.bindparam("id"),
+    document=sa.bindparam("event", type_=event_rows.c.document.type),
+    shown_kind=sa.case(
+        (is_shown(sa.bindparam("key"), sa.bindparam("object")), sa.bindparam("kind"))
+    ),
+)
 
 
 def _read_sessions(

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import stamina
 from sqlalchemy import Column, Connection, Table
 
-from embedding_studio.clickstream import BatchStatus
+from embedding_studio.clickstream import BatchStatus, event_kind
 from embedding_studio.errors import ConfigurationError, InvalidInput, StoreUnavailable
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import Store
@@ -65,9 +65,26 @@ event_rows = Table(
     Column("arrival", sa.Integer, primary_key=True),
     Column("session_id", sa.ForeignKey(session_rows.c.session_id), nullable=False),
     Column("event_id", sa.String, nullable=False),
+    Column("shown_kind", sa.String),  # of an event on an item that was shown, else null
     Column("document", DOCUMENT, nullable=False),
     sa.UniqueConstraint("session_id", "event_id"),
 )
+_results = sa.func.json_each(session_rows.c.document, "$.search_results").table_valued("value")
+
+
+def is_shown(session_key: Any, object_id: Any) -> sa.ColumnElement[bool]:
+    """Return whether a stored session shows an item."""
+    return (
+        sa.select(sa.literal(1))
+        .select_from(session_rows.join(_results, sa.true()))
+        .where(
+            session_rows.c.session_id == session_key,
+            sa.func.json_extract(_results.c.value, "$.object_id") == object_id,
+        )
+        .exists()
+    )
+
+
 task_rows = Table(
     "tasks",
     schema,
@@ -254,6 +271,7 @@ def _path_of(url: str) -> Path:
 def _configure(connection: sqlite3.Connection, _: object) -> None:
     # The driver begins no transaction by itself: _begin says which kind.
     connection.isolation_level = None
+    connection.create_function("event_kind", 1, event_kind, deterministic=True)
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
@@ -281,6 +299,8 @@ def _bring_up_to_date(connection: Connection) -> None:
                 connection.exec_driver_sql(f'ALTER TABLE "{table.name}" ADD COLUMN {definition}')
                 if column is batch_rows.c.project:
                     _rename_ambiguous_sessions(connection)
+                if column is event_rows.c.shown_kind:
+                    _find_shown_kinds(connection)
         for index in table.indexes:
             index.create(connection, checkfirst=True)
     for name in FORMER_INDEXES:
@@ -297,6 +317,21 @@ def _rename_ambiguous_sessions(connection: Connection) -> None:
             .where(sa.func.substr(key, 1, 2) == "p:")
             .values(session_id=sa.literal(f"p:{DEFAULT_PROJECT}:") + key)
         )
+
+
+def _find_shown_kinds(connection: Connection) -> None:
+    """Fill in what is counted of the batches now collecting; of others it is not asked."""
+    collecting = sa.select(session_rows.c.session_id).join(batch_rows).where(IS_COLLECTING)
+    event_type, object_id = (
+        sa.func.json_extract(event_rows.c.document, path)
+        for path in ("$.event_type", "$.object_id")
+    )
+    connection.execute(
+        sa.update(event_rows)
+        .where(event_rows.c.session_id.in_(collecting))
+        .where(is_shown(event_rows.c.session_id, object_id))
+        .values(shown_kind=sa.func.event_kind(event_type))
+    )
 
 
 def _is_locked(error: Exception) -> bool:

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from embedding_studio.clickstream import SearchResult, Session, Splits, normalize_query
+from embedding_studio.clickstream import (
+    LEAST_QUERIES,
+    SearchResult,
+    Session,
+    Splits,
+    normalize_query,
+)
 from embedding_studio.errors import NotEnoughData
 from embedding_studio.training.clicks import (
     ClickModel,
@@ -22,7 +28,6 @@ from embedding_studio.training.metrics import RELEVANT_FROM
 
 Ints = NDArray[np.integer]
 
-_LEAST: Mapping[str, int] = {"train": 10, "validation": 5, "test": 5}
 _SPLITS = ("train", "validation", "test")
 _COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked", "near")
 _DISTRACTORS = 100
@@ -262,13 +267,15 @@ def find_near_identical(queries: Sequence[str]) -> Ints:
 
 
 def _require_enough(figures: Mapping[str, float]) -> None:
-    if all(figures[f"{name}_queries_with_relevant"] >= least for name, least in _LEAST.items()):
+    if all(
+        figures[f"{name}_queries_with_relevant"] >= least for name, least in LEAST_QUERIES.items()
+    ):
         return
     counts = "; ".join(
         f"{name}: {figures[f'{name}_queries_with_relevant']:.0f} of "
         f"{figures[f'{name}_queries']:.0f} distinct queries in "
         f"{figures[f'{name}_sessions']:.0f} sessions, at least {least} needed"
-        for name, least in _LEAST.items()
+        for name, least in LEAST_QUERIES.items()
     )
     raise NotEnoughData(
         f"too few queries with a result that clicks show to be relevant ({counts}): collect more "

@@ -1,6 +1,8 @@
 """The contract of every store: schedules, deliveries and the deletion of batches."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from threading import Barrier
@@ -11,6 +13,7 @@ from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.schedules import next_time, run_due
 from embedding_studio.store import Store
+from embedding_studio.store.mongo import MongoStore
 from embedding_studio.tasks import (
     Budget,
     Claim,
@@ -33,7 +36,7 @@ def later(seconds: float) -> datetime:
 def make_schedule(schedule_id: str = "s-1", **changes: object) -> Schedule:
     values = {
         "id": schedule_id, "project": "default", "fine_tuning_method": "m", "created_at": NOW,
-        "next_at": later(60), "interval_seconds": 60.0,
+        "next_at": later(60), "interval_seconds": 60.0, "min_new_sessions": 1,
     }  # fmt: skip
     return Schedule(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -43,6 +46,10 @@ def post(store: Store, *session_ids: str, clicked: bool = True) -> None:
     sessions = [make_session(session_id) for session_id in session_ids]
     changed = [replace(session, events=(click,) if clicked else ()) for session in sessions]
     store.register_sessions(changed, NOW)
+
+
+def event(event_id: str, object_id: str = "item-1", event_type: str = "click") -> SessionEvent:
+    return SessionEvent(event_id, object_id, NOW, event_type)
 
 
 # -- schedules ---------------------------------------------------------------------------------
@@ -102,14 +109,16 @@ def test_due_schedules_are_advanced_once(store: Store) -> None:
 
 
 def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> None:
-    """Sessions without a click do not count; the task carries what the schedule says; the next
-    look is one interval on, and too few sessions are told."""
+    """Sessions without a click do not count, nor do those with what the method ignores; the task
+    carries what the schedule says; the next look is one interval on, and too few are told."""
     store.add_schedule(
         make_schedule(min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL)
     )
     post(store, "a")
     post(store, "b", "c", clicked=False)
-    run_due(store, later(60))
+    store.append_events("b", [event("1", event_type="view")])
+    store.append_events("c", [event("1", event_type="swipe")])
+    run_due(store, later(60), {"m": {"Swipe": 0}, "another": {"click": 0}})
     assert store.list_tasks() == []
     assert store.get_schedule("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
     post(store, "d")
@@ -271,15 +280,70 @@ def test_older_batches_are_deleted_with_their_sessions(store: Store) -> None:
     assert store.get_session("s-0").number == 2
 
 
-def test_sessions_with_clicks_are_counted(store: Store) -> None:
-    """Those with an event; an unknown batch is not found."""
-    post(store, "a", "b")
-    post(store, "c", clicked=False)
+def test_clicked_sessions_are_counted(store: Store) -> None:
+    """Those of a batch with an event of a kind that is not ignored, on an item that was shown,
+    unless they are marked irrelevant; each once. An unknown batch is not found."""
+    post(store, "of an earlier batch")
+    store.release_batch("r", NOW)
+    post(store, "clicked", "all wrong", "marked later")
+    post(store, "nothing", "late", "late stray", clicked=False)
+    posted = {
+        "viewed": [event("1", event_type="view")],
+        "stray": [event("1", "item-9")],
+        "viewed and bought": [event("1", event_type="VIEW"), event("2", event_type="buy")],
+        "twice": [event("1"), event("1"), event("2", "item-2")],
+    }
+    store.register_sessions(
+        [replace(make_session(id_), events=tuple(events)) for id_, events in posted.items()], NOW
+    )
+    store.register_sessions([replace(make_session("marked"), is_irrelevant=True)], NOW)
+    store.append_events("marked", [event("1")])
+    store.append_events("late", [event("1")])
+    store.append_events("late stray", [event("1", "item-9"), event("2", event_type="view")])
+    store.register_sessions([make_session("clicked", ["1", "2"])], NOW)
+    for session_id in ("all wrong", "marked later"):
+        store.mark_irrelevant(session_id)
     batch = store.collecting_batch()
     assert batch is not None
-    assert store.count_clicked_sessions(batch.batch_id) == 2
+    assert store.count_clicked_sessions(batch.batch_id) == 4
+    assert store.count_clicked_sessions(batch.batch_id, []) == 6
+    assert store.count_clicked_sessions(batch.batch_id, ["view", "click", "unheard of"]) == 1
     with pytest.raises(NotFound):
         store.in_project("acme").count_clicked_sessions(batch.batch_id)
+
+
+def forget_kinds(backend: Backend, store: Store) -> None:
+    """Leave a database as it was before kinds of events were kept."""
+    if isinstance(store, MongoStore):
+        store._sessions.update_many({}, {"$unset": {"shown_kinds": ""}})
+        store._batches.update_many({}, {"$unset": {"has_shown_kinds": ""}})
+    else:
+        with closing(sqlite3.connect(backend.url.removeprefix("sqlite:///"))) as database:
+            database.execute("ALTER TABLE events DROP COLUMN shown_kind")
+            database.commit()
+
+
+def test_clicked_sessions_of_an_older_database_are_counted(backend: Backend) -> None:
+    """What was collected before the kinds of events were kept counts as what comes now."""
+    first = backend.open()
+    post(first, "released")
+    first.release_batch("r", NOW)
+    posted = [make_session("viewed"), make_session("clicked", ["1"])]
+    first.in_project("acme").register_sessions(posted, NOW)
+    view = event("1", event_type="View")
+    first.in_project("acme").append_events("viewed", [view, event("2", "item-9", "buy")])
+    forget_kinds(backend, first)
+    if backend.is_shared:
+        first.close()
+        backend.open().close()
+    with closing(backend.open()) as opened:
+        store = opened.in_project("acme")
+        batch = store.collecting_batch()
+        assert batch is not None
+        assert store.count_clicked_sessions(batch.batch_id) == 1
+        assert store.count_clicked_sessions(batch.batch_id, []) == 2
+        store.append_events("viewed", [event("3")])
+        assert store.count_clicked_sessions(batch.batch_id) == 2
 
 
 def test_tasks_at_work_are_those_of_all_projects(store: Store) -> None:
