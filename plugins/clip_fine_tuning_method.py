@@ -11,12 +11,7 @@ from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, S
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.augmentation import Augmentation
-from embedding_studio.training.encoder import (
-    count_layers,
-    load_encoder,
-    require_same_tokenizer,
-    save_encoder,
-)
+from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
 from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.images import (
     ImageLists,
@@ -24,6 +19,7 @@ from embedding_studio.training.images import (
     open_image_clicks,
     prepare_image_clicks,
 )
+from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
 from embedding_studio.training.towers import BiEncoder, Tower
 
@@ -55,7 +51,7 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return image_of(result)
 
     def load_initial_model(self) -> SentenceTransformer:
-        return load_encoder(Settings().initial_image_model)
+        return require_tunable(load_encoder(Settings().initial_image_model))
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -86,8 +82,6 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     def train(
         self, model: SentenceTransformer, params: Parameters, data: Splits[Any], run: TrialRun
     ) -> SentenceTransformer:
-        require_same_tokenizer(model, data.train.texts)
-
         def tower(side: str, inputs: Any, scope: tuple[str, ...]) -> Tower:
             frozen_layers = min(params[f"{side}_frozen_layers"], count_layers(model, scope))
             learning_rate, room = params[f"{side}_learning_rate"], Settings().activations_mb

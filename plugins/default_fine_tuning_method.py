@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,11 @@ from embedding_studio.methods import (
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import (
-    count_layers,
-    load_encoder,
-    require_same_tokenizer,
-    save_encoder,
-    tokenize,
-)
+from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
 from embedding_studio.training.evaluation import evaluate
+from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
+from embedding_studio.training.texts import tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 
 if TYPE_CHECKING:
@@ -51,13 +48,17 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     num_gpus = 1
     lora_rank = 0
     """Above 0, adapters of this rank learn in place of the layers: for large encoders."""
+    query_prompt: str | None = None
+    item_prompt: str | None = None
+    """What comes before a query and an item, in place of the prompts that the initial model has."""
 
     def item_text(self, result: SearchResult) -> str | None:
         """Return an item's text. Override to look it up elsewhere, by `result.object_id`."""
         return text_of(result)
 
     def load_initial_model(self) -> SentenceTransformer:
-        return load_encoder(Settings().initial_model)
+        place = Settings().initial_model
+        return require_tunable(load_encoder(place, self.query_prompt, self.item_prompt))
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -73,7 +74,7 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
         model = self.load_initial_model()
-        return prepare_clicks(sessions, self.item_text, lambda t: tokenize(model, t), folder)
+        return prepare_clicks(sessions, self.item_text, partial(tokenize, model), folder)
 
     def load_data(self, folder: Path) -> Splits[QueryLists]:
         return open_clicks(folder)
@@ -85,11 +86,10 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         data: Splits[Any],
         run: TrialRun,
     ) -> SentenceTransformer:
-        require_same_tokenizer(model, data.train.texts)
         tower = Tower(
             model,
             data.train.texts,
-            frozen_layers=min(params["frozen_layers"], count_layers(model) - 1),
+            frozen_layers=min(params["frozen_layers"], max(0, count_layers(model) - 1)),
             learning_rate=params["learning_rate"],
             lora_rank=self.lora_rank,
             activations_mb=Settings().activations_mb,

@@ -1,13 +1,16 @@
 """Learn one matrix over frozen query vectors from clicks."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from embedding_studio.clickstream import Session, Splits
@@ -16,9 +19,11 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.batches import Batches
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import embed_frozen, load_encoder, tokenize
+from embedding_studio.training.encoder import embed_frozen, load_encoder, width_of
 from embedding_studio.training.evaluation import evaluate_vectors
 from embedding_studio.training.losses import listwise_softmax
+from embedding_studio.training.serving import COSINE, similarity_functions, unit_of
+from embedding_studio.training.texts import tokenize
 
 if TYPE_CHECKING:
     import optuna
@@ -28,10 +33,17 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Split:
-    """vectors: (n_texts, d), what the frozen encoder makes of every text that `lists` names."""
+    """vectors: (n_texts, d), what the frozen encoder makes of every text that `lists` names, as it
+    serves them; similarity: the name of its own."""
 
     lists: QueryLists
     vectors: Matrix
+    similarity: str
+
+    def mapped(self, queries: Tensor, matrix: Tensor) -> Tensor:
+        """Return the vectors to search with."""
+        found = queries @ matrix
+        return normalize(found, dim=1) if self.similarity == COSINE else found
 
 
 class LinearAdapter(FineTuningMethod[Matrix]):
@@ -46,7 +58,7 @@ class LinearAdapter(FineTuningMethod[Matrix]):
 
     def load_initial_model(self) -> Matrix:
         encoder = load_encoder(Settings().initial_model)
-        return np.eye(encoder.get_embedding_dimension() or 0, dtype=np.float32)
+        return np.eye(width_of(encoder), dtype=np.float32)
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -57,15 +69,18 @@ class LinearAdapter(FineTuningMethod[Matrix]):
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
         encoder = load_encoder(Settings().initial_model)
-        figures = prepare_clicks(sessions, text_of, lambda t: tokenize(encoder, t), folder)
+        figures = prepare_clicks(sessions, text_of, partial(tokenize, encoder), folder)
         texts = open_clicks(folder).train.texts
         np.save(folder / "vectors.npy", embed_frozen(encoder, texts, np.arange(len(texts))))
+        (folder / "similarity.json").write_text(json.dumps(encoder.similarity_fn_name))
         return figures
 
     def load_data(self, folder: Path) -> Splits[Split]:
         vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        similarity = json.loads((folder / "similarity.json").read_text())
         lists = open_clicks(folder)
-        return Splits(*(Split(x, vectors) for x in (lists.train, lists.validation, lists.test)))
+        parts = (lists.train, lists.validation, lists.test)
+        return Splits(*(Split(part, vectors, similarity) for part in parts))
 
     def train(
         self, model: Matrix, params: Parameters, data: Splits[Split], run: TrialRun
@@ -78,11 +93,13 @@ class LinearAdapter(FineTuningMethod[Matrix]):
         )
         batches = Batches(data.train.lists, batch_size=64, negatives_per_click=4, debias=True)
         random = np.random.default_rng(run.seed)
+        compare, _ = similarity_functions(data.train.similarity)
+        unit = unit_of(data.train.similarity, vectors[:64], vectors[:64])
         for epoch in range(self.epochs):
             for batch in batches.shuffled(random):
-                queries = normalize(vectors[batch.queries] @ (start + change), dim=1)
+                queries = data.train.mapped(vectors[batch.queries], start + change)
                 loss = listwise_softmax(
-                    queries @ vectors[batch.items].T,
+                    compare(queries, vectors[batch.items]) / unit,
                     torch.from_numpy(batch.relevance),
                     torch.from_numpy(batch.negative_weight),
                     params["temperature"],
@@ -97,6 +114,8 @@ class LinearAdapter(FineTuningMethod[Matrix]):
         return model
 
     def evaluate(self, model: Matrix, split: Split) -> Scores:
-        queries = split.vectors[split.lists.queries] @ model
-        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        return evaluate_vectors(split.lists, queries, lambda items: split.vectors[items])
+        queries = torch.from_numpy(split.vectors[split.lists.queries])
+        mapped = split.mapped(queries, torch.from_numpy(model)).numpy()
+        return evaluate_vectors(
+            split.lists, mapped, lambda items: split.vectors[items], split.similarity
+        )

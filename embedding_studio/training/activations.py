@@ -5,7 +5,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,66 +14,87 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedding_studio.training.encoder import padded_places
+from embedding_studio.training.inputs import padded_places
 
 _SHARE_OF_FREE_SPACE = 0.5
 
 
 @dataclass(frozen=True)
 class Activations:
-    """rows: (n_tokens, d) float16, the inputs end to end; offsets: (n_inputs + 1,) int64."""
+    """What frozen layers give, by token.
+
+    rows: (n_tokens, d) float16, the inputs end to end; offsets: (n_inputs + 1,) int64."""
 
     rows: NDArray[np.float16]
     offsets: NDArray[np.int64]
+    is_left_padded: bool = False
 
     def padded(self, which: NDArray[np.integer]) -> Tensor:
         """Return (n, longest, d) float32; whatever stands in the padding is masked anyway."""
-        places, _ = padded_places(self.offsets, which)
+        places, _ = padded_places(self.offsets, which, self.is_left_padded)
         return torch.from_numpy(self.rows[places]).float()
 
 
+def activations_file(folder: Path, frozen: Iterable[Tensor], depths: Iterable[int]) -> Path:
+    """Return where the activations of these frozen weights, up to these depths, are kept."""
+    digest = hashlib.sha256(repr(list(depths)).encode())
+    for weights in frozen:
+        digest.update(str(tuple(weights.shape)).encode())
+        digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return folder / f"activations-{digest.hexdigest()[:16]}.npy"
+
+
 def open_activations(
-    folder: Path,
-    frozen: Iterable[Tensor],
+    file: Path,
     lengths: NDArray[np.int64],
-    width: int,
     compute: Callable[[], Iterator[tuple[NDArray[np.integer], Tensor]]],
     max_bytes: int,
+    is_left_padded: bool = False,
 ) -> Activations | None:
-    """Map the file for these frozen weights into memory; make it first if there is none.
+    """Map the file into memory; make it first if there is none.
 
-    lengths: (n_inputs,) in tokens; width: d. compute: yields numbers of inputs, (n,), and what the
-    frozen layers make of them, (n, longest, d). Several processes may make the same file at once:
-    the last one's stays. None when the folder's activations would take more than `max_bytes` or
-    half of the free space, or do not fit half precision: then they are to be computed each time.
+    lengths: (n_inputs,) in tokens, 0 where nothing is kept. compute: yields numbers of inputs,
+    (n,), and what the frozen layers make of them, (n, longest, d). Several processes may make the
+    same file at once: the last one's stays. None when the folder's activations would take more than
+    `max_bytes` or half of the free space, or do not fit half precision: then they are to be
+    computed each time.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    file = folder / f"activations-{_fingerprint(frozen)}.npy"
+    found = Activations(np.empty((0, 0), np.float16), offsets, is_left_padded)
     if not file.exists():
-        size = int(offsets[-1]) * width * np.dtype(np.float16).itemsize
+        folder = file.parent
+        chunks = compute()
+        first = next(chunks)
+        size = int(offsets[-1]) * first[1].shape[-1] * np.dtype(np.float16).itemsize
         taken = sum(other.stat().st_size for other in folder.glob("activations-*.npy"))
         free = shutil.disk_usage(folder).free * _SHARE_OF_FREE_SPACE
-        if size > min(max_bytes - taken, free) or not _write(file, offsets, width, compute()):
+        if size > min(max_bytes - taken, free):
             return None
-    return Activations(np.load(file, mmap_mode="r", allow_pickle=False), offsets)
+        if not _write(file, found, chain([first], chunks)):
+            return None
+    return replace(found, rows=np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def _write(
-    file: Path,
-    offsets: NDArray[np.int64],
-    width: int,
-    chunks: Iterable[tuple[NDArray[np.integer], Tensor]],
+    file: Path, shape: Activations, chunks: Iterable[tuple[NDArray[np.integer], Tensor]]
 ) -> bool:
-    """Write the rows and return whether all of them are finite; only then is there a file."""
+    """Write the rows and return whether all of them are finite; only then is there a file.
+
+    shape: where they go."""
+    chunks = iter(chunks)
+    first = next(chunks)
     handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
         rows = np.lib.format.open_memmap(
-            part, mode="w+", dtype=np.float16, shape=(int(offsets[-1]), width)
+            part,
+            mode="w+",
+            dtype=np.float16,
+            shape=(int(shape.offsets[-1]), first[1].shape[-1]),
         )
-        for which, hidden in chunks:
-            places, mask = padded_places(offsets, which)
+        for which, hidden in chain([first], chunks):
+            places, mask = padded_places(shape.offsets, which, shape.is_left_padded)
             values = hidden.half().cpu().numpy()[mask]
             if not np.isfinite(values).all():
                 return False
@@ -82,11 +104,3 @@ def _write(
     finally:
         part.unlink(missing_ok=True)
     return True
-
-
-def _fingerprint(frozen: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for weights in frozen:
-        digest.update(str(tuple(weights.shape)).encode())
-        digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

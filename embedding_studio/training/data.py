@@ -23,10 +23,13 @@ from embedding_studio.training.clicks import (
     count_impressions,
     fit_click_model,
 )
-from embedding_studio.training.encoder import TokenizedTexts, open_texts
 from embedding_studio.training.metrics import RELEVANT_FROM
+from embedding_studio.training.texts import TokenizedTexts, open_texts
 
 Ints = NDArray[np.integer]
+Flags = NDArray[np.bool_]
+Numbers = dict[tuple[str, bool], int]
+"""Numbers of queries and items: by what it is, and whether it is an item."""
 
 _SPLITS = ("train", "validation", "test")
 _COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked", "near")
@@ -89,7 +92,7 @@ def text_of(result: SearchResult) -> str | None:
 def prepare_clicks(
     sessions: Splits[list[Session]],
     item_key: Callable[[SearchResult], str | None],
-    tokenize: Callable[[Sequence[str]], TokenizedTexts],
+    tokenize: Callable[[Sequence[str], Flags], TokenizedTexts],
     folder: Path,
     seed: int = 0,
     encode_items: Callable[[Sequence[str]], None] | None = None,
@@ -101,16 +104,17 @@ def prepare_clicks(
     that were clicked would favour the ranking that was shown. Results of one key are one item;
     those without a key are left out and counted.
 
-    Without encode_items a key is the item's text, and queries and items share one numbering: a text
-    that is both is one text. With it a key is whatever tells items apart, an image's address, say:
-    only queries are texts, items are numbered on their own, and encode_items is called once with
-    the distinct keys in the order of their numbers, to write what the method reads of them.
+    Without encode_items a key is the item's text, and queries and items share one numbering, in
+    which a text that is both has two numbers: a model may take them differently. With it a key is
+    whatever tells items apart, an image's address, say: only queries are texts, items are numbered
+    on their own, and encode_items is called once with the distinct keys in the order of their
+    numbers, to write what the method reads of them.
 
     Returns counts and the click model's parameters, worth seeing in MLflow. Raises NotEnoughData
     when no result has a key, or in a split too few queries have a probably relevant one.
     """
-    texts: dict[str, int] = {}
-    items: dict[str, int] = texts if encode_items is None else {}
+    texts: Numbers = {}
+    items: Numbers = texts if encode_items is None else {}
     tables: dict[str, _Table] = {}
     for name, part in zip(_SPLITS, _parts(sessions), strict=True):
         tables[name] = _tabulate(part, item_key, texts, items)
@@ -123,20 +127,21 @@ def prepare_clicks(
             f"{example.object_id!r}, say): a text method takes results posted with meta "
             '{"text": ...}, or overrides item_text'
         )
+    contents = [content for content, _ in texts]
     click_model = fit_click_model(tables["train"].impressions)
     figures: dict[str, float] = {"results_left_out": left_out}
     for name, part in zip(_SPLITS, _parts(sessions), strict=True):
         figures[f"{name}_sessions"] = len(part)
-        figures |= _write_split(name, tables[name], click_model, list(texts), folder)
+        figures |= _write_split(name, tables[name], click_model, contents, folder)
     _require_enough(figures)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
     count = min(_DISTRACTORS, len(every_item))
     distractors = np.random.default_rng(seed).choice(every_item, size=count, replace=False)
     np.save(folder / "distractors.npy", distractors)
-    tokenize(list(texts)).write(folder)
+    tokenize(contents, np.array([is_item for _, is_item in texts])).write(folder)
     if encode_items is not None:
-        encode_items(list(items))
+        encode_items([key for key, _ in items])
     return figures | {
         "items": len(every_item),
         "click_attraction_relevant": click_model.attraction_1,
@@ -179,8 +184,8 @@ class _Table:
 def _tabulate(
     sessions: list[Session],
     item_key: Callable[[SearchResult], str | None],
-    texts: dict[str, int],
-    items: dict[str, int],
+    texts: Numbers,
+    items: Numbers,
 ) -> _Table:
     spelling: dict[str, str] = {}
     shown: list[list[int]] = []
@@ -189,10 +194,10 @@ def _tabulate(
     for session in sessions:
         # the first spelling stands for all
         query = spelling.setdefault(normalize_query(session.search_query), session.search_query)
-        queries.append(texts.setdefault(query, len(texts)))
+        queries.append(texts.setdefault((query, False), len(texts)))
         keys = [item_key(result) for result in session.search_results]
         left_out += sum(not key for key in keys)
-        shown.append([items.setdefault(key, len(items)) if key else -1 for key in keys])
+        shown.append([items.setdefault((key, True), len(items)) if key else -1 for key in keys])
     width = len(items) + 1
     lengths = [len(row) for row in shown]
     item = np.array([number for row in shown for number in row], dtype=np.int64)

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.training.data import QueryLists
-from embedding_studio.training.encoder import Inputs, embed_frozen, require_same_tokenizer
+from embedding_studio.training.encoder import embed_frozen
+from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.metrics import (
     RELEVANT_FROM,
     dcg,
@@ -15,6 +16,7 @@ from embedding_studio.training.metrics import (
     ranking_metrics,
     similarity_gap,
 )
+from embedding_studio.training.serving import COSINE, similarity_functions
 
 PerQuery = NDArray[np.float64]
 Vectors = NDArray[np.float32]
@@ -28,23 +30,26 @@ def evaluate(
 ) -> dict[str, float | PerQuery]:
     """Score an encoder with `evaluate_vectors`, each distinct query and item encoded once.
 
-    items: what the lists' items are, where they are not texts.
-    Raises MethodError when the lists were prepared for another tokenizer."""
-    require_same_tokenizer(model, lists.texts)
+    items: what the lists' items are, where they are not texts."""
     item_inputs = lists.texts if items is None else items
     return evaluate_vectors(
         lists,
         embed_frozen(model, lists.texts, lists.queries),
         lambda which: embed_frozen(model, item_inputs, which),
+        model.similarity_fn_name,
     )
 
 
 def evaluate_vectors(
-    lists: QueryLists, queries: Vectors, embed_items: Callable[[NDArray[np.integer]], Vectors]
+    lists: QueryLists,
+    queries: Vectors,
+    embed_items: Callable[[NDArray[np.integer]], Vectors],
+    similarity: str = COSINE,
 ) -> dict[str, float | PerQuery]:
     """Score a model by how it ranks what each query was shown, and random items among it.
 
-    queries: (n_queries, d) unit vectors of lists.queries; embed_items: those of any texts.
+    queries: (n_queries, d) embeddings of lists.queries; embed_items: those of any items.
+    similarity: what a search compares them by; where it is the cosine, they are unit vectors.
 
     ndcg_at_10, (n_queries,): the click model's unbiased estimate of each query's DCG@10 over the
     ideal DCG@10 of the average query, times the query's weight. Single values are rough and may lie
@@ -60,7 +65,8 @@ def evaluate_vectors(
     vectors = embed_items(items)
     n_pairs, n_distractors = len(lists.items), len(lists.distractors)
     row, column = lists.pair_queries(), place[:n_pairs]
-    others = queries @ vectors[place[n_pairs:]].T
+    of_all, of_pairs = similarity_functions(similarity)
+    others = of_all(queries, vectors[place[n_pairs:]]).numpy()
     distractor = np.full(len(items), -1)
     distractor[place[n_pairs:]] = np.arange(n_distractors)
     is_distractor = distractor[column] >= 0
@@ -69,8 +75,13 @@ def evaluate_vectors(
 
     shown = lists.padded(np.ones(n_pairs, dtype=np.bool_), False)
     judged = np.concatenate([shown, is_presumed], axis=1)
-    similarity = _dots(queries, vectors, row, column)
-    scores = np.concatenate([lists.padded(similarity, 0.0), others], axis=1)
+    of_shown = np.concatenate(
+        [  # never all of queries x items, nor all pairs at once
+            of_pairs(queries[row[chunk]], vectors[column[chunk]]).numpy()
+            for chunk in _chunks(n_pairs)
+        ]
+    )
+    scores = np.concatenate([lists.padded(of_shown, 0.0), others], axis=1)
     nothing = np.zeros_like(others)
     relevance = np.concatenate([lists.padded(lists.relevance, 0.0), nothing], axis=1)
     gains = np.concatenate([lists.padded(lists.gain, 0.0), nothing], axis=1)
@@ -85,13 +96,8 @@ def evaluate_vectors(
     }
 
 
-def _dots(queries: Vectors, items: Vectors, row: Ints, column: Ints) -> Vectors:
-    """Return (n_pairs,) inner products; never all of queries x items, nor all pairs at once."""
-    dots = np.empty(len(row), np.float32)
-    for start in range(0, len(row), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        np.einsum("nd,nd->n", queries[row[chunk]], items[column[chunk]], out=dots[chunk])
-    return dots
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
 
 
 def _weighted(lists: QueryLists, values: PerQuery) -> PerQuery:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +25,8 @@ from embedding_studio.errors import MethodError, NotEnoughData
 from embedding_studio.outbound import open_http
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
-from embedding_studio.training.encoder import device, tokenize
+from embedding_studio.training.encoder import device
+from embedding_studio.training.texts import tokenize
 
 Ints = NDArray[np.integer]
 
@@ -53,6 +55,8 @@ class PreparedImages:
     augmentation: Augmentation | None = None
     random: torch.Generator | None = None
 
+    is_left_padded = False
+
     @property
     def is_fixed(self) -> bool:
         return self.augmentation is None
@@ -63,7 +67,22 @@ class PreparedImages:
     def lengths(self, which: Ints) -> NDArray[np.int64]:
         return np.full(len(which), self.tokens)
 
-    def features(self, which: Ints) -> dict[str, Any]:
+    def for_model(self, model: SentenceTransformer) -> "PreparedImages":
+        return self
+
+    def same_as(self, which: Ints) -> Ints:
+        return which
+
+    def samples(self) -> Ints:
+        return np.arange(min(4, len(self)))
+
+    def groups(self, which: Ints) -> Ints:
+        return np.zeros(len(which), np.int64)
+
+    def options(self, which: Ints) -> dict[str, Any]:
+        return {"task": "document"}
+
+    def features(self, which: Ints, model: object = None) -> dict[str, Any]:
         """Return pixel_values, (n, 3, height, width) float, normalised, on the training device.
 
         Images are augmented only where gradients are enabled: an evaluation sees them as they are.
@@ -134,7 +153,7 @@ def prepare_image_clicks(
     figures = prepare_clicks(
         sessions,
         key,
-        lambda texts: tokenize(model, texts),
+        partial(tokenize, model),
         folder,
         encode_items=lambda keys: np.save(folder / "image_rows.npy", np.array(keys, np.int64)),
     )

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
+from embedding_studio.errors import MethodError
 from embedding_studio.methods import Scores, TrialRun
 from embedding_studio.training.batches import Batch, Batches
 from embedding_studio.training.data import QueryLists
-from embedding_studio.training.encoder import Inputs
+from embedding_studio.training.encoder import round_as_stored
 from embedding_studio.training.evaluation import PerQuery, evaluate_vectors
+from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.losses import (
     listwise_softmax,
     pairwise_margin,
@@ -36,7 +38,8 @@ _MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """temperature: of the softmax loss, or the margin of the margin losses, in units of cosine.
+    """temperature: of the softmax loss, or the margin of the margin losses, in units of cosine,
+    whatever a model compares by (see `unit_of`).
 
     negatives_per_click: other shown items per probably meant one, drawn anew each epoch.
     debias: learn from the click model's relevance; else from "was it ever clicked".
@@ -70,8 +73,11 @@ def train(
     The last epoch's weights are kept unless an earlier epoch's are clearly better (see
     `is_clearly_better`); after two epochs in a row that are clearly worse, training ends. Then the
     tuned weights are blended with the starting ones (WiSE-FT, Wortsman et al. 2022), and a blend is
-    kept if it is clearly better than they are.
+    kept if it is clearly better than they are. The weights that are kept are rounded to the type in
+    which the model is saved. Raises MethodError when nothing learns.
     """
+    if not encoder.learning:
+        raise MethodError("nothing of the model learns: freeze fewer layers")
     torch.manual_seed(run.seed)
     random = np.random.default_rng(run.seed)
     start = copy_of(encoder.weights)
@@ -105,6 +111,8 @@ def train(
         if is_clearly_better(blend_scores, than=best_scores):
             best, best_scores = blend, blend_scores
     put(best, encoder.weights)
+    for tower in encoder.towers:
+        round_as_stored(tower.model)
     encoder.eval()
 
 
@@ -132,13 +140,15 @@ def batch_loss(encoder: BiEncoder, batch: Batch, plan: TrainingPlan) -> Tensor:
         torch.from_numpy(table).to(queries.device)
         for table in (batch.relevance, batch.negative_weight)
     )
-    return _LOSSES[plan.loss](queries @ items.T, relevance, negative_weight, plan.temperature)
+    scores = encoder.scores(queries, items)
+    return _LOSSES[plan.loss](scores, relevance, negative_weight, plan.temperature)
 
 
 def evaluate(encoder: BiEncoder, lists: QueryLists) -> dict[str, float | PerQuery]:
     """Score the encoder as it is now, in the arithmetic that it learns in."""
     encoder.eval()
-    return evaluate_vectors(lists, encoder.queries.vectors(lists.queries), encoder.items.vectors)
+    queries = encoder.queries.vectors(lists.queries)
+    return evaluate_vectors(lists, queries, encoder.items.vectors, encoder.similarity)
 
 
 def estimate_trained_tokens(

@@ -1,43 +1,65 @@
 """Bi-encoders as the training loop sees them: numbers of inputs in, embeddings out."""
 
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from embedding_studio.errors import MethodError
-from embedding_studio.training.activations import Activations, open_activations
-from embedding_studio.training.encoder import (
-    Inputs,
-    chunks_of_like_length,
-    fast_arithmetic,
-    forward,
-    in_order,
-    layers_of,
+from embedding_studio.training.activations import (
+    Activations,
+    activations_file,
+    open_activations,
+)
+from embedding_studio.training.encoder import fast_arithmetic, learnable
+from embedding_studio.training.inputs import Inputs, Ints, in_order, passes
+from embedding_studio.training.layers import (
+    EVERYWHERE,
+    Cut,
+    DoesNotFit,
+    Parameters,
+    dependencies,
+    forms_below,
+    hidden_at,
+    recalling,
+    stacks_of,
 )
 from embedding_studio.training.lora import add_lora, merge_lora
+from embedding_studio.training.serving import (
+    COSINE,
+    comparable,
+    forward,
+    similarity_functions,
+    unit_of,
+)
 
-Ints = NDArray[np.integer]
-Parameters = dict[str, nn.Parameter]
+log = logging.getLogger(__name__)
+
+_UNIT_SAMPLE = 64
+_SAME = 1e-3  # how far two vectors may be apart, as a share of their length
 
 
 class Tower:
-    """One side of a bi-encoder: a model on its inputs, with its first layers and all before frozen.
+    """One side of a bi-encoder: a model on its inputs, with its first layers frozen and all that
+    these depend on, wherever it stands.
 
     scope: which of the model's parameters belong to this tower, by parts of their names; all of
     them by default. lora_rank: > 0 to learn adapters of the learning layers in place of their
-    weights.
+    weights. A model without layers (static embeddings) learns as a whole; where a Router has a
+    transformer for each side, both are frozen to the same depth, as far as they have it.
 
     What the frozen layers make of an input is computed once per model and depth and kept on disk in
-    `inputs.folder` for all trials, as far as `activations_mb` reach; beyond that, or where inputs
-    change from time to time, it is computed anew. Both give the same embeddings but for rounding.
+    `inputs.folder` for all trials, as far as `activations_mb` reach; beyond that, where inputs
+    change from time to time, or where the layers do not allow it, it is computed anew. Both give
+    the same embeddings but for rounding.
 
     Raises MethodError when there are fewer layers.
     """
@@ -48,20 +70,15 @@ class Tower:
         inputs: Inputs,
         frozen_layers: int,
         learning_rate: float,
-        scope: tuple[str, ...] = ("",),
+        scope: tuple[str, ...] = EVERYWHERE,
         lora_rank: int = 0,
         activations_mb: int = 4096,
     ) -> None:
-        name, self._layers = layers_of(model, scope)
-        if not 0 <= frozen_layers <= len(self._layers):
-            raise MethodError(
-                f"cannot freeze {frozen_layers} layers of a model with {len(self._layers)}"
-            )
         self.model = model
-        self.inputs = inputs
+        self.inputs = inputs.for_model(model)
         self.learning_rate = learning_rate
-        self._frozen_layers = frozen_layers
-        frozen, self.weights = _split_parameters(model, scope, name, frozen_layers)
+        self._cuts = _cuts(model, scope, frozen_layers)
+        frozen, self.weights = self._split_parameters(scope)
         self.learning = self.weights
         for parameter in frozen.values():
             parameter.requires_grad_(False)
@@ -69,67 +86,133 @@ class Tower:
             parameter.requires_grad_(True)
         self._activations = self._open_activations(frozen, activations_mb)
         if lora_rank:
-            for parameter in self.weights.values():
-                parameter.requires_grad_(False)
-            self.weights, self.learning = add_lora(self._layers, frozen_layers, lora_rank)
+            self._learn_adapters(lora_rank)
 
     def embed(self, which: Ints) -> Tensor:
-        """Return (n, d) unit vectors of the inputs, each named once, with gradients where enabled.
+        """Return (n, d) embeddings of the inputs, each named once, with gradients where enabled:
+        unit vectors where the model compares by cosine.
 
         In bfloat16 where that is the faster arithmetic."""
         with fast_arithmetic(self.model.device):
-            return normalize(in_order(self.inputs, which, self._forward), dim=1)
+            return comparable(self.model, in_order(self.inputs, which, self._forward))
 
     def vectors(self, which: Ints) -> NDArray[np.float32]:
-        """Return (n, d) unit vectors of the inputs, each distinct one encoded once."""
-        distinct, back = np.unique(which, return_inverse=True)
+        """Return (n, d) what `embed` gives for the inputs, each distinct one encoded once."""
+        distinct, back = np.unique(self.inputs.same_as(which), return_inverse=True)
         with torch.inference_mode():
             found: NDArray[np.float32] = self.embed(distinct).cpu().numpy()[back]
         return found
 
     def train(self) -> None:
         """Switch dropout on in what learns, and off in what does not."""
+        if not self._cuts:
+            self.model.train()
+            return
         self.model.eval()
-        for layer in self._layers[self._frozen_layers :]:
-            layer.train()
+        for cut in self._cuts:
+            for layer in cut.above:
+                layer.train()
 
     def finish(self) -> None:
         """Turn adapters, if any, into weights."""
         if self.learning is not self.weights:
-            merge_lora(self._layers)
+            for cut in self._cuts:
+                merge_lora(cut.stack)
+
+    def _split_parameters(self, scope: tuple[str, ...]) -> tuple[Parameters, Parameters]:
+        """Return the frozen and the learning parameters of the scope."""
+        below, used = dependencies(self.model, self._cuts, self.inputs)
+        can_learn = learnable(self.model)
+        frozen: Parameters = {}
+        learning: Parameters = {}
+        for name, parameter in self.model.named_parameters():
+            if any(part in name for part in scope):
+                learns = name in can_learn and parameter in used - below
+                (learning if learns else frozen)[name] = parameter
+        return frozen, learning
+
+    def _learn_adapters(self, rank: int) -> None:
+        for parameter in self.weights.values():
+            parameter.requires_grad_(False)
+        self.weights, self.learning = {}, {}
+        for number, cut in enumerate(self._cuts):
+            weights, learning = add_lora(cut.stack, cut.depth, rank)
+            self.weights |= {f"{number}.{name}": weight for name, weight in weights.items()}
+            self.learning |= {f"{number}.{name}": weight for name, weight in learning.items()}
 
     def _forward(self, which: Ints) -> Tensor:
         if self._activations is None:
-            return forward(self.model, self.inputs.features(which))
-        hidden = self._activations.padded(which).to(self.model.device, non_blocking=True)
-        with _replaced(self._layers, self._frozen_layers, _Recalled(hidden)):
-            return forward(self.model, self.inputs.features(which))
+            return forward(self.model, self.inputs, which)
+        hidden = self._activations.padded(self.inputs.same_as(which)).to(
+            self.model.device, non_blocking=True
+        )
+        with recalling(self._forms, hidden):
+            return forward(self.model, self.inputs, which)
+
+    @cached_property
+    def _forms(self) -> Any:
+        (cut,) = self._cuts
+        return forms_below(cut, self.model, self.inputs, self.inputs.samples()[:1])
 
     def _open_activations(self, frozen: Parameters, max_mb: int) -> Activations | None:
-        if not (self._frozen_layers and self.inputs.is_fixed and self.inputs.folder):
+        folder = self.inputs.folder
+        if not (max_mb and folder and self.inputs.is_fixed and any(c.depth for c in self._cuts)):
+            return None
+        file = activations_file(folder, frozen.values(), [cut.depth for cut in self._cuts])
+        if not file.exists() and (reason := self._why_not_kept()):
+            log.info("what frozen layers give is computed each time: %s", reason)
             return None
         everything = np.arange(len(self.inputs))
+        is_own = self.inputs.same_as(everything) == everything
         return open_activations(
-            self.inputs.folder,
-            frozen.values(),
-            self.inputs.lengths(everything),
-            self._below(everything[:1]).shape[-1],
-            self._compute_all,
+            file,
+            self.inputs.lengths(everything) * is_own,
+            lambda: self._compute_all(np.flatnonzero(is_own)),
             max_mb * 1_000_000,
+            self.inputs.is_left_padded,
         )
 
-    def _compute_all(self) -> Iterator[tuple[Ints, Tensor]]:
-        order, slices = chunks_of_like_length(self.inputs.lengths(np.arange(len(self.inputs))))
-        for chunk in slices:
-            yield order[chunk], self._below(order[chunk])
-
     @torch.inference_mode()
-    def _below(self, which: Ints) -> Tensor:
-        """Return what the frozen layers make of the inputs, (n, longest, d), in full precision."""
-        self.model.eval()
-        with _stopping_after(self._layers[self._frozen_layers - 1]) as reached:
-            forward(self.model, self.inputs.features(which))
-        return reached.pop()
+    def _why_not_kept(self) -> str | None:
+        """Return why what the frozen layers give cannot be kept; None if samples come out as when
+        it is computed, though it was computed for each by itself."""
+        if len(self._cuts) > 1:
+            return "queries and items have transformers of their own"
+        (cut,) = self._cuts
+        samples = self.inputs.samples()
+        try:
+            for chunk in passes(self.inputs, samples):
+                which = samples[chunk]
+                rows = [
+                    hidden_at(cut, self.model, self.inputs, which[[n]])[0]
+                    for n in range(len(which))
+                ]
+                side = "left" if self.inputs.is_left_padded else "right"
+                hidden = pad_sequence(rows, batch_first=True, padding_side=side)
+                with recalling(self._forms, hidden):
+                    recalled = forward(self.model, self.inputs, which)
+                computed = forward(self.model, self.inputs, which)
+                apart = (recalled - computed).norm(dim=1)
+                if not (apart <= _SAME * computed.norm(dim=1)).all():
+                    return "the layers above it take more than it"
+        except DoesNotFit as reason:
+            return str(reason)
+        except Exception as error:  # noqa: BLE001 - a model may do with its layers what it likes
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _compute_all(self, which: Ints) -> Iterator[tuple[Ints, Tensor]]:
+        (cut,) = self._cuts
+        for chunk in passes(self.inputs, which):
+            yield which[chunk], hidden_at(cut, self.model, self.inputs, which[chunk])
+
+
+def _cuts(model: SentenceTransformer, scope: tuple[str, ...], frozen_layers: int) -> list[Cut]:
+    stacks = stacks_of(model, scope)
+    most = max(map(len, stacks), default=0)
+    if stacks and not 0 <= frozen_layers <= most:
+        raise MethodError(f"cannot freeze {frozen_layers} layers of a model with {most}")
+    return [Cut(stack, min(frozen_layers, len(stack))) for stack in stacks]
 
 
 @dataclass(frozen=True)
@@ -167,13 +250,36 @@ class BiEncoder:
         ]
 
     def embed(self, queries: Ints, items: Ints) -> tuple[Tensor, Tensor]:
-        """Return unit vectors, (b, d) and (n, d). What is both a query and an item of one tower is
+        """Return embeddings, (b, d) and (n, d). What is both a query and an item of one tower is
         encoded once; queries are distinct, and so are items."""
         if self.queries is not self.items:
             return self.queries.embed(queries), self.items.embed(items)
-        distinct, place = np.unique(np.concatenate([queries, items]), return_inverse=True)
+        both = self.queries.inputs.same_as(np.concatenate([queries, items]))
+        distinct, place = np.unique(both, return_inverse=True)
         vectors = self.queries.embed(distinct)[torch.from_numpy(place)]
         return vectors[: len(queries)], vectors[len(queries) :]
+
+    @property
+    def similarity(self) -> str:
+        """The name of the models' own."""
+        return self.queries.model.similarity_fn_name
+
+    def scores(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Return (b, n), how similar they are, in units of cosine: see `unit_of`."""
+        return similarity_functions(self.similarity)[0](queries, items) / self._unit
+
+    @cached_property
+    def _unit(self) -> float:
+        """Of the models as they are when it is first asked for: before the first step."""
+
+        def some(tower: Tower) -> Tensor:
+            last = len(tower.inputs) - 1
+            which = np.unique(np.linspace(0, last, _UNIT_SAMPLE).astype(np.int64))
+            return torch.from_numpy(tower.vectors(which))
+
+        if self.similarity == COSINE:
+            return 1.0
+        return unit_of(self.similarity, some(self.queries), some(self.items))
 
     def count_tokens(self, queries: Ints, items: Ints) -> int:
         """Return how many tokens `embed` encodes, padding left out."""
@@ -195,73 +301,6 @@ class BiEncoder:
 def count_tokens(query_inputs: Inputs, item_inputs: Inputs, queries: Ints, items: Ints) -> int:
     """Return the tokens of a batch's distinct queries and items, padding left out."""
     if query_inputs is item_inputs:
-        return int(query_inputs.lengths(np.union1d(queries, items)).sum())
+        distinct = np.unique(query_inputs.same_as(np.concatenate([queries, items])))
+        return int(query_inputs.lengths(distinct).sum())
     return int(query_inputs.lengths(queries).sum() + item_inputs.lengths(items).sum())
-
-
-class _Recalled(nn.Module):
-    """Stands in for a model's frozen layers and gives what they once gave."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self._hidden
-
-
-@contextmanager
-def _replaced(layers: nn.ModuleList, first: int, stand_in: nn.Module) -> Iterator[None]:
-    """Put `stand_in` in the place of each of the first layers."""
-    originals = list(layers[:first])
-    for number in range(first):
-        layers[number] = stand_in
-    try:
-        yield
-    finally:
-        for number, original in enumerate(originals):
-            layers[number] = original
-
-
-class _Reached(Exception):
-    pass
-
-
-@contextmanager
-def _stopping_after(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """End the forward pass inside once `layer` has run; the list then holds its output."""
-    reached: list[Tensor] = []
-
-    def stop(module: nn.Module, args: Any, output: Tensor) -> None:
-        reached.append(output)
-        raise _Reached
-
-    hook = layer.register_forward_hook(stop)
-    try:
-        yield reached
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
-
-
-def _split_parameters(
-    model: nn.Module, scope: tuple[str, ...], layers_name: str, frozen_layers: int
-) -> tuple[Parameters, Parameters]:
-    """Return what comes before the first learning layer, and the rest.
-
-    Parameters come in the order in which an input passes through them.
-    """
-    frozen: Parameters = {}
-    learning: Parameters = {}
-    is_before_layers = True
-    for name, parameter in model.named_parameters():
-        if not any(part in name for part in scope):
-            continue
-        number, is_layer = 0, name.startswith(f"{layers_name}.")
-        if is_layer:
-            number = int(name.removeprefix(f"{layers_name}.").split(".")[0])
-            is_before_layers = False
-        is_frozen = is_before_layers or (is_layer and number < frozen_layers)
-        (frozen if is_frozen else learning)[name] = parameter
-    return frozen, learning

@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from embedding_studio.training.data import (
     prepare_clicks,
     text_of,
 )
-from embedding_studio.training.encoder import load_encoder, tokenize
+from embedding_studio.training.encoder import load_encoder
+from embedding_studio.training.texts import tokenize
 from tests.training.tiny import searches, session
 
 
@@ -29,14 +31,15 @@ def model(tiny_model_folder: Path) -> SentenceTransformer:
 def prepare(
     sessions: Splits[list[Session]], model: SentenceTransformer, folder: Path
 ) -> Mapping[str, float]:
-    return prepare_clicks(sessions, text_of, lambda texts: tokenize(model, texts), folder)
+    return prepare_clicks(sessions, text_of, partial(tokenize, model), folder)
 
 
 def texts_of(model: SentenceTransformer, lists: QueryLists, which: np.ndarray) -> list[str]:
     texts = lists.texts
+    tokens = texts.columns["input_ids"]
     return [
         model.tokenizer.decode(
-            texts.tokens[texts.offsets[text] : texts.offsets[text + 1]], skip_special_tokens=True
+            tokens[texts.offsets[text] : texts.offsets[text + 1]], skip_special_tokens=True
         )
         for text in which
     ]
@@ -76,7 +79,7 @@ def test_columns_are_memory_mapped_without_pickle(
     prepare(split_by_query(searches(4000)), model, tmp_path)
     lists = open_clicks(tmp_path).train
     assert isinstance(lists.items, np.memmap)
-    assert isinstance(lists.texts.tokens, np.memmap)
+    assert isinstance(lists.texts.columns["input_ids"], np.memmap)
     assert {file.suffix for file in tmp_path.iterdir()} == {".npy", ".json"}
 
 
@@ -150,7 +153,7 @@ def test_items_that_are_not_texts_have_their_own_numbers(
     figures = prepare_clicks(
         sessions,
         lambda result: f"image of {result.object_id}",
-        lambda texts: tokenize(model, texts),
+        partial(tokenize, model),
         tmp_path,
         encode_items=keys.extend,
     )

@@ -7,19 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
-from embedding_studio.errors import CorruptModel, MethodError
-from embedding_studio.training.encoder import (
-    chunks_of_like_length,
-    count_layers,
-    embed_frozen,
-    forward,
-    in_order,
-    load_encoder,
-    open_texts,
-    require_same_tokenizer,
-    save_encoder,
-    tokenize,
-)
+from embedding_studio.errors import CorruptModel
+from embedding_studio.training.encoder import embed_frozen, load_encoder, save_encoder
+from embedding_studio.training.inputs import chunks_of_like_length, in_order
+from embedding_studio.training.layers import count_layers
+from embedding_studio.training.serving import forward
+from embedding_studio.training.texts import open_texts, tokenize
 from tests.training.tiny import PACKAGED_MODEL
 
 TEXTS = ["a", "three little words", "", "cat", "a somewhat longer text about cats and dogs", "a"]
@@ -39,9 +32,7 @@ def test_token_ids_give_the_librarys_embeddings(model: SentenceTransformer) -> N
         one_by_one = in_order(
             texts,
             np.arange(len(TEXTS)),
-            lambda some: torch.cat(
-                [forward(model, texts.features(some[[k]])) for k in range(len(some))]
-            ),
+            lambda some: torch.cat([forward(model, texts, some[[k]]) for k in range(len(some))]),
         )
     normal = torch.nn.functional.normalize(one_by_one, dim=1).numpy()
     assert normal == pytest.approx(expected, abs=1e-5)
@@ -88,10 +79,12 @@ def test_texts_written_and_opened_are_the_same(model: SentenceTransformer, tmp_p
     texts.write(tmp_path)
     opened = open_texts(tmp_path)
     everything = np.arange(len(TEXTS))
-    for name, expected in texts.features(everything).items():
-        assert opened.features(everything)[name].equal(expected)
-    assert (opened.tokenizer, opened.pad, opened.folder) == (texts.tokenizer, texts.pad, tmp_path)
-    assert isinstance(opened.tokens, np.memmap)
+    features = opened.features(everything, model)
+    for name, expected in texts.features(everything, model).items():
+        assert np.array_equal(features[name], expected)
+    assert (opened.sides, opened.fingerprint) == (texts.sides, texts.fingerprint)
+    assert opened.folder == tmp_path
+    assert isinstance(opened.columns["input_ids"], np.memmap)
 
 
 @pytest.mark.slow
@@ -154,10 +147,21 @@ def test_layers_are_counted(model: SentenceTransformer) -> None:
     assert count_layers(model) == 2
 
 
-def test_another_tokenizer_is_noticed(model: SentenceTransformer) -> None:
-    """Token ids of one vocabulary mean nothing to another model."""
-    texts = tokenize(model, TEXTS)
-    require_same_tokenizer(model, texts)
-    model.tokenizer.add_tokens(["unheardof"])
-    with pytest.raises(MethodError, match="ES_INITIAL_MODEL"):
-        require_same_tokenizer(model, texts)
+def test_another_tokenizer_gets_token_ids_of_its_own(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Token ids of one vocabulary mean nothing to another model: they are made again, once."""
+    tokenize(model, ["an apple"]).write(tmp_path)
+    texts = open_texts(tmp_path)
+    assert texts.for_model(model) is texts
+    model.tokenizer.add_tokens(["pple"])
+    assert model.transformers_model is not None
+    model.transformers_model.resize_token_embeddings(len(model.tokenizer))
+    own = texts.for_model(model)
+    assert own.lengths(np.array([0])) > texts.lengths(np.array([0]))
+    assert own.folder is not None
+    assert own.folder.parent == tmp_path
+    again = texts.for_model(model)
+    assert isinstance(again.columns["input_ids"], np.memmap)
+    assert again.folder == own.folder
+    assert texts.fingerprint == open_texts(tmp_path).fingerprint

@@ -1,5 +1,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,7 @@ from embedding_studio.methods import Scores
 from embedding_studio.training import loop
 from embedding_studio.training.batches import Batches
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import (
-    load_encoder,
-    save_encoder,
-    tokenize,
-)
+from embedding_studio.training.encoder import load_encoder, save_encoder
 from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.loop import (
     TrainingPlan,
@@ -26,6 +23,7 @@ from embedding_studio.training.loop import (
     is_clearly_better,
     linear_schedule,
 )
+from embedding_studio.training.texts import tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 from tests.training.tiny import Reports, searches
 
@@ -54,7 +52,7 @@ def data(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> S
     folder = tmp_path_factory.mktemp("data")
     model = load_encoder(tiny_model_folder)
     sessions = split_by_query(searches(6000))
-    prepare_clicks(sessions, text_of, lambda texts: tokenize(model, texts), folder)
+    prepare_clicks(sessions, text_of, partial(tokenize, model), folder)
     return open_clicks(folder)
 
 
@@ -241,7 +239,7 @@ def test_trained_tokens_are_counted_and_foretold(
     train(model, PLAN, data, run)
     assert run.trained_tokens == pytest.approx(estimate, rel=0.1)
     (batch, *_) = PLAN.batches(data.train).shuffled(np.random.default_rng(0))
-    distinct = set(batch.queries) | set(batch.items)
+    distinct = set(texts.same_as(np.concatenate([batch.queries, batch.items])))
     by_hand = sum(int(texts.offsets[n + 1] - texts.offsets[n]) for n in distinct)
     assert encoder_of(model, data).count_tokens(batch.queries, batch.items) == by_hand
 

@@ -8,13 +8,8 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import MethodError
 from embedding_studio.training import activations
-from embedding_studio.training.encoder import (
-    TokenizedTexts,
-    embed_frozen,
-    load_encoder,
-    open_texts,
-    tokenize,
-)
+from embedding_studio.training.encoder import embed_frozen, load_encoder
+from embedding_studio.training.texts import TokenizedTexts, open_texts, tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 from tests.training.tiny import write_tiny_model
 
