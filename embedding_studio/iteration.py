@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
@@ -9,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from embedding_studio.attempt import Attempt, House
+from embedding_studio.attempt import POLL_SECONDS, Attempt, House
+from embedding_studio.champions import Champions
 from embedding_studio.clickstream import BatchStatus, SessionBatch
 from embedding_studio.errors import (
     Conflict,
@@ -93,6 +95,8 @@ class _Iteration:
         self._method = method
         self._line = self._attempt.line
         self._release_id = f"task {task.id}"
+        self._method_name = task.fine_tuning_method
+        self._champions = Champions(self._store, self._tracking, house.clock)
         self._experiment_id = task.experiment_id or ""
         self._best_model: StoredModel | None = None
         self._baseline_run_id = ""
@@ -130,12 +134,16 @@ class _Iteration:
         return collecting
 
     def fetch_starting_model(self) -> StoredModel:
-        """Copy the champion, else the initial model (uploaded once), to the work folder."""
-        model = self._tracking.champion(self._line)
-        if model is None:
+        """Copy the champion to the work folder: the initial model, until another is promoted."""
+        registered = self._attempt.patiently(partial(self._champions.of, self._method_name))
+        if registered.is_initial:  # the method may start from another one by now
             folder = self._attempt.work / "initial"
             self._attempt.run(SaveInitialModel(self._attempt.ref, folder))
-            model = self._tracking.store_initial_model(self._line, folder, self._task.id)
+            initial = self._tracking.store_initial_model(self._line, folder, self._task.id)
+            begin = partial(self._champions.begin_with, self._task, initial)
+            registered = self._attempt.patiently(begin)
+        self._mirror_champion()
+        model = registered.version(registered.champion).model
         try:
             self._tracking.download_model(model, self._attempt.start_folder)
         except CorruptModel as error:
@@ -143,6 +151,14 @@ class _Iteration:
                 f"{error}. It is the model to start from: {OTHER_CHAMPION}"
             ) from error
         return model
+
+    def _mirror_champion(self) -> None:
+        """Return once MLflow's alias shows the champion."""
+        seconds = self._settings.lease_seconds
+        mirror = partial(self._champions.mirror, self._method_name, seconds)
+        while not self._attempt.patiently(mirror):
+            self._lease.check()
+            time.sleep(POLL_SECONDS)
 
     def prepare_data(self, batch: SessionBatch) -> int:
         """Prepare a snapshot of the batch for all trials; return how many sessions are in it."""
@@ -291,19 +307,22 @@ class _Iteration:
         self._tracking.log_test_scores(self._baseline_run_id, mean_metrics(before, metric))
         self._tracking.log_test_scores(best.run_id, mean_metrics(after, metric))
         promotion = decide(metric, self._method.direction, before, after, self._settings.seed)
-        champion = self._tracking.champion(self._line)
-        if champion is not None and champion.run_id != start.run_id:
-            promotion = replace(
-                promotion,
-                promoted=False,
-                reason="another iteration changed the champion meanwhile: start a new task",
+        registered = self._attempt.patiently(partial(self._champions.of, self._method_name))
+        if promotion.promoted and (known := registered.version_of(best.run_id)) is not None:
+            promotion = _refused(
+                promotion, f"it was champion as version {known.number} and was rolled back"
             )
+        elif promotion.promoted and not registered.is_champion(start.run_id):
+            promotion = _refused(promotion, f"{registered.say_champion()}: start a new task")
+        self._record_verdict(promotion)
+        return promotion
+
+    def _record_verdict(self, promotion: Promotion) -> None:
         verdict = story.verdict(promotion)
         kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
         figures = {"baseline": promotion.baseline, "best": promotion.best}
         self._attempt.record(kind, verdict, figures, promotion=promotion)
         log.info("task %s: %s", self._task.id, verdict)
-        return promotion
 
     def recall_verdict(self) -> Promotion:
         """Return the verdict that an earlier attempt recorded."""
@@ -336,11 +355,10 @@ class _Iteration:
     def carry_out(self, promotion: Promotion) -> None:
         """Move the champion if the verdict says so, then remove the older iterations."""
         self._lease.check()
-        if self._best_model is not None:
-            run_id = self._best_model.run_id
-            self._tracking.describe_verdict(self._experiment_id, promotion, run_id)
-        if promotion.promoted and self._best_model is not None:
-            self._tracking.promote(self._line, self._best_model, story.verdict(promotion))
+        if (best := self._best_model) is not None:
+            if promotion.promoted:
+                promotion = self._promote(best, promotion)
+            self._tracking.describe_verdict(self._experiment_id, promotion, best.run_id)
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(
@@ -350,6 +368,18 @@ class _Iteration:
             self._attempt.patiently(
                 partial(self._store.delete_older_batches, self._settings.keep_batches)
             )
+
+    def _promote(self, best: StoredModel, promotion: Promotion) -> Promotion:
+        """Make the best model champion; take the verdict back if the champion was moved since."""
+        start_run_id = self._tracking.start_run_id(self._experiment_id)
+        promote = partial(self._champions.promote, self._task, best, promotion, start_run_id)
+        try:
+            self._attempt.patiently(promote)
+        except Conflict as error:
+            promotion = _refused(promotion, f"{error}: start a new task")
+            self._record_verdict(promotion)
+        self._mirror_champion()
+        return promotion
 
     def _forget_model(self, task_id: str) -> None:
         if task_id == self._task.id:  # of an attempt from another start
@@ -373,3 +403,7 @@ class _Iteration:
             self._attempt.executor.kill(self._drawing)
             wait([self._drawing])
         shutil.rmtree(self._attempt.work, ignore_errors=True)
+
+
+def _refused(promotion: Promotion, reason: str) -> Promotion:
+    return replace(promotion, promoted=False, reason=reason)

@@ -95,10 +95,20 @@ class RegisteredModel:
         """Return the version whose model is that run's."""
         return next((v for v in self.versions if v.model.run_id == run_id), None)
 
+    def is_champion(self, run_id: str) -> bool:
+        """Return whether the champion is that run's model."""
+        version = self.version_of(run_id)
+        return version is not None and version.number == self.champion
+
     @property
     def kept_run_ids(self) -> frozenset[str]:
         """The runs whose models are those of versions that were not removed."""
         return frozenset(v.model.run_id for v in self.versions if v.removed_at is None)
+
+    @property
+    def is_initial(self) -> bool:
+        """Whether nothing but initial models was champion so far."""
+        return all(move.kind is MoveKind.INITIAL for move in self.moves)
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -110,11 +120,7 @@ class RegisteredModel:
         """
         if self.champion == move.to_version:
             return self
-        if self.champion != move.from_version:
-            raise Conflict(
-                f"the champion of {self.name!r} is version {self.champion} and not "
-                f"{move.from_version}: {self._say_last_move()}"
-            )
+        self.ensure_champion(move.from_version)
         versions = self.versions
         if new is not None:
             others = [v for v in versions if v.number != new.number]
@@ -129,13 +135,27 @@ class RegisteredModel:
         moves = (*self.moves, move)[-MOST_REMEMBERED:]
         return replace(changed, champion=move.to_version, moves=moves)
 
-    def _say_last_move(self) -> str:
+    def ensure_champion(self, expected: int | None) -> None:
+        """Raise Conflict, telling of the last move, when another version is champion."""
+        if self.champion != expected:
+            raise Conflict(f"{self.say_champion()}, not version {expected}")
+
+    def say_champion(self) -> str:
+        """Return in words which version is champion, and since when."""
         if not self.moves:
-            return "there is none yet"
+            return f"{self.name!r} has no champion yet"
         last = self.moves[-1]
         return (
-            f"{last.kind.value.replace('_', ' ')} by {last.by} at {last.at:%Y-%m-%d %H:%M:%S} UTC"
+            f"the champion of {self.name!r} is version {self.champion} "
+            f"({last.kind.value.replace('_', ' ')} by {last.by} at {last.at:%F %T} UTC)"
         )
+
+    def rolled_back(self, to_version: int | None, by: str, why: str, now: datetime) -> Self:
+        """Return it with an earlier champion, None: the one whose place the present one took.
+
+        Raises Conflict and NotFound as `moved` does, and Conflict if there is no previous one."""
+        target = self.previous_version() if to_version is None else to_version
+        return self.moved(ChampionMove(MoveKind.ROLLED_BACK, now, self.champion, target, by, why))
 
     def previous_version(self) -> int:
         """Return what a rollback without a number leads to. Raises Conflict if there is nothing."""
@@ -180,3 +200,9 @@ class RegisteredModel:
         if self.is_mirrored or (self.mirroring_until is not None and self.mirroring_until > now):
             return None
         return replace(self, mirroring=self.champion, mirroring_until=until)
+
+    def mirrored_as(self, claimed: Self) -> Self:
+        """Return it with the alias where that claim has set it; as it is if the claim is over."""
+        if self.mirroring_until != claimed.mirroring_until:
+            return self
+        return replace(self, mirrored=claimed.mirroring, mirroring=None, mirroring_until=None)

@@ -27,7 +27,7 @@ def sweep(
     """
     found = [
         *_end_iterations(store, tracking, now, dry_run),
-        *tracking.remove_orphans(dry_run),
+        *tracking.remove_orphans(_kept_run_ids(store), dry_run),
         *_empty_work_folder(store, settings, now, dry_run),
     ]
     for what in found:
@@ -61,6 +61,10 @@ def _end_iterations(
             tracking.set_iteration_state(
                 iteration.experiment_id, end, None if end is TaskStatus.DONE else error
             )
+
+
+def _kept_run_ids(store: Store) -> set[str]:
+    return {run_id for model in store.all_models() for run_id in model.kept_run_ids}
 
 
 def _empty_work_folder(

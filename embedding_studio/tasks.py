@@ -235,6 +235,12 @@ def line_name(project: str, method: str) -> str:
     return method if project == DEFAULT_PROJECT else f"{method} ({project})"
 
 
+def split_line(name: str) -> tuple[str, str]:
+    """Return the project and the method that `line_name` made a name of."""
+    method, separator, project = name.removesuffix(")").rpartition(" (")
+    return (project, method) if separator and name.endswith(")") else (DEFAULT_PROJECT, name)
+
+
 def line_of(task: FineTuningTask) -> str:
     """Return the name of the line of models that a task goes on with."""
     return line_name(task.project, task.fine_tuning_method)

@@ -21,6 +21,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.attempt import House
+from embedding_studio.champions import bring_along, mirror_all
 from embedding_studio.errors import (
     Draining,
     EmbeddingStudioError,
@@ -47,7 +48,7 @@ MAX_OUTAGES = 5
 """After this many outages in a row, without progress between them, a task is an error."""
 MAX_PAUSE_SECONDS = 30.0
 ERRANDS_SECONDS = 2.0
-"""How often schedules and webhooks are looked after."""
+"""How often schedules, webhooks and champions' aliases are looked after."""
 BEAT_SECONDS = 1.0
 """How often the lease is renewed at least, and so how soon a cancel is noticed."""
 
@@ -65,6 +66,7 @@ class Worker:
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._lease: Lease | None = None
         self._is_draining = threading.Event()
+        self._has_brought_along = False
 
     def work_once(self) -> bool:
         """Claim a task and run it to its end; False if there is none to claim."""
@@ -117,6 +119,19 @@ class Worker:
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
 
+    def mirror(self) -> None:
+        """Point MLflow's aliases to the champions, after those from before were brought along."""
+        house, clock = self._house, self._house.clock
+        try:
+            if not self._has_brought_along:
+                bring_along(house.store, house.tracking, self._catalog.methods, clock)
+                self._has_brought_along = True
+            mirror_all(house.store, house.tracking, house.settings.lease_seconds, clock)
+        except StoreUnavailable as error:
+            log.warning("the store does not answer: %s", error)
+        except Exception:  # the next time may go better
+            log.exception("MLflow's aliases may be behind the champions")
+
     def sweep(self) -> None:
         """Remove what crashes left behind."""
         house = self._house
@@ -140,7 +155,7 @@ class Worker:
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(4)}, timezone=UTC,
+            executors={"default": ThreadPoolExecutor(5)}, timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )  # fmt: skip
         beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)
@@ -149,6 +164,7 @@ class Worker:
             self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
         )
         scheduler.add_job(self.run_errands, "interval", seconds=ERRANDS_SECONDS)
+        scheduler.add_job(self.mirror, "interval", seconds=ERRANDS_SECONDS)
         if settings.sweep_minutes:
             scheduler.add_job(
                 self.sweep, "interval", minutes=settings.sweep_minutes, next_run_time=utc_now()

@@ -16,7 +16,7 @@ TIERS = [
     {"methods", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
     {"tracking", "lease", "schedules", "webhooks"},
-    {"attempt", "trials", "iteration", "sweep", "api"},
+    {"attempt", "trials", "champions", "iteration", "sweep", "api"},
     {"worker", "client"},
     {"services", "demo"},
     {"__main__"},

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from embedding_studio import iteration
+from embedding_studio.champions import Champions
 from embedding_studio.clickstream import SessionBatch
 from embedding_studio.errors import LeaseLost
 from embedding_studio.executors.base import Report
@@ -29,6 +30,11 @@ from tests.iterations import Bench, make_session, open_bench
 def champion_run_id(client: MlflowClient, method: str = "Toy") -> str | None:
     run_id: str | None = client.get_model_version_by_alias(method, "champion").run_id
     return run_id
+
+
+def initial_run_ids(bench: Bench) -> list[str]:
+    (found,) = bench.mlflow.search_experiments(filter_string="tags.`es.kind` = 'initial'")
+    return [run.info.run_id for run in bench.mlflow.search_runs([found.experiment_id])]
 
 
 def test_a_task_becomes_a_promoted_champion(bench: Bench) -> None:
@@ -74,7 +80,8 @@ def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench
     assert len(bench.model_files()) == 2
     versions = bench.mlflow.search_model_versions("name = 'Toy'")
     assert second.best_model is not None
-    assert [version.run_id for version in versions] == [second.best_model.run_id]
+    (initial,) = initial_run_ids(bench)
+    assert {version.run_id for version in versions} == {initial, second.best_model.run_id}
 
 
 def test_a_task_whose_model_is_removed_says_so(bench: Bench) -> None:
@@ -110,12 +117,13 @@ def test_parameters_read_back_from_mlflow_keep_their_types(bench: Bench) -> None
 
 
 def test_a_worse_model_is_not_promoted_and_the_champion_is_not_touched(bench: Bench) -> None:
-    """When no set beats the baseline on the test split, the task is done, nothing is champion."""
+    """When no set beats the baseline on the test split, the task is done, and the initial model,
+    which was champion from the first, still is."""
     task = bench.run_task("Worse")
     assert task.status is TaskStatus.DONE
     assert task.promotion is not None
     assert not task.promotion.promoted
-    assert bench.house.tracking.champion("Worse") is None
+    assert [champion_run_id(bench.mlflow, "Worse")] == initial_run_ids(bench)
 
 
 def test_the_champion_outlives_iterations_that_do_not_beat_it(
@@ -237,10 +245,10 @@ def test_a_crash_after_the_verdict_is_carried_out_by_the_next_worker(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(bench.house.tracking, "promote", die)
+        dying.setattr(Champions, "promote", die)
         with pytest.raises(KeyboardInterrupt):
             bench.worker.work_once()
-    assert bench.house.tracking.champion("Toy") is None
+    assert [champion_run_id(bench.mlflow)] == initial_run_ids(bench)
     monkeypatch.setattr(Train, "__call__", die)
     later = Worker(
         replace(bench.house, clock=lambda: utc_now() + timedelta(days=1)), bench.worker._catalog
@@ -310,7 +318,7 @@ def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(bench.house.tracking, "promote", die)
+        dying.setattr(Champions, "promote", die)
         with pytest.raises(KeyboardInterrupt):
             work_later(1)
     work_later(2)
@@ -371,7 +379,7 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     assert experiment.tags["es.state"] == "canceled"
     assert bench.house.tracking.finished_trials(experiment.experiment_id) == []
     assert len(bench.model_files()) == 1
-    assert bench.house.tracking.champion("Toy") is None
+    assert [champion_run_id(bench.mlflow)] == initial_run_ids(bench)
     assert list(bench.house.settings.work_folder.iterdir()) == []
     # its owner has let go, so it can be restarted at once
     assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING

@@ -115,7 +115,8 @@ def test_two_workers_may_remove_the_same_iteration_at_once(
     (folder := tmp_path / "folder").mkdir()
     (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
     run_id = tracking.start_baseline(opened.experiment_id)
-    tracking.promote("Toy", tracking.upload_model(run_id, folder))
+    model = tracking.upload_model(run_id, folder)
+    tracking.set_champion("Toy", tracking.register_version("Toy", model, "why"))
     tracking.open_iteration("task-2", "Other", "batch", "start")
     looked = threading.Barrier(2, timeout=10)
     original = type(tracking._client).get_experiment
@@ -165,18 +166,15 @@ def test_a_model_round_trips_and_its_bytes_go_when_it_is_deleted(
     assert (run.info.lifecycle_stage, run.data.tags["es.model"]) == ("active", "deleted")
 
 
-def test_an_initial_model_is_uploaded_once_and_replaced_by_another(
-    tracking: Tracking, tmp_path: Path
-) -> None:
-    """The same files are the same run; other files, of another ES_INITIAL_MODEL, replace them,
-    and other methods' initial models are not touched."""
+def test_an_initial_model_is_uploaded_once(tracking: Tracking, tmp_path: Path) -> None:
+    """The same files are the same run; other files, of another ES_INITIAL_MODEL, are another."""
     first = tracking.store_initial_model("Toy", save_arrays(tmp_path / "a"))
     other = tracking.store_initial_model("Other", save_arrays(tmp_path / "b"))
     assert tracking.store_initial_model("Toy", save_arrays(tmp_path / "c")) == first
     second = tracking.store_initial_model("Toy", save_arrays(tmp_path / "d", seed=1))
     assert second.run_id not in (first.run_id, other.run_id)
     folders = {path.parts[-5] for path in (tmp_path / "artifacts").rglob("*.safetensors")}
-    assert folders == {second.run_id, other.run_id}
+    assert folders == {first.run_id, second.run_id, other.run_id}
 
 
 def test_a_missing_file_is_noticed(tracking: Tracking, tmp_path: Path) -> None:
@@ -266,16 +264,17 @@ def test_mlflow_may_not_unpickle() -> None:
     assert not MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get()  # type: ignore[no-untyped-call]
 
 
-def test_promotion_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:
-    """Promoting twice gives one version; promoting another model moves the alias."""
+def test_registering_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:
+    """Registering twice gives one version; the alias moves when it is told to, and only then."""
     first = tracking.store_initial_model("A", save_arrays(tmp_path / "a"))
     second = tracking.store_initial_model("B", save_arrays(tmp_path / "b"))
-    assert tracking.champion("Toy") is None
-    tracking.promote("Toy", first)
-    tracking.promote("Toy", first)
-    assert tracking.champion("Toy") == first
-    tracking.promote("Toy", second)
-    assert tracking.champion("Toy") == second
+    assert [tracking.register_version("Toy", first, "why") for _ in range(2)] == [1, 1]
+    assert tracking.register_version("Toy", second, "why") == 2
+    assert (tracking.champion_version("Toy"), tracking.champion("Toy")) == (None, None)
+    for number, model in ((1, first), (2, second), (2, second)):
+        tracking.set_champion("Toy", number)
+        assert (tracking.champion_version("Toy"), tracking.champion("Toy")) == (number, model)
+    assert tracking.champion_versions() == {"Toy": 2}
     assert len(tracking._client.search_model_versions("name = 'Toy'")) == 2
 
 
@@ -315,7 +314,7 @@ def test_a_sentence_transformers_model_of_somebody_else_may_be_champion(
     assert champion.run_id == "models:/Toy/1"
     tracking.download_model(champion, tmp_path / "copy")
     assert SentenceTransformer(str(tmp_path / "copy")).encode("a b").tolist() == [1, 1, 0]
-    assert list(tracking.remove_orphans()) == []
+    assert list(tracking.remove_orphans([])) == []
     (tmp_path / "own/model.sentence_transformer/pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*pytorch_model.bin.*roll back"):
         tracking.champion("Toy")

@@ -161,6 +161,11 @@ class Tracking(Models):
         name, value = story.saved_view(metric, direction, params, int(time.time() * 1000))
         self._client.set_experiment_tag(experiment_id, name, value)
 
+    def start_run_id(self, experiment_id: str) -> str:
+        """Return the run of the model that an iteration started from."""
+        start: str = self._client.get_experiment(experiment_id).tags["es.start_run_id"]
+        return start
+
     def record_cost(self, experiment_id: str, trained_tokens: int) -> None:
         """Tag an iteration with what its trials have cost."""
         self._client.set_experiment_tag(experiment_id, f"es.{TRAINED_TOKENS}", str(trained_tokens))

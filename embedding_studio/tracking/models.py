@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict
@@ -137,8 +137,8 @@ class Models:
     def store_initial_model(self, method_name: str, folder: Path, task_id: str = "") -> StoredModel:
         """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
 
-        The same files are uploaded once; other files replace those of the method stored before.
-        What an earlier attempt of this task left unfinished is ended.
+        The same files are uploaded once. What an earlier attempt of this task left unfinished is
+        ended; what was stored before with other files is left to the sweep.
         """
         experiment = self._find_experiment({"es.kind": "initial"})
         experiment_id = (
@@ -164,9 +164,6 @@ class Models:
         model = self.upload_model(run_id, folder)
         self.confirm_model(model)
         self._end_initial_runs(experiment_id, task_id, run_id)
-        for run in former:
-            if run.info.status != "RUNNING":  # else another task's worker is at it
-                self._delete_model(run)
         return model
 
     def _end_initial_runs(self, experiment_id: str, task_id: str, stored_run_id: str) -> None:
@@ -297,9 +294,10 @@ class Models:
         Raises CorruptModel when it is neither ours nor of sentence-transformers, or when its files
         are gone.
         """
-        version = self._champion_version(method_name)
-        if version is None:
+        number = self.champion_version(method_name)
+        if number is None:
             return None
+        version = self._client.get_model_version(method_name, str(number))
         try:
             if version.run_id and "es.model" in self._client.get_run(version.run_id).data.tags:
                 return self.stored_model(version.run_id)
@@ -345,50 +343,63 @@ class Models:
             why = str(error).strip().splitlines()[-1]  # MLflow tells more lines, for its own people
             raise CorruptModel(f"the files of {what} cannot be read: {why}") from error
 
-    def promote(self, method_name: str, model: StoredModel, why: str = "") -> None:
-        """Point `champion` to this model; register it first if it is not. Repeating it is safe."""
+    def champion_version(self, method_name: str) -> int | None:
+        """Return the number of the version that the alias `champion` shows."""
+        return self.champion_versions(f"name = '{method_name}'").get(method_name)
+
+    def champion_versions(self, which: str | None = None) -> dict[str, int]:
+        """Return the versions behind the alias `champion`, by the names of registered models."""
+        return {
+            model.name: int(model.aliases[CHAMPION])
+            for model in _pages(self._client.search_registered_models, which)
+            if CHAMPION in model.aliases
+        }
+
+    def register_version(self, method_name: str, model: StoredModel, why: str) -> int:
+        """Register a model as a version, if it is none yet, and return its number. Repeating it is
+        safe. The alias stays where it is."""
         try:
             self._client.create_registered_model(method_name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
+        is_it = f"name = '{method_name}' AND run_id = '{model.run_id}'"
+        for registered in self._client.search_model_versions(is_it):
+            return int(registered.version)
         source = f"{self._artifact_uri(model.run_id)}/{_MODEL}"
-        versions = [v for v in self._versions(method_name) if v.run_id == model.run_id]
-        registered = (
-            versions[0]
-            if versions
-            else self._client.create_model_version(
-                method_name, source, run_id=model.run_id, description=why
-            )
+        made = self._client.create_model_version(
+            method_name, source, run_id=model.run_id, description=why
         )
-        self._client.set_registered_model_alias(method_name, CHAMPION, str(registered.version))
+        return int(made.version)
+
+    def set_champion(self, method_name: str, version: int) -> None:
+        """Point the alias `champion` to a version."""
+        self._client.set_registered_model_alias(method_name, CHAMPION, str(version))
 
     def _champion_run_id(self, method_name: str) -> str | None:
-        version = self._champion_version(method_name)
-        return None if version is None else version.run_id
-
-    def _champion_version(self, method_name: str) -> Any:
-        for model in self._client.search_registered_models(f"name = '{method_name}'"):
-            if CHAMPION in model.aliases:
-                return self._client.get_model_version(method_name, str(model.aliases[CHAMPION]))
-        return None
+        number = self.champion_version(method_name)
+        if number is None:
+            return None
+        run_id: str | None = self._client.get_model_version(method_name, str(number)).run_id
+        return run_id
 
     def _versions(self, method_name: str) -> Sequence[Any]:
         return [*_pages(self._client.search_model_versions, f"name = '{method_name}'")]
 
     # -- what crashes left ---------------------------------------------------------------------
 
-    def remove_orphans(self, dry_run: bool = False) -> Iterator[str]:
+    def remove_orphans(self, kept_run_ids: Collection[str], dry_run: bool = False) -> Iterator[str]:
         """Delete model files that no run stands for, and tell of each; dry_run: only tell.
 
-        Those are uploads that were never finished, files of experiments that were removed, and
-        registered versions without files. A stored model is never touched.
+        Those are uploads that were never finished, files of experiments that were removed, initial
+        models that were stored twice, and registered versions without files.
+        kept_run_ids: whose models are those of registered versions, and stay.
         """
         for experiment in self._search_experiments({"es.models": "kept"}):
             yield from self._remove_unfinished_uploads(experiment, dry_run)
         for experiment in self._search_experiments({"es.kind": "initial"}):
             yield from self._remove_unfinished_uploads(experiment, dry_run)
-            yield from self._remove_repeated_initial_models(experiment, dry_run)
+            yield from self._remove_repeated_initial_models(experiment, kept_run_ids, dry_run)
         for experiment in self._removed_lately():
             yield from _remove_folder(experiment, dry_run)
         for registered in _pages(self._client.search_registered_models):
@@ -414,21 +425,25 @@ class Models:
                     self._client.set_tag(run.info.run_id, "es.model", "deleted")
 
     def _remove_repeated_initial_models(
-        self, experiment: Experiment, dry_run: bool
+        self, experiment: Experiment, kept_run_ids: Collection[str], dry_run: bool
     ) -> Iterator[str]:
-        """Keep one stored initial model per method: two workers may have stored their first at
-        once. One that was stored a moment ago may still be copied from."""
+        """Keep those of registered versions, and one of a method that has none: two workers may
+        have stored their first at once. One that was stored a moment ago may yet be registered."""
         an_hour_ago = (time.time() - 3600) * 1000
-        kept: set[str] = set()
-        for run in list(self._runs(experiment.experiment_id)):  # the latest first, as is looked up
+        stored = [
+            run
+            for run in self._runs(experiment.experiment_id)  # the latest first, as is looked up
+            if run.data.tags.get("es.model") == "stored"
+        ]
+        having = {r.data.tags["es.method"] for r in stored if r.info.run_id in kept_run_ids}
+        for run in stored:
             method_name = run.data.tags["es.method"]
-            if run.data.tags.get("es.model") != "stored":
-                continue
-            if method_name in kept and (run.info.end_time or an_hour_ago) < an_hour_ago:
+            is_old = (run.info.end_time or an_hour_ago) < an_hour_ago
+            if run.info.run_id not in kept_run_ids and method_name in having and is_old:
                 yield f"run {run.info.run_id} repeats the initial model of {method_name}"
                 if not dry_run:
                     self._delete_model(run)
-            kept.add(method_name)
+            having.add(method_name)
 
     def _is_gone(self, run_id: str) -> bool:
         """Return whether a run, or its model, was deleted."""

@@ -56,7 +56,8 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
         (best,) = mlflow.search_runs(
             [experiments[0].experiment_id], "tags.`es.is_best` = 'true'", output_format="list"
         )
-        tracking.promote(name, tracking.stored_model(best.info.run_id))
+        model = tracking.stored_model(best.info.run_id)
+        tracking.set_champion(name, tracking.register_version(name, model, "for this test"))
     by_mlflow = mlflow.sentence_transformers.load_model(f"models:/{name}@champion")
     downloads = sorted((tmp_path / "demo" / "downloads").iterdir())
     by_download = SentenceTransformer(str(downloads[-1]))

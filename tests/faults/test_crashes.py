@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 ITERATION = "embedding_studio.iteration:_Iteration"
 TRACKING = "embedding_studio.tracking:Tracking"
 MODELS = "embedding_studio.tracking.models:Models"
+CHAMPIONS = "embedding_studio.champions:Champions"
 MOVES = "embedding_studio.store.moves:TaskMoves"
 CLIENT = "mlflow:MlflowClient"
 
@@ -53,10 +54,14 @@ CRASHES = [
     Fault(f"{TRACKING}.store_summary", "before"),
     Fault(f"{CLIENT}.log_artifacts", "after"),
     Fault(f"{TRACKING}.store_summary", "after"),
-    Fault(f"{MODELS}.promote", "before"),
-    Fault(f"{CLIENT}.create_model_version", "after"),
-    Fault(f"{CLIENT}.set_registered_model_alias", "before"),
-    Fault(f"{MODELS}.promote", "after"),  # the alias has moved
+    Fault(f"{CHAMPIONS}.begin_with", "before"),
+    Fault(f"{CLIENT}.create_model_version", "after"),  # the initial model's
+    Fault(f"{CHAMPIONS}.begin_with", "after"),
+    Fault(f"{CHAMPIONS}.promote", "before"),
+    Fault(f"{CLIENT}.create_model_version", "after", 2),
+    Fault(f"{CHAMPIONS}.promote", "after"),
+    Fault(f"{MODELS}.set_champion", "before", 2),  # claimed, for as long as a lease
+    Fault(f"{MODELS}.set_champion", "after", 2),  # the alias has moved
     Fault(f"{TRACKING}.remove_older_iterations", "before"),
     Fault(f"{CLIENT}.delete_model_version", "after"),
     Fault(f"{MODELS}._delete_all_files", "after"),
@@ -78,7 +83,9 @@ IN_EVERY_RUN = {
     "kill after Tracking.log_reports #4",
     "kill after Models.confirm_model #3",
     "kill after _Iteration.judge #1",
-    "kill after Models.promote #1",
+    "kill after Champions.begin_with #1",
+    "kill after Champions.promote #1",
+    "kill after Models.set_champion #2",
     "kill after MlflowClient.delete_run #3",
     "kill after TaskMoves.finish_task #1",
 }

@@ -11,7 +11,7 @@ from embedding_studio.store.moves import to_document
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from tests.faults.harness import WorkerProcess, Yard, check_invariants, in_every_run
 from tests.faults.points import Fault
-from tests.faults.test_crashes import ITERATION, MODELS, TRACKING
+from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, TRACKING
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,8 @@ NAPS = [
     Fault(f"{TRACKING}.finish_run", "before", 2, action="stop"),
     Fault(f"{MODELS}.keep_best", "before", action="stop"),
     Fault(f"{ITERATION}.judge", "before", action="stop"),
-    Fault(f"{MODELS}.promote", "before", action="stop"),
+    Fault(f"{CHAMPIONS}.promote", "before", action="stop"),
+    Fault(f"{MODELS}.set_champion", "before", action="stop"),
     Fault(f"{TRACKING}.remove_older_iterations", "before", action="stop"),
     Fault(f"{TRACKING}.set_iteration_state", "before", action="stop"),
 ]
@@ -68,7 +69,7 @@ def wake_up(yard: Yard, zombie: WorkerProcess, task: FineTuningTask) -> None:
 IN_EVERY_RUN = {
     "stop before Tracking.log_reports #2",
     "stop after Models._upload #3",
-    "stop before Models.promote #1",
+    "stop before Models.set_champion #1",
     "stop before Tracking.remove_older_iterations #1",
 }
 
@@ -105,7 +106,10 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     yard = shared_yard
     yard.bench.post_sessions()
     first = yard.bench.post_task(trials=1)
-    zombie = yard.start_worker(Fault(f"{MODELS}.promote", "before", action="stop"), **ALONE)
+    frozen = Fault(
+        f"{MODELS}.set_champion", "before", 2, action="stop"
+    )  # the initial model's first
+    zombie = yard.start_worker(frozen, **ALONE)
     zombie.wait_for_fault()
     wait_until(zombie.is_frozen)
     other = yard.start_worker()

@@ -1,0 +1,135 @@
+"""A method's champion: the store says which version it is, and MLflow's alias follows.
+
+Everything here may be interrupted anywhere, repeated, and done by several workers at once.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from embedding_studio.errors import Conflict
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.store.base import Store
+from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, line_of, split_line
+from embedding_studio.tracking import Tracking, story
+
+
+class Champions:
+    """Those of one project's methods. store: as that project sees it."""
+
+    def __init__(self, store: Store, tracking: Tracking, clock: Callable[[], datetime]) -> None:
+        self._store = store
+        self._tracking = tracking
+        self._clock = clock
+
+    def of(self, method: str) -> RegisteredModel:
+        """Return what is registered of a method, after MLflow's alias was followed if somebody
+        moved it by hand, or if it is from before the store knew champions."""
+
+        def follow(model: RegisteredModel) -> RegisteredModel:
+            # asked only now: a worker that sets the alias after this look fails the change
+            shown = self._tracking.champion_version(model.name)
+            if shown is None:  # nothing yet, or removed by hand: it is set again
+                return replace(model, mirrored=None)
+            if shown in (model.champion, model.mirrored, model.mirroring):
+                return model
+            is_known = shown in {version.number for version in model.versions}
+            found = None if is_known else self._tracking.champion(model.name)
+            new = ModelVersion(shown, found, self._clock()) if found else None
+            why = "its alias was moved by hand" if model.moves else "as its registry had it before"
+            changed = model.moved(
+                self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why), new
+            )
+            return replace(changed, mirrored=shown, mirroring=None, mirroring_until=None)
+
+        return self._store.update_model(method, follow)
+
+    def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
+        """Register an initial model and make it champion, unless another one was meanwhile."""
+        number = self._tracking.register_version(line_of(task), initial, "The initial model.")
+
+        def begin(model: RegisteredModel) -> RegisteredModel:
+            if not model.is_initial:
+                return model
+            why = "the method starts from it" + (" now" if model.moves else "")
+            move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
+            is_known = model.version_of(initial.run_id) is not None
+            new = None if is_known else ModelVersion(number, initial, self._clock())
+            return model.moved(move, new)
+
+        return self._store.update_model(task.fine_tuning_method, begin)
+
+    def promote(
+        self, task: FineTuningTask, model: StoredModel, promotion: Promotion, start_run_id: str
+    ) -> None:
+        """Make a task's model champion in the place of the one that it started from.
+
+        Once: if that happened before, nothing does, whoever is champion by now. Raises Conflict
+        when another one has become champion meanwhile.
+        """
+        seen = self.of(task.fine_tuning_method)
+        if seen.version_of(model.run_id) is not None:
+            return
+        start = seen.version_of(start_run_id)
+        expected = start.number if start else None
+        seen.ensure_champion(expected)
+        verdict = story.verdict(promotion)
+        number = self._tracking.register_version(line_of(task), model, verdict)
+        new = ModelVersion(number, model, self._clock(), task.id, promotion)
+        move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
+
+        def take_the_place(found: RegisteredModel) -> RegisteredModel:
+            return found if found.version_of(model.run_id) else found.moved(move, new)
+
+        self._store.update_model(task.fine_tuning_method, take_the_place)
+
+    def mirror(self, method: str, seconds: float) -> bool:
+        """Point MLflow's alias to the champion; False while another worker is at it.
+
+        seconds: for how long nobody else sets the alias of this method.
+        """
+        seen = self._store.find_model(method)
+        if seen is None or seen.is_mirrored:
+            return True
+        now = self._clock()
+        until = now + timedelta(seconds=seconds)
+        claimed = seen.mirroring_to(until, now)
+        if claimed is None or (claimed := self._store.change_model(claimed)) is None:
+            return False
+        assert claimed.champion is not None
+
+        def ensure_in_time() -> None:
+            if self._clock() >= until:
+                raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
+
+        try:
+            guarded = self._tracking.guarded(ensure_in_time)
+            guarded.set_champion(claimed.name, claimed.champion)
+        except Conflict:
+            return False
+        self._store.update_model(method, lambda model: model.mirrored_as(claimed))
+        return True
+
+    def _move(
+        self, kind: MoveKind, from_version: int | None, to_version: int, by: str, why: str
+    ) -> ChampionMove:
+        return ChampionMove(kind, self._clock(), from_version, to_version, by, why)
+
+
+def bring_along(
+    store: Store, tracking: Tracking, methods: Collection[str], clock: Callable[[], datetime]
+) -> None:
+    """Take over from MLflow's registry which version of these methods is champion, in all
+    projects."""
+    for name in tracking.champion_versions():
+        project, method = split_line(name)
+        if method in methods:
+            Champions(store.in_project(project), tracking, clock).of(method)
+
+
+def mirror_all(
+    store: Store, tracking: Tracking, seconds: float, clock: Callable[[], datetime]
+) -> None:
+    """Point every alias that is behind to its champion."""
+    for model in store.all_models(are_mirrored=False):
+        Champions(store.in_project(model.project), tracking, clock).mirror(model.method, seconds)

@@ -1,0 +1,272 @@
+"""Champions: moved in the store, by whoever is first; MLflow's alias follows."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding_studio.champions import Champions
+from embedding_studio.iteration import _Iteration
+from embedding_studio.models import MoveKind, RegisteredModel
+from embedding_studio.store.sqlite_file import SqliteFile, model_rows
+from embedding_studio.tasks import TaskEventKind, TaskStatus
+from embedding_studio.trial import MethodRef
+from embedding_studio.worker import Worker, utc_now
+from tests.iterations import Bench
+
+
+def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
+    found = bench.house.store.find_model(method)
+    assert found is not None
+    return found
+
+
+def alias(bench: Bench, method: str = "Toy") -> int | None:
+    return bench.house.tracking.champion_version(method)
+
+
+def roll_back(bench: Bench, to_version: int | None = None) -> None:
+    bench.house.store.update_model(
+        "Toy", lambda model: model.rolled_back(to_version, "ann", "it was worse", utc_now())
+    )
+
+
+def doing_first(act: Callable[[], object], then: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        act()
+        return then(*args, **kwargs)
+
+    return both
+
+
+def die(*_: object) -> None:
+    raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
+
+
+def work_later(bench: Bench) -> None:
+    house = replace(bench.house, clock=lambda: utc_now() + timedelta(days=1))
+    assert Worker(house, bench.worker._catalog).work_once()
+
+
+def test_the_initial_model_is_champion_from_the_first(bench: Bench) -> None:
+    """A method's first task registers it as version 1 with the alias, also if no set gives a
+    model."""
+    task = bench.run_task("Failing")
+    assert task.status is TaskStatus.ERROR
+    assert (registered(bench, "Failing").champion, alias(bench, "Failing")) == (1, 1)
+    model = bench.house.tracking.champion("Failing")
+    assert model == registered(bench, "Failing").version(1).model
+    (move,) = registered(bench, "Failing").moves
+    assert (move.kind, move.from_version, move.to_version) == (MoveKind.INITIAL, None, 1)
+    assert move.by == f"task {task.id}"
+
+
+def test_a_promotion_is_a_version_with_its_verdict(bench: Bench) -> None:
+    """It names the task and whose place it took, and MLflow's alias shows it."""
+    task = bench.run_task()
+    model = registered(bench)
+    assert (model.champion, alias(bench), model.is_mirrored) == (2, 2, True)
+    version = model.version(2)
+    assert (version.model, version.promotion) == (task.best_model, task.promotion)
+    assert (version.task_id, version.previous) == (task.id, 1)
+    assert [move.kind for move in model.moves] == [MoveKind.INITIAL, MoveKind.PROMOTED]
+
+
+def test_another_initial_model_is_started_from_until_one_is_promoted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed ES_INITIAL_MODEL is the next version and champion; after a promotion it changes
+    nothing."""
+    bench.run_task("Worse")
+    worse = type(MethodRef("Worse", bench.house.settings.plugins_folder).load())
+    monkeypatch.setattr(worse, "load_initial_model", lambda self: np.array([0.15]))
+    task = bench.run_task("Worse", start=1000)
+    assert task.promotion is not None
+    assert task.promotion.baseline == pytest.approx(0.15)
+    assert (registered(bench, "Worse").champion, alias(bench, "Worse")) == (2, 2)
+    searching = type(bench.worker._catalog.methods["Worse"])
+    monkeypatch.setattr(searching, "suggest", lambda *_: {"skill": 0.5})
+    bench.run_task("Worse", start=2000)
+    monkeypatch.setattr(worse, "load_initial_model", lambda self: np.array([0.1]))
+    last = bench.run_task("Worse", start=3000)
+    assert last.promotion is not None
+    assert last.promotion.baseline == pytest.approx(0.5)
+    assert registered(bench, "Worse").champion == 3
+
+
+@pytest.mark.parametrize("place", ["search", "judge"])
+def test_a_rollback_during_an_iteration_wins(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """The verdict says who moved the champion, which stays; the next iteration starts from it."""
+    first = bench.run_task()
+    with monkeypatch.context() as racing:
+        step = getattr(_Iteration, place)
+        racing.setattr(_Iteration, place, doing_first(lambda: roll_back(bench), step))
+        racing.setattr(_Iteration, "_draw", lambda self, trials: None)
+        second = bench.run_task(start=1000)
+    assert second.status is TaskStatus.DONE
+    assert second.promotion is not None
+    assert not second.promotion.promoted
+    assert "is version 1 (rolled back by ann" in second.promotion.reason
+    assert "start a new task" in second.promotion.reason
+    assert registered(bench).champion == 1
+    bench.worker.mirror()
+    assert alias(bench) == 1
+    third = bench.run_task(start=2000)
+    assert third.promotion is not None
+    assert third.promotion.promoted
+    assert third.promotion.baseline == pytest.approx(0.2)
+    assert registered(bench).version(registered(bench).champion).previous == 1
+    assert first.best_model is not None
+
+
+def test_a_rollback_between_verdict_and_consequence_wins(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recorded verdict is taken back, in the task, its history and MLflow's note."""
+    bench.run_task()
+    promote = doing_first(lambda: roll_back(bench), Champions.promote)
+    monkeypatch.setattr(Champions, "promote", promote)
+    task = bench.run_task(start=1000)
+    assert task.status is TaskStatus.DONE
+    assert task.promotion is not None
+    assert not task.promotion.promoted
+    assert "rolled back by ann" in task.promotion.reason
+    assert (registered(bench).champion, alias(bench)) == (1, 1)
+    kinds = [numbered.event.kind for numbered in bench.house.store.list_events(task.id)]
+    assert kinds[-3:] == [TaskEventKind.PROMOTED, TaskEventKind.REFUSED, TaskEventKind.DONE]
+    assert task.experiment_id is not None
+    note = bench.mlflow.get_experiment(task.experiment_id).tags["mlflow.note.content"]
+    assert note.startswith("Not promoted")
+
+
+def test_a_crash_between_champion_and_alias_is_made_up_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next worker moves the alias, once the dead one's time for that is over."""
+    bench.run_task()
+    bench.post_sessions(1000)
+    task = bench.post_task()
+    with monkeypatch.context() as dying:
+        dying.setattr(type(bench.house.tracking), "set_champion", die)
+        with pytest.raises(KeyboardInterrupt):
+            bench.worker.work_once()
+    assert (registered(bench).champion, alias(bench)) == (3, 2)
+    bench.worker.mirror()
+    assert alias(bench) == 2  # somebody may still be at it
+    work_later(bench)
+    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
+    assert (registered(bench).champion, alias(bench)) == (3, 3)
+    assert len(registered(bench).moves) == 3
+
+
+def test_a_crash_does_not_undo_a_rollback(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Promoted, dead before the end, rolled back: the attempt that finishes the task leaves the
+    champion alone, and its verdict stays true."""
+    bench.post_sessions()
+    task = bench.post_task()
+    with monkeypatch.context() as dying:
+        dying.setattr(type(bench.house.tracking), "remove_older_iterations", die)
+        with pytest.raises(KeyboardInterrupt):
+            bench.worker.work_once()
+    roll_back(bench)
+    work_later(bench)
+    done = bench.house.store.get_task(task.id)
+    assert done.status is TaskStatus.DONE
+    assert done.promotion is not None
+    assert done.promotion.promoted
+    assert (registered(bench).champion, alias(bench)) == (1, 1)
+
+
+def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench: Bench) -> None:
+    """A restart finds it again as the best, and says where it was."""
+    bench.post_sessions()
+    task = bench.post_task()
+    stop = doing_first(
+        lambda: bench.house.store.stop_task(task.id, utc_now()), _Iteration.score_baseline
+    )
+    with pytest.MonkeyPatch.context() as stopping:
+        stopping.setattr(_Iteration, "score_baseline", stop)
+        stopping.setattr("embedding_studio.attempt.Attempt.has_model", True, raising=False)
+        bench.worker.work_once()
+    roll_back(bench)
+    bench.house.store.restart_task(task.id, utc_now())
+    bench.worker.work_once()
+    again = bench.house.store.get_task(task.id)
+    assert again.promotion is not None
+    assert again.promotion.reason == "it was champion as version 2 and was rolled back"
+    assert registered(bench).champion == 1
+
+
+def test_an_alias_moved_by_hand_is_followed(bench: Bench) -> None:
+    """The next iteration starts from where somebody put it in MLflow, and the history says so."""
+    bench.run_task()
+    bench.mlflow.set_registered_model_alias("Toy", "champion", "1")
+    task = bench.run_task(start=1000)
+    assert task.promotion is not None
+    assert task.promotion.baseline == pytest.approx(0.2)
+    kinds = [move.kind for move in registered(bench).moves]
+    assert kinds == [MoveKind.INITIAL, MoveKind.PROMOTED, MoveKind.ADOPTED, MoveKind.PROMOTED]
+    assert (registered(bench).champion, alias(bench)) == (3, 3)
+    bench.mlflow.delete_registered_model_alias("Toy", "champion")
+    bench.run_task(start=2000)
+    assert alias(bench) == registered(bench).champion
+
+
+def test_champions_from_before_are_brought_along(bench: Bench) -> None:
+    """A worker that starts on an older installation takes them over from MLflow, in all
+    projects, and asks for them once."""
+    task = bench.run_task()
+    store = bench.house.store
+    assert isinstance(store, SqliteFile)
+    with store._writing() as connection:
+        connection.execute(model_rows.delete())
+    assert store.find_model("Toy") is None
+    tracking = bench.house.tracking
+    assert task.best_model is not None
+    tracking.set_champion(
+        "Toy (acme)", tracking.register_version("Toy (acme)", task.best_model, "")
+    )
+    tracking.set_champion("Alien", tracking.register_version("Alien", task.best_model, ""))
+    bench.worker.mirror()
+    assert registered(bench).champion == 2
+    assert registered(bench).version(2).model == task.best_model
+    assert registered(bench).is_mirrored
+    acme = store.in_project("acme").find_model("Toy")
+    assert acme is not None
+    assert acme.champion == 1
+    assert len(store.all_models()) == 2
+
+
+def test_a_rollback_reaches_the_alias_without_an_iteration(bench: Bench) -> None:
+    """A worker's errand sets it; what nobody moved is not asked about."""
+    bench.run_task()
+    roll_back(bench)
+    bench.worker.mirror()
+    assert (alias(bench), registered(bench).is_mirrored) == (1, True)
+
+
+def test_who_is_late_does_not_set_the_alias(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that slept between its claim and the call leaves it to whoever came after it."""
+    bench.run_task()
+    house = bench.house
+    roll_back(bench)
+    tracking = type(house.tracking)
+    late = Champions(house.store, house.tracking, utc_now)
+    other = Champions(house.store, house.tracking, lambda: utc_now() + timedelta(seconds=1))
+
+    def sleep() -> None:
+        monkeypatch.undo()
+        later = Champions(house.store, house.tracking, lambda: utc_now() + timedelta(days=1))
+        roll_back(bench, 2)
+        assert later.mirror("Toy", 60)
+        monkeypatch.setattr(late, "_clock", lambda: utc_now() + timedelta(days=2))
+
+    monkeypatch.setattr(tracking, "set_champion", doing_first(sleep, tracking.set_champion))
+    assert other.mirror("Nothing", 60)
+    assert not late.mirror("Toy", 60)
+    assert (registered(bench).champion, alias(bench)) == (2, 2)
