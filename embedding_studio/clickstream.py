@@ -119,6 +119,27 @@ class Session:
         return {event.kind for event in self.events if event.object_id in shown}
 
 
+def text_of(result: SearchResult) -> str | None:
+    """Return the text that the result carries in its meta, or None when there is none."""
+    text = result.meta.get("text")
+    return text if isinstance(text, str) and text.strip() else None
+
+
+def image_of(result: SearchResult) -> str | None:
+    """Return where the result's meta says that its image is, or None when it does not say.
+
+    It says so as {"image": address}, or as {"bucket": ..., "file": ...}, which is in S3.
+    """
+    meta = result.meta
+    address = meta.get("image")
+    if isinstance(address, str) and address.strip():
+        return address
+    bucket, file = meta.get("bucket"), meta.get("file")
+    if isinstance(bucket, str) and isinstance(file, str) and bucket.strip() and file.strip():
+        return f"s3://{bucket}/{file.lstrip('/')}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class NumberedSession:
     """A session and its place in its batch: numbers run 1, 2, 3, ... without gaps."""
@@ -133,9 +154,24 @@ class BatchStatus(StrEnum):
     RELEASED = "released"
 
 
+class BatchCount(StrEnum):
+    """What is counted of a batch as it is posted, for those who are to judge what it is worth."""
+
+    RESULTS_WITHOUT_CONTENT = "results_without_content"
+    EVENTS_NOT_SHOWN = "events_not_shown"
+    CHANGED_SESSIONS = "changed_sessions"
+    LATE_SESSIONS = "late_sessions"
+    LATE_EVENTS = "late_events"
+    EARLY_EVENTS = "early_events"
+
+
 @dataclass(frozen=True, slots=True)
 class SessionBatch:
-    """Sessions collected together. Once released, its membership never changes."""
+    """Sessions collected together. Once released, its membership never changes.
+
+    since: when the batch before it was released, if there was one. counts: what was noticed as the
+    sessions and their events came; what is missing is 0.
+    """
 
     batch_id: str
     status: BatchStatus
@@ -143,6 +179,8 @@ class SessionBatch:
     session_count: int
     release_id: str | None = None
     released_at: datetime | None = None
+    since: datetime | None = None
+    counts: Mapping[BatchCount, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

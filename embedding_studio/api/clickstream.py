@@ -1,5 +1,8 @@
 """Routes for sessions, events and batches."""
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -9,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from embedding_studio.api.clickstream_schemas import (
     BatchPage,
     BatchSessionView,
+    BatchView,
     EventsBody,
     EventsOutcome,
     IrrelevantBody,
@@ -26,10 +30,11 @@ from embedding_studio.api.clickstream_schemas import (
 )
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
 from embedding_studio.api.errors import describe_fields, problems
+from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
 from embedding_studio.api.schemas import MAX_PAGE_OFFSET, AsPosted, summarize_field_errors
-from embedding_studio.clickstream import Session
-from embedding_studio.errors import InvalidInput, InvalidTime
+from embedding_studio.clickstream import BatchCount, Session
+from embedding_studio.errors import InvalidInput, InvalidTime, NotFound
 from embedding_studio.store.base import Registered
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"])
@@ -43,7 +48,10 @@ def register_session(body: AsPosted[SessionBody], context: IngestContext) -> Ses
     now = context.clock()
     posted = judged(SessionBody, body, context)
     session = posted.to_session(_accepted_instant(context, now))
-    return _register(context, [session], now)[0]
+    (answer,) = context.store.register_sessions([session], now)
+    if isinstance(answer, InvalidInput):
+        raise answer
+    return _outcomes(context, [(session, answer)])[0]
 
 
 @router.post("/sessions", summary="Register many searches", responses=problems(400, 413, 422))
@@ -58,17 +66,25 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
         )
     now = context.clock()
     to_instant = _accepted_instant(context, now)
-    accepted: list[Session] = []
-    refused: dict[int, SessionOutcome] = {}
+    accepted: dict[int, Session] = {}
+    refused: dict[int, ValidationError | InvalidInput] = {}
     for place, item in enumerate(items):
         try:
-            accepted.append(validated(SessionBody, item, context).to_session(to_instant))
+            accepted[place] = validated(SessionBody, item, context).to_session(to_instant)
         except (ValidationError, InvalidInput) as error:
-            refused[place] = _refusal(item, error)
-    stored = iter(_register(context, accepted, now))
+            refused[place] = error
+    kept: list[tuple[Session, Registered]] = []
+    answers = context.store.register_sessions(list(accepted.values()), now) if accepted else []
+    for (place, session), answer in zip(accepted.items(), answers, strict=True):
+        if isinstance(answer, Registered):
+            kept.append((session, answer))
+        else:
+            refused[place] = answer
+    outcomes = iter(_outcomes(context, kept))
     return SessionOutcomes(
         sessions=[
-            refused[place] if place in refused else next(stored) for place in range(len(items))
+            _refusal(item, refused[place]) if place in refused else next(outcomes)
+            for place, item in enumerate(items)
         ]
     )
 
@@ -86,8 +102,12 @@ def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsO
     posted = judged(EventsBody, body, context)
     to_instant = _accepted_instant(context, context.clock())
     events = [event.to_event(posted.session_id, to_instant) for event in posted.events]
-    new_events = context.store.append_events(posted.session_id, events)
-    return EventsOutcome(session_id=posted.session_id, new_events=new_events)
+    answer = context.store.append_events(posted.session_id, events)
+    notices = look_at_events(events, answer)
+    _add_counts(context, [(answer, notices)])
+    return EventsOutcome(
+        session_id=posted.session_id, new_events=answer.new_events, warnings=notices.warnings
+    )
 
 
 @router.post(
@@ -115,6 +135,20 @@ def release_batch(body: AsPosted[ReleaseBody], context: TuneContext) -> ReleaseV
         batch_id=batch.batch_id,
         released_at=int((batch.released_at or now).timestamp()),
     )
+
+
+@router.get(
+    "/internal/batch", summary="What a batch is worth, before it is spent", responses=problems(404)
+)
+def get_batch(
+    context: ReadContext,
+    batch_id: Annotated[str | None, Query(description="absent: the one now collecting")] = None,
+) -> BatchView:
+    """How many sessions it has, and how often what was noticed as they came."""
+    batch = context.store.get_batch(batch_id) if batch_id else context.store.collecting_batch()
+    if batch is None:
+        raise NotFound("no batch is collecting: no session came since the last release")
+    return BatchView.of(batch)
 
 
 @router.get(
@@ -162,22 +196,32 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
     return to_instant
 
 
-def _register(context: Context, sessions: list[Session], now: datetime) -> list[SessionOutcome]:
-    registered = context.store.register_sessions(sessions, now) if sessions else []
-    for session, outcome in zip(sessions, registered, strict=True):
-        if session.is_irrelevant and not outcome.is_new:
+def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> list[SessionOutcome]:
+    """Return what to answer to sessions that are kept, and see to what follows from them."""
+    notices = [look_at(session, answer) for session, answer in kept]
+    for session, answer in kept:
+        if session.is_irrelevant and not answer.is_new:
             context.store.mark_irrelevant(session.session_id)
+    _add_counts(context, [(answer, one) for (_, answer), one in zip(kept, notices, strict=True)])
     return [
-        _stored(session, outcome) for session, outcome in zip(sessions, registered, strict=True)
+        SessionOutcome(
+            session_id=session.session_id,
+            status=PostStatus.CREATED if answer.is_new else PostStatus.EXISTING,
+            new_events=answer.new_events,
+            warnings=one.warnings,
+        )
+        for (session, answer), one in zip(kept, notices, strict=True)
     ]
 
 
-def _stored(session: Session, outcome: Registered) -> SessionOutcome:
-    return SessionOutcome(
-        session_id=session.session_id,
-        status=PostStatus.CREATED if outcome.is_new else PostStatus.EXISTING,
-        new_events=outcome.new_events,
-    )
+def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]]) -> None:
+    sums: defaultdict[str, Counter[BatchCount]] = defaultdict(Counter)
+    for answer, notices in noticed:
+        sums[answer.stored.batch_id] += notices.counts
+    for batch_id, counts in sums.items():
+        if counts:
+            with suppress(NotFound):  # deleted meanwhile
+                context.store.add_counts(batch_id, counts)
 
 
 def _refusal(item: Any, error: ValidationError | InvalidInput) -> SessionOutcome:

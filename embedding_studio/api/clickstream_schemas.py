@@ -25,7 +25,15 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from embedding_studio.api.schemas import AsPosted, Id, Meta
-from embedding_studio.clickstream import NumberedSession, SearchResult, Session, SessionEvent
+from embedding_studio.clickstream import (
+    BatchCount,
+    BatchStatus,
+    NumberedSession,
+    SearchResult,
+    Session,
+    SessionBatch,
+    SessionEvent,
+)
 
 Kind = TypeVar("Kind", bound=Sized)
 
@@ -223,6 +231,28 @@ def _session_fields(session: Session) -> dict[str, Any]:
     }
 
 
+class BatchView(BaseModel):
+    """A batch before it is learnt from: how large it is, and what was noticed as it came."""
+
+    batch_id: str
+    status: BatchStatus
+    created_at: UnixSeconds
+    released_at: UnixSeconds | None
+    session_count: int
+    counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
+
+    @staticmethod
+    def of(batch: SessionBatch) -> "BatchView":
+        return BatchView(
+            batch_id=batch.batch_id,
+            status=batch.status,
+            created_at=batch.created_at.timestamp(),
+            released_at=batch.released_at and batch.released_at.timestamp(),
+            session_count=batch.session_count,
+            counts={name: batch.counts.get(name, 0) for name in BatchCount},
+        )
+
+
 class BatchPage(BaseModel):
     batch_id: str
     last_number: int | None = Field(description="the next page's after_number; null: no more")
@@ -245,6 +275,7 @@ class SessionOutcome(BaseModel):
     session_id: str | None = Field(description="null when the item's own id is invalid")
     status: PostStatus
     new_events: int = 0
+    warnings: list[str] = Field([], description="what was taken, but may teach nothing")
     error: str | None = None
 
 
@@ -271,6 +302,7 @@ class EventsBody(Posted):
 class EventsOutcome(BaseModel):
     session_id: str
     new_events: int
+    warnings: list[str] = Field([], description="what was taken, but may teach nothing")
 
 
 class IrrelevantBody(Posted):

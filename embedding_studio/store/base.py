@@ -16,19 +16,21 @@ of tasks, workers and API keys are of all projects.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple, Self
+from typing import Self
 
 from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
+    BatchCount,
     NumberedSession,
     Session,
     SessionBatch,
     SessionEvent,
 )
-from embedding_studio.errors import Conflict, NotFound
+from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.tasks import (
@@ -61,11 +63,20 @@ def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
     )
 
 
-class Registered(NamedTuple):
-    """What happened to one posted session: is it new, and how many of its events are."""
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What happened to a session that was posted, or to which events were.
+
+    is_new: whether the session is, and new_events: how many of the posted events are;
+    stored: the session as it is kept, but for its events, which may be missing;
+    is_late: of a new session, that it was made before the last release, after which it came; of a
+    known one, that its batch is released.
+    """
 
     is_new: bool
     new_events: int
+    stored: NumberedSession
+    is_late: bool = False
 
 
 class Store(ABC):
@@ -85,13 +96,17 @@ class Store(ABC):
     # -- clickstream ---------------------------------------------------------------------------
 
     @abstractmethod
-    def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
+    def register_sessions(
+        self, sessions: Sequence[Session], now: datetime
+    ) -> list[Registered | InvalidInput]:
         """Add sessions with their events to the batch now collecting, opening one if none is.
 
-        Answers in the order given. A known session_id keeps its stored query, results, mark and
-        number; only events with unknown event_ids are added to it. Numbers in a batch run from 1
-        without gaps, whatever is posted again or at the same time. A session is in exactly one
-        batch, also when that batch is being released meanwhile.
+        Answers in the order given. Of a session that the database cannot hold, with the events that
+        it brings, nothing is kept: its answer is InvalidInput, and the others are kept. A known
+        session_id keeps its stored query, results, mark and number; only events with unknown
+        event_ids are added to it. Numbers in a batch run from 1 without gaps, whatever is posted
+        again or at the same time. A session is in exactly one batch, also when that batch is being
+        released meanwhile.
         """
 
     @abstractmethod
@@ -99,8 +114,9 @@ class Store(ABC):
         """Return one session with all its events. Raises NotFound."""
 
     @abstractmethod
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
-        """Add the events whose event_id the session does not have; return how many. NotFound."""
+    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
+        """Add the events whose event_id the session does not have, all of them or none. Raises
+        NotFound."""
 
     @abstractmethod
     def mark_irrelevant(self, session_id: str) -> None:
@@ -128,6 +144,10 @@ class Store(ABC):
     @abstractmethod
     def collecting_batch(self) -> SessionBatch | None:
         """Return the batch that release_batch would release now, None where it would refuse."""
+
+    @abstractmethod
+    def add_counts(self, batch_id: str, counts: Mapping[BatchCount, int]) -> None:
+        """Add to what is counted of a batch. Raises NotFound."""
 
     @abstractmethod
     def count_clicked_sessions(

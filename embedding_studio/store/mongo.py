@@ -11,11 +11,13 @@ import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from bson import CodecOptions, ObjectId
+from bson import CodecOptions, ObjectId, encode
+from bson.errors import BSONError
 from pydantic import TypeAdapter
 from pymongo import (
     ASCENDING,
@@ -23,7 +25,6 @@ from pymongo import (
     MongoClient,
     ReadPreference,
     ReturnDocument,
-    UpdateOne,
     WriteConcern,
 )
 from pymongo import errors as mongo_errors
@@ -32,6 +33,7 @@ from pymongo.read_concern import ReadConcern
 
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
+    BatchCount,
     BatchStatus,
     NumberedSession,
     Session,
@@ -40,13 +42,14 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.errors import (
     ConfigurationError,
+    InvalidInput,
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
-from embedding_studio.store.mongo_answers import answering
+from embedding_studio.store.mongo_answers import answering, unstorable
 from embedding_studio.store.mongo_models import BY_NAME, MongoModels
 from embedding_studio.store.mongo_schedules import MongoSchedules
 from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
@@ -75,7 +78,9 @@ NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
 CONTENTION_SECONDS = 20.0
 DUPLICATE_KEY = 11000
 INDEX_NOT_FOUND = 27
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 WITHOUT_EVENTS = {"events": 0}  # a task's history is read by pages alone
+WITH_EVENT_IDS = {f"events.{field.name}": 0 for field in fields(SessionEvent)[1:]}
 # A batch whose release has begun; to the outside it is still collecting.
 RELEASING = "releasing"
 # A batch whose deletion has begun; to the outside it is gone.
@@ -87,6 +92,13 @@ SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
 TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
+
+
+class Known(NamedTuple):
+    """A session that is stored, as if nothing new was posted, and the ids of its events."""
+
+    registered: Registered
+    event_ids: set[str]
 
 
 class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedules):
@@ -165,22 +177,39 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
     # -- clickstream ---------------------------------------------------------------------------
 
     @answering()
-    def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
-        first: dict[str, Session] = {}
-        for session in sessions:
-            first.setdefault(session.session_id, session)
-        known = self._known_events(first)
-        mine = self._place([first[id_] for id_ in first if id_ not in known], now)
-        answers = []
-        for session in sessions:
-            if session.session_id in mine:
-                mine.remove(session.session_id)
-                answers.append(Registered(True, len(_distinct(session.events))))
+    def register_sessions(
+        self, sessions: Sequence[Session], now: datetime
+    ) -> list[Registered | InvalidInput]:
+        known = self._known(s.session_id for s in sessions if _is_encodable(s.session_id))
+        refused: dict[int, InvalidInput] = {}
+        new: dict[str, Session] = {}
+        for place, session in enumerate(sessions):
+            if session.session_id not in known:
+                if (refusal := _refusal(self._key(session.session_id), session)) is not None:
+                    refused[place] = refusal
+                else:
+                    new.setdefault(session.session_id, session)
+        placed = self._place(list(new.values()), now)
+        known |= self._known(new.keys() - placed.keys())  # posted by someone else meanwhile
+        answers: list[Registered | InvalidInput] = []
+        for place, session in enumerate(sessions):
+            if place in refused:
+                answers.append(refused[place])
+            elif session.session_id in known:
+                answers.append(self._add_to(known[session.session_id], session.events))
             else:
-                stored = known.get(session.session_id, set())
-                fresh = [event for event in session.events if event.event_id not in stored]
-                answers.append(Registered(False, self._push(session.session_id, fresh)))
+                answers.append(answer := placed[session.session_id])
+                if isinstance(answer, Registered):  # if it is posted a second time, it is known
+                    again = replace(answer, is_new=False, new_events=0, is_late=False)
+                    known[session.session_id] = Known(again, _ids_of(session.events))
         return answers
+
+    def _add_to(self, known: Known, events: Sequence[SessionEvent]) -> Registered | InvalidInput:
+        try:
+            with answering():
+                return replace(known.registered, new_events=self._push(known, events))
+        except InvalidInput as error:
+            return error
 
     def _key(self, session_id: str) -> str:
         """Return a session's _id: its own id is its client's choice, and free in each project."""
@@ -188,33 +217,51 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
             return f"s:{session_id}"
         return f"p:{self.project}:{session_id}"
 
-    def _known_events(self, session_ids: Iterable[str]) -> dict[str, set[str]]:
-        """Return the event ids of those sessions that are stored."""
-        found = self._sessions.find(
-            {"_id": {"$in": [self._key(session_id) for session_id in session_ids]}},
-            {"session_id": 1, "events.event_id": 1},
-        )
+    def _known(self, session_ids: Iterable[str]) -> dict[str, Known]:
+        """Return those sessions that are stored, by their ids."""
+        keys = [self._key(session_id) for session_id in session_ids]
+        found = list(self._sessions.find({"_id": {"$in": keys}}, WITH_EVENT_IDS)) if keys else []
+        ids = list({document["batch_id"] for document in found})
+        collecting = {"_id": {"$in": ids}, "status": BatchStatus.COLLECTING}
+        open_ids = {batch["_id"] for batch in self._batches.find(collecting, {"_id": 1})}
         return {
-            document["session_id"]: {event["event_id"] for event in document["events"]}
+            document["session_id"]: Known(
+                Registered(
+                    is_new=False,
+                    new_events=0,
+                    stored=_numbered({**document, "events": []}),
+                    is_late=document["batch_id"] not in open_ids,
+                ),
+                {event["event_id"] for event in document["events"]},
+            )
             for document in found
         }
 
-    def _place(self, sessions: Sequence[Session], now: datetime) -> set[str]:
-        """Insert each session at the end of the log; return the ids that were not there before."""
-        mine: set[str] = set()
+    def _place(
+        self, sessions: Sequence[Session], now: datetime
+    ) -> dict[str, Registered | InvalidInput]:
+        """Insert each session at the end of the log; return those that were not there before."""
+        placed: dict[str, Registered | InvalidInput] = {}
         waiting = list(sessions)
         give_up = time.monotonic() + CONTENTION_SECONDS
         while waiting:
-            batch_id, number = self._end_of_log(now)
-            inserted = self._insert_run(
-                [
-                    _session_document(self._key(session.session_id), session, batch_id, place)
-                    for place, session in enumerate(waiting, start=number)
-                ]
-            )
-            mine.update(session.session_id for session in waiting[:inserted])
+            batch, number = self._end_of_log(now)
+            documents = [
+                _session_document(self._key(session.session_id), session, batch["_id"], place)
+                for place, session in enumerate(waiting, start=number)
+            ]
+            inserted, refusal = self._insert_run(documents)
+            for session, document in zip(waiting, documents[:inserted], strict=False):
+                stored = NumberedSession(session, str(batch["_id"]), document["number"])
+                since = batch.get("since")
+                is_late = since is not None and session.created_at < since
+                placed[session.session_id] = Registered(
+                    True, len(document["events"]), stored, is_late
+                )
             waiting = waiting[inserted:]
-            if waiting and self._sessions.find_one(
+            if refusal is not None:
+                placed[waiting.pop(0).session_id] = refusal
+            elif waiting and self._sessions.find_one(
                 {"_id": self._key(waiting[0].session_id)}, {"_id": 1}
             ):
                 waiting.pop(0)  # posted by someone else meanwhile: its number is not ours to burn
@@ -222,42 +269,46 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
                 raise StoreUnavailable("too many writers at once: no place in the batch was free")
             elif waiting:
                 time.sleep(random.uniform(0, 0.01))
-        return mine
+        return placed
 
-    def _insert_run(self, documents: Sequence[Document]) -> int:
-        """Insert documents until one meets a duplicate key; return how many went in."""
+    def _insert_run(self, documents: Sequence[Document]) -> tuple[int, InvalidInput | None]:
+        """Insert documents until one is refused; return how many went in, and why the next did not
+        if it is not for a key that is there already."""
         try:
             self._sessions.insert_many(documents, ordered=True)
         except mongo_errors.BulkWriteError as error:
             failed = error.details["writeErrors"]
-            if not failed or failed[0]["code"] != DUPLICATE_KEY:
+            if failed and failed[0]["code"] == DUPLICATE_KEY:
+                return int(failed[0]["index"]), None
+            if (refusal := unstorable(error)) is None:
                 raise
-            return int(failed[0]["index"])
-        return len(documents)
+            return int(failed[0]["index"]), refusal
+        return len(documents), None
 
-    def _end_of_log(self, now: datetime) -> tuple[ObjectId, int]:
+    def _end_of_log(self, now: datetime) -> tuple[Document, int]:
         """Return the collecting batch, opened if there is none, and the number after its last."""
         while True:
             newest = self._newest_batch()
             if newest is None or newest["status"] == BatchStatus.RELEASED:
-                self._open_batch(1 if newest is None else newest["ordinal"] + 1, now)
+                self._open_batch(newest, now)
             elif newest["status"] == RELEASING:
                 self._finish_release(newest)
             else:
                 last = self._last_entry(newest["_id"])
                 if not last.get("is_end"):
-                    return newest["_id"], last["number"] + 1
+                    return newest, last["number"] + 1
 
     def _newest_batch(self) -> Document | None:
         return self._batches.find_one({"project": self.project}, sort=[("ordinal", DESCENDING)])
 
-    def _open_batch(self, ordinal: int, now: datetime) -> None:
+    def _open_batch(self, last: Document | None, now: datetime) -> None:
         batch = {
             "project": self.project,
-            "ordinal": ordinal,
+            "ordinal": 1 if last is None else last["ordinal"] + 1,
             "status": BatchStatus.COLLECTING,
             "created_at": now,
             "has_shown_kinds": True,
+            "since": last and last["released_at"],
         }
         with suppress(mongo_errors.DuplicateKeyError):  # someone else opened it
             self._batches.insert_one(batch)
@@ -268,17 +319,27 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         )
         return last or {"number": 0}
 
-    def _push(self, session_id: str, events: Sequence[SessionEvent]) -> int:
-        """Add each event in one atomic step that an event of the same id prevents."""
-        steps = []
-        for event in events:
-            is_new = {"_id": self._key(session_id), "events.event_id": {"$ne": event.event_id}}
-            is_shown = {"search_results.object_id": event.object_id}
-            push = {"$push": {"events": _event_document(event)}}
-            count = {"$addToSet": {"shown_kinds": event.kind}}
-            # of the two one changes the session: the second finds the first one's event
-            steps += [UpdateOne({**is_new, **is_shown}, {**push, **count}), UpdateOne(is_new, push)]
-        return self._sessions.bulk_write(steps).modified_count if steps else 0
+    def _push(self, known: Known, events: Sequence[SessionEvent]) -> int:
+        """Add the events that the session does not have in one atomic step; return how many."""
+        session = known.registered.stored.session
+        while fresh := [one for one in _distinct(events) if one.event_id not in known.event_ids]:
+            adding = {
+                "$push": {"events": {"$each": [_event_document(event) for event in fresh]}},
+                "$addToSet": {
+                    "shown_kinds": {
+                        "$each": sorted(replace(session, events=tuple(fresh)).shown_kinds())
+                    }
+                },
+            }
+            is_new = {"$nin": [event.event_id for event in fresh]}
+            which = {"_id": self._key(session.session_id), "events.event_id": is_new}
+            if self._sessions.update_one(which, adding).modified_count:
+                return len(fresh)
+            again = self._known([session.session_id])
+            if not again:
+                break  # deleted meanwhile, with its batch
+            known = again[session.session_id]
+        return 0
 
     @answering()
     def get_session(self, session_id: str) -> NumberedSession:
@@ -288,10 +349,14 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         return _numbered(document)
 
     @answering()
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
-        if self._sessions.find_one({"_id": self._key(session_id)}, {"_id": 1}) is None:
+    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
+        known = self._known([session_id]).get(session_id)
+        if known is None:
             raise unknown("session", session_id, ": register it first")
-        return self._push(session_id, events)
+        answer = self._add_to(known, events)
+        if isinstance(answer, InvalidInput):
+            raise answer
+        return answer
 
     @answering()
     def mark_irrelevant(self, session_id: str) -> None:
@@ -361,6 +426,13 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
     def collecting_batch(self) -> SessionBatch | None:
         batch = self._releasable_batch()
         return None if batch is None else self._batch(batch)
+
+    @answering()
+    def add_counts(self, batch_id: str, counts: Mapping[BatchCount, int]) -> None:
+        which = {"_id": _id_of(batch_id), "project": self.project}
+        added = {f"counts.{name}": count for name, count in counts.items()}
+        if not self._batches.update_one(which, {"$inc": added}).matched_count:
+            raise unknown("batch", batch_id)
 
     @answering()
     def count_clicked_sessions(
@@ -636,6 +708,28 @@ def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:
     for event in events:
         first.setdefault(event.event_id, event)
     return list(first.values())
+
+
+def _ids_of(events: Iterable[SessionEvent]) -> set[str]:
+    return {event.event_id for event in events}
+
+
+def _is_encodable(text: str) -> bool:
+    return text.encode(errors="ignore").decode() == text
+
+
+def _refusal(key: str, session: Session) -> InvalidInput | None:
+    """Return why no document can hold the session, if none can."""
+    try:
+        size_bytes = len(encode(_session_document(key, session, ObjectId(), 0)))
+    except (BSONError, OverflowError, UnicodeEncodeError) as error:
+        return InvalidInput(f"MongoDB cannot store this: {error}")
+    if size_bytes > MAX_DOCUMENT_BYTES:
+        return InvalidInput(
+            f"MongoDB cannot store this: it has {size_bytes} bytes as BSON, of which one document "
+            f"has {MAX_DOCUMENT_BYTES} at most; post fewer results, or less meta"
+        )
+    return None
 
 
 def _session_document(key: str, session: Session, batch_id: ObjectId, number: int) -> Document:

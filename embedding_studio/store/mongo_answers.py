@@ -19,14 +19,20 @@ def answering() -> Iterator[None]:
     try:
         yield
     except mongo_errors.PyMongoError as error:
+        if (refusal := unstorable(error)) is not None:
+            raise refusal from None
         code, reason = _refusal(error)
-        if code in UNSTORABLE:
-            raise InvalidInput(f"MongoDB cannot store this: {reason}") from None
         if code is None or error.timeout:
             raise StoreUnavailable(f"MongoDB does not answer: {reason}") from error
         raise
     except (BSONError, OverflowError, UnicodeEncodeError) as error:
         raise InvalidInput(f"MongoDB cannot store this: {error}") from error
+
+
+def unstorable(error: mongo_errors.PyMongoError) -> InvalidInput | None:
+    """Return what to say where the database refused what no document can hold."""
+    code, reason = _refusal(error)
+    return InvalidInput(f"MongoDB cannot store this: {reason}") if code in UNSTORABLE else None
 
 
 def _refusal(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
@@ -38,4 +44,5 @@ def _refusal(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
         return refused[0]["code"], refused[0]["errmsg"]  # its own text repeats the documents
     if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.WriteConcernError):
         return None, str(error)
-    return getattr(error, "code", NO_CODE) or NO_CODE, str(error)
+    details = getattr(error, "details", None) or {}
+    return getattr(error, "code", NO_CODE) or NO_CODE, details.get("errmsg") or str(error)

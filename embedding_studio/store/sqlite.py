@@ -4,22 +4,26 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import Column, Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
+    BatchCount,
     BatchStatus,
     NumberedSession,
     Session,
     SessionBatch,
     SessionEvent,
 )
+from embedding_studio.errors import InvalidInput
 from embedding_studio.store.base import Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
@@ -77,21 +81,31 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
 
     # -- clickstream ---------------------------------------------------------------------------
 
-    def register_sessions(self, sessions: Sequence[Session], now: datetime) -> list[Registered]:
+    def register_sessions(
+        self, sessions: Sequence[Session], now: datetime
+    ) -> list[Registered | InvalidInput]:
+        keys = [self._key(session.session_id) for session in sessions]
+        refused = [_refusal(session) for session in sessions]
+        posted = [
+            (key, session)
+            for key, session, refusal in zip(keys, sessions, refused, strict=True)
+            if refusal is None
+        ]
         with self._writing() as connection:
-            posted = [(self._key(session.session_id), session) for session in sessions]
-            known = _known_keys(connection, [key for key, _ in posted])
+            known = _known(connection, [key for key, _ in posted])
             new: dict[str, Session] = {}
             for key, session in posted:
                 if key not in known:
                     new.setdefault(key, session)
-            if new:
-                _add_sessions(connection, self.project, new, now)
+            placed = _add_sessions(connection, self.project, new, now) if new else {}
             added = _add_events(connection, [(key, session.events) for key, session in posted])
-            return [
-                Registered(new.pop(key, None) is not None, new_events)
-                for (key, _), new_events in zip(posted, added, strict=True)
-            ]
+        answers = []
+        for (key, _), new_events in zip(posted, added, strict=True):
+            answers.append(replace(placed.get(key) or known[key], new_events=new_events))
+            if key in placed:  # if it is posted a second time, it is known
+                known[key] = replace(placed.pop(key), is_new=False, is_late=False)
+        in_order = iter(answers)
+        return [next(in_order) if refusal is None else refusal for refusal in refused]
 
     def get_session(self, session_id: str) -> NumberedSession:
         with self._reading() as connection:
@@ -103,12 +117,13 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
             raise unknown("session", session_id, ": register it first")
         return found[0]
 
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
+    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
         with self._writing() as connection:
             key = self._key(session_id)
-            if not _known_keys(connection, [key]):
+            known = _known(connection, [key]).get(key)
+            if known is None:
                 raise unknown("session", session_id, ": register it first")
-            return _add_events(connection, [(key, events)])[0]
+            return replace(known, new_events=_add_events(connection, [(key, events)])[0])
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._writing() as connection:
@@ -150,6 +165,13 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
     def collecting_batch(self) -> SessionBatch | None:
         with self._reading() as connection:
             return _find_batch(connection, self.project, IS_COLLECTING)
+
+    def add_counts(self, batch_id: str, counts: Mapping[BatchCount, int]) -> None:
+        with self._writing() as connection:
+            there = _get_batch(connection, self.project, batch_id).counts
+            sums = {name: there.get(name, 0) + count for name, count in counts.items()}
+            which = batch_rows.c.batch_id == batch_id
+            connection.execute(sa.update(batch_rows).where(which).values(counts={**there, **sums}))
 
     def count_clicked_sessions(
         self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS
@@ -385,31 +407,57 @@ def _is_one_of(column: Column[str], ids: Iterable[str]) -> sa.ColumnElement[bool
     return column.in_(sa.select(values.c.value))
 
 
-def _known_keys(connection: Connection, keys: Iterable[str]) -> set[str]:
-    known = sa.select(session_rows.c.session_id)
-    return set(connection.scalars(known.where(_is_one_of(session_rows.c.session_id, keys))))
+def _refusal(session: Session) -> InvalidInput | None:
+    """Return why no row can hold the session, if none can."""
+    try:
+        for text in (session.session_id, *(event.event_id for event in session.events)):
+            text.encode()
+        json.dumps(_document(session))
+    except (UnicodeEncodeError, OverflowError, PydanticSerializationError) as error:
+        return InvalidInput(f"SQLite cannot store this: {error}")
+    return None
+
+
+def _document(session: Session) -> Any:
+    return SESSION.dump_python(session, mode="json", exclude={"events", "is_irrelevant"})
+
+
+def _known(connection: Connection, keys: Iterable[str]) -> dict[str, Registered]:
+    """Return the sessions of those keys that are stored, as if nothing new was posted."""
+    found = (
+        sa.select(session_rows, batch_rows.c.status)
+        .join(batch_rows)
+        .where(_is_one_of(session_rows.c.session_id, keys))
+    )
+    return {
+        row.session_id: Registered(False, 0, _numbered(row, []), row.status == BatchStatus.RELEASED)
+        for row in connection.execute(found)
+    }
 
 
 def _add_sessions(
     connection: Connection, project: str, new: Mapping[str, Session], now: datetime
-) -> None:
+) -> dict[str, Registered]:
     """Add sessions, by their keys, to the project's collecting batch, opened if there is none."""
-    batch = _find_batch(connection, project, IS_COLLECTING)
-    if batch is None:
-        batch = SessionBatch(secrets.token_hex(12), BatchStatus.COLLECTING, now, 0)
-        values = {"project": project, **BATCH.dump_python(batch)}
-        connection.execute(sa.insert(batch_rows).values(values))
+    batch = _find_batch(connection, project, IS_COLLECTING) or _open_batch(connection, project, now)
+    placed = {
+        key: Registered(
+            True,
+            0,
+            NumberedSession(session, batch.batch_id, number),
+            batch.since is not None and session.created_at < batch.since,
+        )
+        for number, (key, session) in enumerate(new.items(), start=batch.session_count + 1)
+    }
     rows = [
         {
             "session_id": key,
             "batch_id": batch.batch_id,
-            "number": number,
-            "is_irrelevant": session.is_irrelevant,
-            "document": SESSION.dump_python(
-                session, mode="json", exclude={"events", "is_irrelevant"}
-            ),
+            "number": one.stored.number,
+            "is_irrelevant": one.stored.session.is_irrelevant,
+            "document": _document(one.stored.session),
         }
-        for number, (key, session) in enumerate(new.items(), start=batch.session_count + 1)
+        for key, one in placed.items()
     ]
     connection.execute(sa.insert(session_rows), rows)
     connection.execute(
@@ -417,6 +465,16 @@ def _add_sessions(
         .where(batch_rows.c.batch_id == batch.batch_id)
         .values(session_count=batch.session_count + len(rows))
     )
+    return placed
+
+
+def _open_batch(connection: Connection, project: str, now: datetime) -> SessionBatch:
+    last = sa.select(sa.func.max(batch_rows.c.released_at)).where(batch_rows.c.project == project)
+    since = connection.scalar(last)
+    batch = SessionBatch(secrets.token_hex(12), BatchStatus.COLLECTING, now, 0, since=since)
+    values = {"project": project, **BATCH.dump_python(batch)}
+    connection.execute(sa.insert(batch_rows).values(values))
+    return batch
 
 
 def _add_events(
@@ -479,20 +537,12 @@ def _read_sessions(
     events = defaultdict(list)
     for row in connection.execute(first):
         events[row.session_id].append(row.document)
-    return [
-        NumberedSession(
-            SESSION.validate_python(
-                {
-                    **row.document,
-                    "is_irrelevant": row.is_irrelevant,
-                    "events": events[row.session_id],
-                }
-            ),
-            row.batch_id,
-            row.number,
-        )
-        for row in rows
-    ]
+    return [_numbered(row, events[row.session_id]) for row in rows]
+
+
+def _numbered(row: sa.Row[Any], events: Sequence[Any]) -> NumberedSession:
+    document = {**row.document, "is_irrelevant": row.is_irrelevant, "events": events}
+    return NumberedSession(SESSION.validate_python(document), row.batch_id, row.number)
 
 
 def _add_task_events(

@@ -48,6 +48,8 @@ batch_rows = Table(
     Column("session_count", sa.Integer, nullable=False),
     Column("release_id", sa.String),
     Column("released_at", UtcDateTime),
+    Column("since", UtcDateTime),
+    Column("counts", DOCUMENT, nullable=False, server_default="{}"),
 )
 session_rows = Table(
     "sessions",

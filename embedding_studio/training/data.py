@@ -16,6 +16,7 @@ from embedding_studio.clickstream import (
     Splits,
     normalize_query,
 )
+from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
 from embedding_studio.training.clicks import (
     ClickModel,
@@ -81,12 +82,6 @@ class QueryLists:
         table = np.full(mask.shape, fill, dtype=column.dtype)
         table[mask] = column
         return table
-
-
-def text_of(result: SearchResult) -> str | None:
-    """Return the text that the result carries in its meta, or None when there is none."""
-    text = result.meta.get("text")
-    return text if isinstance(text, str) and text.strip() else None
 
 
 def prepare_clicks(

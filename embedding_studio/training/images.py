@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
 from embedding_studio.errors import MethodError, NotEnoughData
 from embedding_studio.outbound import open_http
 from embedding_studio.training.augmentation import Augmentation
@@ -107,12 +108,6 @@ class ImageLists(QueryLists):
     images: PreparedImages
 
 
-def image_of(result: SearchResult) -> str | None:
-    """Return where the result's meta says that its image is, or None when it does not say."""
-    address = result.meta.get("image")
-    return address if isinstance(address, str) and address.strip() else None
-
-
 def prepare_image_clicks(
     sessions: Splits[list[Session]],
     item_image: Callable[[SearchResult], str | None],
@@ -142,7 +137,8 @@ def prepare_image_clicks(
     if results and not owners:
         raise NotEnoughData(
             f"none of {len(results)} results has an image (object_id {results[0].object_id!r}, "
-            'say): post results with meta {"image": ...}, or override the method\'s item_image'
+            'say): post results with meta {"image": ...} or {"bucket": ..., "file": ...}, or '
+            "override the method's item_image"
         )
     rows = _write_pixels(owners, model, folder, allow_private)
 

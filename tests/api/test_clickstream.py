@@ -8,6 +8,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from tests.api.samples import START, Clock, event_json, session_json
+from tests.contracts.store_backends import MongomockBackend
 
 NOW = int(START.timestamp())
 
@@ -34,12 +35,9 @@ def test_a_session_comes_back_as_posted(api: TestClient) -> None:
     )
     answer = api.post("/clickstream/session", json=posted)
     assert answer.status_code == 200
-    assert answer.json() == {
-        "session_id": "s-1",
-        "status": "created",
-        "new_events": 1,
-        "error": None,
-    }
+    outcome = answer.json()
+    assert [outcome.pop("warnings")[0][:16]] == ["1 of 2 results h"]
+    assert outcome == {"session_id": "s-1", "status": "created", "new_events": 1, "error": None}
     read = api.get("/clickstream/session", params={"session_id": "s-1"}).json()
     assert read == {
         **posted,
@@ -326,6 +324,117 @@ def test_one_bad_bulk_item_costs_only_itself(api: TestClient) -> None:
     ]
     assert [event["event_id"] for event in sessions[0]["events"]] == ["e-1", "e-2", "e-3"]
     assert sessions[1]["is_irrelevant"] is True
+
+
+def test_one_item_that_the_store_refuses_costs_only_itself(settings: Settings) -> None:
+    """A session beyond 16 MB is its own outcome, by its id and with what to do; posted alone it is
+    422."""
+    roomy = settings.replaced(max_body_mb=64, max_meta_bytes=2**25)
+    large = session_json("large", search_meta={"text": "x" * 17_000_000})
+    items = [session_json("a"), large, session_json("b")]
+    app = create_app(MongomockBackend().open(), roomy, Clock())
+    with TestClient(app, base_url="http://studio/api/v1") as api:
+        answer = api.post("/clickstream/sessions", json={"sessions": items})
+        outcomes = answer.json()["sessions"]
+        assert [one["status"] for one in outcomes] == ["created", "invalid", "created"]
+        assert [one["session_id"] for one in outcomes] == ["a", "large", "b"]
+        assert "16777216 at most; post fewer results" in outcomes[1]["error"]
+        batch = api.get("/clickstream/internal/batch").json()
+        assert batch["session_count"] == 2
+        alone = api.post("/clickstream/session", json=large)
+        assert alone.status_code == 422
+        assert "post fewer results" in alone.json()["detail"]
+
+
+def counts(api: TestClient, **params: str) -> dict[str, int]:
+    """Return what is counted of a batch, but for what is 0."""
+    batch = api.get("/clickstream/internal/batch", params=params).json()
+    return {name: count for name, count in batch["counts"].items() if count}
+
+
+def readable_json(session_id: str, **more: Any) -> dict[str, Any]:
+    """Return a session of which a text method, an image method or the demo's can read each item."""
+    metas = [{"text": "a"}, {"image": "http://host/b.png"}, {"bucket": "b", "file": "c.png"}]
+    results = [{"object_id": f"i-{n}", "meta": meta} for n, meta in enumerate(metas)]
+    return session_json(session_id, search_results=results, **more)
+
+
+def test_results_that_nobody_can_read_are_said_and_counted(api: TestClient) -> None:
+    """Results with neither text nor image are taken, said in the answer and counted once."""
+    assert api.post("/clickstream/session", json=readable_json("fine")).json()["warnings"] == []
+    assert counts(api) == {}
+    dull = session_json("dull", search_results=[{"object_id": "x", "meta": {"text": " "}}] * 2)
+    for body in ({"sessions": [dull, readable_json("more")]}, {"sessions": [dull]}):
+        outcomes = api.post("/clickstream/sessions", json=body).json()["sessions"]
+    (outcome,) = outcomes
+    assert outcome["warnings"] == []  # known: it was said when it was new
+    first = api.post("/clickstream/session", json={**dull, "session_id": "dull-2"}).json()
+    assert "2 of 2 results have neither meta.text nor meta.image" in first["warnings"][0]
+    assert "'x'" in first["warnings"][0]
+    assert counts(api) == {"results_without_content": 4}
+
+
+def test_events_on_what_was_not_shown_are_said_and_counted(api: TestClient) -> None:
+    """An event on an item that the session did not show is kept, said, and counted once."""
+    hit, miss = event_json("hit", object_id="i-0"), event_json("miss", object_id="z-9")
+    api.post("/clickstream/session", json=readable_json("s-1", events=[hit]))
+    assert counts(api) == {}
+    for _ in range(2):
+        body = {"session_id": "s-1", "events": [miss, hit]}
+        answer = api.post("/clickstream/session/events", json=body).json()
+        (warning,) = answer["warnings"]
+        assert "1 of 2 events are on items that the session did not show" in warning
+        assert "'miss' on 'z-9'" in warning
+    again = readable_json("s-1", events=[event_json("other", object_id="z-8")])
+    assert "'z-8'" in api.post("/clickstream/session", json=again).json()["warnings"][0]
+    assert counts(api) == {"events_not_shown": 2}
+
+
+def test_a_known_session_with_other_content_is_said_and_counted(api: TestClient) -> None:
+    """What differs is named, and what was stored first stays; a mere repeat is no news."""
+    api.post("/clickstream/session", json=readable_json("s-1", search_meta={"a": 1}))
+    same = readable_json("s-1", search_meta={"a": 1.0}, is_irrelevant=True, created_at=NOW - 5)
+    assert api.post("/clickstream/session", json=same).json()["warnings"] == []
+    other = readable_json("s-1", search_query="blue shoes", search_meta={"a": 2})
+    (warning,) = api.post("/clickstream/session", json=other).json()["warnings"]
+    assert "known with another search_query, search_meta" in warning
+    assert counts(api) == {"changed_sessions": 1}
+
+
+def test_what_comes_after_a_release_is_counted(api: TestClient, clock: Clock) -> None:
+    """A late session is in the next batch; a late event stays with its session, and is said."""
+    api.post("/clickstream/session", json=readable_json("s-1"))
+    first = released(api)
+    clock.now += timedelta(seconds=60)
+    body = {"session_id": "s-1", "events": [event_json("e-1", object_id="i-0")]}
+    for expected in (1, 0):
+        answer = api.post("/clickstream/session/events", json=body).json()
+        assert answer["new_events"] == expected
+        assert len(answer["warnings"]) == expected
+    late = readable_json("s-2", created_at=NOW - 60)
+    timely = readable_json("s-3")
+    for one in (late, timely):
+        assert api.post("/clickstream/session", json=one).json()["warnings"] == []
+    assert counts(api, batch_id=first) == {"late_events": 1}
+    assert counts(api) == {"late_sessions": 1}
+    assert [s["session_id"] for s in batch_sessions(api, released(api, "r-2"))["sessions"]] == [
+        "s-2",
+        "s-3",
+    ]
+
+
+def test_a_batch_is_looked_at_before_it_is_spent(api: TestClient) -> None:
+    """The one now collecting, or a named one; 404 where there is none."""
+    assert api.get("/clickstream/internal/batch").status_code == 404
+    api.post("/clickstream/session", json=readable_json("s-1"))
+    collecting = api.get("/clickstream/internal/batch").json()
+    assert (collecting["status"], collecting["session_count"]) == ("collecting", 1)
+    assert (collecting["created_at"], collecting["released_at"]) == (NOW, None)
+    batch_id = released(api)
+    assert batch_id == collecting["batch_id"]
+    named = api.get("/clickstream/internal/batch", params={"batch_id": batch_id}).json()
+    assert named == {**collecting, "status": "released", "released_at": NOW}
+    assert api.get("/clickstream/internal/batch?batch_id=nowhere").status_code == 404
 
 
 def test_a_bulk_mark_reaches_a_known_session(api: TestClient) -> None:

@@ -1,7 +1,7 @@
 """What the store's contract has other processes do; kept light, for each of them imports it."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
@@ -9,7 +9,8 @@ from multiprocessing.synchronize import Barrier
 
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.errors import NotFound
-from embedding_studio.store import open_store
+from embedding_studio.store import Store, open_store
+from embedding_studio.store.base import Registered
 from embedding_studio.tasks import TaskRequest
 
 NOW = datetime(2024, 5, 1, 12, 0, 0, tzinfo=UTC)
@@ -32,6 +33,15 @@ def make_session(session_id: str, events: Iterable[str] = (), query: str = "blue
         created_at=NOW,
         events=tuple(SessionEvent(event_id, "item-1", NOW) for event_id in events),
     )
+
+
+def register(store: Store, sessions: Sequence[Session]) -> list[Registered]:
+    """Post sessions, each of which must be kept."""
+    kept = []
+    for answer in store.register_sessions(sessions, NOW):
+        assert isinstance(answer, Registered), answer
+        kept.append(answer)
+    return kept
 
 
 def open_first(url: str) -> bool:
@@ -73,8 +83,8 @@ def post_and_release(url: str, name: str, session_ids: list[str]) -> tuple[list[
     start_line.wait(START_SECONDS)
     for place in range(0, len(session_ids), 3):
         posted = [make_session(id_, [f"{id_}-click"]) for id_ in session_ids[place : place + 3]]
-        answers = store.register_sessions(posted, NOW)
-        assert not any(answer.is_new for answer in store.register_sessions(posted, NOW))
+        answers = register(store, posted)
+        assert not any(answer.is_new for answer in register(store, posted))
         new += [s.session_id for s, answer in zip(posted, answers, strict=True) if answer.is_new]
         if place % 12 == 9:
             with suppress(NotFound):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embedding_studio.clickstream import SessionEvent
+from embedding_studio.clickstream import BatchCount, SessionEvent
 from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
@@ -19,7 +19,7 @@ from embedding_studio.tasks import Claim, Schedule, TaskRequest, TaskStatus, Wor
 from tests.contracts import store_processes
 from tests.contracts.conftest import PROCESSES
 from tests.contracts.store_backends import Backend, MongoBackend
-from tests.contracts.store_processes import NOW, make_session
+from tests.contracts.store_processes import NOW, make_session, register
 
 CLICK = SessionEvent("e", "item-1", NOW)
 KEYED = TaskRequest("m", idempotency_key="key")
@@ -28,6 +28,9 @@ KEYED = TaskRequest("m", idempotency_key="key")
 ASK_ABOUT_IDS: dict[str, Callable[[Store, str, str], object]] = {
     "get_session": lambda store, batch_id, task_id: store.get_session("s"),
     "append_events": lambda store, batch_id, task_id: store.append_events("s", [CLICK]),
+    "add_counts": lambda store, batch_id, task_id: store.add_counts(
+        batch_id, {BatchCount.LATE_EVENTS: 1}
+    ),
     "mark_irrelevant": lambda store, batch_id, task_id: store.mark_irrelevant("s"),
     "get_batch": lambda store, batch_id, task_id: store.get_batch(batch_id),
     "release_batch": lambda store, batch_id, task_id: store.release_batch("new", NOW, batch_id),
@@ -133,11 +136,11 @@ def test_ids_chosen_by_clients_are_free_in_each_project(
     red = make_session("s", ["e"], query="red")
     blue = make_session("s", ["e", "f"], query="blue")
     for view, session in ((first, red), (second, blue)):
-        (answer,) = view.register_sessions([session], NOW)
+        (answer,) = register(view, [session])
         assert (answer.is_new, answer.new_events) == (True, len(session.events))
         assert view.get_session("s").number == 1
     second.mark_irrelevant("s")
-    assert second.append_events("s", [replace(CLICK, event_id="g")]) == 1
+    assert second.append_events("s", [replace(CLICK, event_id="g")]).new_events == 1
     assert first.get_session("s").session == red
     assert [one.event_id for one in second.get_session("s").session.events] == ["e", "f", "g"]
     batches = [view.release_batch("r", NOW) for view in (first, second)]
@@ -161,7 +164,7 @@ def test_no_session_id_reaches_into_another_project(
     for name in ("default", "other"):
         store.in_project(name).register_sessions([make_session("s", query=name)], NOW)
     view = store.in_project(project)
-    (answer,) = view.register_sessions([make_session(session_id, query="sly")], NOW)
+    (answer,) = register(view, [make_session(session_id, query="sly")])
     assert answer.is_new
     assert view.get_session(session_id).session.search_query == "sly"
     for name in ("default", "other"):
@@ -243,7 +246,7 @@ def assert_is_the_default_projects(store: Store, batch_id: str, task_id: str) ->
     assert [m.session.session_id for m in store.read_batch(batch_id, 0, 9)] == ["s", "p:other:s"]
     assert store.release_batch("r", NOW).batch_id == batch_id
     assert len(store.get_session("p:other:s").session.events) == 1
-    again = store.register_sessions([make_session(id_) for id_ in ("s", "p:other:s", "t")], NOW)
+    again = register(store, [make_session(id_) for id_ in ("s", "p:other:s", "t")])
     assert not any(answer.is_new for answer in again)
     store.register_sessions([make_session("u")], NOW)
     assert store.get_session("u").number == 2

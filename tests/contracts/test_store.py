@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pytest
 
 from embedding_studio.clickstream import (
+    BatchCount,
     BatchStatus,
     NumberedSession,
     SearchResult,
@@ -52,7 +53,7 @@ from embedding_studio.tasks import (
 )
 from tests.contracts import store_processes
 from tests.contracts.store_backends import BACKENDS, MONGO_VARIABLE, Backend, Moment
-from tests.contracts.store_processes import NOW, make_session
+from tests.contracts.store_processes import NOW, make_session, register
 
 Result = TypeVar("Result")
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,11 @@ def click(event_id: str) -> SessionEvent:
 
 def post(store: Store, *session_ids: str) -> None:
     store.register_sessions([make_session(session_id) for session_id in session_ids], NOW)
+
+
+def registered(store: Store, sessions: Sequence[Session]) -> list[tuple[bool, int]]:
+    """Post sessions; return of each whether it was new, and how many of its events were."""
+    return [(answer.is_new, answer.new_events) for answer in register(store, sessions)]
 
 
 def add(store: Store, seconds: float = 0, method: str = "m") -> FineTuningTask:
@@ -151,7 +157,7 @@ def test_a_session_comes_back_as_it_was_posted(store: Store) -> None:
         events=(SessionEvent("e-1", "b", later(1), "like", ODD_JSON), click("e-2")),
         is_irrelevant=True,
     )
-    assert store.register_sessions([posted], NOW) == [Registered(True, 2)]
+    assert registered(store, [posted]) == [(True, 2)]
     stored = store.get_session("s-1")
     assert stored.session == posted
     assert stored.number == 1
@@ -166,9 +172,8 @@ def test_a_session_comes_back_as_it_was_posted(store: Store) -> None:
 def test_free_form_json_is_kept_or_refused(store: Store, odd: dict[str, Any]) -> None:
     """What not every database can hold comes back equal or raises InvalidInput, adding nothing."""
     session = replace(make_session("s"), search_meta=odd)
-    try:
-        store.register_sessions([session], NOW)
-    except InvalidInput:
+    (answer,) = store.register_sessions([session], NOW)
+    if isinstance(answer, InvalidInput):
         assert store.collecting_batch() is None
     else:
         is_kept = store.get_session("s").session == session
@@ -185,12 +190,53 @@ def test_free_form_json_is_kept_or_refused(store: Store, odd: dict[str, Any]) ->
 def test_an_id_that_cannot_be_stored_is_refused_or_kept(store: Store) -> None:
     """An id with half of a surrogate pair raises InvalidInput or is found again."""
     session = make_session("half a pair \ud800")
-    try:
-        store.register_sessions([session], NOW)
-    except InvalidInput:
+    (answer,) = store.register_sessions([session], NOW)
+    if isinstance(answer, InvalidInput):
         assert store.collecting_batch() is None
     else:
         assert store.get_session(session.session_id).session == session
+
+
+def test_one_that_cannot_be_kept_costs_only_itself(store: Store) -> None:
+    """Of many sessions each is kept whole or refused whole, in order; numbers have no gaps."""
+    large = {"text": "x" * 6_000_000}
+    store.register_sessions([make_session("full", ["e-0"])], NOW)
+    for number in (1, 2):
+        with suppress(InvalidInput):
+            store.append_events("full", [replace(click(f"e-{number}"), meta=large)])
+    before = store.get_session("full")
+    more = (click("e-3"), replace(click("e-4"), meta=large), click("e-5"))
+    posted = [
+        make_session("first", ["e"]),
+        replace(make_session("large"), search_meta={"large": "x" * 17_000_000}),
+        replace(make_session("many"), search_meta={"n": 2**70}),
+        make_session("middle"),
+        replace(make_session("full"), events=more),
+        replace(make_session("twice"), search_meta={"half": "\ud800"}),
+        make_session("twice"),
+        make_session("odd event", ["\ud800"]),
+        make_session("last"),
+    ]
+    answers = store.register_sessions(posted, NOW)
+    batch = store.collecting_batch()
+    assert batch is not None
+    names = assert_gapless(store, [batch.batch_id])
+    for session, answer in zip(posted, answers, strict=True):
+        if session.session_id == "full":
+            after = store.get_session("full")
+            if isinstance(answer, InvalidInput):
+                is_unchanged = after == before
+                assert is_unchanged
+            else:
+                assert answer.new_events == len(more)
+                assert len(after.session.events) == len(before.session.events) + len(more)
+        elif isinstance(answer, InvalidInput):
+            assert session.session_id not in ("first", "middle", "last")
+            assert session.session_id == "twice" or session.session_id not in names
+        else:
+            assert answer.stored.session.search_query == session.search_query
+            assert session.session_id in names
+    assert "twice" in names
 
 
 def test_places_beyond_64_bits_are_refused_or_empty(store: Store) -> None:
@@ -211,7 +257,8 @@ def test_a_session_grown_too_large_is_refused_or_kept(store: Store) -> None:
     kept = 0
     for number in range(3):
         with suppress(InvalidInput):
-            kept += store.append_events("s", [replace(click(f"e-{number}"), meta=large)])
+            added = store.append_events("s", [replace(click(f"e-{number}"), meta=large)])
+            kept += added.new_events
     assert len(event_ids(store, "s")) == kept >= 2
 
 
@@ -238,7 +285,8 @@ def test_times_come_back_aware_and_to_the_millisecond(store: Store) -> None:
 def test_answers_come_in_the_order_given(store: Store) -> None:
     """New, known and repeated sessions of one call are each answered at their own place."""
     store.register_sessions([make_session("known", ["e-1"])], NOW)
-    answers = store.register_sessions(
+    answers = registered(
+        store,
         [
             make_session("new-1", ["e-1"]),
             make_session("known", ["e-1", "e-2", "e-3"]),
@@ -246,14 +294,13 @@ def test_answers_come_in_the_order_given(store: Store) -> None:
             make_session("new-1", ["e-1", "e-2"]),
             make_session("known"),
         ],
-        NOW,
     )
     assert answers == [
-        Registered(True, 1),
-        Registered(False, 2),
-        Registered(True, 0),
-        Registered(False, 1),
-        Registered(False, 0),
+        (True, 1),
+        (False, 2),
+        (True, 0),
+        (False, 1),
+        (False, 0),
     ]
     assert event_ids(store, "new-1") == ["e-1", "e-2"]
     assert [store.get_session(id_).number for id_ in ("known", "new-1", "new-2")] == [1, 2, 3]
@@ -270,7 +317,7 @@ def test_a_known_session_keeps_what_is_stored(store: Store) -> None:
     store.register_sessions([make_session("s", ["e-1"]), make_session("other")], NOW)
     before = store.get_session("s")
     again = Session("s", "another query", (), later(5), {"a": 1}, "u", (), is_irrelevant=True)
-    assert store.register_sessions([again], later(5)) == [Registered(False, 0)]
+    assert registered(store, [again]) == [(False, 0)]
     assert store.get_session("s") == before
 
 
@@ -279,22 +326,22 @@ def test_only_unknown_events_of_a_known_session_are_added(store: Store) -> None:
     store.register_sessions([make_session("s", ["e-2", "e-1"])], NOW)
     changed = replace(click("e-1"), object_id="item-2")
     again = replace(make_session("s"), events=(click("e-3"), changed, click("e-0")))
-    assert store.register_sessions([again], NOW) == [Registered(False, 2)]
+    assert registered(store, [again]) == [(False, 2)]
     assert event_ids(store, "s") == ["e-2", "e-1", "e-3", "e-0"]
     assert {event.object_id for event in store.get_session("s").session.events} == {"item-1"}
 
 
 def test_an_event_id_repeated_in_one_post_counts_once(store: Store) -> None:
     """Events of the same id in one call are one event, the first of them."""
-    assert store.register_sessions([make_session("s", ["e", "e"])], NOW) == [Registered(True, 1)]
-    assert store.append_events("s", [click("f"), click("f"), click("e")]) == 1
+    assert registered(store, [make_session("s", ["e", "e"])]) == [(True, 1)]
+    assert store.append_events("s", [click("f"), click("f"), click("e")]).new_events == 1
     assert event_ids(store, "s") == ["e", "f"]
 
 
 def test_sessions_may_share_event_ids(store: Store) -> None:
     """An event_id is known to its own session only."""
-    answers = store.register_sessions([make_session("s", ["e"]), make_session("t", ["e"])], NOW)
-    assert answers == [Registered(True, 1), Registered(True, 1)]
+    answers = registered(store, [make_session("s", ["e"]), make_session("t", ["e"])])
+    assert answers == [(True, 1), (True, 1)]
 
 
 def test_reposts_burn_no_numbers(store: Store) -> None:
@@ -317,9 +364,9 @@ def test_a_large_post_is_numbered_in_its_order(store: Store) -> None:
 def test_append_events_answers_how_many_were_new(store: Store) -> None:
     """Appending adds the unknown events in order of arrival and counts them."""
     post(store, "s")
-    assert store.append_events("s", [click("e-2"), click("e-1")]) == 2
-    assert store.append_events("s", [click("e-1"), click("e-3")]) == 1
-    assert store.append_events("s", []) == 0
+    assert store.append_events("s", [click("e-2"), click("e-1")]).new_events == 2
+    assert store.append_events("s", [click("e-1"), click("e-3")]).new_events == 1
+    assert store.append_events("s", []).new_events == 0
     assert event_ids(store, "s") == ["e-2", "e-1", "e-3"]
 
 
@@ -400,8 +447,52 @@ def test_a_released_session_still_takes_events(store: Store) -> None:
     """A late click reaches its session, whose batch is released already."""
     post(store, "s")
     batch = store.release_batch("r", NOW)
-    assert store.append_events("s", [click("late")]) == 1
+    assert store.append_events("s", [click("late")]).new_events == 1
     assert len(read_all(store, batch.batch_id)[0].session.events) == 1
+
+
+def test_an_answer_tells_what_is_stored(store: Store) -> None:
+    """A new session is answered with its place, a known one as it was first posted."""
+    first = make_session("s", ["e"], query="first")
+    (new,) = register(store, [first])
+    (again,) = register(store, [make_session("s", query="second")])
+    for answer in (new, again, store.append_events("s", [])):
+        assert replace(answer.stored.session, events=()) == replace(first, events=())
+        assert answer.stored.number == 1
+        assert answer.stored.batch_id == store.get_session("s").batch_id
+        assert not answer.is_late
+
+
+def test_what_comes_after_a_release_is_late(store: Store) -> None:
+    """Late are events of a session whose batch is released, and a session made before that."""
+    post(store, "s")
+    batch = store.release_batch("r", later(9))
+    assert store.append_events("s", [click("e")]).is_late
+    sessions = [replace(make_session(str(n)), created_at=later(n)) for n in (8, 9, 10)]
+    answers = register(store, [make_session("s"), *sessions])
+    assert [answer.is_late for answer in answers] == [True, True, False, False]
+    assert not store.append_events("8", [click("e")]).is_late
+    collecting = store.collecting_batch()
+    assert collecting is not None
+    assert (batch.since, collecting.since) == (None, later(9))
+
+
+def test_counts_of_a_batch_add_up(store: Store) -> None:
+    """What is counted of one batch is added to it alone, collecting or released."""
+    post(store, "s")
+    first = store.release_batch("r", NOW)
+    post(store, "t")
+    second = store.collecting_batch()
+    assert second is not None
+    store.add_counts(first.batch_id, {BatchCount.LATE_EVENTS: 2})
+    store.add_counts(second.batch_id, {BatchCount.EVENTS_NOT_SHOWN: 1, BatchCount.LATE_EVENTS: 3})
+    store.add_counts(second.batch_id, {BatchCount.EVENTS_NOT_SHOWN: 4})
+    assert store.get_batch(first.batch_id).counts == {"late_events": 2}
+    expected = {"events_not_shown": 5, "late_events": 3}
+    assert store.get_batch(second.batch_id).counts == expected
+    assert store.release_batch("r-2", NOW).counts == expected
+    with pytest.raises(NotFound):
+        store.add_counts("0" * 24, {BatchCount.LATE_EVENTS: 1})
 
 
 def test_the_same_release_id_gives_the_same_batch(store: Store) -> None:
@@ -1292,7 +1383,7 @@ Answers = dict[str, list[Any]]  # by the name of the session or the release
 
 
 def do_post(store: Store, answers: Answers, *names: str) -> None:
-    posted = store.register_sessions([make_session(name) for name in names], NOW)
+    posted = register(store, [make_session(name) for name in names])
     for name, answer in zip(names, posted, strict=True):
         answers.setdefault(name, []).append(answer.is_new)
 
@@ -1433,7 +1524,7 @@ def test_a_cancel_meets_a_finish(backend: Backend, store: Store, nth: int) -> No
     def interrupt() -> None:
         store.finish_task(claim, NOW, TaskStatus.DONE)
 
-    with backend.interrupted(nth, interrupt) as interruption, suppress(NotFound):
+    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
         store.cancel_task(task.id, NOW)
     expected = TaskStatus.DONE if interruption.happened else TaskStatus.CANCELED
     assert store.get_task(task.id).status == expected
@@ -1449,7 +1540,7 @@ def test_a_restart_meets_another_and_its_claim(backend: Backend, store: Store, n
         store.restart_task(task.id, NOW)
         take(store)
 
-    with backend.interrupted(nth, interrupt) as interruption, suppress(NotFound):
+    with backend.interrupted(nth, interrupt) as interruption, suppress(Conflict):
         store.restart_task(task.id, NOW)
     expected = TaskStatus.PROCESSING if interruption.happened else TaskStatus.PENDING
     assert store.get_task(task.id).status == expected
@@ -1473,11 +1564,11 @@ def test_threads_that_post_the_same_session_add_it_once(shared: Backend) -> None
     """Of concurrent posts of one session one is new, and each event is counted by one of them."""
     store = shared.open()
 
-    def register(number: int) -> list[Registered]:
+    def post_both(number: int) -> list[Registered]:
         posted = [make_session("same", ["e", f"e-{number}"]), make_session(f"own-{number}")]
-        return store.register_sessions(posted, NOW)
+        return register(store, posted)
 
-    answers = in_threads(8, register)
+    answers = in_threads(8, post_both)
     assert [same.is_new for same, _ in answers].count(True) == 1
     assert all(own.is_new for _, own in answers)
     assert sum(same.new_events for same, _ in answers) == 9
@@ -1491,7 +1582,8 @@ def test_threads_that_append_one_event_add_it_once(shared: Backend) -> None:
     store = shared.open()
     post(store, "s")
     events = [click(f"e-{number}") for number in range(5)]
-    assert sum(in_threads(8, lambda _: store.append_events("s", events))) == 5
+    answers = in_threads(8, lambda _: store.append_events("s", events))
+    assert sum(answer.new_events for answer in answers) == 5
     assert event_ids(store, "s") == [event.event_id for event in events]
     store.close()
 
