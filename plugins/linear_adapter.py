@@ -1,6 +1,8 @@
 """Learn one matrix over frozen query vectors from clicks."""
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Module, Router
+from sentence_transformers.sentence_transformer.modules import Normalize
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -19,7 +25,13 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.batches import Batches
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import embed_frozen, load_encoder, width_of
+from embedding_studio.training.encoder import (
+    embed_frozen,
+    load_encoder,
+    save_encoder,
+    stored_dtype,
+    width_of,
+)
 from embedding_studio.training.evaluation import evaluate_vectors
 from embedding_studio.training.losses import listwise_softmax
 from embedding_studio.training.serving import COSINE, similarity_functions, unit_of
@@ -30,15 +42,28 @@ if TYPE_CHECKING:
 
 Matrix = NDArray[np.float32]
 
+_ENCODER = "encoder"
+_WEIGHTS = "linear.weight"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """matrix: (d, d), what a query's vector is multiplied by. encoder: the folder of the encoder
+    that it is for; None for that of ES_INITIAL_MODEL."""
+
+    matrix: Matrix
+    encoder: Path | None = None
+
 
 @dataclass(frozen=True)
 class Split:
     """vectors: (n_texts, d), what the frozen encoder makes of every text that `lists` names, as it
-    serves them; similarity: the name of its own."""
+    serves them; similarity: the name of its own; encoder: its folder."""
 
     lists: QueryLists
     vectors: Matrix
     similarity: str
+    encoder: Path
 
     def mapped(self, queries: Tensor, matrix: Tensor) -> Tensor:
         """Return the vectors to search with."""
@@ -46,8 +71,11 @@ class Split:
         return normalize(found, dim=1) if self.similarity == COSINE else found
 
 
-class LinearAdapter(FineTuningMethod[Matrix]):
-    """The encoder stays as it is; a query's vector is multiplied by a matrix before the search."""
+class LinearAdapter(FineTuningMethod[Adapter]):
+    """The encoder stays as it is; a query's vector is multiplied by a matrix before the search.
+
+    Saved, it is a sentence-transformers model whose `encode_query` does both.
+    """
 
     meta = PluginMeta("Linear adapter", description="One matrix over frozen query vectors")
     main_metric = "ndcg_at_10"
@@ -56,9 +84,9 @@ class LinearAdapter(FineTuningMethod[Matrix]):
     test_share = 0.3
     epochs = 5
 
-    def load_initial_model(self) -> Matrix:
+    def load_initial_model(self) -> Adapter:
         encoder = load_encoder(Settings().initial_model)
-        return np.eye(width_of(encoder), dtype=np.float32)
+        return Adapter(np.eye(width_of(encoder), dtype=np.float32))
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -73,6 +101,7 @@ class LinearAdapter(FineTuningMethod[Matrix]):
         texts = open_clicks(folder).train.texts
         np.save(folder / "vectors.npy", embed_frozen(encoder, texts, np.arange(len(texts))))
         (folder / "similarity.json").write_text(json.dumps(encoder.similarity_fn_name))
+        _save_with_route(encoder, folder / _ENCODER)
         return figures
 
     def load_data(self, folder: Path) -> Splits[Split]:
@@ -80,19 +109,20 @@ class LinearAdapter(FineTuningMethod[Matrix]):
         similarity = json.loads((folder / "similarity.json").read_text())
         lists = open_clicks(folder)
         parts = (lists.train, lists.validation, lists.test)
-        return Splits(*(Split(part, vectors, similarity) for part in parts))
+        return Splits(*(Split(part, vectors, similarity, folder / _ENCODER) for part in parts))
 
     def train(
-        self, model: Matrix, params: Parameters, data: Splits[Split], run: TrialRun
-    ) -> Matrix:
+        self, model: Adapter, params: Parameters, data: Splits[Split], run: TrialRun
+    ) -> Adapter:
         vectors = torch.from_numpy(np.array(data.train.vectors))
-        start = torch.from_numpy(model)
+        start = torch.from_numpy(model.matrix)
         change = torch.zeros_like(start, requires_grad=True)
         optimizer = torch.optim.AdamW(
             [change], lr=params["learning_rate"], weight_decay=params["weight_decay"]
         )
         batches = Batches(data.train.lists, batch_size=64, negatives_per_click=4, debias=True)
         random = np.random.default_rng(run.seed)
+        stored = _route_weights(data.train.encoder).dtype
         compare, _ = similarity_functions(data.train.similarity)
         unit = unit_of(data.train.similarity, vectors[:64], vectors[:64])
         for epoch in range(self.epochs):
@@ -107,15 +137,71 @@ class LinearAdapter(FineTuningMethod[Matrix]):
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
-            model = (start + change).detach().numpy()
+            matrix = (start + change).detach().to(stored).float()  # as it will be saved
+            model = Adapter(matrix.numpy(), data.train.encoder)
             run.report(self.evaluate(model, data.validation), step=epoch)
             if run.should_stop:
                 break
         return model
 
-    def evaluate(self, model: Matrix, split: Split) -> Scores:
+    def evaluate(self, model: Adapter, split: Split) -> Scores:
         queries = torch.from_numpy(split.vectors[split.lists.queries])
-        mapped = split.mapped(queries, torch.from_numpy(model)).numpy()
+        mapped = split.mapped(queries, torch.from_numpy(model.matrix)).numpy()
         return evaluate_vectors(
             split.lists, mapped, lambda items: split.vectors[items], split.similarity
         )
+
+    def save(self, model: Adapter, folder: Path) -> None:
+        """Write encoder and matrix. The encoder's files share their bytes with those in the data,
+        so that a trial costs no second copy of it."""
+        if model.encoder is None:
+            _save_with_route(load_encoder(Settings().initial_model), folder)
+        else:
+            shutil.copytree(model.encoder, folder, copy_function=_link, dirs_exist_ok=True)
+        weights = torch.from_numpy(model.matrix.T).to(_route_weights(folder).dtype)
+        file = _route_file(folder)
+        file.unlink()  # its bytes are the data's too
+        save_file({_WEIGHTS: weights.contiguous()}, file)
+
+    def load(self, folder: Path) -> Adapter:
+        """Read the matrix alone: the encoder's vectors are in the data."""
+        if not (folder / "modules.json").exists():  # as version 0.1 saved it
+            return Adapter(load_file(folder / "arrays.safetensors")["array"].numpy())
+        return Adapter(_route_weights(folder).T.float().contiguous().numpy())
+
+
+def _save_with_route(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write an encoder with a last step, for queries alone, that multiplies by a matrix: one that
+    changes nothing yet."""
+    save_encoder(encoder, folder)
+    width = width_of(encoder)
+    dense = Dense(width, width, bias=False, activation_function=torch.nn.Identity())
+    dense.linear.weight.data = torch.eye(width, dtype=stored_dtype(encoder))
+    steps: list[Module] = [dense]
+    if encoder.similarity_fn_name == COSINE:
+        steps.append(Normalize())
+    file = folder / "modules.json"
+    modules = json.loads(file.read_text(encoding="utf-8"))
+    place = f"{len(modules)}_Router"
+    kind = f"{Router.__module__}.{Router.__name__}"
+    modules.append({"idx": len(modules), "name": place, "path": place, "type": kind})
+    (folder / place).mkdir()
+    Router({"query": steps, "document": []}, default_route="document").save(str(folder / place))
+    file.write_text(json.dumps(modules, indent=2), encoding="utf-8")
+
+
+def _route_file(folder: Path) -> Path:
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    return folder / str(modules[-1]["path"]) / "query_0_Dense" / "model.safetensors"
+
+
+def _route_weights(folder: Path) -> Tensor:
+    """Return (width, width), what a query's vector is multiplied by from the left."""
+    return load_file(_route_file(folder))[_WEIGHTS]
+
+
+def _link(file: str, name: str) -> None:
+    try:
+        os.link(file, name)
+    except OSError:  # across file systems
+        shutil.copyfile(file, name)

@@ -148,6 +148,12 @@ def _stored_dtype(model: SentenceTransformer, name: str, parameter: nn.Parameter
     return stored.get(name, parameter.dtype)
 
 
+def stored_dtype(model: SentenceTransformer) -> torch.dtype:
+    """Return the type that the last of the weights are saved in: that of the embeddings served."""
+    name, parameter = list(model.named_parameters())[-1]
+    return _stored_dtype(model, name, parameter)
+
+
 def embed_frozen(model: SentenceTransformer, inputs: Inputs, which: Ints) -> NDArray[np.float32]:
     """Return (n, d) embeddings of the inputs, each distinct one encoded once: unit vectors where
     the model compares by cosine.

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+import torch
+from safetensors.numpy import save_file
+from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import Session, split_by_query
 from embedding_studio.demo.corpus import load_corpus
@@ -160,3 +163,35 @@ def test_clicks_make_the_real_model_truly_better(
     assert before.mean() == pytest.approx(0.420, abs=0.001)
     assert gained.mean() > 0.015
     assert gained.mean() > 3 * gained.std() / np.sqrt(len(gained))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_linear_adapter_is_served_by_sentence_transformers_alone(
+    dtype: str, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is saved encodes queries as they were judged and items as the encoder does; it shares
+    the encoder's bytes with the data. What version 0.1 saved still loads."""
+    encoder = SentenceTransformer(str(tiny_model_folder)).to(getattr(torch, dtype))
+    encoder.save(str(tmp_path / "encoder"), create_model_card=False)
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(tmp_path / "encoder"))
+    method = discover_methods(PLUGINS).get("Linear adapter")
+    data = prepared(method, searches(6000), tmp_path / "data")
+    untested = replace(data, test=None)
+    model = method.train(method.load_initial_model(), suggestion(method), untested, Reports())
+    (saved := tmp_path / "saved").mkdir()
+    method.save(model, saved)
+    served, words = SentenceTransformer(str(saved)), ["word one", "two", "three"]
+    vectors = SentenceTransformer(str(tmp_path / "encoder")).encode(words)
+    expected = vectors @ model.matrix
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert not np.allclose(expected, vectors, atol=1e-3)
+    tolerance = 1e-6 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(served.encode_query(words), expected, atol=tolerance)
+    np.testing.assert_array_equal(served.encode_document(words), vectors)
+    weights = "model.safetensors"
+    assert (saved / weights).samefile(tmp_path / "data" / "encoder" / weights)
+    np.testing.assert_array_equal(method.load(saved).matrix, model.matrix)
+
+    (former := tmp_path / "former").mkdir()
+    save_file({"array": model.matrix}, former / "arrays.safetensors")
+    np.testing.assert_array_equal(method.load(former).matrix, model.matrix)
