@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     max_events_per_session: int = Field(
         1000, gt=0, description="most events that one post may add to a session"
     )
+    max_early_events: int = Field(
+        10_000,
+        ge=0,
+        description="most events of a project that wait for their session, each for as long as "
+        "sessions may be old; 0: none wait",
+    )
     max_query_chars: int = Field(4096, gt=0, description="longest query, in characters")
     max_id_chars: int = Field(
         256, gt=0, description="longest id of a session, item, event or user, and event type"

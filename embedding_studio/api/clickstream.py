@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -34,8 +34,8 @@ from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
 from embedding_studio.api.schemas import MAX_PAGE_OFFSET, AsPosted, summarize_field_errors
 from embedding_studio.clickstream import BatchCount, Session
-from embedding_studio.errors import InvalidInput, InvalidTime, NotFound
-from embedding_studio.store.base import Registered
+from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
+from embedding_studio.store.base import EarlyFeedback, Registered
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"])
 
@@ -98,11 +98,18 @@ def get_session(
 
 @router.post("/session/events", summary="Add clicks", responses=problems(400, 413, 404, 422))
 def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsOutcome:
-    """Events whose event_id the session has already are left as they are."""
+    """Events whose event_id the session has already are left as they are. Events of a session that
+    has not come yet wait for it."""
     posted = judged(EventsBody, body, context)
     to_instant = _accepted_instant(context, context.clock())
-    events = [event.to_event(posted.session_id, to_instant) for event in posted.events]
-    answer = context.store.append_events(posted.session_id, events)
+    events = tuple(event.to_event(posted.session_id, to_instant) for event in posted.events)
+    try:
+        answer = context.store.append_events(posted.session_id, events)
+    except NotFound:
+        if not (events and context.settings.max_early_events):
+            raise
+        _keep_early(context, EarlyFeedback(posted.session_id, events))
+        return EventsOutcome(session_id=posted.session_id, new_events=0, waiting_events=len(events))
     notices = look_at_events(events, answer)
     _add_counts(context, [(answer, notices)])
     return EventsOutcome(
@@ -116,8 +123,15 @@ def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsO
     responses=problems(400, 413, 404, 422),
 )
 def mark_irrelevant(body: AsPosted[IrrelevantBody], context: IngestContext) -> None:
-    """The mark stays for good, and keeps the session out of training."""
-    context.store.mark_irrelevant(judged(IrrelevantBody, body, context).session_id)
+    """The mark stays for good, and keeps the session out of training. The mark of a session that
+    has not come yet waits for it."""
+    session_id = judged(IrrelevantBody, body, context).session_id
+    try:
+        context.store.mark_irrelevant(session_id)
+    except NotFound:
+        if not context.settings.max_early_events:
+            raise
+        _keep_early(context, EarlyFeedback(session_id, is_irrelevant=True))
 
 
 @router.post(
@@ -148,7 +162,7 @@ def get_batch(
     batch = context.store.get_batch(batch_id) if batch_id else context.store.collecting_batch()
     if batch is None:
         raise NotFound("no batch is collecting: no session came since the last release")
-    return BatchView.of(batch)
+    return BatchView.of(batch, context.store.count_early(context.clock()))
 
 
 @router.get(
@@ -208,10 +222,26 @@ def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> l
             session_id=session.session_id,
             status=PostStatus.CREATED if answer.is_new else PostStatus.EXISTING,
             new_events=answer.new_events,
+            early_events=answer.early_events,
             warnings=one.warnings,
         )
         for (session, answer), one in zip(kept, notices, strict=True)
     ]
+
+
+def _keep_early(context: Context, feedback: EarlyFeedback) -> None:
+    """Keep what came before its session. Call where NotFound is being handled: it is raised again
+    where nothing is to wait."""
+    most = context.settings.max_early_events
+    if most == 0:
+        raise
+    now = context.clock()
+    expires_at = now + timedelta(seconds=context.settings.max_event_age_seconds)
+    if not context.store.keep_early(feedback, now, expires_at, most):
+        raise TooManyRequests(
+            f"session {feedback.session_id!r} has not come yet, and {most} events wait for theirs "
+            "already (ES_MAX_EARLY_EVENTS): post the session first, or post this again later"
+        )
 
 
 def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]]) -> None:

@@ -240,9 +240,10 @@ class BatchView(BaseModel):
     released_at: UnixSeconds | None
     session_count: int
     counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
+    waiting_events: int = Field(description="of the project, whose sessions have not come yet")
 
     @staticmethod
-    def of(batch: SessionBatch) -> "BatchView":
+    def of(batch: SessionBatch, waiting_events: int) -> "BatchView":
         return BatchView(
             batch_id=batch.batch_id,
             status=batch.status,
@@ -250,6 +251,7 @@ class BatchView(BaseModel):
             released_at=batch.released_at and batch.released_at.timestamp(),
             session_count=batch.session_count,
             counts={name: batch.counts.get(name, 0) for name in BatchCount},
+            waiting_events=waiting_events,
         )
 
 
@@ -275,6 +277,7 @@ class SessionOutcome(BaseModel):
     session_id: str | None = Field(description="null when the item's own id is invalid")
     status: PostStatus
     new_events: int = 0
+    early_events: int = Field(0, description="that had come before the session and join it now")
     warnings: list[str] = Field([], description="what was taken, but may teach nothing")
     error: str | None = None
 
@@ -302,6 +305,7 @@ class EventsBody(Posted):
 class EventsOutcome(BaseModel):
     session_id: str
     new_events: int
+    waiting_events: int = Field(0, description="kept until the session comes, and join it then")
     warnings: list[str] = Field([], description="what was taken, but may teach nothing")
 
 

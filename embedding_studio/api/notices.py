@@ -19,6 +19,8 @@ class Notices:
 def look_at(posted: Session, outcome: Registered) -> Notices:
     """Return what is to be said of a posted session."""
     notices = look_at_events(posted.events, outcome)
+    if outcome.early_events:
+        notices.counts[BatchCount.EARLY_EVENTS] += outcome.early_events
     if outcome.is_new:
         _look_at_results(posted, notices)
         if outcome.is_late:

@@ -70,13 +70,24 @@ class Registered:
     is_new: whether the session is, and new_events: how many of the posted events are;
     stored: the session as it is kept, but for its events, which may be missing;
     is_late: of a new session, that it was made before the last release, after which it came; of a
-    known one, that its batch is released.
+    known one, that its batch is released;
+    early_events: how many that had come before the session joined it now.
     """
 
     is_new: bool
     new_events: int
     stored: NumberedSession
     is_late: bool = False
+    early_events: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyFeedback:
+    """Events of a session that has not come yet, or the mark that its results were all wrong."""
+
+    session_id: str
+    events: tuple[SessionEvent, ...] = ()
+    is_irrelevant: bool = False
 
 
 class Store(ABC):
@@ -117,6 +128,21 @@ class Store(ABC):
     def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
         """Add the events whose event_id the session does not have, all of them or none. Raises
         NotFound."""
+
+    @abstractmethod
+    def keep_early(
+        self, feedback: EarlyFeedback, now: datetime, expires_at: datetime, most: int
+    ) -> bool:
+        """Keep feedback until its session comes, and have it join then; if it has come, at once.
+
+        Events of ids that the session has, or that wait already, are left out. What has expired
+        joins no more, and is deleted. False, and nothing kept, where more than `most` events and
+        marks of this project would wait.
+        """
+
+    @abstractmethod
+    def count_early(self, now: datetime) -> int:
+        """Return how many events and marks of this project wait for their session."""
 
     @abstractmethod
     def mark_irrelevant(self, session_id: str) -> None:

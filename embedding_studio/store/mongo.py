@@ -7,6 +7,7 @@ ends the log of its batch with a marker at the next number: whoever finds the ma
 next batch, and whoever raced with it has lost the number and looks again.
 """
 
+import logging
 import random
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -46,10 +47,11 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import Registered, cannot_release, unknown
+from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering, unstorable
+from embedding_studio.store.mongo_early import MongoEarly
 from embedding_studio.store.mongo_models import BY_NAME, MongoModels
 from embedding_studio.store.mongo_schedules import MongoSchedules
 from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
@@ -92,6 +94,7 @@ SESSION = TypeAdapter(Session)
 TASK = TypeAdapter(FineTuningTask)
 TASK_EVENT = TypeAdapter(TaskEvent)
 WORKER = TypeAdapter(WorkerRecord)
+log = logging.getLogger(__name__)
 
 
 class Known(NamedTuple):
@@ -101,7 +104,7 @@ class Known(NamedTuple):
     event_ids: set[str]
 
 
-class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedules):
+class MongoStore(TaskMoves, TaskDeliveries, MongoEarly, MongoKeys, MongoModels, MongoSchedules):
     """url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
 
     client: an open client to use instead of one made from the url; closed with the store.
@@ -132,6 +135,7 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
         self._keys = database["api_keys"]
         self._schedules = database["schedules"]
         self._models = database["models"]
+        self._early = database["early_events"]
         self._adopt_older_documents()
         # not a partial one: it also finds a project's newest batch
         self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)
@@ -202,7 +206,37 @@ class MongoStore(TaskMoves, TaskDeliveries, MongoKeys, MongoModels, MongoSchedul
                 if isinstance(answer, Registered):  # if it is posted a second time, it is known
                     again = replace(answer, is_new=False, new_events=0, is_late=False)
                     known[session.session_id] = Known(again, _ids_of(session.events))
-        return answers
+        joined = self._join_early(known, now)
+        return [
+            replace(answer, early_events=joined.pop(answer.stored.session.session_id, 0))
+            if isinstance(answer, Registered)
+            else answer
+            for answer in answers
+        ]
+
+    @answering()
+    def keep_early(
+        self, feedback: EarlyFeedback, now: datetime, expires_at: datetime, most: int
+    ) -> bool:
+        if not self._add_early(feedback, now, expires_at, most):
+            return False
+        # looked up only now: a session that comes from here on finds what waits for it
+        self._join_early(self._known([feedback.session_id]), now)
+        return True
+
+    def _join_early(self, known: Mapping[str, Known], now: datetime) -> dict[str, int]:
+        """Have what waits for sessions that are stored join them; return how many events did."""
+        joined = {}
+        for session_id, waiting in (self._find_early(known, now) if known else {}).items():
+            if waiting.is_irrelevant:
+                self.mark_irrelevant(session_id)
+            answer = self._add_to(known[session_id], waiting.events)
+            if isinstance(answer, Registered):
+                joined[session_id] = answer.new_events
+            else:
+                log.warning("session %r cannot take what came before it: %s", session_id, answer)
+            self._drop_early(waiting)
+        return joined
 
     def _add_to(self, known: Known, events: Sequence[SessionEvent]) -> Registered | InvalidInput:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError
-from sqlalchemy import Column, Connection
+from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import (
@@ -24,7 +24,7 @@ from embedding_studio.clickstream import (
     SessionEvent,
 )
 from embedding_studio.errors import InvalidInput
-from embedding_studio.store.base import Registered, cannot_release, unknown
+from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
@@ -34,6 +34,7 @@ from embedding_studio.store.moves import (
     to_document,
 )
 from embedding_studio.store.sqlite_access import SqliteKeys
+from embedding_studio.store.sqlite_early import add_early, count_early, is_one_of, take_early
 from embedding_studio.store.sqlite_file import (
     IS_COLLECTING,
     batch_rows,
@@ -99,13 +100,31 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
                     new.setdefault(key, session)
             placed = _add_sessions(connection, self.project, new, now) if new else {}
             added = _add_events(connection, [(key, session.events) for key, session in posted])
+            joined = _join_early(connection, [key for key, _ in posted], now)
         answers = []
         for (key, _), new_events in zip(posted, added, strict=True):
-            answers.append(replace(placed.get(key) or known[key], new_events=new_events))
+            answer = replace(placed.get(key) or known[key], new_events=new_events)
+            answers.append(replace(answer, early_events=joined.pop(key, 0)))
             if key in placed:  # if it is posted a second time, it is known
                 known[key] = replace(placed.pop(key), is_new=False, is_late=False)
         in_order = iter(answers)
         return [next(in_order) if refusal is None else refusal for refusal in refused]
+
+    def keep_early(
+        self, feedback: EarlyFeedback, now: datetime, expires_at: datetime, most: int
+    ) -> bool:
+        key = self._key(feedback.session_id)
+        with self._writing() as connection:
+            if not _known(connection, [key]):
+                return add_early(connection, self.project, key, feedback, now, expires_at, most)
+            _add_events(connection, [(key, feedback.events)])
+            if feedback.is_irrelevant:
+                _mark(connection, [key])
+            return True
+
+    def count_early(self, now: datetime) -> int:
+        with self._reading() as connection:
+            return count_early(connection, self.project, now)
 
     def get_session(self, session_id: str) -> NumberedSession:
         with self._reading() as connection:
@@ -127,12 +146,7 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._writing() as connection:
-            marked = connection.execute(
-                sa.update(session_rows)
-                .where(session_rows.c.session_id == self._key(session_id))
-                .values(is_irrelevant=True)
-            )
-            if not marked.rowcount:
+            if not _mark(connection, [self._key(session_id)]):
                 raise unknown("session", session_id, ": register it first")
 
     def release_batch(
@@ -205,11 +219,11 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
         with self._writing() as connection:
             older = [row.batch_id for row in connection.execute(released) if not row.is_needed]
             sessions = sa.select(session_rows.c.session_id).where(
-                _is_one_of(session_rows.c.batch_id, older)
+                is_one_of(session_rows.c.batch_id, older)
             )
             connection.execute(sa.delete(event_rows).where(event_rows.c.session_id.in_(sessions)))
             for table in (session_rows, batch_rows):
-                connection.execute(sa.delete(table).where(_is_one_of(table.c.batch_id, older)))
+                connection.execute(sa.delete(table).where(is_one_of(table.c.batch_id, older)))
         return older
 
     def read_batch(
@@ -401,12 +415,6 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
             connection.execute(sa.select(batch_rows.c.batch_id).limit(1))
 
 
-def _is_one_of(column: Column[str], ids: Iterable[str]) -> sa.ColumnElement[bool]:
-    """As IN, but one parameter holds all ids: SQLite limits the number of parameters."""
-    values = sa.func.json_each(json.dumps(list(ids))).table_valued("value")
-    return column.in_(sa.select(values.c.value))
-
-
 def _refusal(session: Session) -> InvalidInput | None:
     """Return why no row can hold the session, if none can."""
     try:
@@ -427,7 +435,7 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, Registered]
     found = (
         sa.select(session_rows, batch_rows.c.status)
         .join(batch_rows)
-        .where(_is_one_of(session_rows.c.session_id, keys))
+        .where(is_one_of(session_rows.c.session_id, keys))
     )
     return {
         row.session_id: Registered(False, 0, _numbered(row, []), row.status == BatchStatus.RELEASED)
@@ -482,7 +490,7 @@ def _add_events(
 ) -> list[int]:
     """Add the unknown events of sessions, by their keys; return how many, in the order given."""
     known_pairs = sa.select(event_rows.c.session_id, event_rows.c.event_id).where(
-        _is_one_of(event_rows.c.session_id, {key for key, _ in posted})
+        is_one_of(event_rows.c.session_id, {key for key, _ in posted})
     )
     known = {(row.session_id, row.event_id) for row in connection.execute(known_pairs)}
     rows: list[dict[str, Any]] = []
@@ -508,6 +516,23 @@ def _add_events(
     return counts
 
 
+def _join_early(connection: Connection, keys: Iterable[str], now: datetime) -> dict[str, int]:
+    """Have what waits for sessions that are stored join them; return how many events did."""
+    events, marked = take_early(connection, keys, now)
+    if marked:
+        _mark(connection, marked)
+    added = _add_events(connection, list(events.items())) if events else []
+    return dict(zip(events, added, strict=True))
+
+
+def _mark(connection: Connection, keys: Iterable[str]) -> int:
+    """Mark sessions as irrelevant; return how many there are."""
+    of_keys = is_one_of(session_rows.c.session_id, keys)
+    return connection.execute(
+        sa.update(session_rows).where(of_keys).values(is_irrelevant=True)
+    ).rowcount
+
+
 _ADD_EVENT = sa.insert(event_rows).values(
     session_id=sa.bindparam("key"),
     event_id=sa.bindparam("id"),
@@ -528,7 +553,7 @@ def _read_sessions(
     )
     placed = (
         sa.select(event_rows, place.label("place"))
-        .where(_is_one_of(event_rows.c.session_id, [row.session_id for row in rows]))
+        .where(is_one_of(event_rows.c.session_id, [row.session_id for row in rows]))
         .subquery()
     )
     first = sa.select(placed).order_by(placed.c.arrival)

@@ -87,6 +87,18 @@ def is_shown(session_key: Any, object_id: Any) -> sa.ColumnElement[bool]:
     )
 
 
+early_rows = Table(
+    "early_events",
+    schema,
+    Column("arrival", sa.Integer, primary_key=True),
+    Column("project", sa.String, nullable=False),
+    Column("session_id", sa.String, nullable=False),
+    Column("event_id", sa.String, nullable=False),  # "": the mark that a session is irrelevant
+    Column("document", DOCUMENT),
+    Column("expires_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("session_id", "event_id"),
+    sa.Index("early_events_by_age", "project", "expires_at"),
+)
 task_rows = Table(
     "tasks",
     schema,

@@ -37,7 +37,13 @@ def test_a_session_comes_back_as_posted(api: TestClient) -> None:
     assert answer.status_code == 200
     outcome = answer.json()
     assert [outcome.pop("warnings")[0][:16]] == ["1 of 2 results h"]
-    assert outcome == {"session_id": "s-1", "status": "created", "new_events": 1, "error": None}
+    assert outcome == {
+        "session_id": "s-1",
+        "status": "created",
+        "new_events": 1,
+        "early_events": 0,
+        "error": None,
+    }
     read = api.get("/clickstream/session", params={"session_id": "s-1"}).json()
     assert read == {
         **posted,
@@ -115,16 +121,65 @@ def test_the_irrelevant_mark_survives(api: TestClient) -> None:
     assert api.get("/clickstream/session?session_id=s-1").json()["is_irrelevant"] is True
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/clickstream/session/events", {"session_id": "nobody", "events": [event_json()]}),
-        ("/clickstream/session/irrelevant", {"session_id": "nobody"}),
-    ],
-)
-def test_an_unknown_session_is_404(api: TestClient, path: str, body: dict[str, Any]) -> None:
-    """The answer names the id that nobody knows."""
-    response = api.post(path, json=body)
+def test_feedback_may_come_before_its_session(api: TestClient) -> None:
+    """Early events and marks are taken, and join their session however that is posted."""
+    for session_id in ("s-1", "s-2", "s-1"):
+        body = {"session_id": session_id, "events": [event_json("e-1"), event_json("e-2")]}
+        answer = api.post("/clickstream/session/events", json=body)
+        assert answer.status_code == 200
+        assert (answer.json()["new_events"], answer.json()["waiting_events"]) == (0, 2)
+    marked = api.post("/clickstream/session/irrelevant", json={"session_id": "s-2"})
+    assert marked.status_code == 200
+    one = api.post("/clickstream/session", json=session_json("s-1", events=[event_json("e-1")]))
+    assert (one.json()["new_events"], one.json()["early_events"]) == (1, 1)
+    batch = api.get("/clickstream/internal/batch").json()
+    assert batch["waiting_events"] == 3
+    bulk = api.post("/clickstream/sessions", json={"sessions": [session_json("s-2")]}).json()
+    assert bulk["sessions"][0]["early_events"] == 2
+    read = batch_sessions(api, batch["batch_id"])["sessions"]
+    assert [[event["event_id"] for event in s["events"]] for s in read] == [["e-1", "e-2"]] * 2
+    assert [s["is_irrelevant"] for s in read] == [False, True]
+    after = api.get("/clickstream/internal/batch").json()
+    assert (after["waiting_events"], after["counts"]["early_events"]) == (0, 3)
+
+
+def test_early_feedback_waits_as_long_as_a_session_may_be_old(
+    api: TestClient, clock: Clock
+) -> None:
+    """After that its session would be refused, and the feedback is gone."""
+    api.post("/clickstream/session/events", json={"session_id": "s", "events": [event_json()]})
+    clock.now += timedelta(hours=12)
+    answer = api.post("/clickstream/session", json=session_json("s")).json()
+    assert answer["early_events"] == 0
+
+
+EARLY: list[tuple[str, dict[str, Any]]] = [
+    ("/clickstream/session/events", {"session_id": "nobody", "events": [event_json()]}),
+    ("/clickstream/session/irrelevant", {"session_id": "nobody"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), EARLY)
+def test_only_so_much_waits(
+    store: Store, settings: Settings, path: str, body: dict[str, Any]
+) -> None:
+    """Feedback above the limit is 429 and names session and setting; with none at all it is 404."""
+    for most, status in ((1, 429), (0, 404), (2, 200)):
+        app = create_app(store, settings.replaced(max_early_events=most), Clock())
+        with TestClient(app, base_url="http://studio/api/v1") as api:
+            first = {"session_id": "first", "events": [event_json()]}
+            api.post("/clickstream/session/events", json=first)
+            response = api.post(path, json=body)
+        assert response.status_code == status
+        if status != 200:
+            assert "'nobody'" in response.json()["detail"]
+            assert ("ES_MAX_EARLY_EVENTS" in response.json()["detail"]) == (status == 429)
+
+
+def test_no_events_of_an_unknown_session_are_404(api: TestClient) -> None:
+    """There is nothing to keep, so the answer names the id that nobody knows."""
+    nothing: dict[str, Any] = {"session_id": "nobody", "events": []}
+    response = api.post("/clickstream/session/events", json=nothing)
     assert response.status_code == 404
     assert "nobody" in response.json()["detail"]
 

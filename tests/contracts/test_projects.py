@@ -268,9 +268,9 @@ def make_old_file(path: Path) -> tuple[str, str]:
     with closing(sqlite3.connect(path)) as database:
         database.execute("UPDATE events SET session_id = 'p:other:s' WHERE session_id LIKE 'p:%'")
         database.execute("UPDATE sessions SET session_id = 'p:other:s' WHERE session_id LIKE 'p:%'")
-        for kind in ("one_collecting_batch_a_project", "release_ids_of_projects"):
+        indexes = "SELECT name FROM sqlite_master WHERE type = 'index' AND sql LIKE '%project%'"
+        for (kind,) in database.execute(indexes).fetchall():
             database.execute(f"DROP INDEX {kind}")
-        database.execute("DROP INDEX idempotency_keys_of_projects")
         database.execute("ALTER TABLE batches DROP COLUMN project")
         database.execute("ALTER TABLE tasks DROP COLUMN project")
         database.execute("DROP TABLE api_keys")

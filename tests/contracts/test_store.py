@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.store import Store, open_store
-from embedding_studio.store.base import Registered
+from embedding_studio.store.base import EarlyFeedback, Registered
 from embedding_studio.store.sqlite import SqliteStore
 from embedding_studio.tasks import (
     Budget,
@@ -399,6 +400,147 @@ def test_an_unknown_session_is_not_found(store: Store, ask: Callable[[Store], An
         ask(store)
     with pytest.raises(NotFound):
         store.get_session("unknown")
+
+
+def keep(
+    store: Store, session_id: str, *event_ids: str, is_irrelevant: bool = False, most: int = 9
+) -> bool:
+    """Post feedback of a session that has not come, which waits for an hour."""
+    feedback = EarlyFeedback(session_id, tuple(map(click, event_ids)), is_irrelevant)
+    return store.keep_early(feedback, NOW, later(3600), most)
+
+
+def test_what_comes_before_its_session_joins_it(store: Store) -> None:
+    """Events and the mark wait, once each, and join the session after what it brings itself."""
+    assert keep(store, "s", "e-2", "e-1")
+    assert keep(store, "s", "e-2", "e-3", is_irrelevant=True)
+    assert keep(store, "t", "e-1")
+    assert keep(store, "nobody", "e-1")
+    assert store.count_early(NOW) == 6
+    with pytest.raises(NotFound):
+        store.get_session("s")
+    posted = [make_session("s", ["e-1", "e-0"]), make_session("s"), make_session("t")]
+    first, again, other = register(store, posted)
+    assert [first.early_events, again.early_events, other.early_events] == [2, 0, 1]
+    assert [first.new_events, first.is_new, again.is_new] == [2, True, False]
+    assert event_ids(store, "s") == ["e-1", "e-0", "e-2", "e-3"]
+    assert store.get_session("s").session.is_irrelevant
+    assert not store.get_session("t").session.is_irrelevant
+    assert store.count_early(NOW) == 1
+    assert registered(store, [make_session("s")]) == [(False, 0)]
+    batch_id = store.get_session("s").batch_id
+    assert store.count_clicked_sessions(batch_id) == 1  # "t", for "s" is marked
+
+
+def test_what_expired_joins_no_more(store: Store) -> None:
+    """Feedback waits until its time is over, then it is gone and makes room."""
+    assert keep(store, "s", "e", most=1)
+    assert store.count_early(later(3599)) == 1
+    assert store.count_early(later(3600)) == 0
+    (answer,) = register(store, [replace(make_session("t"))])
+    feedback = EarlyFeedback("u", (click("e"),))
+    assert store.keep_early(feedback, later(3600), later(7200), 1)
+    (late,) = store.register_sessions([make_session("s")], later(3600))
+    assert isinstance(late, Registered)
+    assert (answer.early_events, late.early_events, event_ids(store, "s")) == (0, 0, [])
+    assert store.count_early(later(3600)) == 1
+
+
+def test_only_so_much_waits(store: Store) -> None:
+    """What would be too much is refused whole; what waits already may be posted again."""
+    assert keep(store, "s", "e-1", "e-2", most=3)
+    assert not keep(store, "t", "e-1", "e-2", most=3)
+    assert not keep(store, "t", "e-1", is_irrelevant=True, most=3)
+    assert keep(store, "s", "e-2", "e-1", most=2)
+    assert keep(store, "t", "e-1", most=3)
+    assert store.count_early(NOW) == 3
+
+
+def test_feedback_whose_session_came_meanwhile_joins_at_once(store: Store) -> None:
+    """Nothing waits for a session that is there, whatever its batch."""
+    post(store, "s")
+    store.release_batch("r", NOW)
+    assert keep(store, "s", "e", is_irrelevant=True)
+    assert event_ids(store, "s") == ["e"]
+    assert store.get_session("s").session.is_irrelevant
+    assert store.count_early(NOW) == 0
+
+
+def test_what_waits_is_of_one_project(store: Store) -> None:
+    """Feedback of one project neither joins another's session of that id nor takes its room."""
+    other = store.in_project("other")
+    assert keep(store, "s", "e", most=1)
+    assert other.count_early(NOW) == 0
+    (answer,) = register(other, [make_session("s")])
+    assert answer.early_events == 0
+    assert keep(other, "t", "e", most=1)
+    assert register(store, [make_session("s")])[0].early_events == 1
+
+
+def keep_and_post(store: Store, *event_ids: str) -> None:
+    keep(store, "s", *event_ids, is_irrelevant=True)
+    post(store, "s")
+
+
+EARLY_RACES: dict[str, tuple[Callable[[Store], Any], Callable[[Store], Any]]] = {
+    "a session comes": (
+        lambda store: keep(store, "s", "e-1", "e-2", is_irrelevant=True),
+        lambda store: post(store, "s"),
+    ),
+    "feedback comes": (
+        lambda store: post(store, "s"),
+        lambda store: keep(store, "s", "e-1", "e-2", is_irrelevant=True),
+    ),
+    "the same comes": (
+        lambda store: keep_and_post(store, "e-1", "e-2"),
+        lambda store: keep_and_post(store, "e-2", "e-1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("race", EARLY_RACES)
+def test_feedback_and_its_session_find_each_other(backend: Backend, race: str) -> None:
+    """Before whichever step of one the other comes, each event is there once and nothing waits."""
+    call, meanwhile = EARLY_RACES[race]
+    has_happened, nth = True, 0
+    while has_happened:
+        nth += 1
+        fresh = backend.another()
+        store, other = fresh.open(), fresh.open()
+        with fresh.interrupted(nth, partial(meanwhile, other)) as interruption:
+            call(store)
+        has_happened = interruption.happened
+        if not has_happened:
+            meanwhile(other)
+        assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
+        assert store.get_session("s").session.is_irrelevant
+        assert store.count_early(NOW) == 0
+        store.close()
+        other.close()
+        fresh.drop()
+    assert nth > 1
+
+
+@pytest.mark.parametrize("moment", ["before", "halfway", "after"])
+def test_feedback_broken_off_is_completed_by_posting_again(
+    backend: Backend, moment: Moment
+) -> None:
+    """Whichever write of one or the other fails, both posted again leave each event there once."""
+    has_failed, nth = True, 0
+    while has_failed:
+        nth += 1
+        fresh = backend.another()
+        store = fresh.open()
+        with suppress(StoreUnavailable), fresh.failing(nth, moment) as failure:
+            keep_and_post(store, "e-1", "e-2")
+        has_failed = failure.happened
+        keep_and_post(store, "e-1", "e-2")
+        assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
+        assert store.get_session("s").session.is_irrelevant
+        assert store.count_early(NOW) == 0
+        store.close()
+        fresh.drop()
+    assert nth > 1
 
 
 # -- batches -----------------------------------------------------------------------------------
