@@ -13,12 +13,10 @@ from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 import mlflow
-import mlflow.pyfunc
 import requests
 import stamina
 from mlflow import MlflowClient
@@ -36,6 +34,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from embedding_studio.errors import CorruptModel
 from embedding_studio.tasks import ModelFile, StoredModel
 from embedding_studio.tracking import story
+from embedding_studio.tracking.flavor import PAYLOAD, write_flavor
 from embedding_studio.tracking.local import speed_up
 
 Result = TypeVar("Result")
@@ -49,7 +48,6 @@ _ATTEMPTS = 4  # of a call of many requests, each of which MLflow's client repea
 _DELETE_ATTEMPTS = 5
 _MODEL = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
-_SENTENCE_TRANSFORMER = "model.sentence_transformer"  # where the flavor of MLflow looks
 _KINDS = frozenset({".json", ".jinja", ".md", ".model", ".npy", ".safetensors", ".txt"})
 """What files of a model may be: reading one runs no code. .model: a SentencePiece vocabulary."""
 _PAGE = 1000
@@ -190,17 +188,15 @@ class Models:
         if not files:
             raise CorruptModel(f"the method saved no file for run {run_id}")
         _refuse_unknown_kinds(file.path for file in files)
-        is_sentence_transformer = (folder / "modules.json").exists()
-        payload = _SENTENCE_TRANSFORMER if is_sentence_transformer else "data"
-        card = folder.parent / f"{folder.name}.mlmodel"
-        card.mkdir(exist_ok=True)
-        _write_mlmodel(card, is_sentence_transformer)
+        beside = folder.parent / f"{folder.name}.mlmodel"
+        beside.mkdir(exist_ok=True)
+        payload = write_flavor(folder, beside)
         manifest = json.dumps({"payload": payload, "files": [asdict(file) for file in files]})
-        (card / _MANIFEST).write_text(manifest)
+        (beside / _MANIFEST).write_text(manifest)
         self._client.set_tag(run_id, "es.manifest.sha256", _hash(manifest))
         self._client.set_tag(run_id, "es.model", "uploading")
         self._upload(run_id, folder, f"{_MODEL}/{payload}")
-        self._upload(run_id, card, _MODEL)
+        self._upload(run_id, beside, _MODEL)
         return self._locate(run_id, payload, files)
 
     def _upload(self, run_id: str, folder: Path, path: str) -> None:
@@ -320,7 +316,7 @@ class Models:
                     f"it was not stored by Embedding Studio, and of the kinds {sorted(flavors)} "
                     "only sentence_transformers can be started from"
                 )
-            place = f"{uri}/{_SENTENCE_TRANSFORMER}"
+            place = f"{uri}/{PAYLOAD}"
             folder = _local_folder(place)
             if folder is None:
                 self._patiently(partial(_repository(place).download_artifacts, "", scratch))
@@ -629,21 +625,3 @@ def _describe_files(folder: Path) -> Iterator[ModelFile]:
             with path.open("rb") as content:
                 digest = hashlib.file_digest(content, "sha256").hexdigest()
             yield ModelFile(path.relative_to(folder).as_posix(), path.stat().st_size, digest)
-
-
-def _write_mlmodel(folder: Path, is_sentence_transformer: bool) -> None:
-    """Write the MLmodel file that makes the payload loadable by MLflow's own flavors."""
-    card = Model()
-    if is_sentence_transformer:
-        mlflow.pyfunc.add_to_model(
-            card, loader_module="mlflow.sentence_transformers", data=_SENTENCE_TRANSFORMER
-        )
-        card.add_flavor(
-            "sentence_transformers",
-            sentence_transformers_version=version("sentence-transformers"),
-            code=None,
-        )
-        packages = ("mlflow", "sentence-transformers", "transformers", "torch")
-        pins = "".join(f"{package}=={version(package)}\n" for package in packages)
-        (folder / "requirements.txt").write_text(pins)
-    card.save(str(folder / "MLmodel"))
