@@ -51,7 +51,7 @@ class Attempt:
         self.lease = lease
         self.method = method
         self.line = line_of(task)
-        self.ref = MethodRef(method.meta.name, house.settings.plugins_folder)
+        self.ref = MethodRef.to(method, house.settings.plugins_folder)
         self.budget = task.budget.or_else(method.budget)
         self.needs = Resources(method.num_cpus, method.num_gpus)
         self.work = house.settings.work_folder / f"{task.id}-{task.attempt}"

@@ -10,8 +10,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
@@ -107,6 +109,8 @@ class FineTuningMethod(ABC, Generic[Model]):
     num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15
     test_share: ClassVar[float] = 0.15
+    plugin_file: "PluginFile | None" = None
+    """Where it was loaded from; None for an entry point."""
 
     @abstractmethod
     def load_initial_model(self) -> Model:
@@ -193,14 +197,40 @@ AnyMethod: TypeAlias = FineTuningMethod[Any]
 
 
 @dataclass(frozen=True, slots=True)
+class PluginFile:
+    """A plugin's file as it was read, so that all jobs of a task run what the task began with."""
+
+    path: Path
+    code: bytes
+
+    def load(self) -> "Loaded":
+        """Return its methods, loaded once per process and the processes forked from it."""
+        if self not in _loaded:
+            loaded = _make_all(_classes_of(self), self)
+            for former in [file for file in _loaded if file.path == self.path]:
+                del _loaded[former]
+            _loaded[self] = loaded
+        return _loaded[self]
+
+
+Loaded: TypeAlias = tuple[Sequence[AnyMethod], Sequence[str]]
+"""The methods of a plugin, and why others in it are none."""
+_loaded: dict[PluginFile, Loaded] = {}
+
+
+@dataclass(frozen=True, slots=True)
 class MethodCatalog:
     """The methods of one installation by name, and what kept others from loading.
 
-    failures: file or entry point -> why it is not among the methods.
+    failures: file or entry point -> why it is not among the methods, or not in its latest version.
+    seen: the files of the folder, and what tells that one of them has changed.
     """
 
     methods: Mapping[str, AnyMethod]
     failures: Mapping[str, str]
+    folder: Path
+    import_seconds: float
+    seen: Mapping[Path, tuple[int, ...]]
 
     def get(self, name: str) -> AnyMethod:
         """Raises UnknownMethod, which names the methods there are and the files that failed."""
@@ -210,40 +240,68 @@ class MethodCatalog:
         failed = "".join(f"; {place} did not load: {why}" for place, why in self.failures.items())
         raise UnknownMethod(f"no fine-tuning method is named {name!r}; known: {known}{failed}")
 
+    def renewed(self) -> "MethodCatalog":
+        """Return the methods of the folder as it is now; itself if no file has changed.
 
-def discover_methods(folder: Path, import_seconds: float = 120.0) -> MethodCatalog:
+        Where the new version of a file does not load, its former methods stay."""
+        if _look(self.folder) == self.seen:
+            return self
+        return discover_methods(self.folder, self.import_seconds, former=self)
+
+
+def discover_methods(
+    folder: Path, import_seconds: float = 120.0, former: MethodCatalog | None = None
+) -> MethodCatalog:
     """Load every method in `folder`/*.py and in the entry points "embedding_studio.methods".
 
-    A plugin that fails to import, takes longer than import_seconds for it or repeats a name is
-    reported in `failures`; the rest load.
+    A plugin that fails to import, takes longer than import_seconds for it, states what cannot be or
+    repeats a name is reported in `failures`; the rest load. former: whose methods stay where a file
+    fails that they came from.
     """
     methods: dict[str, AnyMethod] = {}
     failures: dict[str, str] = {}
-    sources: list[tuple[str, Callable[[], Sequence[type[AnyMethod]]]]] = [
-        (str(file), partial(_methods_in_file, file))
-        for file in sorted(folder.glob("*.py"))
-        if not file.name.startswith("_")
+    seen = _look(folder)
+    sources: list[tuple[str, Callable[[], Loaded]]] = [
+        (str(file), partial(_methods_in_file, file)) for file in seen
     ]
     sources += [
-        (f"entry point {point.name}", partial(_method_of_entry_point, point))
+        (f"entry point {point.name}", partial(_methods_of_entry_point, point))
         for point in importlib.metadata.entry_points(group="embedding_studio.methods")
     ]
     for place, load in sources:
         try:
-            for method_class in _within(import_seconds, load):
-                name = method_class.meta.name
-                _ = Sampler(method_class.sampler), Pruner(method_class.pruner)
-                if name in methods:
-                    raise PluginError(f"the name {name!r} is taken by another plugin")
-                methods[name] = method_class()
+            loaded, problems = _within(import_seconds, load)
         except Exception as error:  # noqa: BLE001 - one bad plugin must not take the others down
-            failures[place] = f"{type(error).__name__}: {error}"
-    return MethodCatalog(methods, failures)
+            loaded, problems = (), [_describe(error)]
+        why = list(problems)
+        for method in loaded:
+            if method.meta.name in methods:
+                why.append(f"the name {method.meta.name!r} is taken by another plugin")
+            else:
+                methods[method.meta.name] = method
+        if why:
+            failures[place] = "; ".join(why)
+    for method in former.methods.values() if former else ():
+        place = str(method.plugin_file.path) if method.plugin_file else ""
+        if place in failures and method.meta.name not in methods:
+            methods[method.meta.name] = method
+            failures[place] += f" ({method.meta.name!r} stays as it was before)"
+    return MethodCatalog(methods, failures, folder, import_seconds, seen)
 
 
-def _within(seconds: float, load: Callable[[], Sequence[type[AnyMethod]]]) -> Any:
+def _look(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Return the plugins of a folder, each with what changes when it is written."""
+    files: dict[Path, tuple[int, ...]] = {}
+    for file in sorted(folder.glob("[!_]*.py")):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            files[file] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return files
+
+
+def _within(seconds: float, load: Callable[[], Loaded]) -> Loaded:
     """Return what `load` returns, in a thread that is left to itself when it takes too long."""
-    future: Future[Sequence[type[AnyMethod]]] = Future()
+    future: Future[Loaded] = Future()
 
     def work() -> None:
         try:
@@ -264,31 +322,73 @@ def _within(seconds: float, load: Callable[[], Sequence[type[AnyMethod]]]) -> An
         ) from None
 
 
-def _method_of_entry_point(point: importlib.metadata.EntryPoint) -> list[type[AnyMethod]]:
-    return [point.load()]
+def _methods_of_entry_point(point: importlib.metadata.EntryPoint) -> Loaded:
+    return _make_all([point.load()])
 
 
-def _methods_in_file(file: Path) -> list[type[AnyMethod]]:
-    module_name = f"embedding_studio_plugins.{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
+def _methods_in_file(file: Path) -> Loaded:
+    return PluginFile(file, file.read_bytes()).load()
+
+
+def _make_all(classes: Sequence[Any], file: PluginFile | None = None) -> Loaded:
+    from embedding_studio.plugin_checks import check_attributes, check_class
+
+    methods: list[AnyMethod] = []
+    problems: list[str] = []
+    for method_class in classes:
+        try:
+            check_class(method_class)
+            method: AnyMethod = method_class()
+            check_attributes(method)
+        except Exception as error:  # noqa: BLE001 - nor one bad class those beside it
+            problems.append(_describe(error))
+        else:
+            method.plugin_file = file
+            methods.append(method)
+    return methods, problems
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+
+
+class _Loader(SourceFileLoader):
+    """Loads what was read, whatever the file holds by now."""
+
+    def __init__(self, name: str, file: PluginFile) -> None:
+        super().__init__(name, str(file.path))
+        self._code = file.code
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self._code, self.path)
+
+
+def _classes_of(file: PluginFile) -> list[type[AnyMethod]]:
+    """Return the methods that a file defines; one that lacks something, too, if it is no base."""
+    module_name = f"embedding_studio_plugins.{file.path.stem}"
+    spec = importlib.util.spec_from_loader(module_name, _Loader(module_name, file))
     if spec is None or spec.loader is None:
-        raise PluginError(f"{file} is not a Python file")
+        raise PluginError(f"{file.path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(module_name)
     # registered before it runs, so that dataclasses and pickles find their module by name
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
+        if before is not None:
+            sys.modules[module_name] = before
         raise
-    found = [
+    own = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, FineTuningMethod)
         and value.__module__ == module_name
-        and not value.__abstractmethods__
     ]
+    bases = {base for value in own for base in value.__mro__[1:]}
+    found = [value for value in own if not value.__abstractmethods__ or value not in bases]
     if not found:
         raise PluginError("defines no concrete subclass of FineTuningMethod")
     return found

@@ -21,6 +21,7 @@ from embedding_studio.methods import (
     Direction,
     MethodCatalog,
     Parameters,
+    PluginFile,
     Scores,
     TrialRun,
     discover_methods,
@@ -37,15 +38,28 @@ SESSION_LINES = TypeAdapter(Session)
 
 @dataclass(frozen=True, slots=True)
 class MethodRef:
-    """A method by name, so that a job carries no code between processes."""
+    """A method by name. file, code: the plugin that it was loaded from, under plugins_folder, as it
+    was then; without them, whatever is there when it is first needed."""
 
     reads: ClassVar = ("plugins_folder",)
 
     name: str
     plugins_folder: Path
+    file: str = ""
+    code: bytes = field(default=b"", repr=False)
+
+    @classmethod
+    def to(cls, method: AnyMethod, plugins_folder: Path) -> "MethodRef":
+        if method.plugin_file is None:
+            return cls(method.meta.name, plugins_folder)
+        plugin = method.plugin_file
+        return cls(method.meta.name, plugins_folder, plugin.path.name, plugin.code)
 
     def load(self) -> AnyMethod:
-        return load_catalog(self.plugins_folder).get(self.name)
+        if not self.file:
+            return load_catalog(self.plugins_folder).get(self.name)
+        methods, _ = PluginFile(self.plugins_folder / self.file, self.code).load()
+        return next(method for method in methods if method.meta.name == self.name)
 
 
 @cache

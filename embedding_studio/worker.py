@@ -72,6 +72,7 @@ class Worker:
         """Claim a task and run it to its end; False if there is none to claim."""
         if self._is_draining.is_set():
             return False
+        self._renew_catalog()
         settings = self._house.settings
         task = self._house.store.claim_task(
             self.worker_id,
@@ -92,6 +93,20 @@ class Worker:
         finally:
             self._lease = None
         return True
+
+    def _renew_catalog(self) -> None:
+        """Take notice of plugins that were added, changed or removed since the last task."""
+        renewed = self._catalog.renewed()
+        if renewed is self._catalog:
+            return
+        for place, why in renewed.failures.items():
+            log.error("plugin %s did not load: %s", place, why)
+        self._catalog = renewed
+        log.info("the plugins have changed; this worker carries %s", self._say_methods())
+        self.beat()
+
+    def _say_methods(self) -> str:
+        return ", ".join(sorted(self._catalog.methods)) or "no method"
 
     def beat(self) -> None:
         """Say that this worker lives, and renew the lease of its task."""
@@ -180,8 +195,7 @@ class Worker:
         gc.collect()  # what the imports made lives for ever: half a second, in no task's time
         gc.freeze()
         scheduler.start()
-        methods = ", ".join(sorted(self._catalog.methods)) or "no method"
-        log.info("worker %s is ready; it carries %s", self.worker_id, methods)
+        log.info("worker %s is ready; it carries %s", self.worker_id, self._say_methods())
         while not self._is_draining.wait(timeout=1.0):
             pass  # woken every second, for Python handles signals between waits only
         scheduler.shutdown(wait=True)

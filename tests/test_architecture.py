@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
     | {"mlflow_names"},
-    {"methods", "executors.base"},
+    {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"},
     {"tracking", "lease", "schedules", "webhooks"},
     {"attempt", "trials", "champions", "iteration", "sweep", "api"},

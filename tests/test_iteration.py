@@ -24,7 +24,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
 from embedding_studio.trial import MethodRef, Train
 from embedding_studio.worker import Worker, utc_now
-from tests.iterations import Bench, make_session, open_bench
+from tests.iterations import TOYS, Bench, make_session, open_bench
 
 
 def champion_run_id(client: MlflowClient, method: str = "Toy") -> str | None:
@@ -751,3 +751,25 @@ def warnings_of(bench: Bench, task_id: str) -> list[str]:
         for numbered in bench.house.store.list_events(task_id, 0, 1000)
         if numbered.event.kind is TaskEventKind.WARNING
     ]
+
+
+def test_a_changed_plugin_runs_from_the_next_task_on(settings: Settings, tmp_path: Path) -> None:
+    """A worker that is not started anew loads what has changed, between two tasks; a version that
+    does not load leaves the former one, and health is told."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    text = (TOYS / "toys.py").read_text()
+    file = plugins / "toys.py"
+    file.write_text(text)
+    bench = open_bench(settings.replaced(plugins_folder=plugins))
+    bench.run_task()
+    file.write_text(text.replace('"skill", 0.3, 0.9', '"skill", 0.95, 0.99'))
+    second = bench.run_task(start=1000)
+    assert all(bench.suggested(run)["skill"] >= 0.95 for run in bench.runs(second))
+    file.write_text(text[: len(text) // 2])
+    third = bench.run_task(start=2000)
+    assert (third.status, third.error) == (TaskStatus.DONE, None)
+    (worker,) = bench.house.store.list_workers(utc_now() - timedelta(minutes=1))
+    assert "stays as it was before" in worker.plugin_failures[str(file)]
+    assert "Toy" in worker.methods
+    bench.house.store.close()

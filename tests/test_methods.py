@@ -139,3 +139,120 @@ def test_every_character_has_one_normal_form() -> None:
         normal = normalize_query(f"a{character}b")
         assert normalize_query(normal) == normal
         assert normalize_query(unicodedata.normalize("NFD", f"a{character}b")) == normal
+
+
+def load_one(tmp_path: Path, changes: str) -> str:
+    """Return why a plugin with these attributes is none; "" if it is one."""
+    text = GOOD.format(name="Good", title="Good") + "".join(
+        f"    {line}\n" for line in changes.splitlines()
+    )
+    (tmp_path / "plugin.py").write_text(text)
+    (tmp_path / "another.py").write_text(GOOD.format(name="Another", title="Another"))
+    catalog = discover_methods(tmp_path)
+    assert "Another" in catalog.methods
+    assert ("Good" in catalog.methods) == (not catalog.failures)
+    return catalog.failures.get(str(tmp_path / "plugin.py"), "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ("del main_metric", "Good.main_metric is None: it must be the name of a metric"),
+        ("main_metric = ''", "Good.main_metric is ''"),
+        ("main_metric = ('m', 'n')", "Good.main_metric is ('m', 'n')"),
+        (
+            "direction = 'maximise'",
+            "Good.direction is 'maximise': it must be one of maximize, mini",
+        ),
+        ("sampler = 'tpee'", "Good.sampler is 'tpee': it must be one of tpe, random, gp, grid"),
+        (
+            "pruner = None",
+            "Good.pruner is None: it must be one of hyperband, asha, median, patient",
+        ),
+        ("budget = 8", "Good.budget is 8: it must be a Budget"),
+        ("from embedding_studio import Budget; budget = Budget(max_minutes=-1)", "Good.budget is"),
+        ("num_cpus = 0", "Good.num_cpus is 0: it must be above 0"),
+        ("num_gpus = '1'", "Good.num_gpus is '1'"),
+        ("test_share = 15", "Good.test_share is 15: it must be between 0 and 1"),
+        ("test_share, validation_share = 0.5, 0.5", "leave nothing to train on"),
+        ("event_weights = {'click': -1}", "Good.event_weights is {'click': -1}"),
+        ("meta = 'Good'", "Good.meta is no PluginMeta"),
+        ("del evaluate", "Good lacks evaluate: a method needs evaluate, load_initial_model, sugg"),
+        ("evalute = evaluate; del evaluate", "is Good.evalute meant to be evaluate?"),
+        (
+            "main_metrics = main_metric; del main_metric",
+            "is Good.main_metrics meant to be main_met",
+        ),
+        ("prunner = 'asha'", "is Good.prunner meant to be pruner?"),
+        ("def prepares(self, sessions, folder): ...", "is Good.prepares meant to be prepare?"),
+        ("direction = 'up'\nsampler = 1", "Good.sampler is 1"),
+    ],
+)
+def test_what_a_class_states_is_checked_when_it_loads(
+    tmp_path: Path, changes: str, words: str
+) -> None:
+    """The message names the class, what it states and the choices, all of them at once, and the
+    methods that are missing; the plugin beside it loads."""
+    assert words in load_one(tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "def __init__(self): self.main_metric = 'm'",
+        "samplers = ['a', 'b']; budgets = 3; loads = True; _prepare = print; evaluated = 0",
+        "pruner = 'asha'; num_cpus = 2; num_gpus = 0.5; test_share = 0.3",
+        "main_metric = 'ndcg@10'",
+    ],
+)
+def test_ordinary_classes_are_not_suspected(tmp_path: Path, changes: str) -> None:
+    """Attributes of one's own, and such as are set when an instance is made."""
+    assert load_one(tmp_path, changes) == ""
+
+
+def test_a_base_class_beside_its_methods_is_none(tmp_path: Path) -> None:
+    """Methods of one file may share what is no method by itself."""
+    text = GOOD.format(name="Good", title="Good").replace(
+        "class Good(FineTuningMethod):",
+        "class Base(FineTuningMethod):\n    main_metric = 'm'\n\nclass Good(Base):",
+    )
+    (tmp_path / "plugin.py").write_text(text)
+    catalog = discover_methods(tmp_path)
+    assert (list(catalog.methods), catalog.failures) == (["Good"], {})
+
+
+def test_a_changed_folder_is_noticed(tmp_path: Path) -> None:
+    """A file that is new, changed or gone; the methods of the others are not made anew."""
+    good, other = tmp_path / "good.py", tmp_path / "other.py"
+    good.write_text(GOOD.format(name="Good", title="Good"))
+    other.write_text(GOOD.format(name="Other", title="Other"))
+    first = discover_methods(tmp_path)
+    assert first.renewed() is first
+    good.write_text(GOOD.format(name="Better", title="Better"))
+    second = first.renewed()
+    assert set(second.methods) == {"Better", "Other"}
+    assert second.get("Other") is first.get("Other")
+    other.unlink()
+    (tmp_path / "third.py").write_text(GOOD.format(name="Third", title="Third"))
+    assert set(second.renewed().methods) == {"Better", "Third"}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["import no_such", GOOD[: len(GOOD) // 2], "", GOOD.format(name="G", title="Good")[:-60]],
+)
+def test_a_broken_new_version_leaves_the_former_one(tmp_path: Path, broken: str) -> None:
+    """Half a file, an error, a method that lacks something: what was loaded stays, and is told to
+    be the former one, until the file loads again."""
+    file = tmp_path / "good.py"
+    file.write_text(GOOD.format(name="Good", title="Good"))
+    first = discover_methods(tmp_path)
+    file.write_text(broken)
+    second = first.renewed()
+    assert second.get("Good") is first.get("Good")
+    assert "'Good' stays as it was before" in second.failures[str(file)]
+    assert second.renewed() is second
+    file.write_text(GOOD.format(name="Good", title="Good") + "\n")
+    third = second.renewed()
+    assert not third.failures
+    assert third.get("Good") is not first.get("Good")

@@ -55,7 +55,12 @@ def check_method(context: Context, name: str) -> None:
     known = sorted({method for worker in workers for method in worker.methods})
     if workers and name not in known:
         names = ", ".join(map(repr, known)) or "none"
-        raise UnknownMethod(f"no fine-tuning method is named {name!r}; the workers have: {names}")
+        failed = {place for worker in workers for place in worker.plugin_failures}
+        told = f"; these plugins did not load: {', '.join(sorted(failed))}" if failed else ""
+        raise UnknownMethod(
+            f"no fine-tuning method is named {name!r}; the workers have: {names}{told}. Workers "
+            "read their plugins folder when they start and look for changes between tasks"
+        )
 
 
 def check_trials(context: Context, budget: Budget) -> None:

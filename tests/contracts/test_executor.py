@@ -22,6 +22,7 @@ from embedding_studio.executors.base import (
     Verdict,
     relocated,
 )
+from embedding_studio.methods import discover_methods
 from embedding_studio.trial import MethodRef
 from tests.executors.clusters import RayCluster, join
 from tests.waiting import wait_until
@@ -378,3 +379,41 @@ def test_a_job_writes_where_it_was_asked_to(executor: Executor, tmp_path: Path) 
     (source / "deep" / "file").write_text("content")
     executor.submit(Copying(MethodRef("Toy", tmp_path), source, target), go_on).result(60)
     assert (target / "deep" / "file").read_text() == "content"
+
+
+@dataclass(frozen=True)
+class Naming(Job[str]):
+    """Answers the version of a method and where its plugin seems to be."""
+
+    method: MethodRef
+
+    def __call__(self, report: Reporter) -> str:
+        method = self.method.load()
+        return f"{method.meta.version} {Path(sys.modules[type(method).__module__].__file__).name}"  # type: ignore[arg-type]
+
+
+def test_a_job_runs_the_plugin_that_was_read_whatever_its_file_holds_by_now(
+    executor: Executor, tmp_path: Path
+) -> None:
+    """So a task goes on with what it began with, and the next one runs what was loaded for it."""
+    file = tmp_path / "plugin.py"
+    refs = []
+    for version in ("1", "2"):
+        file.write_text(PLUGIN.format(version=version))
+        refs.append(MethodRef.to(discover_methods(tmp_path).get("Versioned"), tmp_path))
+    file.write_text("half a")
+    for ref, version in zip([*refs, refs[0]], "121", strict=True):
+        assert executor.submit(Naming(ref), go_on).result(60) == f"{version} plugin.py"
+
+
+PLUGIN = """
+from embedding_studio import FineTuningMethod, PluginMeta
+
+class Versioned(FineTuningMethod):
+    meta = PluginMeta("Versioned", version="{version}")
+    main_metric = "m"
+    def load_initial_model(self): ...
+    def suggest(self, trial): return {{}}
+    def train(self, model, params, data, run): return model
+    def evaluate(self, model, split): return {{"m": 0.0}}
+"""

@@ -1,0 +1,123 @@
+"""What a plugin's class must state, checked when it loads: not hours later, in another's words."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any, get_args
+
+from embedding_studio.errors import PluginError
+from embedding_studio.methods import Direction, FineTuningMethod, PluginMeta
+from embedding_studio.mlflow_names import to_mlflow
+from embedding_studio.tasks import Budget, Pruner, Sampler
+
+_SHORTEST_GUESSED = 6
+"""Shorter names are too near to ordinary ones to be called misspelt."""
+
+
+def check_class(method_class: Any) -> None:
+    """Raises PluginError for what is no complete subclass of FineTuningMethod."""
+    if not (isinstance(method_class, type) and issubclass(method_class, FineTuningMethod)):
+        raise PluginError(f"{method_class!r} is no subclass of FineTuningMethod")
+    missing = sorted(method_class.__abstractmethods__)
+    if missing:
+        needed = ", ".join(sorted(FineTuningMethod.__abstractmethods__))
+        raise PluginError(
+            f"{method_class.__name__} lacks {', '.join(missing)}: a method needs {needed}"
+            + "".join(_guesses(method_class))
+        )
+    if not isinstance(getattr(method_class, "meta", None), PluginMeta):
+        raise PluginError(
+            f'{method_class.__name__}.meta is no PluginMeta: write meta = PluginMeta(name="...")'
+            + "".join(_guesses(method_class))
+        )
+
+
+def check_attributes(method: FineTuningMethod[Any]) -> None:
+    """Raises PluginError that names every attribute which is not what it must be."""
+    name = type(method).__name__
+    wrong = [
+        f"{name}.{attribute} is {getattr(method, attribute, None)!r:.100}: it must be {needed}"
+        for attribute, (is_right, needed) in _ATTRIBUTES.items()
+        if not is_right(getattr(method, attribute, None))
+    ]
+    if not wrong and method.validation_share + method.test_share >= 1:
+        wrong.append(f"{name}.validation_share and test_share leave nothing to train on")
+    wrong += _guesses(type(method))
+    if wrong:
+        raise PluginError("; ".join(wrong))
+
+
+def _guesses(method_class: type) -> Iterator[str]:
+    """Yield what looks like an attribute of a method, misspelt: it would do nothing."""
+    own = {name for kind in method_class.__mro__ for name in vars(kind)} - set(
+        vars(FineTuningMethod)
+    )
+    open_ = [
+        name
+        for name in {*vars(FineTuningMethod), "meta", "main_metric"}
+        if len(name) >= _SHORTEST_GUESSED and not _is_overridden(method_class, name)
+    ]
+    for name in sorted(own):
+        (meant, *_) = [*difflib.get_close_matches(name, open_, 1, 0.85), ""]
+        if meant and not name.startswith("_") and _fits(getattr(method_class, name), meant):
+            yield f"; is {method_class.__name__}.{name} meant to be {meant}?"
+
+
+def _is_overridden(method_class: type, name: str) -> bool:
+    return getattr(method_class, name, None) is not getattr(FineTuningMethod, name, None)
+
+
+def _fits(value: Any, name: str) -> bool:
+    """Return whether a value could be that attribute's."""
+    return _ATTRIBUTES[name][0](value) if name in _ATTRIBUTES else callable(value)
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def _is_name(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(to_mlflow(value))
+    except Exception:  # noqa: BLE001 - it says why, and so do we
+        return False
+
+
+def _is_budget(value: Any) -> bool:
+    if not isinstance(value, Budget):
+        return False
+    limits = [getattr(value, limit.name) for limit in fields(value)]
+    return all(limit is None or (_is_number(limit) and limit >= 0) for limit in limits)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(kind, str) and _is_number(weight) and weight >= 0
+        for kind, weight in value.items()
+    )
+
+
+def _one_of(choices: Any) -> tuple[Callable[[Any], bool], str]:
+    names = [str(choice) for choice in choices]
+    return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
+
+
+_ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "main_metric": (_is_name, "the name of a metric that `evaluate` returns"),
+    "direction": _one_of(get_args(Direction)),
+    "budget": (_is_budget, "a Budget of positive numbers"),
+    "sampler": _one_of(Sampler),
+    "pruner": _one_of(Pruner),
+    "event_weights": (_are_weights, "a dictionary of numbers from 0 on by event type"),
+    "num_cpus": (lambda value: value is None or (_is_number(value) and value > 0), "above 0"),
+    "num_gpus": (lambda value: _is_number(value) and value >= 0, "a number from 0 on"),
+    "validation_share": (_is_share, "between 0 and 1"),
+    "test_share": (_is_share, "between 0 and 1"),
+}
+"""What each attribute of a class must be: a test, and how to say it."""
