@@ -69,6 +69,11 @@ class Settings(BaseSettings):
         False,
         description="whether an API that anyone can reach may answer while there are no API keys",
     )
+    cors_origins: str | None = Field(
+        None,
+        description="web pages that may call the API from a browser, by their origins: "
+        "https://shop.example,https://www.shop.example; * for any; by default none",
+    )
     api_key: SecretStr | None = Field(
         None, description="what `up` and `demo` show to their own API, once there are API keys"
     )

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Security
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from embedding_studio.api import clickstream, fine_tuning, schedules, system
 from embedding_studio.api.context import House, utc_now
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
+from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.webhooks import check_secret
@@ -21,7 +24,8 @@ def create_app(
 ) -> FastAPI:
     """Return the API over a store that the caller opened and will close.
 
-    Raises ConfigurationError for a rate limit or a webhook secret that cannot be read."""
+    Raises ConfigurationError for a rate limit, a webhook secret or an origin that cannot be
+    read."""
     check_secret(settings)
     app = FastAPI(
         title="Embedding Studio",
@@ -36,6 +40,15 @@ def create_app(
         rate_limit=RateLimit(settings.rate_limit),
         max_body_mb=settings.max_body_mb,
     )
+    if origins := _origins_of(settings):
+        # outside the gate: preflights carry no key, and refusals are for the page to read too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
     # for the manual alone: it is the gate that reads them
     key_headers = [
         Security(HTTPBearer(auto_error=False)),
@@ -50,3 +63,18 @@ def create_app(
         )
     app.include_router(system.router, prefix="/api/v1")
     return app
+
+
+def _origins_of(settings: Settings) -> list[str]:
+    origins = [text.strip().rstrip("/") for text in (settings.cors_origins or "").split(",")]
+    for origin in filter(None, origins):
+        parts = urlsplit(origin)
+        is_origin = (
+            parts.scheme in ("http", "https") and origin == f"{parts.scheme}://{parts.netloc}"
+        )
+        if origin != "*" and not (is_origin and parts.hostname and origin == origin.lower()):
+            raise ConfigurationError(
+                f"ES_CORS_ORIGINS has {origin!r}: write origins as browsers send them, "
+                "https://shop.example or http://localhost:3000, with commas between them"
+            )
+    return [origin for origin in origins if origin]

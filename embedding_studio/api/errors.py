@@ -104,8 +104,8 @@ def _say(error: Mapping[str, Any], body: object) -> str:
     if error["type"] == "extra_forbidden":
         known = _fields_at(body, loc[:-1])
         close = get_close_matches(str(loc[-1]), known, n=1)
-        meant = f"did you mean {close[0]}? " if close else ""
-        return f"no field has this name; {meant}The fields are {', '.join(known)}"
+        meant = f" Did you mean {close[0]}?" if close else ""
+        return f"no field has this name.{meant} The fields are {', '.join(known)}"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

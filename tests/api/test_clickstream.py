@@ -260,13 +260,13 @@ def test_a_time_without_a_zone_is_refused(api: TestClient) -> None:
 
 
 UNKNOWN: list[tuple[str, dict[str, Any], str, str]] = [
-    ("session", session_json(createdat=NOW), "createdat", "did you mean created_at?"),
+    ("session", session_json(createdat=NOW), "createdat", "Did you mean created_at?"),
     ("session", session_json(clicks=[event_json()]), "clicks", "is_irrelevant"),
     (
         "session",
         session_json(search_results=[{"object_id": "a", "metadata": {}}]),
         "search_results.0.metadata",
-        "did you mean meta? The fields are object_id, rank, meta",
+        "Did you mean meta? The fields are object_id, rank, meta",
     ),
     ("session", session_json(events=[event_json(type="buy")]), "events.0.type", "event_type"),
     ("session/events", {"session_id": "s", "events": [event_json(at=1)]}, "events.0.at", "meta"),
