@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import count
@@ -29,11 +29,24 @@ EVENT_WEIGHTS: Mapping[str, float] = {
 """As how many clicks an event of a type counts, unless a method or a task says otherwise; types are
 compared as `event_kind` has them, and one that is not here counts as a click."""
 OTHER_WEIGHT = 1.0
+MAX_WEIGHT = 100.0
 
 
 def event_kind(event_type: str) -> str:
     """Return the form under which two spellings count as the same type: Add to cart, addToCart."""
     return "".join(filter(str.isalnum, event_type.casefold())) or event_type
+
+
+def check_weights(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the weights. Raises ValueError for one that is not between 0 and 100, and for a type
+    that has two."""
+    spellings: dict[str, str] = {}
+    for name, weight in weights.items():
+        if not 0 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"the weight of {name!r} is {weight!r}: give 0 to {MAX_WEIGHT:g}")
+        if (first := spellings.setdefault(event_kind(name), name)) != name:
+            raise ValueError(f"{first!r} and {name!r} are one type of events: give it one weight")
+    return weights
 
 
 def merge_weights(*layers: Mapping[str, float]) -> dict[str, float]:
@@ -111,6 +124,13 @@ class Session:
             if weight > weights.get(event.object_id, 0.0):
                 weights[event.object_id] = weight
         return weights
+
+    def weighed(self, weights: Mapping[str, float]) -> "Session":
+        """Return the session with events that know their weights, as `merge_weights` has them."""
+        events = (
+            replace(event, weight=weights.get(event.kind, OTHER_WEIGHT)) for event in self.events
+        )
+        return replace(self, events=tuple(events))
 
     def shown_kinds(self) -> set[str]:
         """Return the kinds of the events on items that were shown. A session counts as a clicked

@@ -35,7 +35,12 @@ from embedding_studio.api.schemas import (
     TaskView,
     summarize_field_errors,
 )
-from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
+from embedding_studio.clickstream import (
+    MIN_NEW_SESSIONS,
+    NumberedSession,
+    Session,
+    SessionEvent,
+)
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
@@ -176,6 +181,7 @@ class EmbeddingStudioClient:
         idempotency_key: str | None = None,
         budget: Budget | None = None,
         search: SearchOptions | None = None,
+        event_weights: Mapping[str, float] | None = None,
         webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
@@ -187,6 +193,7 @@ class EmbeddingStudioClient:
             "idempotency_key": idempotency_key or str(uuid.uuid4()),
             "budget": asdict(budget or Budget()),
             "search": asdict(search or SearchOptions()),
+            "event_weights": event_weights,
             "webhook_url": webhook_url,
         }
         return _task(self._call("POST", "/fine-tuning/task", json=body))
@@ -197,10 +204,11 @@ class EmbeddingStudioClient:
         *,
         cron: str | None = None,
         interval_seconds: float | None = None,
-        min_new_sessions: int = 1,
+        min_new_sessions: int = MIN_NEW_SESSIONS,
         metadata: Mapping[str, Any] | None = None,
         budget: Budget | None = None,
         search: SearchOptions | None = None,
+        event_weights: Mapping[str, float] | None = None,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
@@ -213,6 +221,7 @@ class EmbeddingStudioClient:
             "metadata": metadata,
             "budget": asdict(budget or Budget()),
             "search": asdict(search or SearchOptions()),
+            "event_weights": event_weights,
             "webhook_url": webhook_url,
             "idempotency_key": idempotency_key or str(uuid.uuid4()),
         }

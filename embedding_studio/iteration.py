@@ -173,10 +173,17 @@ class _Iteration:
                 for numbered in page:
                     lines.write(SESSION_LINES.dump_json(numbered.session) + b"\n")
                 after = page[-1].number
-        self._figures = dict(
-            self._attempt.run(PrepareData(self._attempt.ref, snapshot, self._attempt.data_folder))
+        weights = self._task.event_weights or {}
+        prepared = self._attempt.run(
+            PrepareData(self._attempt.ref, snapshot, self._attempt.data_folder, weights)
         )
         snapshot.unlink()
+        self._figures = dict(prepared.figures)
+        self._attempt.record(
+            TaskEventKind.DATA_PREPARED,
+            f"{after} sessions are prepared; {prepared.events.tell() or 'every event counts'}",
+            {"sessions": after, **prepared.events.as_data()},
+        )
         return after
 
     def try_start(self) -> None:

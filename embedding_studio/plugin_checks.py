@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, get_args
 
+from embedding_studio.clickstream import check_weights
 from embedding_studio.errors import PluginError
 from embedding_studio.methods import Direction, FineTuningMethod, PluginMeta
 from embedding_studio.mlflow_names import to_mlflow
@@ -97,10 +98,11 @@ def _is_share(value: Any) -> bool:
 
 
 def _are_weights(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(kind, str) and _is_number(weight) and weight >= 0
-        for kind, weight in value.items()
-    )
+    try:
+        check_weights(value)
+    except (ValueError, TypeError, AttributeError):
+        return False
+    return True
 
 
 def _one_of(choices: Any) -> tuple[Callable[[Any], bool], str]:
@@ -114,7 +116,10 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "budget": (_is_budget, "a Budget of positive numbers"),
     "sampler": _one_of(Sampler),
     "pruner": _one_of(Pruner),
-    "event_weights": (_are_weights, "a dictionary of numbers from 0 on by event type"),
+    "event_weights": (
+        _are_weights,
+        "a dictionary of numbers from 0 to 100, one for each event type",
+    ),
     "num_cpus": (lambda value: value is None or (_is_number(value) and value > 0), "above 0"),
     "num_gpus": (lambda value: _is_number(value) and value >= 0, "a number from 0 on"),
     "validation_share": (_is_share, "between 0 and 1"),

@@ -66,7 +66,10 @@ def _look(
     store: Store, schedule: Schedule, now: datetime, weights: Mapping[str, float]
 ) -> tuple[str | None, str]:
     """Return the id of the task that was created, if one was, and what there is to say."""
-    batch, ignored = store.collecting_batch(), ignored_kinds(merge_weights(weights))
+    batch, ignored = (
+        store.collecting_batch(),
+        ignored_kinds(merge_weights(weights, schedule.event_weights or {})),
+    )
     clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id, ignored)
     if clicked < schedule.min_new_sessions:
         return None, f"no task: {clicked} new sessions with clicks of {schedule.min_new_sessions}"
@@ -76,6 +79,7 @@ def _look(
         idempotency_key=f"schedule {schedule.id} at {schedule.next_at.isoformat()}",
         budget=schedule.budget,
         search=schedule.search,
+        event_weights=schedule.event_weights,
         webhook_url=schedule.webhook_url,
     )
     task, is_new = store.add_task(request, now)

@@ -106,6 +106,7 @@ class TaskRequest:
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
+    event_weights: Mapping[str, float] | None = None
     webhook_url: str | None = None
 
 
@@ -200,6 +201,7 @@ class FineTuningTask:
     attempt: the fencing token, one higher with each claim; a write by an older owner matches
     nothing. expired_leases: how many owners died; a drained worker does not count.
     fresh_starts: how often it was restarted without what earlier attempts had tried.
+    event_weights: as how many clicks events of a type count, where the method says otherwise.
     delivery: of its end to webhook_url; delivery_due_at: when to try (again), once it has ended.
     """
 
@@ -214,6 +216,7 @@ class FineTuningTask:
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
+    event_weights: Mapping[str, float] | None = None
     attempt: int = 0
     expired_leases: int = 0
     fresh_starts: int = 0
@@ -253,6 +256,7 @@ class TaskEventKind(StrEnum):
     CLAIMED = "claimed"
     LEASE_EXPIRED = "lease_expired"
     GIVEN_BACK = "given_back"
+    DATA_PREPARED = "data_prepared"
     BATCH_RELEASED = "batch_released"
     EXPERIMENT_OPENED = "experiment_opened"
     BASELINE_SCORED = "baseline_scored"
@@ -308,6 +312,7 @@ class Schedule:
     min_new_sessions: int = MIN_NEW_SESSIONS
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
+    event_weights: Mapping[str, float] | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

@@ -1,19 +1,20 @@
 """What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from embedding_studio.clickstream import Session, split_by_query
+from embedding_studio.clickstream import Session, event_kind, merge_weights, split_by_query
 from embedding_studio.errors import CorruptModel, MethodError, NotEnoughData, TrialCanceled
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
@@ -84,11 +85,69 @@ class SaveInitialModel(Job[None]):
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareData(Job[Mapping[str, float]]):
+class EventCounts:
+    """Events by their types as posted, the most frequent first.
+
+    ignored: of weight 0; unknown: of types to which nobody gave a weight, which count as clicks.
+    """
+
+    counted: Mapping[str, int]
+    ignored: Mapping[str, int]
+    unknown: Mapping[str, int]
+
+    @classmethod
+    def of(cls, sessions: Sequence[Session], weights: Mapping[str, float]) -> Self:
+        by_type = Counter(event.event_type for session in sessions for event in session.events)
+        parts: tuple[dict[str, int], ...] = ({}, {}, {})
+        for name, number in by_type.most_common():
+            weight = weights.get(event_kind(name))
+            parts[2 if weight is None else 0 if weight > 0 else 1][name] = number
+        return cls(*parts)
+
+    def tell(self) -> str:
+        """Return one sentence about what is ignored or unknown; empty where nothing is."""
+        told = {
+            "events ignored, for their weight is 0": self.ignored,
+            "events counted as clicks, for nobody gave their types a weight": self.unknown,
+        }
+        return "; ".join(
+            f"{sum(counts.values())} {what} ({', '.join(map(repr, _first(counts)))})"
+            for what, counts in told.items()
+            if counts
+        )
+
+    def as_data(self) -> dict[str, list[dict[str, str | int]]]:
+        """Return the same as JSON; types are no keys, for a database may not take them as such."""
+        parts = {
+            "events": self.counted, "ignored_events": self.ignored, "unknown_events": self.unknown,
+        }  # fmt: skip
+        return {
+            part: [{"type": name, "events": counts[name]} for name in _first(counts)]
+            for part, counts in parts.items()
+        }
+
+
+MOST_TYPES_NAMED = 20
+
+
+def _first(counts: Mapping[str, int]) -> list[str]:
+    return list(counts)[:MOST_TYPES_NAMED]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """figures: the method's, and the counts of sessions, of those marked irrelevant (kept out), of
+    clicks on items that were not shown, and of events that are ignored or unknown."""
+
+    figures: Mapping[str, float]
+    events: EventCounts
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareData(Job[Prepared]):
     """Split a snapshot by query and let the method write what its trials read.
 
-    snapshot: a file with a session per line. Returns the method's figures and the counts of
-    sessions, of those marked irrelevant (kept out), and of clicks on items that were not shown.
+    snapshot: a file with a session per line. event_weights: the task's, over the method's own.
     """
 
     reads = ("snapshot",)
@@ -98,25 +157,33 @@ class PrepareData(Job[Mapping[str, float]]):
     method: MethodRef
     snapshot: Path
     folder: Path
+    event_weights: Mapping[str, float]
 
-    def __call__(self, report: Reporter) -> Mapping[str, float]:
+    def __call__(self, report: Reporter) -> Prepared:
         method = self.method.load()
         with self.snapshot.open("rb") as lines:
             sessions = [SESSION_LINES.validate_json(line) for line in lines]
-        usable = [session for session in sessions if not session.is_irrelevant]
+        weights = merge_weights(method.event_weights, self.event_weights)
+        usable = [session.weighed(weights) for session in sessions if not session.is_irrelevant]
         if not usable:
             raise NotEnoughData(
                 f"the batch holds {len(sessions)} sessions and all of them are marked irrelevant: "
                 "collect more and start a new task"
             )
         splits = split_by_query(usable, method.validation_share, method.test_share)
-        figures = method.prepare(splits, _empty(self.folder))
-        return {
+        events = EventCounts.of(usable, weights)
+        try:
+            figures = method.prepare(splits, _empty(self.folder))
+        except NotEnoughData as error:
+            raise NotEnoughData("; ".join(filter(None, [str(error), events.tell()]))) from None
+        counts = {
             "sessions": len(sessions),
             "irrelevant_sessions": len(sessions) - len(usable),
             "clicks_on_items_not_shown": sum(map(_count_strays, usable)),
-            **_finite_means(read_scores(figures, "prepare")),
+            "ignored_events": sum(events.ignored.values()),
+            "unknown_events": sum(events.unknown.values()),
         }
+        return Prepared({**counts, **_finite_means(read_scores(figures, "prepare"))}, events)
 
 
 def _count_strays(session: Session) -> int:

@@ -119,7 +119,10 @@ def test_a_task_from_post_to_model(
     """A task is created, followed to its end, and its model downloaded into a folder."""
     client.post_session(session("s-1"))
     record_worker(store, seen_at=datetime.now(UTC))
-    task = client.create_task(METHOD, metadata={"n": 1}, budget=Budget(max_trials=2))
+    task = client.create_task(
+        METHOD, metadata={"n": 1}, budget=Budget(max_trials=2), event_weights={"buy": 4}
+    )
+    assert task.event_weights == {"buy": 4.0}
     assert (task.status, task.budget.max_trials) == (TaskStatus.PENDING, 2)
     assert client.get_task(task.id) == task
     assert client.list_tasks(TaskStatus.PENDING) == [task]

@@ -530,8 +530,9 @@ def test_the_history_tells_an_iteration(bench: Bench) -> None:
     task = bench.run_task(trials=2)
     events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
     kinds = [event.kind for event in events]
-    assert kinds[:5] == [
-        "created", "claimed", "batch_released", "experiment_opened", "baseline_scored",
+    assert kinds[:6] == [
+        "created", "claimed", "data_prepared", "batch_released", "experiment_opened",
+        "baseline_scored",
     ]  # fmt: skip
     assert kinds.count(TaskEventKind.TRIAL_FINISHED) == 2
     assert kinds[-2:] == ["promoted", "done"]

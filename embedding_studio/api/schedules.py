@@ -24,7 +24,7 @@ router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"])
 
 _GIVEN = (
     "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "search",
-    "metadata", "webhook_url",
+    "event_weights", "metadata", "webhook_url",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from embedding_studio.clickstream import MIN_NEW_SESSIONS
+from embedding_studio.clickstream import MIN_NEW_SESSIONS, check_weights
 from embedding_studio.tasks import (
     Budget,
     Delivery,
@@ -133,6 +133,16 @@ WebhookUrl = Annotated[
 ]
 
 
+EventWeights = Annotated[
+    dict[Annotated[str, StringConstraints(min_length=1, max_length=256)], FiniteFloat],
+    AfterValidator(check_weights),
+    Field(
+        max_length=100,
+        description="as how many clicks events of a type count, 0: not at all; over the method's",
+    ),
+]
+
+
 class TaskBody(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
@@ -153,6 +163,7 @@ class TaskBody(BaseModel):
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
     budget: BudgetBody | None = None
     search: SearchBody | None = None
+    event_weights: EventWeights | None = None
     webhook_url: WebhookUrl | None = None
 
     def to_request(self) -> TaskRequest:
@@ -163,6 +174,7 @@ class TaskBody(BaseModel):
             idempotency_key=self.idempotency_key,
             budget=(self.budget or BudgetBody()).to_budget(),
             search=(self.search or SearchBody()).to_options(),
+            event_weights=self.event_weights,
             webhook_url=self.webhook_url,
         )
 
@@ -186,6 +198,7 @@ class TaskView(BaseModel):
     idempotency_key: str | None
     budget: Budget
     search: SearchOptions
+    event_weights: Mapping[str, float] | None = Field(None, exclude_if=_is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None
@@ -238,6 +251,7 @@ class ScheduleBody(BaseModel):
     metadata: Meta | None = None
     budget: BudgetBody | None = None
     search: SearchBody | None = None
+    event_weights: EventWeights | None = None
     webhook_url: WebhookUrl | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same schedule")
 
@@ -251,6 +265,7 @@ class ScheduleBody(BaseModel):
             "metadata": self.metadata,
             "budget": (self.budget or BudgetBody()).to_budget(),
             "search": (self.search or SearchBody()).to_options(),
+            "event_weights": self.event_weights,
             "webhook_url": self.webhook_url,
         }
 
@@ -268,6 +283,7 @@ class ScheduleView(BaseModel):
     metadata: Mapping[str, Any] | None
     budget: Budget
     search: SearchOptions
+    event_weights: Mapping[str, float] | None = Field(None, exclude_if=_is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

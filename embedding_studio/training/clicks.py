@@ -18,6 +18,18 @@ off the log-odds and one at position 10 takes 0.09. That somebody who clicked fu
 looked at all above it is not assumed: people do skip, and counts per position cannot tell.
 Repeated showings of a pair are what tells theta from relevance; where there are few, priors decide.
 
+An event of weight w, a purchase, say, is taken for a click that says as much as w of them. That
+somebody clicks at all is told by theta and the attractions, which are fitted to clicks of any
+weight, each counted once: counted w times, they would make positions where people buy look more
+looked at. What kind of click it is depends on relevance alone, w - 1 further times as a click does:
+
+    P(kind | click, r = 1) / P(kind | click, r = 0) = (attraction_1 / attraction_0)^(w - 1),
+
+so that c_k above becomes the sum of the weights where it is a factor of log(attraction_1 /
+attraction_0), and stays the number of clicks in n_k - c_k. A weight below 1 is a click that says
+less than others; of weight 0 is what is no click. Theta and the attractions are fitted as if the
+ratio were fixed, and with weights of 1 it is 1.
+
 Sources: Joachims, Swaminathan & Schnabel 2017 (position bias in learning to rank); Wang et al. 2018
 (theta by EM from ordinary clicks); Chuklin, Markov & de Rijke 2015 (click models, section 3.2 on
 the position-based model); Agarwal et al. 2019 (noise in clicks; their noise depends on position,
@@ -25,7 +37,7 @@ ours does not).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +56,16 @@ _PRIOR_STRENGTH = 10.0
 _PRIOR_RANGE = (1e-3, 0.9)
 _ATTRACTION_CEILING = 0.99
 _MINIMUM_LOOKS = 0.25
+_WEIGHT_STRENGTH = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Impressions:
     """How often each pair was shown and clicked at each position, one row per pair and position.
 
-    pair: (n_rows,) in [0, n_pairs), position: (n_rows,) from 0, shown and clicked: (n_rows,) >= 0.
+    pair: (n_rows,) in [0, n_pairs), position: (n_rows,) from 0, shown and clicked: (n_rows,) >= 0;
+    clicked: on how many showings some event counts. weight: (n_rows,) the sum of these events'
+    weights, where a showing has that of its strongest one; None: each weighs 1.
     """
 
     pair: Ints
@@ -58,6 +73,7 @@ class Impressions:
     shown: Floats
     clicked: Floats
     n_pairs: int
+    weight: Floats | None = None
 
     def total_shown(self) -> Floats:
         """Return (n_pairs,) showings at any position."""
@@ -66,6 +82,14 @@ class Impressions:
     def total_clicked(self) -> Floats:
         """Return (n_pairs,) clicks at any position."""
         return _sum_by(self.pair, self.clicked, self.n_pairs)
+
+    def weights(self) -> Floats:
+        """Return (n_rows,) as how many clicks those of each row count."""
+        return self.clicked if self.weight is None else self.weight
+
+    def total_weight(self) -> Floats:
+        """Return (n_pairs,) as how many clicks those at any position count."""
+        return _sum_by(self.pair, self.weights(), self.n_pairs)
 
     def first_position(self) -> Ints:
         """Return (n_pairs,) the highest place each pair was shown at."""
@@ -77,6 +101,7 @@ class Impressions:
 @dataclass(frozen=True, slots=True)
 class ClickModel:
     """theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
+    weight_1, weight_0: what a click on a relevant, on an irrelevant result weighs on average.
 
     Positions beyond the last one fitted are taken for the last one.
     """
@@ -85,6 +110,8 @@ class ClickModel:
     attraction_1: float
     attraction_0: float
     prior: Floats
+    weight_1: float = 1.0
+    weight_0: float = 1.0
 
     def relevance(self, impressions: Impressions) -> Floats:
         """Return (n_pairs,) the probability that each pair is relevant, given its clicks."""
@@ -92,8 +119,9 @@ class ClickModel:
         return 1 / (1 + np.exp(np.clip(irrelevant - relevant, -50, 50)))
 
     def unbiased_relevance(self, impressions: Impressions) -> Floats:
-        """Return (n_pairs,) estimates of relevance that are right on average: clicks per look,
-        scaled so that attraction_0 is 0 and attraction_1 is 1. Below 0 and above 1 happen.
+        """Return (n_pairs,) estimates of relevance that are right on average: weight of clicks per
+        look, scaled so that what an irrelevant result gets is 0 and what a relevant one gets is 1.
+        Below 0 and above 1 happen.
 
         Inverse propensity scoring (Joachims et al. 2017) with noise taken off. `relevance` is the
         better guess for each pair, yet as a judge it takes the part of the ranking that was shown:
@@ -102,8 +130,10 @@ class ClickModel:
         """
         theta = self.theta[np.minimum(impressions.position, len(self.theta) - 1)]
         looks = _sum_by(impressions.pair, theta * impressions.shown, impressions.n_pairs)
-        surplus = impressions.total_clicked() - self.attraction_0 * looks
-        scale = self.attraction_1 - self.attraction_0
+        rate_1 = self.attraction_1 * self.weight_1
+        rate_0 = self.attraction_0 * self.weight_0
+        surplus = impressions.total_weight() - rate_0 * looks
+        scale = rate_1 - rate_0
         return surplus / (scale * np.maximum(looks, _MINIMUM_LOOKS))
 
     def log_likelihood(self, impressions: Impressions) -> float:
@@ -121,9 +151,11 @@ class ClickModel:
             logs = impressions.clicked * np.log(click) + skipped * np.log1p(-click)
             return _sum_by(impressions.pair, logs, impressions.n_pairs)
 
+        extra = impressions.total_weight() - impressions.total_clicked()
+        ratio = np.log(self.attraction_1 / self.attraction_0)
         return (
             np.log1p(-prior) + evidence(self.attraction_0),
-            np.log(prior) + evidence(self.attraction_1),
+            np.log(prior) + evidence(self.attraction_1) + extra * ratio,
         )
 
 
@@ -139,7 +171,21 @@ def fit_click_model(
         _fit_from(np.arange(1.0, n_positions + 1) ** -decay, impressions, max_rounds, tolerance)
         for decay in (0.0, 1.0, 2.0)
     ]
-    return max(fits, key=lambda fit: fit.log_likelihood(impressions))
+    return _with_weights(max(fits, key=lambda fit: fit.log_likelihood(impressions)), impressions)
+
+
+def _with_weights(model: ClickModel, impressions: Impressions) -> ClickModel:
+    """Return the model with the average weights of clicks on either kind of result."""
+    weights, relevant = impressions.weights(), model.relevance(impressions)[impressions.pair]
+    overall = weights.sum() / impressions.clicked.sum() if impressions.clicked.any() else 1.0
+
+    def average(share: Floats) -> float:
+        known = (weights * share).sum() + _WEIGHT_STRENGTH * overall
+        return float(known / ((impressions.clicked * share).sum() + _WEIGHT_STRENGTH))
+
+    weight_1, weight_0 = average(relevant), average(1 - relevant)
+    # a weight says that an event is a better sign: on average it is none of irrelevance
+    return replace(model, weight_1=max(weight_1, weight_0), weight_0=weight_0)
 
 
 def _fit_from(
@@ -176,9 +222,7 @@ def _fit_from(
         prior = _non_increasing(
             relevant_first + _PRIOR_STRENGTH * overall, shown_first + _PRIOR_STRENGTH
         )
-        model = ClickModel(
-            model.theta, model.attraction_1, model.attraction_0, np.clip(prior, *_PRIOR_RANGE)
-        )
+        model = replace(model, prior=np.clip(prior, *_PRIOR_RANGE))
         if np.abs(model.theta - before).max() < tolerance:
             break
     return model
@@ -226,27 +270,28 @@ def count_impressions(
     sessions: Sequence[Session], pair_of: Sequence[Sequence[int] | Ints], n_pairs: int
 ) -> Impressions:
     """Sum sessions up. pair_of[s][k]: the pair that session s showed at position k, -1 to skip."""
-    clicks = [session.clicked_ids() for session in sessions]
+    weights = [session.click_weights() for session in sessions]
     pair = np.array([p for pairs in pair_of for p in pairs], dtype=np.int64)
     position = np.array([k for pairs in pair_of for k in range(len(pairs))], dtype=np.int64)
-    was_clicked = np.array(
+    weight = np.array(
         [
-            result.object_id in clicked
-            for session, clicked in zip(sessions, clicks, strict=True)
+            of_items.get(result.object_id, 0.0)
+            for session, of_items in zip(sessions, weights, strict=True)
             for result in session.search_results
         ],
         dtype=np.float64,
     )
     kept = pair >= 0
-    pair, position, was_clicked = pair[kept], position[kept], was_clicked[kept]
+    pair, position, weight = pair[kept], position[kept], weight[kept]
     width = int(position.max(initial=0)) + 1
     cells, row = np.unique(pair * width + position, return_inverse=True)
     return Impressions(
         pair=cells // width,
         position=cells % width,
         shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
-        clicked=_sum_by(row, was_clicked, len(cells)),
+        clicked=_sum_by(row, (weight > 0).astype(np.float64), len(cells)),
         n_pairs=n_pairs,
+        weight=_sum_by(row, weight, len(cells)),
     )
 
 

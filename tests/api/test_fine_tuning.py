@@ -41,6 +41,7 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     """The answer carries the names that clients of the reference read; no model, no model link."""
     body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
     body["search"] = {"pruner": "none"}
+    body["event_weights"] = {"add to cart": 2, "click": 0.5}
     task = create(api, **body)
     assert task == {
         "id": task["id"],
@@ -58,6 +59,7 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
             "max_minutes_per_trial": None,
         },
         "search": {"sampler": None, "pruner": "none"},
+        "event_weights": {"add to cart": 2.0, "click": 0.5},
         "attempt": 0,
         "worker_id": None,
         "progress": None,
@@ -210,6 +212,11 @@ def test_an_unknown_method_is_refused_with_the_known(
         {"budget": {"max_trained_tokens": 0}},
         {"budget": {"max_minutes_per_trial": 0}},
         {"search": {"sampler": "annealing"}},
+        {"event_weights": {"buy": -1}},
+        {"event_weights": {"buy": "nan"}},
+        {"event_weights": {"buy": 101}},
+        {"event_weights": {"": 1}},
+        {"event_weights": {"add_to_cart": 1, "addToCart": 2}},
         {"budget": {"max_trials": True}},
         {"budget": {"max_trails": 3}},
         {"budgt": {"max_trials": 3}},

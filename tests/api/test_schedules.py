@@ -22,7 +22,8 @@ def create(api: TestClient, **body: Any) -> Any:
 
 def test_a_schedule_from_post_to_delete(api: TestClient) -> None:
     """It is created, listed, read, paused, resumed at its next time, and deleted."""
-    made = create(api, cron="30 3 * * 1", min_new_sessions=10, budget={"max_trials": 2})
+    made = create(api, cron="30 3 * * 1", budget={"max_trials": 2}, event_weights={"buy": 5})
+    assert (made["min_new_sessions"], made["event_weights"]) == (66, {"buy": 5.0})
     assert made["next_at"] == "2026-02-02T03:30:00Z"
     assert (made["is_paused"], made["last_task_id"], made["budget"]["max_trials"]) == (
         False,

@@ -772,7 +772,7 @@ def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
     """A new task is pending, carries every field of its request and is read back equal."""
     request = TaskRequest(
         "m", "batch-1", ODD_JSON, "key", Budget(7, 2.5, 10**12, 0.5),
-        SearchOptions(Sampler.GP, Pruner.NONE),
+        SearchOptions(Sampler.GP, Pruner.NONE), {"add to cart": 2.5, "a.$b": 0},
     )  # fmt: skip
     task, is_new = store.add_task(request, NOW)
     assert is_new
@@ -787,6 +787,7 @@ def test_a_task_comes_back_as_it_was_requested(store: Store) -> None:
         idempotency_key="key",
         budget=Budget(7, 2.5, 10**12, 0.5),
         search=SearchOptions(Sampler.GP, Pruner.NONE),
+        event_weights={"add to cart": 2.5, "a.$b": 0},
     )
     assert store.get_task(task.id) == task
     assert len(task.id) == 24
@@ -816,6 +817,7 @@ def test_the_same_key_and_request_give_the_same_task(store: Store) -> None:
         (TaskRequest("m", "b", None, "key-1"), "metadata"),
         (TaskRequest("m", "b", {"a": 1}, "key-1", Budget(3)), "budget"),
         (TaskRequest("m", "b", {"a": 1}, "key-1", search=SearchOptions(Sampler.GP)), "search"),
+        (TaskRequest("m", "b", {"a": 1}, "key-1", event_weights={"buy": 2}), "event_weights"),
     ],
 )
 def test_the_same_key_with_another_request_is_a_conflict(

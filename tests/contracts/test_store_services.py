@@ -60,7 +60,7 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
     removed it is not found."""
     schedule = make_schedule(
         cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
-        search=SearchOptions(Sampler.GRID),
+        search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5},
         metadata={"a.b": [1]}, webhook_url=URL,
     )  # fmt: skip
     for _ in range(2):
@@ -109,25 +109,29 @@ def test_due_schedules_are_advanced_once(store: Store) -> None:
 
 
 def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> None:
-    """Sessions without a click do not count, nor do those with what the method ignores; the task
-    carries what the schedule says; the next look is one interval on, and too few are told."""
+    """Sessions without a click do not count, nor do those with what the method or the schedule
+    ignores; the task carries what the schedule says; the next look is one interval on, and too few
+    are told."""
     store.add_schedule(
-        make_schedule(min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL)
-    )
+        make_schedule(
+            min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL,
+            event_weights={"hover": 1, "buy": 0},
+        )
+    )  # fmt: skip
     post(store, "a")
     post(store, "b", "c", clicked=False)
     store.append_events("b", [event("1", event_type="view")])
-    store.append_events("c", [event("1", event_type="swipe")])
+    store.append_events("c", [event("1", event_type="swipe"), event("2", event_type="buy")])
     run_due(store, later(60), {"m": {"Swipe": 0}, "another": {"click": 0}})
     assert store.list_tasks() == []
     assert store.get_schedule("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
-    post(store, "d")
+    store.append_events("b", [event("2", event_type="hover")])
     run_due(store, later(119))
     assert store.list_tasks() == []
     run_due(store, later(120))
     (task,) = store.list_tasks()
     assert (task.fine_tuning_method, task.metadata, task.budget) == ("m", {"a": 1}, Budget(4))
-    assert task.webhook_url == URL
+    assert (task.webhook_url, task.event_weights) == (URL, {"hover": 1, "buy": 0})
     after = store.get_schedule("s-1")
     assert (after.last_task_id, after.next_at) == (task.id, later(180))
 

@@ -25,7 +25,7 @@ CRASHES = [
     Fault(f"{ITERATION}.prepare_data", "before"),
     Fault(f"{ITERATION}.prepare_data", "after"),
     Fault(f"{ITERATION}.release_batch", "before"),  # all is checked, the batch collects
-    Fault(f"{MOVES}.record", "before"),  # the batch is released, the task does not know
+    Fault(f"{MOVES}.record", "before", 2),  # the batch is released, the task does not know
     Fault(f"{ITERATION}.release_batch", "after"),
     Fault(f"{MODELS}._create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ITERATION}.open_experiment", "after"),
@@ -78,7 +78,7 @@ NEED_A_FORMER_ITERATION = ("delete_model_version", "delete_all", "delete_run", "
 
 IN_EVERY_RUN = {
     "kill after TaskMoves.claim_task #1",
-    "kill before TaskMoves.record #1",
+    "kill before TaskMoves.record #2",
     "kill after Models.confirm_model #1",
     "kill after Tracking.log_reports #4",
     "kill after Models.confirm_model #3",

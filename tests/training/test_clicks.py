@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedding_studio.clickstream import SessionEvent
 from embedding_studio.training.clicks import (
     ClickModel,
     Impressions,
     count_impressions,
     fit_click_model,
 )
-from tests.training.tiny import session
+from tests.training.tiny import NOW, session
 
 
 def simulate(
@@ -153,3 +156,74 @@ def test_impressions_are_summed_per_pair_and_position() -> None:
     assert sorted(rows) == [(0, 0, 2, 0), (0, 2, 1, 0), (1, 0, 1, 1), (1, 1, 2, 2)]
     assert found.total_clicked().tolist() == [0, 3]
     assert found.first_position().tolist() == [0, 0]
+
+
+# -- weights -----------------------------------------------------------------------------------
+
+
+def test_a_purchase_says_as_much_as_its_weight_in_clicks_by_hand() -> None:
+    """Three showings where half of the people look, one click of weight 3: of the odds 0.2 / 0.8,
+    eight times more by each of three clicks, and less by two skips."""
+    odds = 0.2 / 0.8 * (0.8 / 0.1) ** 3 * ((1 - 0.4) / (1 - 0.05)) ** 2
+    impressions = replace(one_pair(3, 1, 1), weight=np.array([3.0]))
+    assert MODEL.relevance(impressions) == pytest.approx([odds / (1 + odds)])
+
+
+def test_a_gain_is_weight_per_look_by_hand() -> None:
+    """Four showings where half of the people look are 2 looks; an irrelevant result gets 0.1 * 1.5
+    per look, a relevant one 0.8 * 2: of one click of weight 3 remains (3 - 0.3) / (2 * 1.45)."""
+    model = replace(MODEL, weight_1=2.0, weight_0=1.5)
+    impressions = replace(one_pair(4, 1, 1), weight=np.array([3.0]))
+    assert model.unbiased_relevance(impressions) == pytest.approx([2.7 / 2.9])
+
+
+def test_weights_of_one_change_nothing() -> None:
+    """The model and both kinds of relevance are those without weights, to the last bit."""
+    plain, _ = simulate(3_000)
+    weighed = replace(plain, weight=plain.clicked.copy())
+    model, same = fit_click_model(plain), fit_click_model(weighed)
+    assert (same.weight_1, same.weight_0) == (1.0, 1.0)
+    assert np.array_equal(same.theta, model.theta)
+    for judge in (ClickModel.relevance, ClickModel.unbiased_relevance):
+        assert np.array_equal(judge(same, weighed), judge(model, plain))
+
+
+def test_purchases_tell_relevance_and_nothing_of_positions() -> None:
+    """A fifth of the clicks on what is relevant become purchases, a hundredth of the others: the
+    posterior is nearer to the truth, gains stay right on average and spread less where nothing is
+    relevant, and how far people look is found as before."""
+    plain, relevant = simulate(20_000)
+    random = np.random.default_rng(1)
+    clicked = plain.clicked.astype(int)
+    bought = random.binomial(clicked, np.where(relevant, 0.2, 0.01))
+    weighed = replace(plain, weight=plain.clicked + 2.0 * bought)
+    before, after = fit_click_model(plain), fit_click_model(weighed)
+    assert after.theta == pytest.approx(before.theta, abs=0.02)
+    thrice = replace(plain, shown=plain.shown + 2.0 * bought, clicked=plain.clicked + 2.0 * bought)
+    assert fit_click_model(thrice).theta[1] > 0.55  # half of the people look there
+    assert after.weight_1 == pytest.approx(1.4, abs=0.05)
+    assert after.weight_0 == pytest.approx(1.02, abs=0.05)
+    errors = [
+        float(np.square(model.relevance(data) - relevant).mean())
+        for model, data in ((before, plain), (after, weighed))
+    ]
+    assert errors[1] < errors[0]
+    looked_at = plain.shown / (plain.position + 1) > 0.25
+    gains, weighed_gains = before.unbiased_relevance(plain), after.unbiased_relevance(weighed)
+    assert weighed_gains[relevant & looked_at].mean() == pytest.approx(1, abs=0.1)
+    assert weighed_gains[~relevant & looked_at].mean() == pytest.approx(0, abs=0.02)
+    assert weighed_gains[~relevant & looked_at].std() < gains[~relevant & looked_at].std()
+
+
+def test_an_item_is_clicked_once_a_showing_with_its_strongest_weight() -> None:
+    """A click and a purchase on one item are one click of the purchase's weight; a view is none."""
+    events = [("a", "click"), ("a", "purchase"), ("b", "view")]
+    shown = replace(
+        session(0, "q", ["a", "b"], []),
+        events=tuple(
+            SessionEvent(str(n), object_id, NOW, kind) for n, (object_id, kind) in enumerate(events)
+        ),
+    )
+    found = count_impressions([shown, session(1, "q", ["a", "b"], [0])], [[0, 1], [0, 1]], 2)
+    assert found.clicked.tolist() == [2, 0]
+    assert found.total_weight().tolist() == [3 + 1, 0]
