@@ -365,7 +365,7 @@ class _Iteration:
         if (best := self._best_model) is not None:
             if promotion.promoted:
                 promotion = self._promote(best, promotion)
-            self._tracking.describe_verdict(self._experiment_id, promotion, best.run_id)
+            self._tracking.describe_verdict(self._experiment_id, promotion, best)
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(

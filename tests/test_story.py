@@ -106,7 +106,7 @@ def test_the_note_of_a_refused_model_says_what_to_do(bench: Bench) -> None:
 
     def next_step(interval: tuple[float, float]) -> str:
         promotion = Promotion(False, "why | so", "m", 0.5, 0.51, 0.01, interval, 20)
-        text = story.verdict_note(promotion, TAGS, 0.5, best)
+        text = story.verdict_note(promotion, TAGS, None, best)
         assert "why \\| so" in text  # a cell of its table stays one cell
         return text.partition("next step | ")[2]
 

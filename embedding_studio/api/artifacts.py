@@ -6,6 +6,7 @@ import posixpath
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -17,6 +18,7 @@ from embedding_studio.tasks import ModelFile, StoredModel
 
 _CHUNK_BYTES = 256 * 1024
 _TIMEOUT_SECONDS = 30.0
+_CARD = "README.md"
 _PROXY_ROUTE = "/api/2.0/mlflow-artifacts/artifacts"
 
 
@@ -156,17 +158,29 @@ class _Sink(io.RawIOBase):
         return taken
 
 
-def zip_chunks(folder: ModelFolder, files: tuple[ModelFile, ...]) -> Iterator[bytes]:
+def open_card(model: StoredModel, tracking_uri: str) -> ModelFolder | None:
+    """Return the folder that holds the model's card, if it has one: that around its own files."""
+    around = replace(model, artifact_uri=model.artifact_uri.rpartition("/")[0], files=())
+    folder = open_model(around, tracking_uri)
+    return folder if folder.size_bytes(_CARD) is not None else None
+
+
+def zip_chunks(
+    folder: ModelFolder, files: tuple[ModelFile, ...], card: ModelFolder | None = None
+) -> Iterator[bytes]:
     """Yield a ZIP of the files, uncompressed, holding one chunk at a time in memory.
 
+    card: where the card is that takes the place of one among the files.
     Raises CorruptModel, before the archive is complete, when a file is not the one that was saved.
     """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        if card is not None:
+            archive.writestr(_entry(_CARD), b"".join(card.read(_CARD)))
+            files = tuple(file for file in files if file.path != _CARD)
         for file in files:
-            entry = zipfile.ZipInfo(file.path)
+            entry = _entry(file.path)
             entry.file_size = file.size_bytes  # decides whether the entry needs ZIP64
-            entry.external_attr = 0o644 << 16
             digest = hashlib.sha256()
             with archive.open(entry, "w") as member:
                 for chunk in folder.read(file.path):
@@ -176,3 +190,9 @@ def zip_chunks(folder: ModelFolder, files: tuple[ModelFile, ...]) -> Iterator[by
             if digest.hexdigest() != file.sha256:
                 raise CorruptModel(f"the model's file {file.path!r} is not the one that was saved")
     yield sink.take()
+
+
+def _entry(path: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(path)
+    entry.external_attr = 0o644 << 16
+    return entry

@@ -25,6 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ["MLFLOW_ALLOW_MODEL_CODE_EXECUTION"] = "false"
 
+import mlflow
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
@@ -32,9 +33,9 @@ from embedding_studio.methods import Direction
 from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
-from embedding_studio.tasks import Promotion
-from embedding_studio.tracking import story
-from embedding_studio.tracking.models import Models, unless_gone
+from embedding_studio.tasks import Promotion, StoredModel
+from embedding_studio.tracking import card, story
+from embedding_studio.tracking.models import MODEL_FOLDER, Models, unless_gone
 
 SLIDING_WINDOW = 3
 _MOST_METRICS = 1000  # that MLflow takes in one call
@@ -170,16 +171,20 @@ class Tracking(Models):
         """Tag an iteration with what its trials have cost."""
         self._client.set_experiment_tag(experiment_id, f"es.{TRAINED_TOKENS}", str(trained_tokens))
 
-    def describe_verdict(self, experiment_id: str, promotion: Promotion, best_run_id: str) -> None:
-        """Put the verdict above the iteration's runs."""
-        baseline = self.finished_baseline(experiment_id)
-        note = story.verdict_note(
-            promotion,
-            self._client.get_experiment(experiment_id).tags,
-            baseline[1][promotion.metric_name] if baseline else None,
-            self._client.get_run(best_run_id),
-        )
-        self._describe(experiment_id, note)
+    def describe_verdict(self, experiment_id: str, promotion: Promotion, best: StoredModel) -> None:
+        """Put the verdict above the iteration's runs, and a card beside the best model's files."""
+        tags = self._client.get_experiment(experiment_id).tags
+        baseline = self._finished(experiment_id, "baseline")
+        run = self._client.get_run(best.run_id)
+        self._describe(experiment_id, story.verdict_note(promotion, tags, baseline, run))
+        encoder_card = None
+        if any(file.path == card.CARD for file in best.files):
+            place = f"{best.artifact_uri}/{card.CARD}"
+            encoder_card = self._patiently(partial(mlflow.artifacts.load_text, place))
+        data = self._finished(experiment_id, "data")
+        text = card.write(encoder_card, promotion, tags, baseline, run, data)
+        place = f"{MODEL_FOLDER}/{card.CARD}"
+        self._patiently(partial(self._client.log_text, best.run_id, text, place))
 
     def _describe(self, experiment_id: str, note: str) -> None:
         self._client.set_experiment_tag(experiment_id, "mlflow.note.content", note)

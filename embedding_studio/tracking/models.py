@@ -46,7 +46,7 @@ OTHER_CHAMPION = (
 
 _ATTEMPTS = 4  # of a call of many requests, each of which MLflow's client repeats by itself
 _DELETE_ATTEMPTS = 5
-_MODEL = "model"  # the artifact folder of a run's model: an MLflow model
+MODEL_FOLDER = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
 _KINDS = frozenset({".json", ".jinja", ".md", ".model", ".npy", ".safetensors", ".txt"})
 """What files of a model may be: reading one runs no code. .model: a SentencePiece vocabulary."""
@@ -195,8 +195,8 @@ class Models:
         (beside / _MANIFEST).write_text(manifest)
         self._client.set_tag(run_id, "es.manifest.sha256", _hash(manifest))
         self._client.set_tag(run_id, "es.model", "uploading")
-        self._upload(run_id, folder, f"{_MODEL}/{payload}")
-        self._upload(run_id, beside, _MODEL)
+        self._upload(run_id, folder, f"{MODEL_FOLDER}/{payload}")
+        self._upload(run_id, beside, MODEL_FOLDER)
         return self._locate(run_id, payload, files)
 
     def _upload(self, run_id: str, folder: Path, path: str) -> None:
@@ -246,7 +246,7 @@ class Models:
 
         Raises CorruptModel when the list of them is not the one that was written."""
         with self._told_gone(f"the model of run {run_id}"):
-            place = f"{self._artifact_uri(run_id)}/{_MODEL}/{_MANIFEST}"
+            place = f"{self._artifact_uri(run_id)}/{MODEL_FOLDER}/{_MANIFEST}"
             text = self._patiently(partial(mlflow.artifacts.load_text, place))
         expected = self._client.get_run(run_id).data.tags.get("es.manifest.sha256")
         if expected is not None and _hash(text) != expected:
@@ -362,7 +362,7 @@ class Models:
         is_it = f"name = '{method_name}' AND run_id = '{model.run_id}'"
         for registered in self._client.search_model_versions(is_it):
             return int(registered.version)
-        source = f"{self._artifact_uri(model.run_id)}/{_MODEL}"
+        source = f"{self._artifact_uri(model.run_id)}/{MODEL_FOLDER}"
         made = self._client.create_model_version(
             method_name, source, run_id=model.run_id, description=why
         )
@@ -412,12 +412,12 @@ class Models:
         for run in list(self._runs(experiment.experiment_id)):
             state = run.data.tags.get("es.model")
             local = _local_folder(run.info.artifact_uri)
-            has_files = local is not None and (local / _MODEL).exists()
+            has_files = local is not None and (local / MODEL_FOLDER).exists()
             is_leftover = state == "uploading" or (state != "stored" and has_files)
             if run.info.status != "RUNNING" and is_leftover:
                 yield f"run {run.info.run_id} has model files but no model"
                 if not dry_run:
-                    _repository(run.info.artifact_uri).delete_artifacts(_MODEL)
+                    _repository(run.info.artifact_uri).delete_artifacts(MODEL_FOLDER)
                     self._client.set_tag(run.info.run_id, "es.model", "deleted")
 
     def _remove_repeated_initial_models(
@@ -458,7 +458,7 @@ class Models:
         if run.data.tags.get("es.model") in ("uploading", "stored"):
             self._check()
             repository = _repository(run.info.artifact_uri)
-            self._patiently(partial(repository.delete_artifacts, _MODEL))
+            self._patiently(partial(repository.delete_artifacts, MODEL_FOLDER))
             self._client.set_tag(run.info.run_id, "es.model", "deleted")
 
     def _delete_all_files(self, run: Run) -> None:
@@ -542,7 +542,7 @@ class Models:
         return run_id
 
     def _locate(self, run_id: str, payload: str, files: tuple[ModelFile, ...]) -> StoredModel:
-        return StoredModel(run_id, f"{self._artifact_uri(run_id)}/{_MODEL}/{payload}", files)
+        return StoredModel(run_id, f"{self._artifact_uri(run_id)}/{MODEL_FOLDER}/{payload}", files)
 
 
 def _pages(search: Callable[..., Any], *args: Any, **options: Any) -> Iterator[Any]:

@@ -126,14 +126,15 @@ def verdict(promotion: Promotion) -> str:
 
 
 def verdict_note(
-    promotion: Promotion, tags: Mapping[str, str], baseline: float | None, best: Run
+    promotion: Promotion, tags: Mapping[str, str], baseline: Run | None, best: Run
 ) -> str:
     """Return what stands above an iteration's runs: the verdict in a line, then in figures.
 
-    tags: the experiment's; baseline: on validation; best: the run of the best trial."""
+    tags: the experiment's; best: the run of the best trial."""
     low_high, queries = promotion.delta_ci95, promotion.test_queries
     link = f"#/experiments/{best.info.experiment_id}/runs/{best.info.run_id}?{TRAINING_UI}"
-    on_validation = "" if baseline is None else f"{baseline:.4f} on validation, "
+    validation = baseline.data.metrics[to_mlflow(promotion.metric_name)] if baseline else None
+    on_validation = "" if validation is None else f"{validation:.4f} on validation, "
     rows = {
         "baseline": f"{on_validation}{promotion.baseline:.4f} on test",
         "best": f"[{best.info.run_name}]({link}) on validation, {promotion.best:.4f} on test",

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedding_studio.errors import CorruptModel, MethodError
 from embedding_studio.settings import Settings
+from embedding_studio.training.card import note_origin, write_card
 from embedding_studio.training.inputs import Inputs, Ints, in_order
 from embedding_studio.training.serving import comparable, forward
 from embedding_studio.training.texts import tokenize
@@ -49,6 +50,7 @@ def load_encoder(
             if "trust_remote_code" in str(error):
                 raise MethodError(_NEEDS_CODE.format(place)) from error
             raise CorruptModel(f"no sentence-transformers model at {place}: {error}") from error
+    note_origin(model, place)
     floats = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     chosen = Settings().model_dtype
     stored = {
@@ -128,6 +130,7 @@ def save_encoder(model: SentenceTransformer, folder: Path) -> None:
             raise CorruptModel(f"{name} is not finite: the model diverged and is not saved")
     with _without_progress_bars(), _as_stored(model):
         model.save(str(folder), create_model_card=False, safe_serialization=True)
+    write_card(model, folder)
 
 
 @contextlib.contextmanager
