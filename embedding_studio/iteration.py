@@ -32,7 +32,7 @@ from embedding_studio.tasks import (
     TaskEventKind,
     TaskStatus,
 )
-from embedding_studio.tracking import story
+from embedding_studio.tracking import OlderIteration, story
 from embedding_studio.tracking.models import OTHER_CHAMPION
 from embedding_studio.trial import (
     SESSION_LINES,
@@ -369,7 +369,7 @@ class _Iteration:
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(
-            self._line, self._experiment_id, keep, keep_models, self._forget_model
+            self._line, self._experiment_id, keep, keep_models, self._retire
         )
         if self._settings.keep_batches:
             self._attempt.patiently(
@@ -388,14 +388,32 @@ class _Iteration:
         self._mirror_champion()
         return promotion
 
-    def _forget_model(self, task_id: str) -> None:
-        if task_id == self._task.id:  # of an attempt from another start
-            return
-        why = f"its model goes, for task {self._task.id} is newer"
+    def _retire(self, older: OlderIteration) -> bool:
+        """Note in the store that an iteration goes, before it does; False if it has to stay."""
+        now, keep = self._attempt.clock(), self._settings.keep_champions
+        retire = partial(
+            self._store.update_model,
+            self._method_name,
+            lambda model: model.retired(older.run_ids, keep, now),
+        )
+        try:
+            self._attempt.patiently(retire)
+        except Conflict:
+            return False
+        what = "its experiment goes, with its model" if older.is_whole else "its model goes"
+        why = f"{what}, for task {self._task.id} is newer"
         with suppress(NotFound):
             self._attempt.patiently(
-                partial(self._store.forget_model, task_id, self._attempt.clock(), why)
+                partial(
+                    self._store.forget_iteration,
+                    older.task_id,
+                    older.experiment_id,
+                    now,
+                    why,
+                    older.is_whole,
+                )
             )
+        return True
 
     def finish(self) -> None:
         self._lease.beat()  # the last word on progress

@@ -110,6 +110,15 @@ class RegisteredModel:
         """Whether nothing but initial models was champion so far."""
         return all(move.kind is MoveKind.INITIAL for move in self.moves)
 
+    def former_initial_runs(self) -> list[str]:
+        """Return the runs of the initial models but the last one, which is always kept."""
+        initial = [move.to_version for move in self.moves if move.kind is MoveKind.INITIAL]
+        return [
+            version.model.run_id
+            for version in self.versions
+            if version.number in initial[:-1] and version.number != initial[-1]
+        ]
+
     # -- changes -----------------------------------------------------------------------------------
 
     def moved(self, move: ChampionMove, new: ModelVersion | None = None) -> Self:

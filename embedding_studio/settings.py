@@ -146,10 +146,13 @@ class Settings(BaseSettings):
         "killed after this, and the task is an error",
     )
     keep_iterations: int = Field(
-        1, ge=1, description="how many of a method's iterations stay, the champion's apart"
+        1, ge=1, description="how many of a method's iterations stay, the champions' apart"
     )
     keep_models: int = Field(
-        1, ge=1, description="how many of those keep their model files, the champion's apart"
+        1, ge=1, description="how many of those keep their model files, the champions' apart"
+    )
+    keep_champions: int = Field(
+        2, ge=0, description="how many champions before the present one stay to be rolled back to"
     )
     keep_batches: int = Field(
         0, ge=0, description="how many of a project's released batches stay; 0: all of them"

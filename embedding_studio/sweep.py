@@ -5,10 +5,12 @@ Everything here may be interrupted anywhere and done by several workers at once.
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import datetime
 
-from embedding_studio.errors import NotFound
+from embedding_studio.errors import Conflict, NotFound
+from embedding_studio.models import RegisteredModel
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
@@ -25,9 +27,14 @@ def sweep(
     Iterations of ended or unknown tasks end, with their RUNNING runs; a canceled task's models go;
     so do files of runs and experiments that are gone, and work folders that no attempt owns.
     """
+    kept_run_ids = {
+        run_id
+        for model in store.all_models()
+        for run_id in _retire_initial_models(store, model, settings, now, dry_run).kept_run_ids
+    }
     found = [
-        *_end_iterations(store, tracking, now, dry_run),
-        *tracking.remove_orphans(_kept_run_ids(store), dry_run),
+        *_end_iterations(store, tracking, kept_run_ids, now, dry_run),
+        *tracking.remove_orphans(kept_run_ids, dry_run),
         *_empty_work_folder(store, settings, now, dry_run),
     ]
     for what in found:
@@ -36,7 +43,7 @@ def sweep(
 
 
 def _end_iterations(
-    store: Store, tracking: Tracking, now: datetime, dry_run: bool
+    store: Store, tracking: Tracking, kept_run_ids: Collection[str], now: datetime, dry_run: bool
 ) -> Iterator[str]:
     for iteration in tracking.iterations_with_models():
         task = _task_of(store, iteration)
@@ -52,8 +59,10 @@ def _end_iterations(
             continue
         if end is TaskStatus.CANCELED:
             why = "the task was canceled"
-            store.in_project(iteration.project).forget_model(iteration.task_id, now, why)
-            tracking.discard_task(iteration.task_id, iteration.method)
+            store.in_project(iteration.project).forget_iteration(
+                iteration.task_id, iteration.experiment_id, now, why, is_whole=False
+            )
+            tracking.discard_task(iteration.task_id, kept_run_ids)
         else:
             tracking.kill_unfinished(iteration.experiment_id)
             # a done one has its verdict there already
@@ -63,8 +72,20 @@ def _end_iterations(
             )
 
 
-def _kept_run_ids(store: Store) -> set[str]:
-    return {run_id for model in store.all_models() for run_id in model.kept_run_ids}
+def _retire_initial_models(
+    store: Store, model: RegisteredModel, settings: Settings, now: datetime, dry_run: bool
+) -> RegisteredModel:
+    """Return a model without what its method no longer begins with, the last champions apart."""
+
+    def retire(model: RegisteredModel) -> RegisteredModel:
+        for run_id in model.former_initial_runs():
+            with suppress(Conflict):
+                model = model.retired([run_id], settings.keep_champions, now)
+        return model
+
+    if dry_run:
+        return retire(model)
+    return store.in_project(model.project).update_model(model.method, retire)
 
 
 def _empty_work_folder(

@@ -268,6 +268,7 @@ class TaskEventKind(StrEnum):
     PROMOTED = "promoted"
     REFUSED = "refused"
     MODEL_REMOVED = "model_removed"
+    ITERATION_REMOVED = "iteration_removed"
     STOP_REQUESTED = "stop_requested"
     RESTARTED = "restarted"
     DONE = "done"

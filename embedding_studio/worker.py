@@ -38,7 +38,7 @@ from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.sweep import sweep
-from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord, line_of
+from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
 from embedding_studio.tracking import Tracking
 from embedding_studio.webhooks import check_secret, tell_ends
 
@@ -304,10 +304,12 @@ class Worker:
             self._house.tracking.set_iteration_state(experiment_id, end, why)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
-        now = self._house.store.in_project(task.project).get_task(task.id)
+        store = self._house.store.in_project(task.project)
+        now = store.get_task(task.id)
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
-        self._house.tracking.discard_task(task.id, line_of(task))
+        model = store.find_model(task.fine_tuning_method)
+        self._house.tracking.discard_task(task.id, model.kept_run_ids if model else ())
         self._house.store.release_canceled(lease.claim)
         log.info("task %s: canceled, what it wrote is removed", task.id)
 

@@ -1,5 +1,6 @@
 """Champions: moved in the store, by whoever is first; MLflow's alias follows."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 
 from embedding_studio.champions import Champions
+from embedding_studio.errors import Conflict
 from embedding_studio.iteration import _Iteration
 from embedding_studio.models import MoveKind, RegisteredModel
 from embedding_studio.store.sqlite_file import SqliteFile, model_rows
-from embedding_studio.tasks import TaskEventKind, TaskStatus
+from embedding_studio.sweep import sweep
+from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from embedding_studio.trial import MethodRef
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import Bench
@@ -182,8 +185,7 @@ def test_a_crash_does_not_undo_a_rollback(bench: Bench, monkeypatch: pytest.Monk
     assert (registered(bench).champion, alias(bench)) == (1, 1)
 
 
-def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench: Bench) -> None:
-    """A restart finds it again as the best, and says where it was."""
+def stopped_after_promotion(bench: Bench) -> FineTuningTask:
     bench.post_sessions()
     task = bench.post_task()
     stop = doing_first(
@@ -193,6 +195,14 @@ def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench:
         stopping.setattr(_Iteration, "score_baseline", stop)
         stopping.setattr("embedding_studio.attempt.Attempt.has_model", True, raising=False)
         bench.worker.work_once()
+    return bench.house.store.get_task(task.id)
+
+
+def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench: Bench) -> None:
+    """A restart finds it again as the best, and says where it was."""
+    task = stopped_after_promotion(bench)
+    assert task.status is TaskStatus.STOPPED
+    assert registered(bench).champion == 2
     roll_back(bench)
     bench.house.store.restart_task(task.id, utc_now())
     bench.worker.work_once()
@@ -270,3 +280,109 @@ def test_who_is_late_does_not_set_the_alias(bench: Bench, monkeypatch: pytest.Mo
     assert other.mirror("Nothing", 60)
     assert not late.mirror("Toy", 60)
     assert (registered(bench).champion, alias(bench)) == (2, 2)
+
+
+def promote_four(bench: Bench, **settings: int) -> list[FineTuningTask]:
+    """Promote four times in a row: each of the versions 2 to 5 is champion once."""
+    house = replace(bench.house, settings=bench.house.settings.replaced(**settings))
+    bench.worker._house = house
+    toy = type(bench.worker._catalog.methods["Toy"])
+    tasks = []
+    for number in range(4):
+        with pytest.MonkeyPatch.context() as rising:
+            rising.setattr(toy, "suggest", lambda *_, n=number: {"skill": 0.3 + n / 10})
+            tasks.append(bench.run_task(start=1000 * number, trials=1))
+    return [bench.house.store.get_task(task.id) for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [
+        ({}, [3, 4]),
+        ({"keep_champions": 0}, []),
+        ({"keep_champions": 1, "keep_iterations": 4}, [4]),
+        ({"keep_champions": 1, "keep_iterations": 4, "keep_models": 3}, [3, 4]),
+    ],
+)
+def test_the_last_champions_stay(bench: Bench, chosen: dict[str, int], kept: list[int]) -> None:
+    """Files, registered versions, experiments and tasks' links, whatever becomes of other
+    iterations; what went is told, and cannot be rolled back to. The initial model always stays."""
+    tasks = promote_four(bench, **chosen)
+    model = registered(bench)
+    assert [move.to_version for move in model.moves] == [1, 2, 3, 4, 5]
+    assert {v.number for v in model.versions if v.removed_at is None} == {1, *kept, 5}
+    for version in model.versions:
+        if version.removed_at is None:
+            copy = bench.house.settings.data_folder / f"copy-{version.number}"
+            bench.house.tracking.download_model(version.model, copy)
+    found = bench.mlflow.search_model_versions("name = 'Toy'")
+    assert {int(version.version) for version in found} == {1, *kept, 5}
+    experiments = {experiment.experiment_id for experiment in bench.experiments()}
+    for number, task in enumerate(tasks, start=2):
+        assert (task.best_model is not None) == (number in {*kept, 5})
+        is_there = number in {*kept, 5} or chosen.get("keep_iterations", 1) > 5 - number
+        assert (task.experiment_id in experiments) == is_there
+        assert task.experiment_id is None or is_there
+    if 3 not in kept:
+        with pytest.raises(Conflict, match="files of version 3 of 'Toy' are gone"):
+            roll_back(bench, 3)
+    house = bench.house
+    assert sweep(house.store, house.tracking, house.settings, utc_now()) == []
+
+
+def test_what_is_rolled_back_to_meanwhile_is_not_removed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback between the look and the write of the clean-up keeps what it leads to."""
+    retired = RegisteredModel.retired
+    rolled_back: list[int] = []
+
+    def roll_back_too(model: RegisteredModel, *args: Any) -> RegisteredModel:
+        changed = retired(model, *args)
+        if changed != model and not rolled_back:
+            rolled_back.append(2)
+            roll_back(bench, 2)
+        return changed
+
+    monkeypatch.setattr(RegisteredModel, "retired", roll_back_too)
+    promote_four(bench)
+    model = registered(bench)
+    assert rolled_back == [model.champion] == [2]
+    assert model.version(2).removed_at is None
+    copy = bench.house.settings.data_folder / "copy"
+    bench.house.tracking.download_model(model.version(2).model, copy)
+
+
+def test_a_canceled_restart_keeps_what_was_champion(bench: Bench) -> None:
+    """A stopped task's promoted model outlives its cancellation after a restart."""
+    task = stopped_after_promotion(bench)
+    roll_back(bench)
+    store = bench.house.store
+    store.restart_task(task.id, utc_now())
+    cancel = doing_first(lambda: store.cancel_task(task.id, utc_now()), _Iteration.judge)
+    with pytest.MonkeyPatch.context() as canceling:
+        canceling.setattr(_Iteration, "judge", cancel)
+        bench.worker.work_once()
+    assert store.get_task(task.id).status is TaskStatus.CANCELED
+    copy = bench.house.settings.data_folder / "copy"
+    bench.house.tracking.download_model(registered(bench).version(2).model, copy)
+
+
+def test_former_initial_models_are_swept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that a method no longer begins with go, but for the last champions, with a dry run
+    told first; the present one stays."""
+    worse = type(MethodRef("Worse", bench.house.settings.plugins_folder).load())
+    for number in range(4):
+        start = np.array([0.15 + number / 100])
+        monkeypatch.setattr(worse, "load_initial_model", lambda self, start=start: start)
+        bench.run_task("Worse", start=1000 * number)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    house = bench.house
+    for dry_run in (True, False):
+        found = sweep(house.store, house.tracking, house.settings, utc_now(), dry_run)
+        assert "repeats the initial model of Worse" in found[0]
+    assert "version 1 of Worse has no files" in found
+    left = registered(bench, "Worse")
+    assert {v.number for v in left.versions if v.removed_at is None} == {2, 3, 4}
+    assert sweep(house.store, house.tracking, house.settings, utc_now()) == []

@@ -37,6 +37,11 @@ def initial_run_ids(bench: Bench) -> list[str]:
     return [run.info.run_id for run in bench.mlflow.search_runs([found.experiment_id])]
 
 
+def keep_champions(bench: Bench, count: int) -> None:
+    settings = bench.house.settings.replaced(keep_champions=count)
+    bench.worker._house = replace(bench.house, settings=settings)
+
+
 def test_a_task_becomes_a_promoted_champion(bench: Bench) -> None:
     """A task on clicks ends done, with a run per set, a baseline, and the champion alias moved."""
     task = bench.run_task()
@@ -68,7 +73,9 @@ def test_one_model_is_left_beside_the_initial_one(bench: Bench) -> None:
 
 
 def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench: Bench) -> None:
-    """The next task starts from the champion, tries its best sets first, and cleans up."""
+    """The next task starts from the champion, tries its best sets first, and cleans up: where no
+    former champion is to be kept, all of the iteration that made it."""
+    keep_champions(bench, 0)
     first = bench.run_task()
     second = bench.run_task(start=1000)
     assert second.status is TaskStatus.DONE
@@ -76,25 +83,25 @@ def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench
     assert second.promotion is not None
     assert second.promotion.promoted
     assert second.promotion.baseline == pytest.approx(first.promotion.best)
+    assert second.best_model is not None
+    (initial,) = initial_run_ids(bench)
     assert [e.experiment_id for e in bench.experiments()] == [second.experiment_id]
     assert len(bench.model_files()) == 2
     versions = bench.mlflow.search_model_versions("name = 'Toy'")
-    assert second.best_model is not None
-    (initial,) = initial_run_ids(bench)
     assert {version.run_id for version in versions} == {initial, second.best_model.run_id}
 
 
-def test_a_task_whose_model_is_removed_says_so(bench: Bench) -> None:
-    """The next iteration removes the model of one that was not promoted: its task has no model any
+def test_a_task_whose_iteration_is_removed_says_so(bench: Bench) -> None:
+    """The next iteration removes one that was not promoted: its task has no model and no link any
     more, and its history tells why."""
     first = bench.run_task("Worse")
     assert first.best_model is not None
     second = bench.run_task("Worse", start=1000)
     assert second.best_model is not None
     first = bench.house.store.get_task(first.id)
-    assert first.best_model is None
+    assert (first.best_model, first.experiment_id) == (None, None)
     last = bench.house.store.list_events(first.id, 0, 1000)[-1].event
-    assert last.kind is TaskEventKind.MODEL_REMOVED
+    assert last.kind is TaskEventKind.ITERATION_REMOVED
     assert second.id in last.detail
 
 

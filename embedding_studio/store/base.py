@@ -347,10 +347,12 @@ class Store(ABC):
     # -- tasks, as those see them who tidy up and tell of them ----------------------------------
 
     @abstractmethod
-    def forget_model(self, task_id: str, now: datetime, why: str) -> None:
-        """Note that the model of an ended task is no longer kept, and why; of others, nothing.
+    def forget_iteration(
+        self, task_id: str, experiment_id: str, now: datetime, why: str, is_whole: bool
+    ) -> None:
+        """Note that a task's model is no longer kept, and why; is_whole: nor is its experiment.
 
-        Raises NotFound.
+        Nothing of a task that is at work, or whose experiment is another one. Raises NotFound.
         """
 
     @abstractmethod

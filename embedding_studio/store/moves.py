@@ -15,7 +15,6 @@ from embedding_studio.errors import Conflict, LeaseLost
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import (
     OWNED,
-    TERMINAL,
     Claim,
     FineTuningTask,
     Promotion,
@@ -207,13 +206,19 @@ class TaskMoves(Store):
     def release_canceled(self, claim: Claim) -> None:
         self._change_owned(claim, {TaskStatus.CANCELED}, {**NO_OWNER, "best_model": None})
 
-    def forget_model(self, task_id: str, now: datetime, why: str) -> None:
-        event = TaskEvent(TaskEventKind.MODEL_REMOVED, now, why)
+    def forget_iteration(
+        self, task_id: str, experiment_id: str, now: datetime, why: str, is_whole: bool
+    ) -> None:
+        kind = TaskEventKind.ITERATION_REMOVED if is_whole else TaskEventKind.MODEL_REMOVED
+        changes: dict[str, Any] = {"best_model": None, "updated_at": now}
+        if is_whole:
+            changes["experiment_id"] = None
         while True:
             task = self.get_task(task_id)
-            if task.best_model is None or task.status not in TERMINAL:
+            is_gone = task.best_model is None and not is_whole
+            if is_gone or task.status in OWNED or task.experiment_id != experiment_id:
                 return
-            if self._change_seen(task, {"best_model": None, "updated_at": now}, event):
+            if self._change_seen(task, changes, TaskEvent(kind, now, why)):
                 return
 
     def _end_by_status(

@@ -9,12 +9,13 @@ stored model was read back whole and scored.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow loads
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -70,6 +71,15 @@ class Iteration:
     project: str
     method: str
     state: str
+
+
+class OlderIteration(NamedTuple):
+    """What retention is about to remove; is_whole: its runs too, not only their models' files."""
+
+    experiment_id: str
+    task_id: str
+    run_ids: frozenset[str]
+    is_whole: bool
 
 
 class Tracking(Models):
@@ -206,18 +216,16 @@ class Tracking(Models):
         experiment_id: str,
         keep: int = 1,
         keep_models: int = 1,
-        before: Callable[[str], None] = lambda task_id: None,
+        retire: Callable[[OlderIteration], bool] = lambda older: True,
     ) -> None:
         """Remove the method's iterations that are over and older than this: runs, files and all.
 
         keep: how many generations stay, this one and the latest before it; keep_models: how many of
-        them keep their model files. The one that holds the champion stays whole until another model
-        is champion. Versions of the registered model whose files go, go too. Repeating it is safe;
-        so is a late call by a worker that lost its lease, for what is newer stays.
-        before: is told whose task's model goes.
+        them keep their model files. Versions of the registered model whose files go, go too.
+        Repeating it is safe; so is a late call by a worker that lost its lease, for what is newer
+        stays. retire: is told of each before anything of it goes; what it says no to stays whole.
         """
         this = _generation(self._client.get_experiment(experiment_id))
-        champion_run_id = self._champion_run_id(method_name)
 
         def is_beyond(most: int, experiment: Experiment) -> bool:
             return _generation(experiment) <= this - most
@@ -231,32 +239,34 @@ class Tracking(Models):
         )
         stripped = [one for one in with_models if is_beyond(keep_models, one)]
         for older in outdated + [one for one in stripped if one.experiment_id not in outdated_ids]:
-            runs = list(self._runs(older.experiment_id))
-            run_ids = {run.info.run_id for run in runs}
-            if champion_run_id in run_ids or older.tags["es.state"] == "running":
+            if older.tags["es.state"] == "running":
                 continue
-            before(older.tags["es.task_id"])
+            runs = list(self._runs(older.experiment_id))
+            run_ids = frozenset(run.info.run_id for run in runs)
+            is_whole = older.experiment_id in outdated_ids
+            task_id = older.tags["es.task_id"]
+            if not retire(OlderIteration(older.experiment_id, task_id, run_ids, is_whole)):
+                continue
             for registered in self._versions(method_name):
                 if registered.run_id in run_ids:
                     with unless_gone():
                         self._client.delete_model_version(method_name, str(registered.version))
-            if older.experiment_id in outdated_ids:
+            if is_whole:
                 self.remove_iteration(older.experiment_id)
             else:
                 for run in runs:
                     self._delete_model(run)
                 self._client.set_experiment_tag(older.experiment_id, "es.models", "removed")
 
-    def discard_task(self, task_id: str, method_name: str) -> None:
-        """Delete the models of a canceled task, but never one that became champion before that.
+    def discard_task(self, task_id: str, kept_run_ids: Collection[str]) -> None:
+        """Delete the models of a canceled task, but not those of registered versions.
 
         The runs stay until the iteration is removed: a restart goes on from them. Only the best
         set, whose model is gone, is then to be tried again."""
-        champion_run_id = self._champion_run_id(method_name)
         for experiment_id in self.task_experiments(task_id):
             self.kill_unfinished(experiment_id)
             for run in list(self._runs(experiment_id)):
-                if run.info.run_id == champion_run_id:
+                if run.info.run_id in kept_run_ids:
                     continue
                 if run.data.tags.get("es.model") == "stored":
                     self._supersede(run)

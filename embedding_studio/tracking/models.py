@@ -372,13 +372,6 @@ class Models:
         """Point the alias `champion` to a version."""
         self._client.set_registered_model_alias(method_name, CHAMPION, str(version))
 
-    def _champion_run_id(self, method_name: str) -> str | None:
-        number = self.champion_version(method_name)
-        if number is None:
-            return None
-        run_id: str | None = self._client.get_model_version(method_name, str(number)).run_id
-        return run_id
-
     def _versions(self, method_name: str) -> Sequence[Any]:
         return [*_pages(self._client.search_model_versions, f"name = '{method_name}'")]
 

@@ -45,7 +45,9 @@ ASK_ABOUT_IDS: dict[str, Callable[[Store, str, str], object]] = {
     "cancel_task": lambda store, batch_id, task_id: store.cancel_task(task_id, NOW),
     "stop_task": lambda store, batch_id, task_id: store.stop_task(task_id, NOW),
     "restart_task": lambda store, batch_id, task_id: store.restart_task(task_id, NOW),
-    "forget_model": lambda store, batch_id, task_id: store.forget_model(task_id, NOW, "gone"),
+    "forget_iteration": lambda store, batch_id, task_id: store.forget_iteration(
+        task_id, "7", NOW, "gone", is_whole=True
+    ),
     "list_events": lambda store, batch_id, task_id: store.list_events(task_id),
     "list_events, a later page": lambda store, batch_id, task_id: store.list_events(task_id, 5),
 }

@@ -747,22 +747,40 @@ def test_read_batch_takes_a_fixed_number_of_queries(backend: Backend) -> None:
     assert costs[0] == costs[1] > 0
 
 
-def test_the_model_of_an_ended_task_is_forgotten_once(store: Store) -> None:
-    """What is gone is no longer named, and the history says why; a task at work keeps its own."""
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_an_iteration_that_went_is_forgotten_once(store: Store, is_whole: bool) -> None:
+    """What is gone is no longer named, and the history says why; a task at work keeps its own, and
+    so does one that went on in another experiment."""
     task = add(store)
     _, claim = take(store)
-    store.record(claim, later(1), best_model=MODEL)
-    store.forget_model(task.id, later(2), "too early")
-    assert store.get_task(task.id).best_model == MODEL
+    store.record(claim, later(1), best_model=MODEL, experiment_id="7")
+    store.forget_iteration(task.id, "7", later(2), "too early", is_whole)
     store.finish_task(claim, later(3), TaskStatus.DONE)
+    store.forget_iteration(task.id, "6", later(4), "another", is_whole)
+    now = store.get_task(task.id)
+    assert (now.best_model, now.experiment_id) == (MODEL, "7")
     for _ in range(2):
-        store.forget_model(task.id, later(4), "a newer one is there")
-    assert store.get_task(task.id).best_model is None
-    events = [one.event for one in store.list_events(task.id, 0, 100)]
-    removed = [event for event in events if event.kind is TaskEventKind.MODEL_REMOVED]
-    assert [event.detail for event in removed] == ["a newer one is there"]
+        store.forget_iteration(task.id, "7", later(4), "a newer one is there", is_whole)
+    now = store.get_task(task.id)
+    assert (now.best_model, now.experiment_id) == (None, None if is_whole else "7")
+    last = [one.event for one in store.list_events(task.id, 0, 100)][-2:]
+    gone = "iteration_removed" if is_whole else "model_removed"
+    assert [event.kind for event in last] == ["done", gone]
+    assert last[1].detail == "a newer one is there"
     with pytest.raises(NotFound):
-        store.forget_model("0" * 24, later(5), "unknown")
+        store.forget_iteration("0" * 24, "7", later(5), "unknown", is_whole)
+
+
+def test_the_model_is_forgotten_first_and_the_experiment_later(store: Store) -> None:
+    """Where iterations outlive their models, each leaves its event."""
+    task = add(store)
+    _, claim = take(store)
+    store.record(claim, later(1), best_model=MODEL, experiment_id="7")
+    store.finish_task(claim, later(2), TaskStatus.DONE)
+    for is_whole in (False, False, True, True):
+        store.forget_iteration(task.id, "7", later(3), "why", is_whole)
+    last = [one.event.kind for one in store.list_events(task.id, 0, 100)][-3:]
+    assert last == ["done", "model_removed", "iteration_removed"]
 
 
 # -- tasks, as their clients see them ----------------------------------------------------------

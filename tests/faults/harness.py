@@ -285,6 +285,7 @@ def check_invariants(yard: Yard, may_hold_work_folder: bool = False) -> None:
     kept = {experiment.experiment_id for experiment in yard.bench.experiments()}
     for task in tasks:
         check_history(task, yard.events(task))
+        assert task.experiment_id is None or task.experiment_id in kept, "a link leads nowhere"
         if task.status is TaskStatus.DONE and task.experiment_id in kept:
             check_trials(yard.bench, task)
     check_ledger(yard.bench)
@@ -328,6 +329,7 @@ def check_history(task: FineTuningTask, events: list[TaskEvent]) -> None:
                 | TaskEventKind.CANCELED
                 | TaskEventKind.STOP_REQUESTED
                 | TaskEventKind.MODEL_REMOVED
+                | TaskEventKind.ITERATION_REMOVED
             ):
                 pass
             case kind if kind.value in {status.value for status in TERMINAL}:
@@ -385,7 +387,8 @@ def all_runs(bench: Bench) -> list[Run]:
 
 
 def check_champions(bench: Bench, methods: set[str]) -> None:
-    """The champion of each method that had one promoted is there, and is what was saved."""
+    """The champion of each method that had one promoted is there and is what was saved, MLflow's
+    alias shows it, and the last two before it are there to be rolled back to."""
     tracking = bench.house.tracking
     for method in methods:
         promoted = [
@@ -396,25 +399,29 @@ def check_champions(bench: Bench, methods: set[str]) -> None:
             and task.promotion is not None
             and task.promotion.promoted
         ]
-        champion = tracking.champion(method)
         if not promoted:
             continue
-        assert champion is not None
-        assert champion == promoted[0].best_model  # newest first
-        copy = bench.house.settings.data_folder / "checked" / champion.run_id
-        if not copy.exists():
-            tracking.download_model(champion, copy)  # verifies every hash
-            bench.worker._catalog.methods[method].load(copy)
+        model = bench.house.store.find_model(method)
+        assert model is not None
+        champion = model.version(model.champion).model
+        assert champion == promoted[0].best_model == tracking.champion(method)  # newest first
+        assert model.is_mirrored
+        formers = model.former_champions(bench.house.settings.keep_champions)
+        for number in {model.champion, *formers}:
+            kept = model.version(number).model
+            registered = bench.mlflow.get_model_version(method, str(number))
+            assert registered.run_id == kept.run_id
+            copy = bench.house.settings.data_folder / "checked" / kept.run_id
+            if not copy.exists():
+                tracking.download_model(kept, copy)  # verifies every hash
+                bench.worker._catalog.methods[method].load(copy)
 
 
 def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
-    """Files lie on the initial models' runs, the champions' and the latest best ones', and on no
-    other; of each such run its own files alone."""
+    """Files lie on the runs of initial models, of versions that were not removed and of the latest
+    best models, and on no other; of each such run its own files alone."""
     tracking = bench.house.tracking
-    kept = set()
-    for method in {task.fine_tuning_method for task in tasks}:
-        if (champion := tracking.champion(method)) is not None:
-            kept.add(champion.run_id)
+    kept = {run_id for model in bench.house.store.all_models() for run_id in model.kept_run_ids}
     experiments = {experiment.experiment_id for experiment in bench.experiments()}
     kept |= {
         task.best_model.run_id
