@@ -1,5 +1,6 @@
 """What every executor promises. `tests/contracts/test_executor.py` holds each sentence below."""
 
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -8,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from embedding_studio.errors import TrialCanceled, TrialPruned
+from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed, TrialPruned
 
 Result = TypeVar("Result", covariant=True)
 
@@ -77,6 +78,17 @@ class Job(ABC, Generic[Result]):
     def __call__(self, report: Reporter) -> Result: ...
 
 
+def portable(error: BaseException) -> BaseException:
+    """Return what a job raised if it can be sent between processes, else what describes it."""
+    if isinstance(error, SystemExit):
+        return TrialCrashed(f"it called sys.exit({error.code!r})")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever its class makes of it
+        return MethodError(f"{type(error).__name__}: {error}")
+    return error
+
+
 def relocated(job: Any, read: Callable[[Path], Path], write: Callable[[Path], Path]) -> Any:
     """Return a job with its paths replaced: reads by `read`, writes by `write`."""
     changes: dict[str, Any] = {}
@@ -107,6 +119,7 @@ class Executor(ABC):
         job: Job[Result],
         on_report: Callable[[Report], Verdict],
         needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
     ) -> "Future[Result]":
         """Start a job; the future holds its result, or the exception it raised.
 
@@ -117,6 +130,10 @@ class Executor(ABC):
         machine is lost begins anew on another: steps that it had reported are not reported again.
         A job sees no GPU but its own. The future, or submit itself, raises ExecutorUnavailable
         when the place where jobs run is out of order.
+
+        output: a file that is made for what the job's process printed, its beginning and its end,
+        before the future is done; none for a job that printed nothing. A job in the caller's own
+        process prints where the caller does. Processes that a job started end with it.
         """
 
     @abstractmethod

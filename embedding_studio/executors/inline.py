@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TypeVar
 
 from embedding_studio.executors.base import (
@@ -12,6 +13,7 @@ from embedding_studio.executors.base import (
     Resources,
     Verdict,
     obey,
+    portable,
 )
 
 Result = TypeVar("Result")
@@ -26,10 +28,13 @@ class InlineExecutor(Executor):
         job: Job[Result],
         on_report: Callable[[Report], Verdict],
         needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
     ) -> Future[Result]:
         future: Future[Result] = Future()
         try:
             future.set_result(job(lambda report: obey(on_report(report))))
+        except SystemExit as error:
+            future.set_exception(portable(error))
         except Exception as error:  # noqa: BLE001 - around a trial: it becomes the future's exception
             future.set_exception(error)
         return future

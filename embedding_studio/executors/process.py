@@ -5,18 +5,24 @@ the plugins, and so torch, once. A job's process dies with the worker that start
 worker ended.
 """
 
+import faulthandler
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
+import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any, TypeVar
 
 from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
@@ -28,13 +34,16 @@ from embedding_studio.executors.base import (
     Resources,
     Verdict,
     obey,
+    portable,
 )
+from embedding_studio.executors.output import Output, last_lines, write_output
 
 Result = TypeVar("Result")
 
-OUTPUT_LINES = 20
-OUTPUT_BYTES = 8192
+KILL_SECONDS = 10.0
+"""A killed process that is there after this long, stuck in a driver say, is waited for no more."""
 OUTPUT_SECONDS = 1.0
+PIPE_BYTES = 1024 * 1024
 _PRELOAD = "embedding_studio.executors.preload"
 
 
@@ -53,7 +62,8 @@ class ProcessExecutor(Executor):
         self._has_devices = bool(devices)
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([_PRELOAD])
-        _start_fork_server(threads=max(1, cores // slots))
+        self._threads = max(1, cores // slots)
+        _start_fork_server(self._threads)
         self._supervisors = ThreadPoolExecutor(slots, thread_name_prefix="trial")
         self._processes: dict[Future[Any], _Supervised] = {}
 
@@ -65,13 +75,18 @@ class ProcessExecutor(Executor):
         job: Job[Result],
         on_report: Callable[[Report], Verdict],
         needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
     ) -> Future[Result]:
         future: Future[Result] = Future()
-        supervised = _Supervised(self._context.Process, job, on_report)
+        supervised = _Supervised(self._make_process, job, on_report, output)
         self._processes[future] = supervised
         future.add_done_callback(lambda done: self._processes.pop(done))
         self._supervisors.submit(self._supervise, supervised, future)
         return future
+
+    def _make_process(self, **about: Any) -> ForkServerProcess:
+        _start_fork_server(self._threads)  # anew if it has died
+        return self._context.Process(**about)
 
     def _supervise(self, supervised: "_Supervised", future: "Future[Any]") -> None:
         device = self._free_devices.get() if self._has_devices else None
@@ -99,19 +114,22 @@ class _Supervised:
         make_process: Callable[..., ForkServerProcess],
         job: Job[Any],
         on_report: Callable[[Report], Verdict],
+        output: Path | None,
     ) -> None:
         self._make_process = make_process
         self._job = job
         self._on_report = on_report
+        self._output = output
         self._lock = threading.Lock()
-        self._is_killed = False
+        self._killed_at: float | None = None
         self._process: ForkServerProcess | None = None
 
     def kill(self) -> None:
         with self._lock:
-            self._is_killed = True
-            if self._process is not None:
-                self._process.kill()
+            if self._killed_at is None:
+                self._killed_at = time.monotonic()
+                if self._process is not None:
+                    _kill(self._process)
 
     def run(self, future: "Future[Any]", device: str | None) -> None:
         """Give the future its result at once, what went wrong when the process has ended."""
@@ -122,36 +140,50 @@ class _Supervised:
 
     def _run(self, answer: Callable[[Any], None], device: str | None) -> None:
         ours, theirs = multiprocessing.Pipe()
-        with ours, _Output() as output:
-            with self._lock, theirs, output.writer as writer:
-                if self._is_killed:
+        with ours, _Pipe() as printed:
+            with self._lock, theirs, printed.writer as writer:
+                if self._killed_at is not None:
                     raise TrialCanceled("killed before it started")
                 process = self._make_process(
                     target=_child, args=(theirs, writer, self._job, device)
                 )
                 process.start()
                 self._process = process
-            output.pass_on()
             try:
-                answer(self._converse(ours, process, output))
+                with _watched(process) as ended:
+                    result = self._converse(ours, process, ended, printed)
+                write_output(printed.content(), self._output)
+                answer(result)
+            except BaseException:
+                write_output(printed.content(), self._output)
+                raise
             finally:
                 with self._lock:
                     self._process = None  # its pid may be another's once it is joined
-                    process.kill()
-                    process.join()
-                process.close()
+                    _kill(process)
+                    process.join(KILL_SECONDS)
+                if process.exitcode is not None:
+                    process.close()
 
     def _converse(
-        self, connection: Connection, process: ForkServerProcess, output: "_Output"
+        self, connection: Connection, process: ForkServerProcess, ended: Any, printed: "_Pipe"
     ) -> Any:
         while True:
+            ready = multiprocessing.connection.wait([connection, ended], timeout=1.0)
+            if not ready:
+                if self._killed_at and time.monotonic() - self._killed_at > KILL_SECONDS:
+                    raise TrialCanceled("killed on request, but its process does not end")
+                continue
             try:
+                if not connection.poll():  # a process of the job's own may hold the other end
+                    raise EOFError
                 kind, payload = connection.recv()
             except (EOFError, ConnectionResetError):
-                process.join()
-                if self._is_killed:
+                process.join(KILL_SECONDS)
+                if self._killed_at is not None:
                     raise TrialCanceled("killed on request") from None
-                raise TrialCrashed(_describe_exit(process.exitcode) + output.tail()) from None
+                last_output = last_lines(printed.content())
+                raise TrialCrashed(_describe_exit(process.exitcode) + last_output) from None
             if kind == "result":
                 return payload
             if kind == "error":
@@ -160,39 +192,69 @@ class _Supervised:
             verdict = self._on_report(payload)
             if verdict is Verdict.CANCEL:  # not asked to end: leaving `run` kills its process
                 obey(verdict)
-            connection.send(verdict)
+            with suppress(BrokenPipeError):  # it has died meanwhile, as the next turn finds
+                connection.send(verdict)
 
 
-class _Output:
-    """What a job's process prints: passed on to our own standard error, its end kept."""
+@contextmanager
+def _watched(process: ForkServerProcess) -> Iterator[Any]:
+    """What is ready once a process has ended, though the fork server may have ended before it."""
+    assert process.pid is not None
+    try:
+        handle = os.pidfd_open(process.pid)
+    except OSError:  # it has ended, or this kernel has no such handles
+        yield process.sentinel
+    else:
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+def _kill(process: ForkServerProcess) -> None:
+    """End a process and those that it started."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may not have had time to make its group
+
+
+class _Pipe:
+    """What a job's process prints into. writer: its end of it."""
 
     def __init__(self) -> None:
         self._reader, self.writer = multiprocessing.Pipe(duplex=False)
-        self._end = b""
-        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+        self._output = Output()
+        self._reading = threading.Lock()
+        self._thread = threading.Thread(target=self._read_on, daemon=True)
 
-    def __enter__(self) -> "_Output":
+    def __enter__(self) -> "_Pipe":
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._thread.ident is not None:
-            self._thread.join(OUTPUT_SECONDS)  # a process of the job's own may live on and write
+        self.writer.close()
+        self._thread.join(OUTPUT_SECONDS)  # a process that left the job's group may write on
         if not self._thread.is_alive():
             self._reader.close()
 
-    def pass_on(self) -> None:
-        self._thread.start()
+    def content(self) -> bytes:
+        """Return what was printed by now, within bounds."""
+        self._read()
+        return self._output.content
 
-    def _pass_on(self) -> None:
-        while printed := os.read(self._reader.fileno(), 65536):
-            self._end = (self._end + printed)[-OUTPUT_BYTES:]
-            os.write(2, printed)
+    def _read_on(self) -> None:
+        while self._reader.poll(None) and self._read():
+            pass
 
-    def tail(self) -> str:
-        """Return the last lines of what an ended job has printed, introduced; "" for nothing."""
-        self._thread.join(OUTPUT_SECONDS)
-        lines = self._end.decode(errors="replace").strip().splitlines()[-OUTPUT_LINES:]
-        return "; its last output:\n" + "\n".join(lines) if lines else ""
+    def _read(self) -> bool:
+        """Take all that is there, as much as a pipe holds; False when no more will come."""
+        with self._reading:
+            if not self._reader.poll():
+                return True
+            printed = os.read(self._reader.fileno(), PIPE_BYTES)
+            self._output.add(printed)
+            return bool(printed)
 
 
 def _describe_exit(exit_code: int | None) -> str:
@@ -207,11 +269,13 @@ def _describe_exit(exit_code: int | None) -> str:
 def _child(
     connection: Connection, output: "Connection[Any, Any]", job: Job[Any], device: str | None
 ) -> None:
+    os.setpgid(0, 0)  # what it starts can be ended with it
     if device is not None:  # read when CUDA is first used, which the fork server never does
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     with output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    faulthandler.enable()  # where a plugin was when it crashed is told as well
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -221,8 +285,11 @@ def _child(
 
     try:
         answer: tuple[str, Any] = ("result", job(report))
-    except Exception as error:  # noqa: BLE001 - around a trial: it is raised again over there
-        answer = ("error", (error, traceback.format_exc()))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised again there
+        answer = ("error", (portable(error), traceback.format_exc()))
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
     try:
         connection.send(answer)
     except Exception:  # noqa: BLE001 - an answer that cannot be pickled is described instead
@@ -234,17 +301,21 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _start_fork_server(threads: int) -> None:
-    # OpenMP reads this when it loads, which the fork server does for every job to come
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+    with _starting:
+        # OpenMP reads this when it loads, which the fork server does for every job to come
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["OMP_NUM_THREADS"]
+            else:
+                os.environ["OMP_NUM_THREADS"] = before
+
+
+_starting = threading.Lock()

@@ -67,11 +67,13 @@ class RayExecutor(Executor):
         job: Job[Result],
         on_report: Callable[[Report], Verdict],
         needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
     ) -> Future[Result]:
         number, inbox, future = next(self._numbers), _Inbox(), Future[Result]()
         reads, writes = list[Path](), list[Path]()
         absolute = relocated(job, partial(_note, reads), partial(_note, writes))
-        order = Order(number, pickle.dumps(absolute), reads, writes, *self._demand(needs))
+        kept = output.absolute() if output else None
+        order = Order(number, pickle.dumps(absolute), reads, writes, kept, *self._demand(needs))
         link = self._link
         link.submit(order, inbox)
         self._inboxes[future] = inbox

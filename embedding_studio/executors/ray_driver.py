@@ -21,11 +21,11 @@ from ray import exceptions as ray_errors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from embedding_studio.executors.base import Verdict
+from embedding_studio.executors.output import last_lines, read_output, write_output
 from embedding_studio.executors.ray_node import (
     Mailbox,
     Packed,
     Sender,
-    do_nothing,
     pack,
     pickled,
     run_job,
@@ -51,6 +51,7 @@ class Order:
     job: bytes
     reads: Sequence[Path]
     writes: Sequence[Path]
+    output: Path | None
     cpus: float
     gpus: float
 
@@ -214,16 +215,23 @@ class _Driver:
                 job.task = self._start(order, sender)
                 if job.is_dropped:
                     ray.cancel(job.task, force=True)
-                kind, content, written = wait_for(job.task)
+                kind, content, written, printed = wait_for(job.task)
             except _GONE:
                 raise
             except (ray_errors.ObjectLostError, ray_errors.RayActorError):
                 with self._packing:
                     self._packed.clear()
             except ray_errors.RayError as error:
-                if job.is_dropped or not self._is_node_lost(sender, error):
+                if job.is_dropped:
                     return "crashed", _describe(error)
+                if not isinstance(error, ray_errors.NodeDiedError):
+                    printed = self._read_output(sender)
+                    if printed is not None:
+                        write_output(printed, order.output)
+                        return "crashed", _describe(error) + last_lines(printed)
             else:
+                if not job.is_dropped:
+                    write_output(printed, order.output)
                 for path, packed in () if job.is_dropped else written.items():
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with unpack_beside(packed, path) as beside:
@@ -262,25 +270,24 @@ class _Driver:
                 self._packed[key] = Packed(path.name, digest, [ray.put(content)])
             return self._packed[key]
 
-    def _is_node_lost(self, sender: Sender, error: ray_errors.RayError) -> bool:
-        """Return whether a job ended because its node did, not its process alone."""
-        if isinstance(error, ray_errors.NodeDiedError):
-            return True
-        if not isinstance(error, ray_errors.WorkerCrashedError):
-            return False
-        node_id = wait_for(self._mailbox.node_of.remote(sender))
-        if node_id is None:
-            return False
-        probe = ray.remote(do_nothing).options(
+    def _read_output(self, sender: Sender) -> bytes | None:
+        """Return what a job had printed when its process died; None when its node is lost too."""
+        place = wait_for(self._mailbox.place_of.remote(sender))
+        if place is None:  # it had not begun
+            return b""
+        node_id, file = place
+        read = ray.remote(read_output).options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
         )
         try:
-            ray.get(probe.remote(), timeout=PROBE_SECONDS)
+            printed: bytes = ray.get(read.remote(file), timeout=PROBE_SECONDS)
+        except ray_errors.RayTaskError:  # the node is there, the file is not
+            return b""
         except ray_errors.RayError:
-            return True
-        return False
+            return None
+        return printed
 
 
 def _describe(error: ray_errors.RayError) -> str:

@@ -8,12 +8,13 @@ import io
 import os
 import pickle
 import shutil
+import sys
 import tarfile
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,8 @@ import ray
 from ray import exceptions as ray_errors
 
 from embedding_studio.errors import MethodError
-from embedding_studio.executors.base import Report, Verdict, obey, relocated
+from embedding_studio.executors.base import Report, Verdict, obey, portable, relocated
+from embedding_studio.executors.output import read_output
 
 Sender: TypeAlias = tuple[int, int]
 """A job's number and which attempt at it this is."""
@@ -43,10 +45,10 @@ class Mailbox:
     def __init__(self) -> None:
         self._arrived = asyncio.Queue[tuple[Sender, Report]]()
         self._verdicts: dict[Sender, asyncio.Future[Verdict]] = {}
-        self._nodes: dict[Sender, str] = {}
+        self._places: dict[Sender, tuple[str, Path]] = {}
 
-    async def begin(self, sender: Sender, node_id: str) -> None:
-        self._nodes[sender] = node_id
+    async def begin(self, sender: Sender, node_id: str, output: Path) -> None:
+        self._places[sender] = (node_id, output)
 
     async def report(self, sender: Sender, report: Report) -> Verdict:
         verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
@@ -65,16 +67,13 @@ class Mailbox:
         if waiting := self._verdicts.pop(sender, None):
             waiting.set_result(verdict)
 
-    async def node_of(self, sender: Sender) -> str | None:
-        return self._nodes.get(sender)
+    async def place_of(self, sender: Sender) -> tuple[str, Path] | None:
+        """Return a job's node, and the file there that has what it printed."""
+        return self._places.get(sender)
 
     async def forget(self, sender: Sender) -> None:
-        self._nodes.pop(sender, None)
+        self._places.pop(sender, None)
         await self.answer(sender, Verdict.CANCEL)
-
-
-def do_nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +92,31 @@ def run_job(
     writes: Sequence[Path],
     sender: Sender,
     mailbox: Any,
-) -> tuple[str, bytes, Mapping[Path, bytes]]:
-    """Run a job here; return the kind and content of its answer, and what it wrote, packed."""
-    wait_for(mailbox.begin.remote(sender, ray.get_runtime_context().get_node_id()))
+) -> tuple[str, bytes, Mapping[Path, bytes], bytes]:
+    """Run a job here; return the kind and content of its answer, what it wrote, packed, and what it
+    printed."""
+    with _scratch() as scratch:
+        output = scratch / "output"
+        node_id = ray.get_runtime_context().get_node_id()
+        wait_for(mailbox.begin.remote(sender, node_id, output))
+        with _printing_to(output):
+            answer = _run_job(job, packed, writes, sender, mailbox, scratch)
+        return *answer, read_output(output)
 
+
+def _run_job(
+    job: bytes,
+    packed: Mapping[Path, Packed],
+    writes: Sequence[Path],
+    sender: Sender,
+    mailbox: Any,
+    scratch: Path,
+) -> tuple[str, bytes, Mapping[Path, bytes]]:
     def report(report: Report) -> Verdict:
         return obey(wait_for(mailbox.report.remote(sender, report)))
 
     with ExitStack() as held:
         read = {path: held.enter_context(_unpacked(source)) for path, source in packed.items()}
-        scratch = held.enter_context(_scratch())
         written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
         for place in written.values():
             place.parent.mkdir()
@@ -111,8 +125,8 @@ def run_job(
             answer: Any = there(report)
         except ray_errors.RayActorError:
             raise  # the mailbox is out of reach, which is no fault of the job
-        except Exception as error:  # noqa: BLE001 - around a trial: it is raised again over there
-            return "error", pickled((error, traceback.format_exc())), {}
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised again there
+            return "error", pickled((portable(error), traceback.format_exc())), {}
         try:
             content = pickle.dumps(answer)
         except Exception:  # noqa: BLE001 - described instead
@@ -122,6 +136,24 @@ def run_job(
             content,
             {path: pack(place) for path, place in written.items() if place.exists()},
         )
+
+
+@contextmanager
+def _printing_to(file: Path) -> Iterator[None]:
+    """Ray's process writes into its own logs again afterwards, for it lives on."""
+    before = [(number, os.dup(number)) for number in (1, 2)]
+    with file.open("wb") as output:
+        for number, _ in before:
+            os.dup2(output.fileno(), number)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        for number, kept in before:
+            os.dup2(kept, number)
+            os.close(kept)
 
 
 def pickled(failure: tuple[Any, str]) -> bytes:

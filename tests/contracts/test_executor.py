@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,78 @@ class Waiting(Job[None]):
 class Listening(Job[Verdict]):
     def __call__(self, report: Reporter) -> Verdict:
         return report(Report(0, {"metric": 0.5}))
+
+
+@dataclass(frozen=True)
+class Printing(Job[None]):
+    """Prints a line to each stream, and a process that it starts a third; then `filler` bytes, then
+    a last line. Ends as it is told to."""
+
+    filler: int = 0
+    end: str = "return"
+
+    def __call__(self, report: Reporter) -> None:
+        sys.stdout.write("to standard output\n")
+        sys.stdout.flush()
+        subprocess.run(["echo", "from another process"], check=True)
+        sys.stderr.write("to standard error\n" + "." * self.filler)
+        sys.stdout.write("the last line\n")
+        if self.end == "raise":
+            raise ValueError("boom")
+        if self.end == "die":
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.abort()
+
+
+@dataclass(frozen=True)
+class Begetting(Job[int]):
+    """Forks a process that lives for ever and holds all that is open; ends as it is told to."""
+
+    end: str
+    place: Path
+
+    def __call__(self, report: Reporter) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            while True:
+                time.sleep(60)
+        (self.place / "pid").write_text(str(pid))
+        if self.end == "die":
+            os.abort()
+        if self.end == "wait":
+            (self.place / "waits").touch()
+            threading.Event().wait()
+        return pid
+
+
+class Particular(Exception):
+    """One that cannot be made from its message alone, as pickle would."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+
+
+@dataclass(frozen=True)
+class RaisingParticularly(Job[None]):
+    def __call__(self, report: Reporter) -> None:
+        raise Particular("here", "so it is")
+
+
+@dataclass(frozen=True)
+class Exiting(Job[None]):
+    def __call__(self, report: Reporter) -> None:
+        sys.exit(3)
+
+
+@dataclass(frozen=True)
+class DyingWhileHeard(Job[None]):
+    """Dies while its report is being answered."""
+
+    def __call__(self, report: Reporter) -> None:
+        threading.Timer(0.1, os.abort).start()
+        report(Report(0, {"metric": os.getpid()}))
 
 
 @dataclass(frozen=True)
@@ -199,6 +272,88 @@ def test_what_on_report_raises_ends_the_job(executor: Executor) -> None:
 def test_large_results_arrive_whole(executor: Executor) -> None:
     """A result far larger than a pipe's buffer arrives."""
     assert len(executor.submit(Large(), go_on).result(60)) == 20_000_000
+
+
+@pytest.mark.parametrize("end", ["return", "raise", "die"])
+def test_what_a_job_prints_is_in_its_file(processes: Executor, end: str, tmp_path: Path) -> None:
+    """All of it when the future is done, however it ended, and nothing goes to our own output."""
+    file = tmp_path / "deep" / "output.txt"
+    processes.submit(Printing(end=end), go_on, output=file).exception(60)
+    lines = ["from another process", "the last line", "to standard error", "to standard output"]
+    printed = file.read_text().splitlines()
+    assert [printed.count(line) for line in lines] == [1, 1, 1, 1]
+    if end == "die":  # where it was is there too
+        assert any("in __call__" in line for line in printed)
+
+
+def test_a_file_of_output_is_bounded(processes: Executor, tmp_path: Path) -> None:
+    """Its beginning and its end are kept, and how much is not."""
+    file = tmp_path / "output.txt"
+    processes.submit(Printing(filler=3_000_000), go_on, output=file).result(60)
+    content = file.read_text()
+    assert content.startswith("to standard output\n")
+    assert "bytes are left out here]" in content
+    assert content.endswith("the last line\n")
+    assert 1_000_000 < len(content) < 1_100_000
+
+
+def test_a_job_that_prints_nothing_has_no_file(executor: Executor, tmp_path: Path) -> None:
+    """There is nothing to keep."""
+    executor.submit(Reporting(), go_on, output=tmp_path / "output.txt").result(60)
+    assert not (tmp_path / "output.txt").exists()
+
+
+def test_an_error_that_cannot_be_sent_is_described(executor: Executor) -> None:
+    """What was raised is told all the same, by name and message."""
+    error = executor.submit(RaisingParticularly(), go_on).exception(60)
+    assert "Particular: here: so it is" in f"{type(error).__name__}: {error}"
+
+
+def test_an_exit_is_an_error_of_the_job(executor: Executor) -> None:
+    """A job that calls sys.exit ends itself alone."""
+    with pytest.raises(TrialCrashed, match=r"sys\.exit\(3\)"):
+        executor.submit(Exiting(), go_on).result(60)
+
+
+def test_a_job_that_dies_while_its_report_is_answered_has_crashed(forked: Executor) -> None:
+    """The answer that reaches nobody is no error of its own."""
+
+    def answer_late(report: Report) -> Verdict:
+        wait_until(lambda: not _is_alive(int(report.metrics["metric"])))
+        return Verdict.CONTINUE
+
+    with pytest.raises(TrialCrashed, match="SIGABRT"):
+        forked.submit(DyingWhileHeard(), answer_late).result(60)
+
+
+@pytest.mark.parametrize("end", ["return", "die", "wait"])
+def test_what_a_job_started_ends_with_it(forked: Executor, end: str, tmp_path: Path) -> None:
+    """A process that a job left behind, with its pipes in hand, keeps nobody waiting, nor lives."""
+    future = forked.submit(Begetting(end, tmp_path), go_on)
+    if end == "wait":
+        wait_until((tmp_path / "waits").exists)
+        forked.kill(future)
+    error = future.exception(10)
+    assert type(error) is {"return": type(None), "die": TrialCrashed, "wait": TrialCanceled}[end]
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not _is_alive(pid))
+
+
+def test_a_process_that_kill_does_not_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that is stuck in a driver keeps neither its future nor its slot."""
+    monkeypatch.setattr("embedding_studio.executors.process.KILL_SECONDS", 0.1)
+    executor = open_executor("process:1")
+    with monkeypatch.context() as stuck:
+        stuck.setattr("embedding_studio.executors.process._kill", lambda process: None)
+        future = executor.submit(Surviving(tmp_path), go_on)
+        wait_until((tmp_path / "pid").exists)
+        executor.kill(future)
+        assert isinstance(future.exception(10), TrialCanceled)
+    assert executor.submit(Reporting(), go_on).result(60) > 0
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    executor.close()
 
 
 def test_a_finished_job_cannot_be_killed(executor: Executor) -> None:
