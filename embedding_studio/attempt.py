@@ -1,5 +1,6 @@
 """One attempt at a task: what its steps share, and how they reach the store and the executor."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from embedding_studio.errors import MethodError, Stopped, StoreUnavailable
 from embedding_studio.executors.base import Executor, Job, Resources, Verdict
+from embedding_studio.failures import during
 from embedding_studio.lease import Clock, Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.settings import Settings
@@ -39,7 +41,8 @@ class House:
 
 class Attempt:
     """line: whose champion it is about, as `tasks.line_of` names it. has_model: whether a model of
-    this iteration was uploaded, be it not yet read back."""
+    this iteration was uploaded, be it not yet read back. outputs: a folder with what jobs printed,
+    trials apart, a file each, numbered."""
 
     def __init__(self, house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
         self.store = house.store.in_project(task.project)
@@ -58,6 +61,9 @@ class Attempt:
         self.start_folder = self.work / "start"
         self.data_folder = self.work / "data"
         self.best_folder = self.work / "best"
+        self.outputs = self.work / "output"
+        self._numbers = itertools.count(1)
+        self._submitted: dict[Future[Any], tuple[str, Path]] = {}
         self.has_model = task.best_model is not None
 
     # -- jobs --------------------------------------------------------------------------------------
@@ -65,14 +71,23 @@ class Attempt:
     def run(self, job: Job[Result], meanwhile: Callable[[], None] = lambda: None) -> Result:
         """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
         self.check()
-        return self.result_of(self.submit(job), job.doing, meanwhile)
+        return self.result_of(self.submit(job), meanwhile)
+
+    def submit(self, job: Job[Result]) -> "Future[Result]":
+        """Start a job whose reports, if it makes any, change nothing."""
+        output = self.outputs / f"{next(self._numbers)}-{job.doing.replace(' ', '-')}.txt"
+        go_on = Verdict.CONTINUE
+        future = self.executor.submit(job, lambda _: go_on, self.needs, output)
+        self._submitted[future] = (job.doing, output)
+        return future
 
     def result_of(
-        self, future: "Future[Result]", doing: str, meanwhile: Callable[[], None] = lambda: None
+        self, future: "Future[Result]", meanwhile: Callable[[], None] = lambda: None
     ) -> Result:
         """Return what a job gives or raise what it raised, ending it when the attempt must end.
 
         Raises MethodError when the job takes longer than ES_MAX_JOB_MINUTES."""
+        doing, output = self._submitted.pop(future)
         minutes = self.settings.max_job_minutes
         deadline = time.monotonic() + minutes * 60
 
@@ -81,21 +96,18 @@ class Attempt:
             self.check()
             if time.monotonic() >= deadline:
                 raise MethodError(
-                    f"{doing} was still going on after {minutes:g} minutes and was ended: does the "
-                    "method wait for something? If it needs longer, raise ES_MAX_JOB_MINUTES"
+                    f"still going on after {minutes:g} minutes, it was ended: does the method wait "
+                    "for something? If it needs longer, raise ES_MAX_JOB_MINUTES"
                 )
 
-        try:
-            self.first_done([future], end_if_due)
-        except BaseException:
-            self.executor.kill(future)
-            wait([future])
-            raise
-        return future.result()
-
-    def submit(self, job: Job[Result]) -> "Future[Result]":
-        """Start a job whose reports, if it makes any, change nothing."""
-        return self.executor.submit(job, lambda _: Verdict.CONTINUE, self.needs)
+        with during(doing, output):
+            try:
+                self.first_done([future], end_if_due)
+            except BaseException:
+                self.executor.kill(future)
+                wait([future])
+                raise
+            return future.result()
 
     def first_done(
         self, running: Collection[Future[Any]], meanwhile: Callable[[], None]

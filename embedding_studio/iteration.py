@@ -21,6 +21,7 @@ from embedding_studio.errors import (
     LeaseLost,
     NotFound,
 )
+from embedding_studio.failures import PROPOSING, during
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.promotion import decide
@@ -256,6 +257,7 @@ class _Iteration:
                 metrics[ESTIMATE] = round(
                     baseline.tokens_per_trial * (self._attempt.budget.max_trials or 1)
                 )
+            self._tracking.log_output(self._baseline_run_id, self._attempt.outputs)
             self._tracking.finish_run(self._baseline_run_id, metrics, value=value)
             self._attempt.record(
                 TaskEventKind.BASELINE_SCORED,
@@ -274,7 +276,8 @@ class _Iteration:
 
     def _draw_sets(self) -> list[Parameters]:
         """Return what the trials may look like."""
-        return draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
+        with during(PROPOSING):
+            return draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
 
     # -- search ----------------------------------------------------------------------------------
 
@@ -351,7 +354,7 @@ class _Iteration:
         folder: Path | None = self._attempt.work / "summary"
         failure: Exception | None = None
         try:
-            self._attempt.result_of(self._drawing, DrawSearch.doing)
+            self._attempt.result_of(self._drawing)
         except (ExecutorUnavailable, LeaseLost, Draining):
             raise
         except Exception as error:  # noqa: BLE001 - no model hangs on a drawing

@@ -5,7 +5,6 @@ import math
 import shutil
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from embedding_studio.errors import (
     TrialPruned,
 )
 from embedding_studio.executors.base import Report, Verdict
+from embedding_studio.failures import PROPOSING, describe, during, trace
 from embedding_studio.methods import is_better
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
@@ -39,13 +39,15 @@ SCORE_TOLERANCE = 1e-3
 
 @dataclass
 class _Trial:
-    """started, logged_at: time.monotonic(). logged: how many of its reports are in the ledger.
+    """output: the file of what it prints. started, logged_at: time.monotonic(). logged: how many
+    of its reports are in the ledger.
     trained_tokens: as last heard of. attrs: the pruner's notes, once the search was told its end.
     ledger_error: what kept MLflow from being written to."""
 
     proposal: Proposal
     run_id: str
     model_folder: Path
+    output: Path
     started: float
     reports: list[Report] = field(default_factory=list)
     logged: int = 0
@@ -238,7 +240,8 @@ class Trials:
     def _start(self) -> None:
         self._lease.check()
         attempt = self._attempt
-        proposal = self._search.ask(self._method.suggest)
+        with during(PROPOSING):
+            proposal = self._search.ask(self._method.suggest)
         for note in self._search.take_notes():
             attempt.warn(note)
         if proposal is None:
@@ -248,7 +251,8 @@ class Trials:
         seed = self._seed + proposal.number
         run_id = self._tracking.start_trial(self._experiment_id, proposal, seed)
         folder = attempt.work / f"trial-{proposal.number}"
-        trial = _Trial(proposal, run_id, folder, time.monotonic())
+        output = attempt.work / f"output-{proposal.number}" / "output.txt"
+        trial = _Trial(proposal, run_id, folder, output, time.monotonic())
         job = Train(
             method=attempt.ref,
             params=proposal.params,
@@ -262,7 +266,7 @@ class Trials:
         with self._lock:
             self._at_work[proposal.number] = RunningTrial(proposal.number + 1, attempt.clock())
         self._show(trial=proposal.number + 1, step=None, main_metric=None)
-        future = attempt.executor.submit(job, self._listen_to(trial), attempt.needs)
+        future = attempt.executor.submit(job, self._listen_to(trial), attempt.needs, output)
         self._running[future] = trial
         self._started += 1
 
@@ -345,6 +349,8 @@ class Trials:
         number = trial.proposal.number
         model, value = None, None
         try:
+            with trial.writes_to_ledger():
+                self._tracking.log_output(trial.run_id, trial.output)
             result = future.result()
             self._note_cost(trial, result.trained_tokens)
             value = result.metrics[self._method.main_metric]
@@ -364,18 +370,18 @@ class Trials:
             if limits:
                 limit = max(limits, key=lambda limit: limit.overdue_seconds)
                 error = TrialCanceled(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
-            why = f"{type(error).__name__}: {error}"
+            why = describe(error, self._method)
             if limits and not limit.is_own:
                 self._tracking.kill_run(trial.run_id, why)
             else:
                 log.warning("task %s: trial %d: %r", self._attempt.task.id, number + 1, error)
                 self._tracking.delete_model(trial.run_id)
-                failure = "".join(traceback.format_exception(error))
-                self._end(trial, Outcome.FAILED, failure=failure)
+                self._end(trial, Outcome.FAILED, failure=trace(error))
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
             return why
         finally:
             shutil.rmtree(trial.model_folder, ignore_errors=True)
+            shutil.rmtree(trial.output.parent, ignore_errors=True)
             with self._lock:
                 del self._at_work[number]
         wall_seconds = time.monotonic() - trial.started

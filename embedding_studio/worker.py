@@ -24,13 +24,13 @@ from embedding_studio.attempt import House
 from embedding_studio.champions import bring_along, mirror_all
 from embedding_studio.errors import (
     Draining,
-    EmbeddingStudioError,
     ExecutorUnavailable,
     LeaseLost,
     Stopped,
     StoreUnavailable,
 )
 from embedding_studio.executors import open_executor
+from embedding_studio.failures import describe, is_plugins, trace
 from embedding_studio.iteration import run_iteration
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
@@ -224,7 +224,7 @@ class Worker:
             self._iterate(task, lease, method)
             log.info("task %s: done", task.id)
         except Stopped as error:
-            self._end(lease, TaskStatus.DONE, str(error))
+            self._end(task, lease, TaskStatus.DONE, str(error))
         except LeaseLost as error:
             log.warning("task %s: %s", task.id, error)
             self._clean_up_if_canceled(task, lease)
@@ -234,12 +234,11 @@ class Worker:
         except StoreUnavailable as error:
             # nothing can be written: the lease runs out and the task is claimed again
             log.warning("task %s: given up, the store does not answer: %s", task.id, error)
-        except EmbeddingStudioError as error:  # says all there is to say: no traceback
-            log.warning("task %s: error: %s", task.id, error)
-            self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
-        except Exception as error:
-            log.exception("task %s: error", task.id)
-            self._end(lease, TaskStatus.ERROR, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - around a task: told with the task
+            why = describe(error, self._catalog.methods.get(task.fine_tuning_method))
+            self._end(
+                task, lease, TaskStatus.ERROR, why, trace(error) if is_plugins(error) else None
+            )
 
     def _iterate(self, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
         """Run the iteration; after an outage of MLflow or the executor again, from where it was.
@@ -292,16 +291,30 @@ class Worker:
                 if not self._is_outage(error):
                     raise
 
-    def _end(self, lease: Lease, status: TaskStatus, why: str) -> None:
-        """End a task that has no verdict."""
+    def _end(
+        self,
+        task: FineTuningTask,
+        lease: Lease,
+        status: TaskStatus,
+        why: str,
+        traceback: str | None = None,
+    ) -> None:
+        """End a task that has no verdict. A traceback is kept in its history, and in MLflow."""
+        store, tracking, now = self._house.store, self._house.tracking, self._house.clock()
         try:
-            end = self._house.store.finish_task(lease.claim, self._house.clock(), status, why)
+            data = {"traceback": traceback} if traceback else {}
+            end = store.finish_task(lease.claim, now, status, why, data)
         except LeaseLost:
             return
-        log.info("task %s: %s: %s", lease.claim.task_id, end, why)
-        for experiment_id in self._house.tracking.task_experiments(lease.claim.task_id):
-            self._house.tracking.kill_unfinished(experiment_id)
-            self._house.tracking.set_iteration_state(experiment_id, end, why)
+        level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
+        shown = f"\n{traceback}" if traceback else ""
+        log.log(level, "task %s: %s: %s%s", task.id, end, why, shown)
+        for attempted in tracking.task_experiments(task.id):
+            tracking.kill_unfinished(attempted)
+            tracking.set_iteration_state(attempted, end, why)
+        experiment_id = store.in_project(task.project).get_task(task.id).experiment_id
+        if traceback and experiment_id:
+            tracking.store_failure(experiment_id, traceback)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         store = self._house.store.in_project(task.project)

@@ -14,7 +14,7 @@ TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
     | {"mlflow_names"},
     {"methods", "plugin_checks", "executors.base"},
-    {"search", "store", "executors", "training", "promotion", "trial"},
+    {"search", "store", "executors", "training", "promotion", "trial"} | {"failures"},
     {"tracking", "lease", "schedules", "webhooks"},
     {"attempt", "trials", "champions", "iteration", "sweep", "api"},
     {"worker", "client"},

@@ -154,7 +154,7 @@ def test_the_minutes_of_the_budget_end_the_trials_at_work(bench: Bench) -> None:
 def test_a_trial_that_hangs_costs_no_more_than_the_minutes(settings: Settings) -> None:
     """It is killed when the budget and the grace are over, the best so far is judged as usual."""
     bench = open_bench(settings.replaced(executor="process:2", stop_grace_seconds=0.0))
-    done = run(bench, "Stuck once", budget=Budget(2, max_minutes=0.03))
+    done = run(bench, "Stuck once", budget=Budget(2, max_minutes=0.05))
     assert done.status is TaskStatus.DONE, done.error
     assert done.promotion is not None
     assert [one.info.status for one in bench.runs(done)] == ["FINISHED", "KILLED"]
@@ -179,16 +179,40 @@ def test_the_grace_is_no_longer_than_the_budget(
 def test_a_trial_may_have_minutes_of_its_own(settings: Settings) -> None:
     """At their end it is asked to stop and counts; what hangs is a failed run that says so, and
     the search goes on."""
-    bench = open_bench(settings.replaced(executor="process:1", stop_grace_seconds=0.1))
-    done = run(bench, "Stuck once", budget=Budget(3, max_minutes_per_trial=0.02))
+    bench = open_bench(settings.replaced(executor="process:2", stop_grace_seconds=0.0))
+    done = run(bench, "Stuck once", budget=Budget(3, max_minutes_per_trial=0.05))
     assert done.status is TaskStatus.DONE, done.error
     runs = bench.runs(done)
     assert [one.info.status for one in runs] == ["FINISHED", "FAILED", "FINISHED"]
-    assert "the end of its max_minutes_per_trial (0.02)" in runs[1].data.tags["es.failure"]
+    assert "the end of its max_minutes_per_trial (0.05)" in runs[1].data.tags["es.failure"]
     assert done.progress is not None
     assert done.progress.failed_trials == 1
+    bench.house.executor.close()
+    bench.worker._house = replace(bench.house, executor=InlineExecutor())
     heeding = run(bench, "Heeding", start=1000, budget=Budget(1, max_minutes_per_trial=0.005))
     assert heeding.status is TaskStatus.DONE, heeding.error
+    bench.house.store.close()
+
+
+def test_what_trials_print_is_kept_with_their_runs(
+    settings: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also of one that failed; what other steps print is kept with the baseline; the worker's own
+    output is spared."""
+    bench = open_bench(settings.replaced(executor="process:1"))
+    done = run(bench, "Talkative", budget=Budget(2))
+    assert done.status is TaskStatus.DONE, done.error
+    runs = bench.runs(done)
+    assert [one.info.status for one in runs] == ["FINISHED", "FAILED"]
+    for one in runs:
+        output = bench.mlflow.download_artifacts(one.info.run_id, "output.txt")
+        assert Path(output).read_text() == "Epoch 1 of 1\n"
+    (baseline,) = bench.runs(done, "baseline")
+    (file,) = bench.mlflow.list_artifacts(baseline.info.run_id, "output")
+    assert file.path.endswith("preparing-the-data.txt")
+    printed = capfd.readouterr()
+    assert "Epoch" not in printed.err + printed.out
+    assert list(settings.work_folder.iterdir()) == []
     bench.house.executor.close()
     bench.house.store.close()
 
@@ -209,7 +233,8 @@ def test_a_step_that_hangs_ends_the_task(settings: Settings) -> None:
     bench = open_bench(settings.replaced(executor="process:1", max_job_minutes=0.01))
     failed = run(bench, "Stuck preparing")
     assert failed.status is TaskStatus.ERROR
-    assert "preparing the data was still going on after 0.01 minutes" in str(failed.error)
+    assert "still going on after 0.01 minutes" in str(failed.error)
+    assert "while preparing the data" in str(failed.error)
     assert "ES_MAX_JOB_MINUTES" in str(failed.error)
     bench.house.executor.close()
     bench.house.store.close()
@@ -266,11 +291,12 @@ class Unreliable(InlineExecutor):
         job: Job[Any],
         on_report: Callable[[Report], Verdict],
         needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
     ) -> Future[Any]:
         self.jobs += 1
         if self.jobs == 5:
             raise ExecutorUnavailable("the head is gone")
-        return super().submit(job, on_report, needs)
+        return super().submit(job, on_report, needs, output)
 
     def ping(self) -> None:
         self.pings += 1

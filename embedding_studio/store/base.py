@@ -19,7 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from types import MappingProxyType
+from typing import Any, Self
 
 from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import (
@@ -324,9 +325,16 @@ class Store(ABC):
 
     @abstractmethod
     def finish_task(
-        self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
+        self,
+        claim: Claim,
+        now: datetime,
+        status: TaskStatus,
+        error: str | None = None,
+        data: Mapping[str, Any] = MappingProxyType({}),
     ) -> TaskStatus:
         """End a task as done or error, the lease given up. Raises LeaseLost.
+
+        data: of the event that tells of an error.
 
         A task that is stopping ends as stopped where it would be done. Returns what it ended as.
         """

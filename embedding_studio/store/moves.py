@@ -7,6 +7,7 @@ reads again. So a database gives three atomic steps and no transaction.
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -178,10 +179,15 @@ class TaskMoves(Store):
         self._write_owned(claim, now, changes, *([event] if event else []), once=True)
 
     def finish_task(
-        self, claim: Claim, now: datetime, status: TaskStatus, error: str | None = None
+        self,
+        claim: Claim,
+        now: datetime,
+        status: TaskStatus,
+        error: str | None = None,
+        data: Mapping[str, Any] = MappingProxyType({}),
     ) -> TaskStatus:
         if status == TaskStatus.ERROR:
-            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given")
+            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", data)
             return self._write_owned(claim, now, _ended(status, error), event).status
         if status != TaskStatus.DONE:
             raise ValueError(f"a task ends as done or error, not as {status}")

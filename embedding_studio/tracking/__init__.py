@@ -362,6 +362,13 @@ class Tracking(Models):
             self._client.log_batch(run_id, params=params[first : first + _MOST_PARAMS])
         return run_id
 
+    def log_output(self, run_id: str, printed: Path) -> None:
+        """Keep what was printed, if anything was: a file, or a folder of them."""
+        if printed.is_dir():
+            self._patiently(partial(self._client.log_artifacts, run_id, str(printed), printed.name))
+        elif printed.exists():
+            self._client.log_artifact(run_id, str(printed))
+
     def log_reports(self, run_id: str, reports: Sequence[Report]) -> None:
         """Log the scores of some steps, and the cost so far, in one call."""
         self._log(run_id, _reported(reports))
@@ -447,6 +454,15 @@ class Tracking(Models):
     def _finished(self, experiment_id: str, kind: str) -> Run | None:
         runs = self._of_kind(experiment_id, kind)
         return next((run for run in runs if run.info.status == "FINISHED"), None)
+
+    def store_failure(self, experiment_id: str, traceback: str) -> None:
+        """Keep the traceback of what ended an iteration in a run of its own."""
+        note = {"mlflow.note.content": f"```\n{traceback[-4000:]}\n```"}
+        run_id = self._create_run(experiment_id, "failure", {"es.kind": "failure", **note})
+        try:
+            self._client.log_text(run_id, traceback, "traceback.txt")
+        finally:
+            self._client.set_terminated(run_id, "FAILED")
 
     def kill_run(self, run_id: str, why: str | None = None) -> None:
         """End a run that does not count: interrupted, or left behind by a dead worker."""

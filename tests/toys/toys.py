@@ -203,6 +203,45 @@ class StuckOnce(Toy):
         return super().train(model, params, data, run)
 
 
+class FailingToPrepare(Toy):
+    """It prints something and fails with its data."""
+
+    meta = PluginMeta(name="Failing to prepare")
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        sys.stdout.write("Reading the sessions\n")
+        return {"sessions": 1 / len(sessions.train[:0])}
+
+
+class FailingToSuggest(Toy):
+    """Proposes one set; asked for more once that was trained, it fails."""
+
+    meta = PluginMeta(name="Failing to suggest")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        if trial.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+            raise KeyError("learning_rate")
+        return super().suggest(trial)
+
+
+class ExitingToSuggest(Toy):
+    """Ends the process that asks it for a set."""
+
+    meta = PluginMeta(name="Exiting to suggest")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        sys.exit(2)
+
+
+class Unmeasured(Toy):
+    """Its scores lack the main metric."""
+
+    meta = PluginMeta(name="Unmeasured")
+
+    def evaluate(self, model: Vector, split: list[Session]) -> Scores:
+        return {"size": float(len(split))}
+
+
 class StuckPreparing(Toy):
     """Its data is never ready."""
 
@@ -236,6 +275,23 @@ class Shouting(Toy):
         sys.stderr.write("CUDA error: the device is on fire\n")
         sys.stderr.flush()
         os.abort()
+
+
+class Talkative(Toy):
+    """Prints what it is doing; the second trial fails."""
+
+    meta = PluginMeta(name="Talkative")
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        sys.stdout.write("Reading the sessions\n")
+        return super().prepare(sessions, folder)
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        sys.stderr.write("Epoch 1 of 1\n")
+        trained = super().train(model, params, data, run)
+        if run.seed % 100_000 == 1:
+            raise RuntimeError("an unlucky set")
+        return trained
 
 
 class Murderous(Toy):
