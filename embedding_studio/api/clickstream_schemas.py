@@ -94,8 +94,21 @@ PostedTime = Annotated[
     ),
     AsSeconds,
 ]
+
+
+def _refuse_nul(value: str) -> str:
+    if "\0" in value:
+        raise PydanticCustomError("nul", "has a NUL character, which not every store can look up")
+    return value
+
+
 Text = Annotated[str, StringConstraints(min_length=0)]  # a bound: it refuses lone surrogates
-PostedId = Annotated[str, StringConstraints(min_length=1), _at_most("max_id_chars", "characters")]
+PostedId = Annotated[
+    str,
+    StringConstraints(min_length=1),
+    _at_most("max_id_chars", "characters"),
+    AfterValidator(_refuse_nul),
+]
 ToInstant = Callable[[float | None, str], datetime]
 """Turns posted seconds, or none, into a time; the string says whose time it is, for errors."""
 

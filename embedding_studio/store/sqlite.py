@@ -417,6 +417,8 @@ class SqliteStore(TaskMoves, TaskDeliveries, SqliteKeys, SqliteModels, SqliteSch
 
 def _refusal(session: Session) -> InvalidInput | None:
     """Return why no row can hold the session, if none can."""
+    if "\0" in session.session_id:
+        return InvalidInput("SQLite cannot store this: the session's id has a NUL character")
     try:
         for text in (session.session_id, *(event.event_id for event in session.events)):
             text.encode()

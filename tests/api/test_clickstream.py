@@ -230,6 +230,7 @@ def test_without_a_time_it_is_now(api: TestClient, clock: Clock) -> None:
 
 BAD_SESSIONS: list[dict[str, Any]] = [
     session_json(""),
+    session_json("a\0b"),
     session_json(search_results=[{"object_id": ""}]),
     session_json(search_results=None),
     session_json(created_at="yesterday"),

@@ -188,14 +188,19 @@ def test_free_form_json_is_kept_or_refused(store: Store, odd: dict[str, Any]) ->
         assert is_kept
 
 
-def test_an_id_that_cannot_be_stored_is_refused_or_kept(store: Store) -> None:
-    """An id with half of a surrogate pair raises InvalidInput or is found again."""
-    session = make_session("half a pair \ud800")
-    (answer,) = store.register_sessions([session], NOW)
-    if isinstance(answer, InvalidInput):
+@pytest.mark.parametrize("session_id", ["half a pair \ud800", "a\0b", "\0"])
+def test_an_id_that_cannot_be_stored_is_refused_or_kept(store: Store, session_id: str) -> None:
+    """An odd id is answered by InvalidInput, or is found again, also when it is posted again."""
+    session = make_session(session_id)
+    answers = [store.register_sessions([session], NOW)[0] for _ in range(2)]
+    if any(isinstance(answer, InvalidInput) for answer in answers):
         assert store.collecting_batch() is None
     else:
-        assert store.get_session(session.session_id).session == session
+        assert store.get_session(session_id).session == session
+        assert [answer.is_new for answer in answers if isinstance(answer, Registered)] == [
+            True,
+            False,
+        ]
 
 
 def test_one_that_cannot_be_kept_costs_only_itself(store: Store) -> None:
