@@ -17,6 +17,7 @@ from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Search, SuggestedSet
+from embedding_studio.search.plots import draw_search
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
     Budget,
@@ -337,11 +338,10 @@ def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     assert summary.info.status == "FINISHED"
     folder = Path(summary.info.artifact_uri)
     assert {file.name for file in folder.iterdir()} == {
-        "search.html", "sets.csv", "optimization_history.png", "param_importances.png",
-        "parallel_coordinate.png", "intermediate_values.png",
+        "search.html", "sets.csv", "optimization_history.png", "intermediate_values.png",
     }  # fmt: skip
     page = (folder / "search.html").read_text()
-    assert page.count("Plotly.newPlot(") == 4
+    assert page.count("Plotly.newPlot(") == 2
     assert 'src="http' not in page
     names = re.findall(r'"name":"(Trial\d+)"', page)
     assert names[0] == "Trial1"  # as MLflow's runs are named
@@ -352,6 +352,27 @@ def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     assert [float(row["skill"]) for row in rows] == [bench.suggested(r)["skill"] for r in runs]
     assert [row["outcome"] for row in rows] == [one.data.tags["es.outcome"] for one in runs]
     bench.house.store.close()
+
+
+@pytest.mark.parametrize(("complete", "plots"), [(9, 1), (10, 3)])
+def test_sets_are_compared_once_there_are_enough(complete: int, plots: int, tmp_path: Path) -> None:
+    """Of fewer than ten, what matters cannot be told from chance; coordinates are drawn where one
+    can be picked out, on the page."""
+    search = Search("maximize", 0, Sampler.RANDOM, Pruner.NONE)
+    trials = []
+    for number in range(complete + 1):
+        proposal = search.ask(lambda trial: {"x": trial.suggest_float("x", 0, 1)})
+        assert proposal is not None
+        is_pruned = number == complete
+        outcome = Outcome.PRUNED if is_pruned else Outcome.COMPLETE
+        value = None if is_pruned else float(proposal.params["x"])
+        trials.append(FinishedTrial("run", proposal.planned, outcome, value))
+        search.tell(proposal.number, outcome, value)
+    draw_search(trials, "maximize", "skill", tmp_path)
+    pictures = {file.name for file in tmp_path.glob("*.png")}
+    expected = {"optimization_history.png", "param_importances.png"}
+    assert pictures == (expected if plots == 3 else expected - {"param_importances.png"})
+    assert (tmp_path / "search.html").read_text().count("Plotly.newPlot(") == plots
 
 
 @pytest.mark.draws

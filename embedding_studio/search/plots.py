@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
 import optuna
@@ -24,8 +24,8 @@ from embedding_studio.search import FinishedTrial
 
 mpl.use("agg")
 
-MIN_TO_COMPARE = 2
-"""Importances and coordinates compare complete trials."""
+MIN_TO_COMPARE = 10
+"""Of fewer complete trials, importances and coordinates show chance."""
 
 
 def draw_search(
@@ -46,6 +46,8 @@ def draw_search(
         warnings.simplefilter("ignore")
         for name, interactive, picture in _plots(study, metric, len(complete)):
             figures.append(interactive())
+            if picture is None:
+                continue
             axes = picture()
             figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
             figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
@@ -60,12 +62,13 @@ def _numbered_as_logged(trial: FinishedTrial) -> FrozenTrial:
     return frozen
 
 
-def _plots(
-    study: optuna.Study, metric: str, complete: int
-) -> Iterator[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+_Plot: TypeAlias = tuple[str, Callable[[], Any], Callable[[], Any] | None]
+
+
+def _plots(study: optuna.Study, metric: str, complete: int) -> Iterator[_Plot]:
     """Yield the name of each plot worth drawing, and who draws it: for a page, as a picture."""
 
-    def both(name: str, **options: Any) -> tuple[str, Callable[[], Any], Callable[[], Any]]:
+    def both(name: str, **options: Any) -> _Plot:
         page = getattr(optuna.visualization, f"plot_{name}")
         picture = getattr(pictures, f"plot_{name}")
         return name, partial(page, study, **options), partial(picture, study, **options)
@@ -75,7 +78,8 @@ def _plots(
     if any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
         yield both("intermediate_values")
     if complete >= MIN_TO_COMPARE and study.best_trial.params:
-        yield both("parallel_coordinate", target_name=metric)
+        name, page, _ = both("parallel_coordinate", target_name=metric)
+        yield name, page, None  # a picture's lines cannot be told apart; the page's are picked out
         yield both("param_importances", evaluator=PedAnovaImportanceEvaluator())
 
 
