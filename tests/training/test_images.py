@@ -4,7 +4,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 import sklearn
@@ -274,3 +276,30 @@ def test_images_that_nothing_befalls_are_fixed() -> None:
     assert images.is_fixed
     assert images.augmented(Augmentation(chance=0.0), seed=0) is images
     assert not images.augmented(Augmentation(), seed=0).is_fixed
+
+
+def test_images_in_s3_may_be_named_by_bucket_and_file(
+    model: SentenceTransformer,
+    icons: Path,
+    sessions: Splits[list[Session]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """meta {"bucket", "file"} is the address of the object in S3; {"image"} goes before it."""
+    photo = PHOTO.read_bytes()
+    in_memory = SimpleNamespace(cat_file={"s3://shop/photos/a b.jpg": photo}.__getitem__)
+    own = fsspec.filesystem
+    monkeypatch.setattr(fsspec, "filesystem", lambda name: in_memory if name == "s3" else own(name))
+    result = SearchResult("apple", meta={"bucket": "shop", "file": "/photos/a b.jpg"})
+    images, words, figures = prepared(sessions, model, tmp_path, {"apple": image_of(result)})
+    assert figures["unreadable_images"] == 0
+    own_look = own_pixels(model, Image.open(PHOTO))
+    torch.testing.assert_close(pixels_of(images, words.index("apple")), own_look)
+    here = SearchResult("apple", meta={**result.meta, "image": "here.png"})
+    assert image_of(here) == "here.png"
+
+
+@pytest.mark.parametrize("meta", [{"bucket": "b"}, {"file": "f"}, {"bucket": 1, "file": "f"}, {}])
+def test_half_an_address_is_none(meta: dict[str, object]) -> None:
+    """Without both bucket and file a result has no image."""
+    assert image_of(SearchResult("a", meta=meta)) is None
