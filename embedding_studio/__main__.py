@@ -9,6 +9,7 @@ import typer
 
 from embedding_studio.access import Scope
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.logs import configure
 from embedding_studio.projects import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def api() -> None:
     from embedding_studio.api.server import serve
     from embedding_studio.settings import Settings
 
-    _log(logging.INFO)
+    configure(logging.INFO)
     serve(Settings())
 
 
@@ -44,7 +45,7 @@ def worker() -> None:
     from embedding_studio.settings import Settings
     from embedding_studio.worker import open_worker
 
-    _log(logging.INFO)
+    configure(logging.INFO)
     open_worker(Settings()).run_forever()
 
 
@@ -54,7 +55,7 @@ def up() -> None:
     from embedding_studio.services import Services
     from embedding_studio.settings import Settings
 
-    _log(logging.WARNING)
+    configure(logging.WARNING)
     with Services(Settings()) as services:
         typer.echo(services.describe())
         services.wait()
@@ -73,7 +74,7 @@ def demo(
     from embedding_studio.demo.run import run_demo
     from embedding_studio.settings import Settings
 
-    _log(logging.WARNING)
+    configure(logging.WARNING)
     run_demo(Settings(), sessions, trials, rounds, seed)
 
 
@@ -172,12 +173,6 @@ def _store() -> "AbstractContextManager[Store]":
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _log(level: int) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "alembic", "sentence_transformers", "stamina"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 def main() -> None:

@@ -148,7 +148,7 @@ class Attempt:
 
     def warn(self, what: str) -> None:
         """Tell, in the log and the task's history, of something that is no failure."""
-        log.warning("task %s: %s", self.task.id, what)
+        log.warning("%s", what)
         self.record(TaskEventKind.WARNING, what, {})
 
     def patiently(self, call: Callable[[], Result]) -> Result:
@@ -157,6 +157,6 @@ class Attempt:
             try:
                 return call()
             except StoreUnavailable as error:
-                log.warning("task %s: the store does not answer: %s", self.task.id, error)
+                log.warning("the store does not answer: %s", error)
                 self.lease.check()
                 time.sleep(POLL_SECONDS)

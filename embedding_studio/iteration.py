@@ -332,7 +332,7 @@ class _Iteration:
         kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
         figures = {"baseline": promotion.baseline, "best": promotion.best}
         self._attempt.record(kind, verdict, figures, promotion=promotion)
-        log.info("task %s: %s", self._task.id, verdict)
+        log.info("%s", verdict)
 
     def recall_verdict(self) -> Promotion:
         """Return the verdict that an earlier attempt recorded."""
@@ -359,7 +359,7 @@ class _Iteration:
             raise
         except Exception as error:  # noqa: BLE001 - no model hangs on a drawing
             folder, failure = None, error
-            log.warning("task %s: the search was not drawn: %r", self._task.id, failure)
+            log.warning("the search was not drawn: %r", failure)
         self._tracking.store_summary(self._experiment_id, folder, repr(failure))
 
     def carry_out(self, promotion: Promotion) -> None:

@@ -5,7 +5,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,8 @@ from embedding_studio.errors import (
 )
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.failures import PROPOSING, describe, during, trace
+from embedding_studio.limits import Limits, seconds_at_work
+from embedding_studio.logs import about
 from embedding_studio.methods import is_better
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
@@ -66,22 +68,6 @@ class _Trial:
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
-    """What asks a trial to come to its end, and how long ago it did.
-
-    is_own: whether the trial took too long, rather than the search being over."""
-
-    name: str
-    seconds_ago: float
-    grace_seconds: float
-    is_own: bool = False
-
-    @property
-    def overdue_seconds(self) -> float:
-        return self.seconds_ago - self.grace_seconds
-
-
 class Trials:
     """baseline: the starting model's validation metrics. seed: of the search; a trial's own is its
     number higher."""
@@ -105,7 +91,6 @@ class Trials:
         )
         self._budget = attempt.budget
         self._max_trials = self._budget.max_trials or 1
-        self._deadline: float | None = None
         self._started = 0
         self._is_exhausted = False
         self._running: dict[Future[TrialResult], _Trial] = {}
@@ -113,6 +98,7 @@ class Trials:
         self._lock = threading.Lock()  # around them: reports come from other threads
         self._finished: list[FinishedTrial] = []  # those of earlier attempts too
         self._tokens = attempt.tracking.trained_tokens(experiment_id)  # by run
+        self._has_warned_of_silence = False
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
 
@@ -123,9 +109,8 @@ class Trials:
         """
         self._finished += self._replay()
         self._started = len(self._finished)
-        if self._budget.max_minutes is not None:
-            left = self._budget.max_minutes * 60 - seconds_at_work(self._finished)
-            self._deadline = time.monotonic() + left
+        grace, spent = self._attempt.settings.stop_grace_seconds, seconds_at_work(self._finished)
+        self._limits = Limits(self._budget, self._lease, grace, spent)
         self._lease.show(phase="search", max_trials=self._max_trials)
         self._show()
         last_failure = "the budget was spent before one could finish"
@@ -135,7 +120,7 @@ class Trials:
                     self._start()
                 if not self._running:
                     break
-                done = self._attempt.first_done(self._running, self._kill_overdue)
+                done = self._attempt.first_done(self._running, self._look_after)
                 if len(self._running) > 1:
                     for future in done:
                         self._let_go(self._running[future], future)
@@ -144,7 +129,9 @@ class Trials:
                 # one at a time: slots are not to wait for the ends of others; the best of them
                 # first: then the rest has no model worth keeping
                 future = max(done, key=self._worth)
-                last_failure = self._conclude(self._running.pop(future), future) or last_failure
+                trial = self._running.pop(future)
+                with about(self._name(trial)):
+                    last_failure = self._conclude(trial, future) or last_failure
                 self._show(seconds_left=self._estimate_seconds())
         except BaseException as error:
             for future in self._running:
@@ -210,7 +197,7 @@ class Trials:
             self._started < self._max_trials
             and not self._is_exhausted
             and not self._lease.is_stopping
-            and (self._deadline is None or time.monotonic() < self._deadline)
+            and self._limits.seconds_left > 0
             and (max_tokens is None or self.trained_tokens < max_tokens)
             and self._count_busy() < self._attempt.executor.slots(self._attempt.needs)
         )
@@ -246,7 +233,7 @@ class Trials:
             attempt.warn(note)
         if proposal is None:
             self._is_exhausted = True
-            log.info("task %s: every hyperparameter set was tried", attempt.task.id)
+            log.info("every hyperparameter set was tried")
             return
         seed = self._seed + proposal.number
         run_id = self._tracking.start_trial(self._experiment_id, proposal, seed)
@@ -272,25 +259,32 @@ class Trials:
 
     def _listen_to(self, trial: _Trial) -> Callable[[Report], Verdict]:
         def on_report(report: Report) -> Verdict:
-            self._lease.check()
-            trial.reports.append(report)
-            self._note_cost(trial, report.trained_tokens)
-            number, value = trial.proposal.number, report.metrics[self._method.main_metric]
-            now = time.monotonic()
-            if not trial.logged or now - trial.logged_at >= LOG_SECONDS:
-                with trial.writes_to_ledger():
-                    self._tracking.log_reports(trial.run_id, trial.reports[trial.logged :])
-                trial.logged, trial.logged_at = len(trial.reports), now
-            with self._lock:
-                shown = replace(self._at_work[number], step=report.step, main_metric=value)
-                self._at_work[number] = shown
-            self._show(trial=number + 1, step=report.step, main_metric=value)
-            is_hopeless = self._search.report(number, value, report.step)
-            if self._limits(trial):
-                return Verdict.STOP
-            return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
+            with about(self._name(trial)):
+                return self._take(trial, report)
 
         return on_report
+
+    def _name(self, trial: _Trial) -> str:
+        return f"task {self._attempt.task.id}, trial {trial.proposal.number + 1}"
+
+    def _take(self, trial: _Trial, report: Report) -> Verdict:
+        self._lease.check()
+        trial.reports.append(report)
+        self._note_cost(trial, report.trained_tokens)
+        number, value = trial.proposal.number, report.metrics[self._method.main_metric]
+        now = time.monotonic()
+        if not trial.logged or now - trial.logged_at >= LOG_SECONDS:
+            with trial.writes_to_ledger():
+                self._tracking.log_reports(trial.run_id, trial.reports[trial.logged :])
+            trial.logged, trial.logged_at = len(trial.reports), now
+        with self._lock:
+            shown = replace(self._at_work[number], step=report.step, main_metric=value)
+            self._at_work[number] = shown
+        self._show(trial=number + 1, step=report.step, main_metric=value)
+        is_hopeless = self._search.report(number, value, report.step)
+        if self._limits.reached(trial.started):
+            return Verdict.STOP
+        return Verdict.PRUNE if is_hopeless else Verdict.CONTINUE
 
     def _show(self, **changes: Any) -> None:
         """Put into the task's progress where the trials stand."""
@@ -317,30 +311,27 @@ class Trials:
         begun = [max(0.0, mean - (now - trial.started)) for trial in self._running.values()]
         to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
         left = (sum(begun) + to_come) / self._attempt.executor.slots(self._attempt.needs)
-        return left if self._deadline is None else min(left, max(0.0, self._deadline - now))
+        return min(left, max(0.0, self._limits.seconds_left))
 
-    def _limits(self, trial: _Trial) -> list[_Limit]:
-        """Return what asks a trial to come to its end, if anything does."""
-        grace, limits = self._attempt.settings.stop_grace_seconds, []
-        if self._lease.is_stopping:
-            limits.append(_Limit("the stop", self._lease.seconds_since_stop, grace))
-        if self._deadline is not None and self._budget.max_minutes is not None:
-            minutes, late = self._budget.max_minutes, time.monotonic() - self._deadline
-            if late >= 0:
-                name = f"the end of the search's max_minutes ({minutes:g})"
-                limits.append(_Limit(name, late, min(grace, minutes * 60)))
-        if (minutes_each := self._budget.max_minutes_per_trial) is not None:
-            late = time.monotonic() - trial.started - minutes_each * 60
-            if late >= 0:
-                name = f"the end of its max_minutes_per_trial ({minutes_each:g})"
-                limits.append(_Limit(name, late, min(grace, minutes_each * 60), is_own=True))
-        return limits
-
-    def _kill_overdue(self) -> None:
-        """End the trials that go on for longer than they were given to come to their end."""
+    def _look_after(self) -> None:
+        """Tell of trials at work that do not report, and end those that go on for longer than they
+        were given to come to their end."""
         for future, trial in self._running.items():
-            if any(limit.overdue_seconds > 0 for limit in self._limits(trial)):
+            seconds = time.monotonic() - trial.started
+            if not trial.reports and seconds > self._limits.patience_seconds:
+                self._warn_of_silence(trial, f"has not reported for {seconds:.0f} s")
+            if any(limit.overdue_seconds > 0 for limit in self._limits.reached(trial.started)):
                 self._attempt.executor.kill(future)
+
+    def _warn_of_silence(self, trial: _Trial, what: str) -> None:
+        if self._has_warned_of_silence:
+            return
+        self._has_warned_of_silence = True
+        self._attempt.warn(
+            f"trial {trial.proposal.number + 1} {what}: it can be neither pruned nor stopped in "
+            "time, and nobody sees how far it is. Call `run.report(scores, step)` in `train`, once "
+            "per epoch, say"
+        )
 
     # -- after each ----------------------------------------------------------------------------
 
@@ -366,7 +357,7 @@ class Trials:
             if error is trial.ledger_error:
                 raise  # the ledger's failure, not the hyperparameter set's
             self._lease.check()
-            limits = self._limits(trial) if isinstance(error, TrialCanceled) else []
+            limits = self._limits.reached(trial.started) if isinstance(error, TrialCanceled) else []
             if limits:
                 limit = max(limits, key=lambda limit: limit.overdue_seconds)
                 error = TrialCanceled(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
@@ -374,7 +365,7 @@ class Trials:
             if limits and not limit.is_own:
                 self._tracking.kill_run(trial.run_id, why)
             else:
-                log.warning("task %s: trial %d: %r", self._attempt.task.id, number + 1, error)
+                log.warning("%r", error)
                 self._tracking.delete_model(trial.run_id)
                 self._end(trial, Outcome.FAILED, failure=trace(error))
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
@@ -386,8 +377,8 @@ class Trials:
                 del self._at_work[number]
         wall_seconds = time.monotonic() - trial.started
         log.info(
-            "task %s: trial %d: %s %.4f in %.1f s, %.0f %% of them not training",
-            self._attempt.task.id, number + 1, self._method.main_metric, value, wall_seconds,
+            "%s %.4f in %.1f s, %.0f %% of them not training",
+            self._method.main_metric, value, wall_seconds,
             100 * (1 - result.seconds["train"] / wall_seconds),
         )  # fmt: skip
         phases = {**result.seconds, "wall": wall_seconds}
@@ -398,6 +389,8 @@ class Trials:
             f"{self._method.main_metric} {value:.4f} on validation, in {wall_seconds:.1f} s",
             {"value": value, "seconds": round(wall_seconds, 1), "run_id": trial.run_id},
         )
+        if not trial.reports:
+            self._warn_of_silence(trial, "ended and had never reported")
         if model is not None:
             self._adopt_best(value, model)
         return None
@@ -408,7 +401,7 @@ class Trials:
         outcome: Outcome,
         metrics: Mapping[str, float] | None = None,
         value: float | None = None,
-        **about: Any,
+        **details: Any,
     ) -> None:
         """Tell the search how a trial ended, and write it to the ledger."""
         if trial.attrs is None:
@@ -423,7 +416,7 @@ class Trials:
             trained_tokens=trial.trained_tokens,
             attrs=trial.attrs,
             number=trial.proposal.number + 1,
-            **about,
+            **details,
         )
         metric = self._method.main_metric
         self._finished.append(
@@ -449,7 +442,7 @@ class Trials:
         copy = self._attempt.work / f"copy-{trial.proposal.number}"
         with trial.writes_to_ledger():
             self._tracking.download_model(model, copy)
-        scores = self._attempt.score(copy, "validation", self._kill_overdue)
+        scores = self._attempt.score(copy, "validation", self._look_after)
         read_back = mean_metrics(scores, metric)[metric]
         if abs(read_back - result.metrics[metric]) > SCORE_TOLERANCE * max(1.0, abs(read_back)):
             raise CorruptModel(
@@ -480,13 +473,3 @@ class Trials:
     ) -> None:
         named = {"trial": number + 1, **(data or {})}
         self._attempt.record(kind, f"trial {number + 1}: {what}", named)
-
-
-def seconds_at_work(trials: Iterable[FinishedTrial]) -> float:
-    """Return for how long any of some trials was at work: time of two at once counts once."""
-    total, until = 0.0, -math.inf
-    spans = [(trial.ended / 1000 - trial.seconds, trial.ended / 1000) for trial in trials]
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total

@@ -33,6 +33,7 @@ from embedding_studio.executors import open_executor
 from embedding_studio.failures import describe, is_plugins, trace
 from embedding_studio.iteration import run_iteration
 from embedding_studio.lease import Lease
+from embedding_studio.logs import about
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
@@ -83,13 +84,14 @@ class Worker:
         )
         if task is None:
             return False
-        log.info("task %s: claimed, attempt %d", task.id, task.attempt)
         lease = Lease(
             self._house.store, task, self.worker_id, settings.lease_seconds, self._house.clock
         )
         self._lease = lease
         try:
-            self._run(task, lease)
+            with about(f"task {task.id}"):
+                log.info("claimed, attempt %d", task.attempt)
+                self._run(task, lease)
         finally:
             self._lease = None
         return True
@@ -222,18 +224,18 @@ class Worker:
         try:
             method = self._catalog.get(task.fine_tuning_method)
             self._iterate(task, lease, method)
-            log.info("task %s: done", task.id)
+            log.info("done")
         except Stopped as error:
             self._end(task, lease, TaskStatus.DONE, str(error))
         except LeaseLost as error:
-            log.warning("task %s: %s", task.id, error)
+            log.warning("%s", error)
             self._clean_up_if_canceled(task, lease)
         except Draining as error:
             store.release_task(lease.claim, clock())
-            log.info("task %s: %s", task.id, error)
+            log.info("%s", error)
         except StoreUnavailable as error:
             # nothing can be written: the lease runs out and the task is claimed again
-            log.warning("task %s: given up, the store does not answer: %s", task.id, error)
+            log.warning("given up, the store does not answer: %s", error)
         except Exception as error:  # noqa: BLE001 - around a task: told with the task
             why = describe(error, self._catalog.methods.get(task.fine_tuning_method))
             self._end(
@@ -262,12 +264,7 @@ class Worker:
                 outages = 1 if has_gained else outages + 1
                 if outages > MAX_OUTAGES:
                     raise
-                log.warning(
-                    "task %s: waits for MLflow or the executor, outage %d: %s",
-                    task.id,
-                    outages,
-                    error,
-                )
+                log.warning("waits for MLflow or the executor, outage %d: %s", outages, error)
             else:
                 return
             self._wait_for_services(lease)
@@ -308,7 +305,7 @@ class Worker:
             return
         level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
         shown = f"\n{traceback}" if traceback else ""
-        log.log(level, "task %s: %s: %s%s", task.id, end, why, shown)
+        log.log(level, "%s: %s%s", end, why, shown)
         for attempted in tracking.task_experiments(task.id):
             tracking.kill_unfinished(attempted)
             tracking.set_iteration_state(attempted, end, why)
@@ -324,7 +321,7 @@ class Worker:
         model = store.find_model(task.fine_tuning_method)
         self._house.tracking.discard_task(task.id, model.kept_run_ids if model else ())
         self._house.store.release_canceled(lease.claim)
-        log.info("task %s: canceled, what it wrote is removed", task.id)
+        log.info("canceled, what it wrote is removed")
 
 
 def _describe(settings: Settings, task: FineTuningTask) -> bytes:

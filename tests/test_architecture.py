@@ -12,11 +12,11 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
-    | {"mlflow_names"},
+    | {"logs", "mlflow_names"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"} | {"failures"},
     {"tracking", "lease", "schedules", "webhooks"},
-    {"attempt", "trials", "champions", "iteration", "sweep", "api"},
+    {"attempt", "limits", "trials", "champions", "iteration", "sweep", "api"},
     {"worker", "client"},
     {"services", "demo"},
     {"__main__"},

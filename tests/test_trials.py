@@ -16,6 +16,7 @@ import pytest
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
+from embedding_studio.limits import seconds_at_work
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Search, SuggestedSet
 from embedding_studio.search.plots import draw_search
 from embedding_studio.settings import Settings
@@ -26,11 +27,12 @@ from embedding_studio.tasks import (
     RunningTrial,
     Sampler,
     SearchOptions,
+    TaskEventKind,
     TaskRequest,
     TaskStatus,
 )
-from embedding_studio.trials import seconds_at_work
 from embedding_studio.worker import Worker, utc_now
+from tests.contracts.test_executor import Reporting, go_on
 from tests.iterations import Bench, open_bench
 from tests.waiting import wait_until
 
@@ -173,8 +175,24 @@ def test_the_grace_is_no_longer_than_the_budget(
     assert time.monotonic() - started < 30 < settings.stop_grace_seconds
     assert failed.status is TaskStatus.ERROR
     assert "after the end of the search's max_minutes (0.01)" in str(failed.error)
+    (warning,) = warnings(bench, failed)
+    assert "trial 1 has not reported for 0 s" in warning
     bench.house.executor.close()
     bench.house.store.close()
+
+
+def test_trials_that_never_report_are_told_of_once(bench: Bench) -> None:
+    """In words that say what it costs and what to do."""
+    done = run(bench, "Silent", budget=Budget(3))
+    assert done.status is TaskStatus.DONE
+    (warning,) = warnings(bench, done)
+    assert warning.startswith("trial 1 ended and had never reported")
+    assert "run.report(scores, step)" in warning
+
+
+def warnings(bench: Bench, task: FineTuningTask) -> list[str]:
+    events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
+    return [event.detail for event in events if event.kind is TaskEventKind.WARNING]
 
 
 def test_a_trial_may_have_minutes_of_its_own(settings: Settings) -> None:
@@ -231,10 +249,11 @@ def test_time_of_trials_side_by_side_counts_once() -> None:
 
 def test_a_step_that_hangs_ends_the_task(settings: Settings) -> None:
     """What is no trial has a limit of its own, which the error names."""
-    bench = open_bench(settings.replaced(executor="process:1", max_job_minutes=0.01))
+    bench = open_bench(settings.replaced(executor="process:1", max_job_minutes=0.02))
+    bench.house.executor.submit(Reporting(), go_on).result(60)  # the fork server has its imports
     failed = run(bench, "Stuck preparing")
     assert failed.status is TaskStatus.ERROR
-    assert "still going on after 0.01 minutes" in str(failed.error)
+    assert "still going on after 0.02 minutes" in str(failed.error)
     assert "while preparing the data" in str(failed.error)
     assert "ES_MAX_JOB_MINUTES" in str(failed.error)
     bench.house.executor.close()

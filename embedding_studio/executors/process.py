@@ -6,6 +6,7 @@ worker ended.
 """
 
 import faulthandler
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -25,6 +26,7 @@ from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, TypeVar
 
+from embedding_studio import logs
 from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
 from embedding_studio.executors.base import (
     EVEN_SHARE,
@@ -275,6 +277,7 @@ def _child(
     with output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    logs.configure(logging.WARNING, own_level=logging.INFO)
     faulthandler.enable()  # where a plugin was when it crashed is told as well
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     threading.Thread(target=_die_with_parent, daemon=True).start()

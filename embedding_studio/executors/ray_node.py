@@ -5,6 +5,7 @@ what jobs read, each in a folder named by its content, for all jobs of that node
 import asyncio
 import fcntl
 import io
+import logging
 import os
 import pickle
 import shutil
@@ -22,6 +23,7 @@ from typing import Any, TypeAlias
 import ray
 from ray import exceptions as ray_errors
 
+from embedding_studio import logs
 from embedding_studio.errors import MethodError
 from embedding_studio.executors.base import Report, Verdict, obey, portable, relocated
 from embedding_studio.executors.output import read_output
@@ -145,6 +147,7 @@ def _printing_to(file: Path) -> Iterator[None]:
     with file.open("wb") as output:
         for number, _ in before:
             os.dup2(output.fileno(), number)
+    logs.configure(logging.WARNING, own_level=logging.INFO)
     try:
         yield
     finally:

@@ -7,11 +7,13 @@ A worker under test dies or freezes where ES_TEST_FAULT says (see `tests.faults.
 """
 
 import json
+import logging
 import os
 import sys
 import traceback
 from typing import Any
 
+from embedding_studio import logs
 from embedding_studio.settings import Settings
 from embedding_studio.trial import DrawSearch
 from embedding_studio.worker import open_worker
@@ -57,9 +59,7 @@ def _become_worker(environment: dict[str, str]) -> None:
     log = os.open(environment["ES_TEST_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(message)s")
+    logs.configure(logging.INFO)
     DrawSearch.__call__ = write_table  # type: ignore[method-assign] # see tests.iterations
     if fault := environment.get(VARIABLE):
         arm(fault)

@@ -73,6 +73,7 @@ def test_a_trial_that_always_crashes_says_why(yard: Yard) -> None:
         assert "the device is on fire" in Path(traceback).read_text()
         output = yard.bench.mlflow.download_artifacts(run.info.run_id, "output.txt")
         assert "warning 50\n" in Path(output).read_text()
+    assert f"task {task.id}, trial 2: " in yard.log
     assert worker.exit_code() is None
 
 

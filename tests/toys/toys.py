@@ -182,6 +182,15 @@ class Heeding(Slow):
         return np.array([params["skill"]])
 
 
+class Silent(Toy):
+    """Never reports, and returns at once."""
+
+    meta = PluginMeta(name="Silent")
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        return np.array([params["skill"]])
+
+
 class Stuck(Toy):
     """Never reports."""
 
