@@ -1,6 +1,7 @@
 """The command line: wiring only. Imports wait until a command needs them."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,6 +14,7 @@ from embedding_studio.logs import configure
 from embedding_studio.projects import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
+    from embedding_studio.client import EmbeddingStudioClient
     from embedding_studio.store import Store
 
 WIDE = 250
@@ -27,6 +29,10 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+champion = typer.Typer(help="List a method's models, and go back to one.", no_args_is_help=True)
+app.add_typer(champion, name="champion")
+Method = Annotated[str, typer.Argument(metavar="METHOD", help="the method's name")]
+Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 
 
 @app.command()
@@ -100,22 +106,12 @@ def create_key(
 @keys.command("list")
 def list_keys() -> None:
     """Show all keys, without their secrets."""
-    from rich.console import Console
-    from rich.table import Table
-
-    names = ("id", "name", "scopes", "project", "created", "expires", "revoked")
-    table = Table(box=None, pad_edge=False)
-    for name in names:
-        table.add_column(name, overflow="fold")  # what does not fit goes on, it is not left out
+    rows = []
     with _store() as store:
         for key in store.list_keys():
-            times = (key.created_at, key.expires_at, key.revoked_at)
-            shown = [f"{time:%Y-%m-%d %H:%M}" if time else "" for time in times]
-            table.add_row(key.id, key.name, ",".join(key.scopes), key.project, *shown)
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    console.print(table)
+            times = map(_minute, (key.created_at, key.expires_at, key.revoked_at))
+            rows.append([key.id, key.name, ",".join(key.scopes), key.project, *times])
+    _print_table(["id", "name", "scopes", "project", "created", "expires", "revoked"], rows)
 
 
 @keys.command("revoke")
@@ -146,6 +142,43 @@ def rotate_key(
     typer.echo(text)
 
 
+@champion.command("list")
+def list_versions(method: Method, url: Url = None) -> None:
+    """Show the versions of a method's model, newest first, and who moved the champion."""
+    with _client(url) as client:
+        found = client.champion(method)
+    rows = []
+    for version in found.versions:
+        state = "champion" if version.is_champion else "" if version.can_be_champion else "removed"
+        verdict = version.promotion
+        figures = f"{verdict.baseline:.4f} -> {verdict.best:.4f}" if verdict else ""
+        reason = verdict.reason if verdict else ""
+        made = _minute(version.created_at)
+        rows.append([str(version.version), state, made, version.task_id or "", figures, reason])
+    _print_table(["version", "state", "created", "task", "test", "verdict"], rows)
+    rows = []
+    for move in found.moves:
+        from_to = [str(move.from_version or ""), str(move.to_version)]
+        rows.append([_minute(move.at), *from_to, move.kind, move.by, move.why])
+    typer.echo()
+    _print_table(["moved", "from", "to", "kind", "by", "why"], rows)
+
+
+@champion.command("rollback")
+def roll_back(
+    method: Method,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="without it, the one before the present champion")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="for the model's history")] = "",
+    url: Url = None,
+) -> None:
+    """Make an earlier version champion; MLflow's alias follows within seconds."""
+    with _client(url) as client:
+        found = client.roll_back(method, version, reason)
+    typer.echo(f"version {found.champion} is champion: models:/{found.name}@champion")
+
+
 @app.command()
 def sweep(
     dry_run: Annotated[bool, typer.Option(help="tell what would be removed, and leave it")] = False,
@@ -169,6 +202,35 @@ def _store() -> "AbstractContextManager[Store]":
     from embedding_studio.store import open_store
 
     return closing(open_store(Settings().resolved_store_url))
+
+
+def _client(url: str | None) -> "EmbeddingStudioClient":
+    from embedding_studio.client import EmbeddingStudioClient
+    from embedding_studio.settings import Settings
+
+    settings = Settings()
+    key = settings.api_key
+    here = f"http://{settings.api_host}:{settings.api_port}"
+    return EmbeddingStudioClient(url or here, key.get_secret_value() if key else None)
+
+
+def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")  # what does not fit goes on, it is not left out
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
+
+
+def _minute(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M}" if time else ""
 
 
 def _now() -> datetime:

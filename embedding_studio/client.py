@@ -17,6 +17,7 @@ import httpx
 import stamina
 from pydantic import TypeAdapter
 
+from embedding_studio.api.champion_schemas import ChampionView
 from embedding_studio.api.clickstream_schemas import (
     BatchPage,
     EventsOutcome,
@@ -244,6 +245,29 @@ class EmbeddingStudioClient:
         """Delete a schedule; one that is gone already is fine, for a lost answer is asked again."""
         with suppress(NotFound):
             self._call("DELETE", f"/fine-tuning/schedule/{schedule_id}", fine=204)
+
+    def champion(self, fine_tuning_method: str) -> ChampionView:
+        """Return a method's versions, newest first, and which of them is champion."""
+        params = {"fine_tuning_method": fine_tuning_method}
+        response = self._call("GET", "/fine-tuning/champion", params=params)
+        return ChampionView.model_validate_json(response.content)
+
+    def roll_back(
+        self, fine_tuning_method: str, version: int | None = None, reason: str = ""
+    ) -> ChampionView:
+        """Make an earlier version champion; None: the one whose place the present one took."""
+        expected = None
+        if version is None:  # named here: a retry after a lost answer must not go back once more
+            found = self.champion(fine_tuning_method)
+            version, expected = found.previous_version, found.champion
+        body = {
+            "fine_tuning_method": fine_tuning_method,
+            "version": version,
+            "expected_champion": expected,
+            "reason": reason,
+        }
+        response = self._call("POST", "/fine-tuning/champion/rollback", json=body)
+        return ChampionView.model_validate_json(response.content)
 
     def get_task(self, task_id: str) -> TaskView:
         return _task(self._call("GET", f"/fine-tuning/task/{task_id}"))

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         "https://shop.example,https://www.shop.example; * for any; by default none",
     )
     api_key: SecretStr | None = Field(
-        None, description="what `up` and `demo` show to their own API, once there are API keys"
+        None, description="what `up`, `demo` and `champion` show to the API, once there are keys"
     )
     mlflow_port: int = Field(5001, ge=0, le=65535, description="port of the MLflow UI under `up`")
     max_event_age_seconds: float = Field(

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
+from embedding_studio.api.app import create_app
 from embedding_studio.champions import Champions
 from embedding_studio.errors import Conflict
 from embedding_studio.iteration import _Iteration
@@ -386,3 +388,50 @@ def test_former_initial_models_are_swept(bench: Bench, monkeypatch: pytest.Monke
     left = registered(bench, "Worse")
     assert {v.number for v in left.versions if v.removed_at is None} == {2, 3, 4}
     assert sweep(house.store, house.tracking, house.settings, utc_now()) == []
+
+
+CHAMPION = "/fine-tuning/champion"
+
+
+def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None:
+    """From the first task to the way back, over HTTP: the alias follows, the next task starts from
+    the version that was gone back to, and its model's verdict is against that one."""
+    house = bench.house
+    with TestClient(
+        create_app(house.store, house.settings), base_url="http://studio/api/v1"
+    ) as api:
+        first = bench.run_task()
+        toy = {"fine_tuning_method": "Toy"}
+        assert api.get(CHAMPION, params=toy).json()["champion"] == 2
+        answer = api.post(f"{CHAMPION}/rollback", json=toy).json()
+        assert (answer["champion"], answer["is_mirrored"]) == (1, False)
+        bench.worker.mirror()
+        assert api.get(CHAMPION, params=toy).json()["is_mirrored"]
+        assert house.tracking.champion_version("Toy") == 1
+        second = bench.run_task(start=1000)
+        assert second.promotion is not None
+        assert first.promotion is not None
+        assert second.promotion.baseline == first.promotion.baseline
+        answer = api.get(CHAMPION, params=toy).json()
+        assert (answer["champion"], answer["previous_version"]) == (3, 1)
+        assert answer["versions"][0]["task_id"] == second.id
+        gone_back = api.post(f"{CHAMPION}/rollback", json={**toy, "version": 2})
+        assert gone_back.json()["champion"] == 2
+
+
+def test_a_link_goes_with_its_iteration(bench: Bench) -> None:
+    """A done task whose experiment was removed has no link any more, and its history says why."""
+    house = bench.house
+    with TestClient(
+        create_app(house.store, house.settings), base_url="http://studio/api/v1"
+    ) as api:
+        first = bench.run_task("Worse")
+        url = f"/fine-tuning/task/{first.id}"
+        assert api.get(url).json()["mlflow_url"]
+        second = bench.run_task("Worse", start=1000)
+        task = api.get(url).json()
+        assert (task["status"], task["mlflow_url"]) == (TaskStatus.DONE, None)
+        assert "best_model_url" not in task
+        last = api.get(f"{url}/events").json()["events"][-1]
+        assert last["kind"] == "iteration_removed"
+        assert second.id in last["detail"]

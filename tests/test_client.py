@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import re
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,9 @@ import httpx
 import pytest
 import stamina
 import uvicorn
+from typer.testing import CliRunner, Result
 
+from embedding_studio.__main__ import app
 from embedding_studio.api.app import create_app
 from embedding_studio.api.clickstream_schemas import PostStatus
 from embedding_studio.api.schemas import TaskView
@@ -36,6 +39,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
+from tests.api.test_champions import register
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -50,8 +54,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def client(store: Store, tmp_path: Path) -> Iterator[EmbeddingStudioClient]:
     """A client of the real application, served on a free port of this machine."""
     listener = listen("127.0.0.1", 0)
-    app = create_app(store, Settings(data_folder=tmp_path))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    served = create_app(store, Settings(data_folder=tmp_path))
+    server = uvicorn.Server(uvicorn.Config(served, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -165,6 +169,51 @@ def test_stopping_and_reading_the_history(client: EmbeddingStudioClient, store: 
     assert [event.number for event in events] == list(range(1, 124))
     assert [event.kind for event in events[:3]] == ["created", "claimed", "stop_requested"]
     assert store.get_task(task.id).fresh_starts == 60
+
+
+def test_rolling_back(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:
+    """A rollback whose answer was lost goes back once; one that leads nowhere is refused."""
+    with pytest.raises(NotFound, match=METHOD):
+        client.champion(METHOD)
+    register(store, tmp_path)
+    assert [one.version for one in client.champion(METHOD).versions] == [3, 2, 1]
+    sent = client._http.request
+    lost: list[str] = []
+
+    def lose_the_first_answer(method: str, path: str, **content: object) -> httpx.Response:
+        answer = sent(method, path, **content)  # type: ignore[arg-type]
+        if method == "POST" and not lost:
+            lost.append(path)
+            raise httpx.ReadTimeout("lost")
+        return answer
+
+    with pytest.MonkeyPatch.context() as losing:
+        losing.setattr(client._http, "request", lose_the_first_answer)
+        found = client.roll_back(METHOD, reason="worse")
+    assert lost
+    assert (found.champion, [move.why for move in found.moves].count("worse")) == (2, 1)
+    assert client.roll_back(METHOD, version=1).champion == 1
+    with pytest.raises(Conflict, match="no previous version"):
+        client.roll_back(METHOD)
+
+
+def test_rolling_back_by_command(
+    client: EmbeddingStudioClient, store: Store, tmp_path: Path
+) -> None:
+    """`champion list` shows versions and moves, `champion rollback` makes one champion."""
+    register(store, tmp_path)
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["champion", *words, "--url", url])
+
+    told = run("rollback", METHOD, "--version", "1", "--reason", "fewer orders").stdout
+    assert told == f"version 1 is champion: models:/{METHOD}@champion\n"
+    listed = run("list", METHOD).stdout
+    assert re.search(r"^1 +champion", listed, re.M)
+    assert re.search(r"^3 .* task-3 +0.4000 -> 0.5000 +better", listed, re.M)
+    assert re.search(r"3 +1 +rolled_back +somebody without a key +fewer orders", listed)
+    assert isinstance(run("list", "Nobody's").exception, NotFound)
 
 
 def test_canceling_and_restarting(client: EmbeddingStudioClient) -> None:

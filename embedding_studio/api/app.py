@@ -9,7 +9,7 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import clickstream, fine_tuning, schedules, system
+from embedding_studio.api import champions, clickstream, fine_tuning, schedules, system
 from embedding_studio.api.context import House, utc_now
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
@@ -54,7 +54,7 @@ def create_app(
         Security(HTTPBearer(auto_error=False)),
         Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     ]
-    for resource in (clickstream.router, fine_tuning.router, schedules.router):
+    for resource in (clickstream.router, fine_tuning.router, champions.router, schedules.router):
         app.include_router(
             resource,
             prefix="/api/v1",

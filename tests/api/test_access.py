@@ -29,6 +29,7 @@ from tests.api.samples import (
     session_json,
     write_model,
 )
+from tests.api.test_champions import register
 
 SECRET = "red shoes"
 
@@ -128,6 +129,18 @@ ROUTES: dict[str, Route] = {
     "GET /fine-tuning/task/{task_id}/events": Route(
         lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/events"), Scope.READ, 404
     ),
+    "GET /fine-tuning/champion": Route(
+        lambda api, ids: api.get("/fine-tuning/champion", params={"fine_tuning_method": METHOD}),
+        Scope.READ,
+        404,
+    ),
+    "POST /fine-tuning/champion/rollback": Route(
+        lambda api, ids: api.post(
+            "/fine-tuning/champion/rollback", json={"fine_tuning_method": METHOD}
+        ),
+        Scope.TUNE,
+        404,
+    ),
     "POST /fine-tuning/schedule": Route(
         lambda api, ids: api.post(
             "/fine-tuning/schedule",
@@ -198,6 +211,7 @@ def ids(store: Store, tmp_path: Path) -> Ids:
         "5c", "a", METHOD, START, START, interval_seconds=60.0, metadata={"what": SECRET}
     )
     store.add_schedule(schedule)
+    register(a, tmp_path)
     return Ids(batch_id, task.id, schedule.id)
 
 
@@ -211,6 +225,7 @@ def everything(store: Store, ids: Ids) -> list[Any]:
         a.list_tasks(),
         a.list_events(ids.task_id),
         a.list_schedules(),
+        a.find_model(METHOD),
     ]
 
 

@@ -23,6 +23,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from tests.api.samples import METHOD, Clock, claim, session_json
+from tests.api.test_champions import register
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +57,7 @@ def document(tmp_path: Path, known: dict[str, str]) -> Iterator[Any]:
             claim(store)
             api.put(f"/fine-tuning/task/{known['task_id']}/cancel")
             schedule = {"fine_tuning_method": METHOD, "interval_seconds": 60}
+            register(store, tmp_path)
             known["schedule_id"] = api.post("/fine-tuning/schedule", json=schedule).json()["id"]
         yield schemathesis.openapi.from_asgi("/openapi.json", app)
 
