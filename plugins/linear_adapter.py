@@ -158,7 +158,8 @@ class LinearAdapter(FineTuningMethod[Adapter]):
             _save_with_route(load_encoder(Settings().initial_model), folder)
         else:
             shutil.copytree(model.encoder, folder, copy_function=_link, dirs_exist_ok=True)
-        weights = torch.from_numpy(model.matrix.T).to(_route_weights(folder).dtype)
+        weights = _route_weights(folder)
+        weights[: len(model.matrix), : len(model.matrix)] = torch.from_numpy(model.matrix.T)
         file = _route_file(folder)
         file.unlink()  # its bytes are the data's too
         save_file({_WEIGHTS: weights.contiguous()}, file)
@@ -167,14 +168,17 @@ class LinearAdapter(FineTuningMethod[Adapter]):
         """Read the matrix alone: the encoder's vectors are in the data."""
         if not (folder / "modules.json").exists():  # as version 0.1 saved it
             return Adapter(load_file(folder / "arrays.safetensors")["array"].numpy())
-        return Adapter(_route_weights(folder).T.float().contiguous().numpy())
+        config = json.loads((folder / "config_sentence_transformers.json").read_text())
+        served = slice(config.get("truncate_dim"))
+        return Adapter(_route_weights(folder)[served, served].T.float().contiguous().numpy())
 
 
 def _save_with_route(encoder: SentenceTransformer, folder: Path) -> None:
     """Write an encoder with a last step, for queries alone, that multiplies by a matrix: one that
-    changes nothing yet."""
+    changes nothing yet. It acts before vectors are cut to `truncate_dim`, on what will be left."""
     save_encoder(encoder, folder)
-    width = width_of(encoder)
+    with encoder.truncate_embeddings(None):
+        width = width_of(encoder)
     dense = Dense(width, width, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.eye(width, dtype=stored_dtype(encoder))
     steps: list[Module] = [dense]

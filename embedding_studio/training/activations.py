@@ -40,7 +40,7 @@ def activations_file(folder: Path, frozen: Iterable[Tensor], depths: Iterable[in
     digest = hashlib.sha256(repr(list(depths)).encode())
     for weights in frozen:
         digest.update(str(tuple(weights.shape)).encode())
-        digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return folder / f"activations-{digest.hexdigest()[:16]}.npy"
 
 

@@ -73,10 +73,13 @@ _NEEDS_CODE = (
 )
 
 
-def _complete(tokenizer: PreTrainedTokenizerBase, transformer: nn.Module) -> None:
+def _complete(tokenizer: PreTrainedTokenizerBase, transformer: Transformer) -> None:
     """Give the tokenizer what it needs to make input that the transformer takes."""
     if tokenizer.pad_token_id is None:  # what stands in the padding is masked
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    longest = getattr(transformer.config.get_text_config(), "max_position_embeddings", None) or -1
+    if longest > 0:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     for module in transformer.modules():
         table = getattr(module, "position_embeddings", None)
         if isinstance(table, nn.Embedding):

@@ -356,10 +356,14 @@ def fingerprint_of(model: SentenceTransformer) -> str:
 
 
 def _vocabulary_of(tokenizer: Any) -> str:
-    size = tokenizer.get_vocab_size() if hasattr(tokenizer, "get_vocab_size") else len(tokenizer)
-    return _hash_of_vocabulary(tokenizer, size)
+    is_plain = not hasattr(tokenizer, "__len__")
+    return _hash_of_vocabulary(
+        tokenizer, len(tokenizer.get_vocab()) if is_plain else len(tokenizer)
+    )
 
 
 @lru_cache(maxsize=4)  # it takes as long as a small evaluation; a tokenizer may only gain tokens
 def _hash_of_vocabulary(tokenizer: Any, size: int) -> str:
-    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else list(vocabulary)
+    return hashlib.sha256(repr(words).encode()).hexdigest()

@@ -80,10 +80,6 @@ class Tower:
         self._cuts = _cuts(model, scope, frozen_layers)
         frozen, self.weights = self._split_parameters(scope)
         self.learning = self.weights
-        for parameter in frozen.values():
-            parameter.requires_grad_(False)
-        for parameter in self.weights.values():
-            parameter.requires_grad_(True)
         self._activations = self._open_activations(frozen, activations_mb)
         if lora_rank:
             self._learn_adapters(lora_rank)
@@ -120,7 +116,8 @@ class Tower:
                 merge_lora(cut.stack)
 
     def _split_parameters(self, scope: tuple[str, ...]) -> tuple[Parameters, Parameters]:
-        """Return the frozen and the learning parameters of the scope."""
+        """Return the parameters below the cuts and those that learn, of the scope; let no others
+        have gradients."""
         below, used = dependencies(self.model, self._cuts, self.inputs)
         can_learn = learnable(self.model)
         frozen: Parameters = {}
@@ -128,7 +125,11 @@ class Tower:
         for name, parameter in self.model.named_parameters():
             if any(part in name for part in scope):
                 learns = name in can_learn and parameter in used - below
-                (learning if learns else frozen)[name] = parameter
+                parameter.requires_grad_(learns)
+                if learns:
+                    learning[name] = parameter
+                elif parameter in below:
+                    frozen[name] = parameter
         return frozen, learning
 
     def _learn_adapters(self, rank: int) -> None:

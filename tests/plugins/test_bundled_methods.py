@@ -195,3 +195,36 @@ def test_the_linear_adapter_is_served_by_sentence_transformers_alone(
     (former := tmp_path / "former").mkdir()
     save_file({"array": model.matrix}, former / "arrays.safetensors")
     np.testing.assert_array_equal(method.load(former).matrix, model.matrix)
+
+
+def test_the_adapter_works_on_vectors_as_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query's and an item's vector have the encoder's prompts, dimensions and similarity."""
+    folder = write_tiny_model(tmp_path / "tiny")
+    encoder = SentenceTransformer(
+        str(folder),
+        device="cpu",
+        prompts={"query": "find: ", "document": "text: "},
+        truncate_dim=8,
+        similarity_fn_name="dot",
+    )
+    encoder.save(str(tmp_path / "encoder"), create_model_card=False)
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(tmp_path / "encoder"))
+    method = discover_methods(PLUGINS).get("Linear adapter")
+    data = prepared(method, searches(4000), tmp_path / "data")
+    lists, vectors = data.train.lists, data.train.vectors
+    query, item = lists.queries[0], lists.items[0]
+    contents = lists.texts.contents
+    assert vectors[query] == pytest.approx(encoder.encode_query(contents[query]), abs=1e-5)
+    assert vectors[item] == pytest.approx(encoder.encode_document(contents[item]), abs=1e-5)
+    start = method.load_initial_model()
+    assert start.matrix.shape == (8, 8)
+    tuned = method.train(start, suggestion(method), replace(data, test=None), Reports())
+    (saved := tmp_path / "saved").mkdir()
+    method.save(tuned, saved)
+    served = SentenceTransformer(str(saved), device="cpu")
+    expected = vectors[query] @ tuned.matrix
+    assert served.encode_query(contents[query]) == pytest.approx(expected, abs=1e-5)
+    assert served.encode_document(contents[item]) == pytest.approx(vectors[item], abs=1e-5)
+    assert method.load(saved).matrix == pytest.approx(tuned.matrix)

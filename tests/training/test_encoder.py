@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
 
-from embedding_studio.errors import CorruptModel
-from embedding_studio.training.encoder import embed_frozen, load_encoder, save_encoder
+from embedding_studio.errors import CorruptModel, MethodError
+from embedding_studio.training.encoder import (
+    embed_frozen,
+    load_encoder,
+    require_tunable,
+    save_encoder,
+    width_of,
+)
 from embedding_studio.training.inputs import chunks_of_like_length, in_order
 from embedding_studio.training.layers import count_layers
 from embedding_studio.training.serving import forward
@@ -165,3 +173,69 @@ def test_another_tokenizer_gets_token_ids_of_its_own(
     assert isinstance(again.columns["input_ids"], np.memmap)
     assert again.folder == own.folder
     assert texts.fingerprint == open_texts(tmp_path).fingerprint
+
+
+def test_a_text_on_both_sides_is_one_where_both_are_prompted_alike(
+    tiny_model_folder: Path,
+) -> None:
+    """Then it is encoded once; a prompt for one side makes two of it."""
+    contents, is_item = ["apple", "bird", "apple"], np.array([False, True, True])
+    everything = np.arange(3)
+    alike = tokenize(load_encoder(tiny_model_folder), contents, is_item)
+    assert alike.same_as(everything).tolist() == [0, 1, 0]
+    model = load_encoder(tiny_model_folder, query_prompt="find: ")
+    apart = tokenize(model, contents, is_item)
+    assert apart.same_as(everything).tolist() == [0, 1, 2]
+    vectors = embed_frozen(model, apart, everything)
+    assert vectors[0] == pytest.approx(model.encode_query("apple", normalize_embeddings=True))
+    assert vectors[2] == pytest.approx(model.encode_document("apple", normalize_embeddings=True))
+
+
+def test_prompts_of_ones_own_are_saved(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Whoever loads the saved model gets them too."""
+    model = load_encoder(tiny_model_folder, query_prompt="find: ", item_prompt="text: ")
+    save_encoder(model, tmp_path / "saved")
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    expected = plain.encode("find: a shoe")
+    assert plain.encode_query("a shoe") == pytest.approx(expected)
+    assert plain.encode_document("a shoe") == pytest.approx(plain.encode("text: a shoe"))
+
+
+def test_a_setting_names_the_type_that_weights_are_saved_in(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The masters are in single precision, and hold what was written."""
+    monkeypatch.setenv("ES_MODEL_DTYPE", "bfloat16")
+    model = load_encoder(tiny_model_folder)
+    assert model.dtype == torch.float32
+    save_encoder(model, tmp_path / "saved")
+    assert model.dtype == torch.float32
+    stored = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert stored.dtype == torch.bfloat16
+    for mine, theirs in zip(model.parameters(), stored.parameters(), strict=True):
+        assert mine.equal(theirs.float())
+
+
+def test_a_model_that_runs_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Whether transformers or a module asks for it, the refusal says what to do instead."""
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("raise SystemExit")
+    with pytest.raises(MethodError, match=r"runs code from its own repository.*load_initial_model"):
+        load_encoder(tmp_path)
+    module = {"idx": 0, "name": "0", "path": "", "type": "mine.Mine"}
+    (tmp_path / "modules.json").write_text(json.dumps([module]))
+    with pytest.raises(MethodError, match="runs code from its own repository"):
+        load_encoder(tmp_path)
+
+
+def test_a_model_in_which_nothing_learns_is_refused(tmp_path: Path) -> None:
+    """A bag of words has no weights; the refusal names the method that needs none."""
+    words = SentenceTransformer(modules=[BoW(vocab=["apple", "bird"])], device="cpu")
+    words.save(str(tmp_path / "words"), create_model_card=False)
+    model = load_encoder(tmp_path / "words")
+    with pytest.raises(
+        MethodError, match=r"nothing of the model can learn \(BoW\).*Linear adapter"
+    ):
+        require_tunable(model)
+    assert width_of(model) == 2

@@ -3,10 +3,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from embedding_studio.errors import MethodError
 from embedding_studio.training import evaluation
 from embedding_studio.training.evaluation import evaluate_vectors
+from embedding_studio.training.metrics import dcg, ideal_dcg
+from embedding_studio.training.serving import unit_of
 from tests.training.test_batches import lists_by_hand, random_lists
 
 
@@ -89,3 +92,37 @@ def test_vectors_that_are_not_finite_are_an_error() -> None:
     nothing = np.full((7, 2), np.nan, np.float32)
     with pytest.raises(MethodError, match="diverged"):
         evaluate_vectors(lists_by_hand(), nothing[:2], lambda which: nothing[which])
+
+
+@pytest.mark.parametrize("name", ["dot", "euclidean", "manhattan"])
+def test_models_are_judged_by_their_own_similarity(name: str) -> None:
+    """Scores are those of the similarity as NumPy has it, ranked."""
+    lists = random_lists(queries=90, shown=8)
+    queries, items = random_vectors()
+    queries, items = 3 * queries, items * np.arange(1, 301, dtype=np.float32)[:, None]
+    apart = queries[lists.pair_queries()] - items[lists.items]
+    own = {
+        "dot": (queries[lists.pair_queries()] * items[lists.items]).sum(axis=1),
+        "euclidean": -np.sqrt((apart**2).sum(axis=1)),
+        "manhattan": -np.abs(apart).sum(axis=1),
+    }[name]
+    alone = replace(lists, distractors=np.empty(0, np.int64))
+    scores = evaluate_vectors(alone, queries, lambda which: items[which], name)
+    ones = np.ones(len(lists.items), np.bool_)
+    expected = (
+        dcg(lists.padded(own, 0.0), lists.padded(lists.gain, 0.0), lists.padded(ones, False))
+        / ideal_dcg(lists.padded(lists.relevance, 0.0)).mean()
+    )
+    weight = lists.weight / lists.weight.mean()
+    assert scores["ndcg_at_10"] == pytest.approx(expected * weight, rel=1e-4)
+
+
+def test_a_unit_of_similarity_is_worth_as_much_as_one_of_cosine() -> None:
+    """For vectors of length 3 and 5, a dot product of 15; a distance has its own."""
+    queries, items = (torch.from_numpy(vectors) for vectors in random_vectors())
+    assert unit_of("cosine", queries, items) == 1
+    assert unit_of("dot", 3 * queries, 5 * items) == pytest.approx(15, rel=1e-4)
+    assert unit_of("euclidean", 3 * queries, 3 * items) == pytest.approx(
+        3 * unit_of("euclidean", queries, items), rel=1e-4
+    )
+    assert unit_of("dot", 0 * queries, items) == 1

@@ -30,7 +30,7 @@ def write_tiny_clip(folder: Path) -> Path:
     """Write a randomly initialised CLIP, laid out as clip-ViT-B-32 is; return its folder."""
     inner = folder / "0_CLIPModel"
     inner.mkdir(parents=True)
-    tokenizer = AutoTokenizer.from_pretrained(PACKAGED_MODEL, model_max_length=32)
+    tokenizer = AutoTokenizer.from_pretrained(PACKAGED_MODEL, model_max_length=32, max_length=32)
     side = {
         "hidden_size": 32,
         "intermediate_size": 64,
