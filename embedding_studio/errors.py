@@ -26,6 +26,7 @@ EmbeddingStudioError
 ├── TrialInterrupted        raised by `report` inside a trial: unwind, do not catch
 │   ├── TrialPruned         the search gave up on this hyperparameter set
 │   └── TrialCanceled       end now; nothing counts
+├── TrialTimedOut           the trial went on past its minutes
 └── TrialCrashed            the trial's process ended without an answer
 """
 
@@ -131,6 +132,10 @@ class TrialPruned(TrialInterrupted):
 
 
 class TrialCanceled(TrialInterrupted):
+    pass
+
+
+class TrialTimedOut(EmbeddingStudioError):
     pass
 
 

@@ -21,6 +21,7 @@ from embedding_studio.errors import (
     Stopped,
     TrialCanceled,
     TrialPruned,
+    TrialTimedOut,
 )
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.failures import PROPOSING, describe, during, trace
@@ -360,14 +361,15 @@ class Trials:
             limits = self._limits.reached(trial.started) if isinstance(error, TrialCanceled) else []
             if limits:
                 limit = max(limits, key=lambda limit: limit.overdue_seconds)
-                error = TrialCanceled(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
+                kind = TrialTimedOut if limit.is_own else TrialCanceled
+                error = kind(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
             why = describe(error, self._method)
             if limits and not limit.is_own:
                 self._tracking.kill_run(trial.run_id, why)
             else:
                 log.warning("%r", error)
                 self._tracking.delete_model(trial.run_id)
-                self._end(trial, Outcome.FAILED, failure=trace(error))
+                self._end(trial, Outcome.FAILED, failure=trace(error), why=why)
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
             return why
         finally:

@@ -204,6 +204,7 @@ def test_a_trial_may_have_minutes_of_its_own(settings: Settings) -> None:
     runs = bench.runs(done)
     assert [one.info.status for one in runs] == ["FINISHED", "FAILED", "FINISHED"]
     assert "the end of its max_minutes_per_trial (0.05)" in runs[1].data.tags["es.failure"]
+    assert runs[1].info.run_name == "2 failed: TrialTimedOut"
     assert done.progress is not None
     assert done.progress.failed_trials == 1
     bench.house.executor.close()

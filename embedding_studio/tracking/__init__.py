@@ -391,6 +391,7 @@ class Tracking(Models):
         outcome: Outcome = Outcome.COMPLETE,
         value: float | None = None,
         failure: str | None = None,
+        why: str | None = None,
         trained_tokens: int = 0,
         attrs: str | None = None,
         number: int | None = None,
@@ -399,8 +400,9 @@ class Tracking(Models):
 
         The outcome and value are written before the status: a run that is terminated is complete
         in the ledger. unlogged: those of its reports that are yet to be logged. failure: the
-        traceback of a failed trial, kept as artifact `traceback.txt`. attrs: what the search noted
-        on the trial. number: the trial's, from 1, for its name; None for the baseline.
+        traceback of a failed trial, kept as artifact `traceback.txt`; why: it failed, for people.
+        attrs: what the search noted on the trial. number: the trial's, from 1, for its name; None
+        for the baseline.
         """
         totals = {
             f"{story.ASIDE}seconds.{phase}": duration for phase, duration in (seconds or {}).items()
@@ -412,7 +414,8 @@ class Tracking(Models):
             *_metrics(final, step=reports[-1].step + 1 if reports else 0),
         ]
         last_step = reports[-1].step if reports else None
-        name = story.name_of(number, outcome, value, last_step, failure)
+        reason = why.partition("\n")[0] if why else None
+        name = story.name_of(number, outcome, value, last_step, reason)
         tags = {"es.outcome": outcome.value, "mlflow.runName": name}
         if attrs is not None:
             tags["es.attrs"] = attrs
@@ -423,8 +426,7 @@ class Tracking(Models):
             tags["es.value"] = repr(value)
         if failure is not None:
             self._client.log_text(run_id, failure, "traceback.txt")
-            last_line = failure.strip().splitlines()[-1]
-            tags["es.failure"] = last_line[:500]
+            tags["es.failure"] = (reason or "")[:500]
             tags["mlflow.note.content"] = f"```\n{failure[-4000:]}\n```"
         self._log(run_id, points, [RunTag(k, v) for k, v in tags.items()])
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}

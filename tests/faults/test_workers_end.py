@@ -71,6 +71,7 @@ def test_a_trial_that_always_crashes_says_why(yard: Yard) -> None:
     for run in runs:
         traceback = yard.bench.mlflow.download_artifacts(run.info.run_id, "traceback.txt")
         assert "the device is on fire" in Path(traceback).read_text()
+        assert run.info.run_name.endswith("failed: TrialCrashed")
         output = yard.bench.mlflow.download_artifacts(run.info.run_id, "output.txt")
         assert "warning 50\n" in Path(output).read_text()
     assert f"task {task.id}, trial 2: " in yard.log
