@@ -26,7 +26,7 @@ def test_a_card_tells_data_metrics_and_parameters(bench: Bench) -> None:
     text = stored_card(task)
     assert text.startswith("---\ntags:\n- embedding-studio\n---\n# Toy\n\nPromoted: ")
     (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
-    assert f"| test/skill | 0.2000 | {promotion.best:.4f} |" in text
+    assert f"| test_skill | 0.2000 | {promotion.best:.4f} |" in text
     assert f"interval of {promotion.delta_ci95[0]:+.4f} to " in text
     assert f"| layers | {best.data.params['layers']} |" in text
     assert "| sessions | 60 |" in text

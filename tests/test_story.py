@@ -133,7 +133,7 @@ def test_links_open_a_view_that_the_experiment_has(bench: Bench) -> None:
     state = json.loads(view["state"])
     assert state["orderByKey"] == "metrics.`skill`"
     assert state["orderByAsc"] is False
-    shown = {"metrics.`skill`", "metrics.`test/skill`", "params.`skill`", "params.`shuffle`"}
+    shown = {"metrics.`skill`", "metrics.`test_skill`", "params.`skill`", "params.`shuffle`"}
     assert shown <= set(state["selectedColumns"])
 
 
@@ -142,3 +142,18 @@ def test_a_view_fits_into_a_tag() -> None:
     _, value = story.saved_view("loss", "minimize", [f"parameter_{n}" for n in range(500)], 0)
     assert len(value) < 5000
     assert json.loads(json.loads(value)["state"])["orderByAsc"] is True
+
+
+def test_a_version_in_the_registry_tells_its_scores(bench: Bench) -> None:
+    """Its description is the verdict; its tags are the test scores and the parameters."""
+    task = bench.run_task()
+    promotion = task.promotion
+    assert promotion is not None
+    first, second = sorted(
+        bench.mlflow.search_model_versions("name = 'Toy'"), key=lambda v: int(v.version)
+    )
+    (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
+    assert second.description == story.verdict(promotion)
+    assert second.tags["test_skill"] == f"{promotion.best:.4f}"
+    assert second.tags["layers"] == best.data.params["layers"]
+    assert first.tags == {}  # the initial model

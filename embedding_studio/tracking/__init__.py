@@ -473,8 +473,8 @@ class Tracking(Models):
         self._client.set_terminated(run_id, "KILLED")
 
     def log_test_scores(self, run_id: str, scores: Mapping[str, float]) -> None:
-        """Log scores on the test split, as `test/<metric>`, to a run that has ended."""
-        named = {f"test/{to_mlflow(name)}": value for name, value in scores.items()}
+        """Log scores on the test split, as `test_<metric>`, to a run that has ended."""
+        named = {f"{story.TEST}{to_mlflow(name)}": value for name, value in scores.items()}
         self._client.log_batch(run_id, metrics=_metrics(named))
 
     def kill_unfinished(self, experiment_id: str) -> None:

@@ -58,13 +58,13 @@ def _metrics(promotion: Promotion, baseline: Run | None, best: Run) -> list[str]
     """Return a table of the metrics of both splits, and what the difference is worth."""
     before = baseline.data.metrics if baseline else {}
     after = best.data.metrics
-    tested = [name for name in sorted(after) if name.startswith("test/")]
+    tested = [name for name in sorted(after) if name.startswith(story.TEST)]
 
     def row(name: str) -> tuple[str, ...]:
         values = (before.get(name), after.get(name))
         return (from_mlflow(name), *("" if v is None else f"{v:.4f}" for v in values))
 
-    names = [name for test in tested for name in (test.removeprefix("test/"), test)]
+    names = [name for test in tested for name in (test.removeprefix(story.TEST), test)]
     lines = _table("Metrics", ["metric", "before", "this model"], map(row, names))
     interval = promotion.delta_ci95
     if interval is not None:
@@ -72,7 +72,7 @@ def _metrics(promotion: Promotion, baseline: Run | None, best: Run) -> list[str]
             "",
             f"The difference of {promotion.metric_name} on the test split is "
             f"{promotion.delta:+.4f}, with a 95 % interval of {interval[0]:+.4f} to "
-            f"{interval[1]:+.4f} over {promotion.test_queries} queries. Names without `test/` are "
+            f"{interval[1]:+.4f} over {promotion.test_queries} queries. Names without `test_` are "
             "of the validation split, by which the best trial was chosen.",
         ]
     return lines

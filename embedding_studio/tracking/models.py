@@ -362,9 +362,13 @@ class Models:
         is_it = f"name = '{method_name}' AND run_id = '{model.run_id}'"
         for registered in self._client.search_model_versions(is_it):
             return int(registered.version)
-        source = f"{self._artifact_uri(model.run_id)}/{MODEL_FOLDER}"
+        run = self._client.get_run(model.run_id)
         made = self._client.create_model_version(
-            method_name, source, run_id=model.run_id, description=why
+            method_name,
+            f"{run.info.artifact_uri}/{MODEL_FOLDER}",
+            run_id=model.run_id,
+            description=why,
+            tags=story.version_tags(run),
         )
         return int(made.version)
 

@@ -19,9 +19,12 @@ from embedding_studio.tasks import Promotion
 _BEST = " best"
 _SUPERSEDED = ", superseded"
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
+_TAG_LENGTH = 500
 ASIDE = "system/"
 """Metrics so named stand on a page of their own in MLflow, and after all others: what has another
-prefix comes before the curves."""
+prefix before a slash comes before the curves."""
+TEST = "test_"
+"""How metrics of the test split begin: they come after the curves."""
 
 
 def short(value: float) -> str:
@@ -63,7 +66,7 @@ def saved_view(
     The best run comes first, the columns are what a trial is judged by and what was tried, and the
     charts begin with the curves.
     """
-    columns = [f"metrics.`{to_mlflow(metric)}`", f"metrics.`test/{to_mlflow(metric)}`"]
+    columns = [f"metrics.`{to_mlflow(metric)}`", f"metrics.`{TEST}{to_mlflow(metric)}`"]
     columns += [f"params.`{to_mlflow(str(name))}`" for name in params][:_MOST_COLUMNS]
     state = {
         "orderByKey": columns[0],
@@ -71,11 +74,7 @@ def saved_view(
         "selectedColumns": [*columns, "attributes.`Duration`"],
         "isAccordionReordered": True,
         "compareRunCharts": [],
-        "compareRunSections": [
-            _section("Model metrics"),
-            _section("test"),
-            _section("data", False),
-        ],
+        "compareRunSections": [_section("Model metrics"), _section("data", is_open=False)],
     }
     view = {"name": "Iteration", "createdAt": now_ms, "updatedAt": now_ms}
     return f"mlflow.sharedViewState.{RUNS_VIEW}", json.dumps({**view, "state": json.dumps(state)})
@@ -98,8 +97,8 @@ def _in_a_cell(text: str) -> str:
 def _about(tags: Mapping[str, str]) -> dict[str, str]:
     """tags: the experiment's."""
     about = {"method": tags["es.method"], "task": tags["es.task_id"], "batch": tags["es.batch_id"]}
-    if "es.trained_tokens" in tags:
-        about["cost"] = f"{int(tags['es.trained_tokens']):,} trained tokens"
+    if tokens := int(tags.get("es.trained_tokens", 0)):  # not every method counts any
+        about["cost"] = f"{tokens:,} trained tokens"
     return about
 
 
@@ -153,3 +152,10 @@ def _next_step(promotion: Promotion, model_name: str) -> str:
     if promotion.delta_ci95 and promotion.delta_ci95[0] * promotion.delta_ci95[1] < 0:
         return "collect more sessions, then start a new task: the test could not tell them apart"
     return "collect more sessions or try more sets: the champion stays"
+
+
+def version_tags(run: Run) -> dict[str, str]:
+    """Return what a registered version shows of its run: scores on the test split, parameters."""
+    metrics = run.data.metrics.items()
+    scores = {name: f"{value:.4f}" for name, value in metrics if name.startswith(TEST)}
+    return {**scores, **{name: value[:_TAG_LENGTH] for name, value in run.data.params.items()}}
