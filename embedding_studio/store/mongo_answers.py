@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from bson import ObjectId
 from bson.errors import BSONError
 from pymongo import errors as mongo_errors
 
@@ -46,3 +47,8 @@ def _refusal(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
         return None, str(error)
     details = getattr(error, "details", None) or {}
     return getattr(error, "code", NO_CODE) or NO_CODE, details.get("errmsg") or str(error)
+
+
+def id_of(text: str) -> ObjectId | None:
+    """Return an id no document has, None, for a text that is no id."""
+    return ObjectId(text) if ObjectId.is_valid(text) else None

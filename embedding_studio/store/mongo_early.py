@@ -14,6 +14,7 @@ from pymongo.collection import Collection
 
 from embedding_studio.clickstream import SessionEvent
 from embedding_studio.store.base import EarlyFeedback, Store
+from embedding_studio.store.mongo_answers import answering
 
 EVENT = TypeAdapter(SessionEvent)
 DUPLICATE_KEY = 11000
@@ -38,6 +39,7 @@ class MongoEarly(Store):
         self._early.create_index(unique, unique=True)
         self._early.create_index([("project", ASCENDING), ("expires_at", ASCENDING)])
 
+    @answering()
     def count_early(self, now: datetime) -> int:
         waiting = {"project": self.project, "expires_at": {"$gt": now}}
         return self._early.count_documents(waiting)

@@ -187,7 +187,7 @@ class TaskMoves(Store):
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> TaskStatus:
         if status == TaskStatus.ERROR:
-            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", data)
+            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", dict(data))
             return self._write_owned(claim, now, _ended(status, error), event).status
         if status != TaskStatus.DONE:
             raise ValueError(f"a task ends as done or error, not as {status}")
