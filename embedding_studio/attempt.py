@@ -2,9 +2,11 @@
 
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,26 +90,48 @@ class Attempt:
 
         Raises MethodError when the job takes longer than ES_MAX_JOB_MINUTES."""
         doing, output = self._submitted.pop(future)
+        with during(doing, output):
+            try:
+                self.first_done([future], self._ending(meanwhile, self.check))
+            except BaseException:
+                self.executor.kill(future)
+                wait([future])
+                raise
+            return future.result()
+
+    def call(
+        self, doing: str, function: Callable[[], Result], meanwhile: Callable[[], None]
+    ) -> Result:
+        """Return what a function of the plugin gives in this process, in a thread that is left to
+        itself when it hangs. Raises as `result_of`."""
+        future: Future[Result] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
+                future.set_exception(error)
+
+        threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+        with during(doing):
+            self.first_done([future], self._ending(meanwhile))
+            return future.result()
+
+    def _ending(self, *meanwhile: Callable[[], None]) -> Callable[[], None]:
+        """Return what is called again and again while a step goes on, to end it when it is due."""
         minutes = self.settings.max_job_minutes
         deadline = time.monotonic() + minutes * 60
 
         def end_if_due() -> None:
-            meanwhile()
-            self.check()
+            for look in meanwhile:
+                look()
             if time.monotonic() >= deadline:
                 raise MethodError(
                     f"still going on after {minutes:g} minutes, it was ended: does the method wait "
                     "for something? If it needs longer, raise ES_MAX_JOB_MINUTES"
                 )
 
-        with during(doing, output):
-            try:
-                self.first_done([future], end_if_due)
-            except BaseException:
-                self.executor.kill(future)
-                wait([future])
-                raise
-            return future.result()
+        return end_if_due
 
     def first_done(
         self, running: Collection[Future[Any]], meanwhile: Callable[[], None]

@@ -21,7 +21,7 @@ from embedding_studio.errors import (
     LeaseLost,
     NotFound,
 )
-from embedding_studio.failures import PROPOSING, during
+from embedding_studio.failures import PROPOSING
 from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.promotion import decide
@@ -276,8 +276,8 @@ class _Iteration:
 
     def _draw_sets(self) -> list[Parameters]:
         """Return what the trials may look like."""
-        with during(PROPOSING):
-            return draw_sets(self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
+        draw = partial(draw_sets, self._method.suggest, ESTIMATE_FROM_SETS, self._settings.seed)
+        return self._attempt.call(PROPOSING, draw, self._attempt.check)
 
     # -- search ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,7 +25,7 @@ from embedding_studio.errors import (
     TrialTimedOut,
 )
 from embedding_studio.executors.base import Report, Verdict
-from embedding_studio.failures import PROPOSING, describe, during, trace
+from embedding_studio.failures import PROPOSING, describe, trace
 from embedding_studio.limits import Limits, seconds_at_work
 from embedding_studio.logs import about
 from embedding_studio.methods import is_better
@@ -228,8 +229,8 @@ class Trials:
     def _start(self) -> None:
         self._lease.check()
         attempt = self._attempt
-        with during(PROPOSING):
-            proposal = self._search.ask(self._method.suggest)
+        ask = partial(self._search.ask, self._method.suggest)
+        proposal = attempt.call(PROPOSING, ask, self._look_after)
         for note in self._search.take_notes():
             attempt.warn(note)
         if proposal is None:

@@ -261,6 +261,15 @@ def test_a_step_that_hangs_ends_the_task(settings: Settings) -> None:
     bench.house.store.close()
 
 
+def test_a_plugin_that_hangs_in_the_worker_ends_the_task(settings: Settings) -> None:
+    """What it is asked in the worker's own process cannot be killed, and is not waited for."""
+    bench = open_bench(settings.replaced(max_job_minutes=0.02))
+    failed = run(bench, "Stuck suggesting")
+    assert failed.status is TaskStatus.ERROR
+    assert "while proposing a hyperparameter set" in str(failed.error)
+    bench.house.store.close()
+
+
 def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What a job prints, kept within bounds: its beginning and its end."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 HEAD_BYTES = TAIL_BYTES = 512 * 1024
@@ -41,10 +42,12 @@ def read_output(file: Path) -> bytes:
 
 
 def write_output(content: bytes, file: Path | None) -> None:
-    """Keep an output in a file; of none, and for nobody, there is none."""
+    """Keep an output in a file; of none, and for nobody, there is none. No job fails for want of
+    room for what it printed."""
     if content and file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
 
 
 def last_lines(content: bytes) -> str:

@@ -152,13 +152,12 @@ class _Supervised:
                 process.start()
                 self._process = process
             try:
-                with _watched(process) as ended:
-                    result = self._converse(ours, process, ended, printed)
-                write_output(printed.content(), self._output)
+                try:
+                    with _watched(process) as ended:
+                        result = self._converse(ours, process, ended, printed)
+                finally:
+                    write_output(printed.content(), self._output)
                 answer(result)
-            except BaseException:
-                write_output(printed.content(), self._output)
-                raise
             finally:
                 with self._lock:
                     self._process = None  # its pid may be another's once it is joined

@@ -242,6 +242,16 @@ class ExitingToSuggest(Toy):
         sys.exit(2)
 
 
+class StuckSuggesting(Toy):
+    """Never has a set to propose."""
+
+    meta = PluginMeta(name="Stuck suggesting")
+
+    def suggest(self, trial: optuna.Trial) -> Parameters:
+        time.sleep(600)
+        return {}
+
+
 class Unmeasured(Toy):
     """Its scores lack the main metric."""
 
