@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from embedding_studio.errors import ConfigurationError
 
@@ -25,9 +26,11 @@ def add_lora(layers: nn.ModuleList, first: int, rank: int) -> tuple[Parameters, 
     linear = [
         name
         for name, module in layers.named_modules()
-        if isinstance(module, nn.Linear) and int(name.split(".")[0]) >= first
+        if isinstance(module, nn.Linear | Conv1D) and int(name.split(".")[0]) >= first
     ]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), layers)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear)
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in layers.modules())
+    inject_adapter_in_model(config, layers)
     adapted = dict(_adapted(layers))
     weights = {f"{name}.weight": module.get_base_layer().weight for name, module in adapted.items()}
     learning = {name: p for name, p in layers.named_parameters() if ".lora_" in name}

@@ -138,7 +138,7 @@ def tune(kind: str, folder: Path) -> Tuned:
             return float(loop.batch_loss(encoder, batch_of(lists), PLAN))
 
     at_first = loss()
-    data: Any = Splits(lists, lists, None)
+    data = Splits(lists, lists, lists)
     loop.train(encoder, PLAN, data, "ndcg_at_10", Reports())
     losses = (at_first, loss())
     vectors = embed_frozen(model, lists.texts, np.arange(EMPTY + 1))
@@ -255,6 +255,37 @@ def test_loaded_and_saved_again_it_is_the_same(
     assert [type(module) for module in start] == [type(module) for module in saved]
     for name in ("prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim"):
         assert getattr(start, name) == getattr(saved, name)
+
+
+@pytest.mark.parametrize(
+    "kind", ["albert", "t5", "modernbert", "gpt2, left padded", "bert in bf16", "router", CLIP]
+)
+def test_low_rank_adapters_become_weights_as_they_are_served(kind: str, tmp_path: Path) -> None:
+    """The loss falls, matrices above the cut alone change, and the saved model gives the vectors
+    that are judged."""
+    model = load_encoder(write_kind(kind, tmp_path))
+    modules = [type(module) for module in model.modules()]
+    before = weights_of(model)
+    lists = lists_of(texts_for(model, tmp_path / "data"))
+    depth = max(0, count_layers(model) - 1)
+    tower = Tower(model, lists.texts, depth, learning_rate=1e-2, lora_rank=2)
+    encoder, data = BiEncoder(tower, tower), Splits(lists, lists, lists)
+    losses = [float(loop.batch_loss(encoder, batch_of(lists), PLAN).detach())]
+    loop.train(encoder, PLAN, data, "ndcg_at_10", Reports())
+    losses.append(float(loop.batch_loss(encoder, batch_of(lists), PLAN).detach()))
+    assert losses[1] < losses[0]
+    assert [type(module) for module in model.modules()] == modules
+    changed = [name for name, now in weights_of(model).items() if not now.equal(before[name])]
+    assert changed
+    assert all(f".{depth}." in name and name.endswith(".weight") for name in changed)
+    judged = embed_frozen(model, lists.texts, np.arange(EMPTY))
+    save_encoder(model, tmp_path / "saved")
+    served = SentenceTransformer(
+        str(tmp_path / "saved"), device="cpu", model_kwargs={"dtype": torch.float32}
+    )
+    encoded = [served.encode_query(text) for text in QUERIES]
+    encoded += [served.encode_document(text) for text in ITEMS]
+    assert cosines(judged, np.stack(encoded)).min() >= 0.9999
 
 
 @EVERY_KIND
