@@ -158,6 +158,12 @@ class Attempt:
         """Score a saved model on a split of the prepared data."""
         return self.run(Score(self.ref, model_folder, self.data_folder, split), meanwhile)
 
+    def kept_run_ids(self) -> Collection[str]:
+        """Return the runs whose models are those of registered versions, not to be deleted."""
+        find = partial(self.store.find_model, self.task.fine_tuning_method)
+        model = self.patiently(find)
+        return model.kept_run_ids if model else ()
+
     # -- the task ----------------------------------------------------------------------------------
 
     def record(

@@ -33,13 +33,11 @@ class Champions:
                 return replace(model, mirrored=None)
             if shown in (model.champion, model.mirrored, model.mirroring):
                 return model
-            is_known = shown in {version.number for version in model.versions}
-            found = None if is_known else self._tracking.champion(model.name)
-            new = ModelVersion(shown, found, self._clock()) if found else None
+            found = self._tracking.champion(model.name)
+            assert found is not None
             why = "its alias was moved by hand" if model.moves else "as its registry had it before"
-            changed = model.moved(
-                self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why), new
-            )
+            move = self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why)
+            changed = model.moved(move, self._new(model, shown, found))
             return replace(changed, mirrored=shown, mirroring=None, mirroring_until=None)
 
         return self._store.update_model(method, follow)
@@ -53,9 +51,7 @@ class Champions:
                 return model
             why = "the method starts from it" + (" now" if model.moves else "")
             move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
-            is_known = model.version_of(initial.run_id) is not None
-            new = None if is_known else ModelVersion(number, initial, self._clock())
-            return model.moved(move, new)
+            return model.moved(move, self._new(model, number, initial))
 
         return self._store.update_model(task.fine_tuning_method, begin)
 
@@ -102,6 +98,9 @@ class Champions:
             if self._clock() >= until:
                 raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
 
+        if not self._tracking.has_version(claimed.name, claimed.champion):
+            self._register_anew(claimed)
+            return False
         try:
             guarded = self._tracking.guarded(ensure_in_time)
             guarded.set_champion(claimed.name, claimed.champion)
@@ -109,6 +108,31 @@ class Champions:
             return False
         self._store.update_model(method, lambda model: model.mirrored_as(claimed))
         return True
+
+    def _register_anew(self, model: RegisteredModel) -> None:
+        """Give the champion another number, for somebody deleted its version in MLflow."""
+        lost = model.version(model.champion)
+        number = self._tracking.register_version(model.name, lost.model, "Registered anew.")
+        why = f"MLflow's registry has no version {lost.number} any more: it is registered anew"
+        move = self._move(MoveKind.ADOPTED, lost.number, number, "MLflow", why)
+
+        def renumber(found: RegisteredModel) -> RegisteredModel:
+            if found.champion != lost.number:
+                return found
+            changed = found.moved(move, self._new(found, number, lost.model))
+            return replace(changed, mirroring=None, mirroring_until=None)
+
+        self._store.update_model(model.method, renumber)
+
+    def _new(self, model: RegisteredModel, number: int, stored: StoredModel) -> ModelVersion | None:
+        """Return what is to be on record of a model that MLflow has under this number; None if it
+        is so already."""
+        if model.is_on_record(number, stored.run_id):
+            return None
+        known = model.version_of(stored.run_id)
+        if known is None:
+            return ModelVersion(number, stored, self._clock())
+        return replace(known, number=number, model=stored, removed_at=None)
 
     def _move(
         self, kind: MoveKind, from_version: int | None, to_version: int, by: str, why: str

@@ -95,6 +95,11 @@ class RegisteredModel:
         """Return the version whose model is that run's."""
         return next((v for v in self.versions if v.model.run_id == run_id), None)
 
+    def is_on_record(self, number: int, run_id: str) -> bool:
+        """Return whether a version is that run's model, and was not removed."""
+        known = self.version_of(run_id)
+        return known is not None and known.number == number and known.removed_at is None
+
     def is_champion(self, run_id: str) -> bool:
         """Return whether the champion is that run's model."""
         version = self.version_of(run_id)
@@ -132,8 +137,11 @@ class RegisteredModel:
         self.ensure_champion(move.from_version)
         versions = self.versions
         if new is not None:
-            others = [v for v in versions if v.number != new.number]
-            versions = (*others, replace(new, previous=self.champion))
+            # the registry numbers anew what it had lost
+            known = self.version_of(new.model.run_id)
+            previous = known.previous if known else self.champion
+            others = [v for v in versions if v.number != new.number and v != known]
+            versions = (*others, replace(new, previous=previous))
         changed = replace(self, versions=versions)
         if changed.version(move.to_version).removed_at is not None:
             kept = ", ".join(str(v.number) for v in versions if v.removed_at is None)

@@ -462,7 +462,8 @@ class Trials:
         """Make a stored model the best so far; only now may the former best's files go."""
         self._best_value, self._best_model = value, model
         self._lease.check()
-        self._tracking.keep_best(self._experiment_id, model.run_id)
+        # of this experiment, one may have been champion and rolled back, if the task was restarted
+        self._tracking.keep_best(self._experiment_id, model.run_id, self._attempt.kept_run_ids())
         self._attempt.record(
             TaskEventKind.BEST_MODEL_STORED,
             f"the best model so far is that of run {model.run_id}",

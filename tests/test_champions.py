@@ -21,6 +21,7 @@ from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from embedding_studio.trial import MethodRef
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import Bench
+from tests.test_iteration import after_trials
 
 
 def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
@@ -435,3 +436,48 @@ def test_a_link_goes_with_its_iteration(bench: Bench) -> None:
         last = api.get(f"{url}/events").json()["events"][-1]
         assert last["kind"] == "iteration_removed"
         assert second.id in last["detail"]
+
+
+def test_a_registry_that_somebody_emptied_is_filled_again(bench: Bench) -> None:
+    """The champion is registered anew, under the number that MLflow gives it, with an event; what
+    it took the place of can be rolled back to."""
+    bench.run_task()
+    bench.mlflow.delete_registered_model("Toy")
+    task = bench.run_task(start=1000)
+    assert task.status is TaskStatus.DONE
+    model = registered(bench)
+    assert model.is_mirrored
+    run_id = model.version(model.champion).model.run_id
+    assert bench.mlflow.get_model_version_by_alias("Toy", "champion").run_id == run_id
+    assert MoveKind.ADOPTED in [move.kind for move in model.moves]
+    roll_back(bench)
+    bench.worker.mirror()
+    bench.worker.mirror()
+    champion = registered(bench)
+    shown = bench.mlflow.get_model_version_by_alias("Toy", "champion")
+    assert shown.run_id == champion.version(champion.champion).model.run_id
+
+
+def test_a_restart_does_not_delete_what_was_champion(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped task's model was promoted and rolled back; a restart that finds a better one in the
+    same experiment leaves its files."""
+    toy = type(MethodRef("Toy", bench.house.settings.plugins_folder).load())
+    monkeypatch.setattr(toy, "train", lambda self, *_: np.array([0.4]))
+    bench.post_sessions()
+    store = bench.house.store
+    task = bench.post_task(trials=4)
+    with monkeypatch.context() as stopping:
+        after_trials(stopping, bench, 2, lambda: store.stop_task(task.id, utc_now()))
+        bench.worker.work_once()
+    assert (store.get_task(task.id).status, registered(bench).champion) == (TaskStatus.STOPPED, 2)
+    roll_back(bench)
+    monkeypatch.setattr(toy, "train", lambda self, *_: np.array([0.8]))
+    store.restart_task(task.id, utc_now())
+    bench.worker.work_once()
+    assert len(bench.experiments()) == 1
+    assert registered(bench).champion == 3
+    for version in registered(bench).versions:
+        copy = bench.house.settings.data_folder / f"copy-{version.number}"
+        bench.house.tracking.download_model(version.model, copy)

@@ -262,10 +262,13 @@ class Models:
         """Delete the model files of one run, if it has any. Repeating it is safe."""
         self._delete_model(self._client.get_run(run_id))
 
-    def keep_best(self, experiment_id: str, best_run_id: str) -> None:
+    def keep_best(
+        self, experiment_id: str, best_run_id: str, kept_run_ids: Collection[str] = ()
+    ) -> None:
         """Tag one run of an experiment as its best, then delete the model files of all others.
 
         The runs stay, tagged; bytes are gone from the disk or object store. Repeating it is safe.
+        kept_run_ids: whose models are those of registered versions, and stay.
         """
         runs = list(self._runs(experiment_id))
         self._client.set_tag(best_run_id, "es.is_best", "true")
@@ -276,7 +279,8 @@ class Models:
             if "es.is_best" in run.data.tags:
                 self._rename(run, story.name_of_former_best(run.info.run_name))
                 self._client.delete_tag(run.info.run_id, "es.is_best")
-            self._delete_model(run)
+            if run.info.run_id not in kept_run_ids:
+                self._delete_model(run)
 
     def _rename(self, run: Run, name: str) -> None:
         if run.info.run_name != name:
@@ -371,6 +375,13 @@ class Models:
             tags=story.version_tags(run),
         )
         return int(made.version)
+
+    def has_version(self, method_name: str, version: int) -> bool:
+        """Return whether a version is registered under this number."""
+        with unless_gone():
+            self._client.get_model_version(method_name, str(version))
+            return True
+        return False
 
     def set_champion(self, method_name: str, version: int) -> None:
         """Point the alias `champion` to a version."""

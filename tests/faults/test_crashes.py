@@ -63,6 +63,7 @@ CRASHES = [
     Fault(f"{MODELS}.set_champion", "before", 2),  # claimed, for as long as a lease
     Fault(f"{MODELS}.set_champion", "after", 2),  # the alias has moved
     Fault(f"{TRACKING}.remove_older_iterations", "before"),
+    Fault(f"{ITERATION}._retire", "after"),  # what goes is marked, and still there
     Fault(f"{CLIENT}.delete_model_version", "after"),
     Fault(f"{MODELS}._delete_all_files", "after"),
     Fault(f"{CLIENT}.delete_run", "after", 3),
