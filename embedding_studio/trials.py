@@ -368,7 +368,7 @@ class Trials:
             if limits and not limit.is_own:
                 self._tracking.kill_run(trial.run_id, why)
             else:
-                log.warning("%r", error)
+                log.warning("%s", why)
                 self._tracking.delete_model(trial.run_id)
                 self._end(trial, Outcome.FAILED, failure=trace(error), why=why)
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
