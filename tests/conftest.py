@@ -1,3 +1,18 @@
 """What every test may use."""
 
+from pathlib import Path
+
+import pytest
+
 pytest_plugins = ["tests.servers", "tests.iterations", "tests.executors.clusters"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", type=Path, help="where to keep pictures of MLflow's UI")
+
+
+@pytest.fixture(scope="session")
+def screenshots(request: pytest.FixtureRequest) -> Path | None:
+    """The folder that the option `--screenshots` names."""
+    folder: Path | None = request.config.getoption("--screenshots")
+    return folder
