@@ -1,5 +1,6 @@
 """One task's way from clicks to a promoted model, or none. Read `run_iteration` first."""
 
+import hashlib
 import logging
 import shutil
 import time
@@ -68,10 +69,11 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
         if task.promotion is None:
             batch = iteration.find_batch()
             start = iteration.fetch_starting_model()
-            sessions = iteration.prepare_data(batch)
+            digest = iteration.take_snapshot(batch)
+            iteration.prepare_data()
             if batch.status is BatchStatus.COLLECTING:
                 iteration.try_start()  # what fails up to here leaves the batch collecting
-                batch = iteration.release_batch(batch, sessions)
+                batch = iteration.release_batch(batch, digest)
             iteration.open_experiment(batch.batch_id, start)
             iteration.score_baseline()
             best = iteration.search()
@@ -96,6 +98,7 @@ class _Iteration:
         self._method = method
         self._line = self._attempt.line
         self._release_id = f"task {task.id}"
+        self._snapshot = self._attempt.work / "sessions.jsonl"
         self._method_name = task.fine_tuning_method
         self._champions = Champions(self._store, self._tracking, house.clock)
         self._experiment_id = task.experiment_id or ""
@@ -161,39 +164,46 @@ class _Iteration:
             self._lease.check()
             time.sleep(POLL_SECONDS)
 
-    def prepare_data(self, batch: SessionBatch) -> int:
-        """Prepare a snapshot of the batch for all trials; return how many sessions are in it."""
-        shutil.rmtree(self._attempt.data_folder, ignore_errors=True)
-        snapshot = self._attempt.work / "sessions.jsonl"
-        with snapshot.open("wb") as lines:
+    def take_snapshot(self, batch: SessionBatch) -> str:
+        """Copy the sessions of the batch as they are now to a file; return a digest of it."""
+        self._snapshot.unlink(missing_ok=True)  # a new file: jobs that read it may keep the former
+        digest = hashlib.sha256()
+        with self._snapshot.open("wb") as lines:
             after = 0
             while page := self._attempt.patiently(
                 partial(self._store.read_batch, batch.batch_id, after, SNAPSHOT_PAGE)
             ):
                 self._lease.check()
                 for numbered in page:
-                    lines.write(SESSION_LINES.dump_json(numbered.session) + b"\n")
+                    line = SESSION_LINES.dump_json(numbered.session) + b"\n"
+                    digest.update(line)
+                    lines.write(line)
                 after = page[-1].number
+        return digest.hexdigest()
+
+    def prepare_data(self) -> None:
+        """Prepare the snapshot for all trials."""
+        shutil.rmtree(self._attempt.data_folder, ignore_errors=True)
         weights = self._task.event_weights or {}
         prepared = self._attempt.run(
-            PrepareData(self._attempt.ref, snapshot, self._attempt.data_folder, weights)
+            PrepareData(self._attempt.ref, self._snapshot, self._attempt.data_folder, weights)
         )
-        snapshot.unlink()
         self._figures = dict(prepared.figures)
+        sessions = int(prepared.figures["sessions"])
         self._attempt.record(
             TaskEventKind.DATA_PREPARED,
-            f"{after} sessions are prepared; {prepared.events.tell() or 'every event counts'}",
-            {"sessions": after, **prepared.events.as_data()},
+            f"{sessions} sessions are prepared; {prepared.events.tell() or 'every event counts'}",
+            {"sessions": sessions, **prepared.events.as_data()},
         )
-        return after
 
     def try_start(self) -> None:
         """Score the starting model before anything is used up: it is the method's first work."""
         self._lease.show(phase="baseline", main_metric_name=self._method.main_metric)
         self._scored = self._score_start()
 
-    def release_batch(self, batch: SessionBatch, prepared: int) -> SessionBatch:
-        """Release the batch that is prepared, and prepare again what has come to it meanwhile.
+    def release_batch(self, batch: SessionBatch, digest: str) -> SessionBatch:
+        """Release the batch that is prepared; if sessions, events or marks have come to it since
+        its snapshot of that digest, prepare it again.
 
         Raises Conflict when another release took it."""
         self._lease.beat()
@@ -202,9 +212,9 @@ class _Iteration:
         release = partial(self._store.release_batch, self._release_id, now, batch_id)
         released = self._attempt.patiently(release)
         self._record_release(released)
-        if (released.batch_id, released.session_count) != (batch.batch_id, prepared):
+        if self.take_snapshot(released) != digest:
             self._scored = None
-            self.prepare_data(released)
+            self.prepare_data()
         return released
 
     def _record_release(self, batch: SessionBatch) -> None:

@@ -1,15 +1,18 @@
 """What a task does before it releases its batch: what fails by then uses nothing up."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from embedding_studio import iteration, trial
+from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.iteration import _Iteration
+from embedding_studio.schedules import run_due
 from embedding_studio.store.moves import TaskMoves
-from embedding_studio.tasks import TaskStatus
+from embedding_studio.tasks import Schedule, TaskStatus
 from embedding_studio.worker import utc_now
 from tests.iterations import Bench
 
@@ -38,6 +41,17 @@ def before(patch: pytest.MonkeyPatch, owner: Any, name: str, action: Callable[[]
     patch.setattr(owner, name, call)
 
 
+def counted(job: Any, calls: list[str]) -> Callable[..., Any]:
+    """Return a job's work, which adds the job's name to `calls`."""
+    real = job.__call__
+
+    def call(*args: Any) -> Any:
+        calls.append(job.__name__)
+        return real(*args)
+
+    return call
+
+
 def fail() -> None:
     raise OSError("broken on purpose")
 
@@ -46,11 +60,28 @@ def test_weeks_with_too_few_sessions_add_up(bench: Bench) -> None:
     """Three weeks of 35 sessions: two tasks fail for too little, the third has what it takes."""
     for week in range(2):
         task = bench.run_task("Choosy", start=35 * week, count=35)
-        assert task.error == "NotEnoughData: fewer than 100 sessions: collect more"
+        assert (task.error or "").startswith("NotEnoughData: fewer than 100 sessions")
         assert (task.batch_id, collected(bench)) == (None, 35 * (week + 1))
     done = bench.run_task("Choosy", start=70, count=35)
     assert done.status is TaskStatus.DONE
     assert (learned_from(bench, done), collected(bench)) == (105, 0)
+
+
+def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
+    """Its task fails for too little data, and that of the next time learns from all there is."""
+    store = bench.house.store
+    start = utc_now()
+    store.add_schedule(
+        Schedule("s", "default", "Choosy", start, start, interval_seconds=3600, min_new_sessions=66)
+    )
+    bench.post_sessions(0, 70)
+    for hours in (0, 1):
+        run_due(store, start + timedelta(hours=hours))
+        assert bench.worker.work_once()
+        bench.post_sessions(1000, 30)  # known from the second time on
+    late, early = store.list_tasks()
+    assert "NotEnoughData" in (early.error or "")
+    assert (late.status, learned_from(bench, late)) == (TaskStatus.DONE, 100)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +119,30 @@ def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> 
     assert bench.house.store.get_batch(task.batch_id).session_count == 75
     assert (learned_from(bench, task), collected(bench)) == (75, 0)
     assert len(bench.runs(task, "baseline")) == 1
+
+
+def test_events_that_come_while_it_prepares_are_learned_from(bench: Bench) -> None:
+    """A click on a session that was copied already is not lost: it is prepared again."""
+
+    def view() -> None:
+        event = SessionEvent("late", "item-1", utc_now(), "view")
+        bench.house.store.append_events("session-7", [event])
+
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, _Iteration, "release_batch", view)
+        task = bench.run_task()
+    (data,) = bench.runs(task, "data")
+    assert data.data.metrics["data/ignored_events"] == 1
+
+
+def test_what_is_prepared_is_not_prepared_again(bench: Bench) -> None:
+    """Where nothing comes meanwhile, the data are prepared and the start is scored once."""
+    calls: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for job in (trial.PrepareData, trial.ScoreBaseline):
+            patch.setattr(job, "__call__", counted(job, calls))
+        bench.run_task()
+    assert calls == ["PrepareData", "ScoreBaseline"]
 
 
 def test_a_batch_serves_one_task(bench: Bench) -> None:

@@ -142,10 +142,7 @@ def test_a_task_tells_which_events_it_learned_from(bench: Bench) -> None:
 def test_too_little_to_learn_from_names_the_events_that_were_ignored(bench: Bench) -> None:
     """So that whoever weighs them by mistake as nothing sees why."""
     task = bench.run_task("Choosy", event_weights={"click": 0})
-    assert task.error == (
-        "NotEnoughData: fewer than 100 sessions: collect more; 60 events ignored, for their "
-        "weight is 0 ('click')"
-    )
+    assert "collect more; 60 events ignored, for their weight is 0 ('click')" in (task.error or "")
 
 
 @pytest.mark.parametrize("weights", [{"buy": -1}, {"buy": 101}, {"buy": 1, "BUY": 2}])

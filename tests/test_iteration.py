@@ -16,7 +16,6 @@ from mlflow.models import Model
 
 from embedding_studio import iteration
 from embedding_studio.champions import Champions
-from embedding_studio.clickstream import SessionBatch
 from embedding_studio.errors import LeaseLost
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
@@ -516,9 +515,9 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     task = bench.post_task()
     prepare = iteration._Iteration.prepare_data
 
-    def stop_and_prepare(self: Any, batch: SessionBatch) -> int:
+    def stop_and_prepare(self: Any) -> None:
         bench.house.store.stop_task(task.id, utc_now())
-        return prepare(self, batch)
+        prepare(self)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(iteration._Iteration, "prepare_data", stop_and_prepare)

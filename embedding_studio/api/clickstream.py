@@ -158,11 +158,13 @@ def get_batch(
     context: ReadContext,
     batch_id: Annotated[str | None, Query(description="absent: the one now collecting")] = None,
 ) -> BatchView:
-    """How many sessions it has, and how often what was noticed as they came."""
+    """How many sessions it has, how many of them count, and how often what was noticed as they
+    came."""
     batch = context.store.get_batch(batch_id) if batch_id else context.store.collecting_batch()
     if batch is None:
         raise NotFound("no batch is collecting: no session came since the last release")
-    return BatchView.of(batch, context.store.count_early(context.clock()))
+    clicked = context.store.count_clicked_sessions(batch.batch_id)
+    return BatchView.of(batch, clicked, context.store.count_early(context.clock()))
 
 
 @router.get(

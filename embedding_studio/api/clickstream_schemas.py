@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from embedding_studio.api.schemas import AsPosted, Id, Meta
 from embedding_studio.clickstream import (
+    MIN_NEW_SESSIONS,
     BatchCount,
     BatchStatus,
     NumberedSession,
@@ -252,17 +253,22 @@ class BatchView(BaseModel):
     created_at: UnixSeconds
     released_at: UnixSeconds | None
     session_count: int
+    clicked_sessions: int = Field(
+        description="not marked irrelevant, and with an event of a weight above 0 on a shown item: "
+        f"what training counts. {MIN_NEW_SESSIONS} of different queries are enough, as a rule"
+    )
     counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
     waiting_events: int = Field(description="of the project, whose sessions have not come yet")
 
     @staticmethod
-    def of(batch: SessionBatch, waiting_events: int) -> "BatchView":
+    def of(batch: SessionBatch, clicked_sessions: int, waiting_events: int) -> "BatchView":
         return BatchView(
             batch_id=batch.batch_id,
             status=batch.status,
             created_at=batch.created_at.timestamp(),
             released_at=batch.released_at and batch.released_at.timestamp(),
             session_count=batch.session_count,
+            clicked_sessions=clicked_sessions,
             counts={name: batch.counts.get(name, 0) for name in BatchCount},
             waiting_events=waiting_events,
         )

@@ -85,7 +85,8 @@ def restart_task(
     fresh: Annotated[bool, Query(description="forget the trials of earlier attempts")] = False,
 ) -> TaskView:
     """For a stopped, canceled or failed task, which goes on from its finished trials. Its batch is
-    kept; a pending task stays as it is."""
+    kept; if it never had one, it takes the one that then collects. A pending task stays as it is.
+    """
     if context.store.get_task(task_id).status is not TaskStatus.PENDING:
         _check_room(context)
     return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)

@@ -141,6 +141,7 @@ def test_feedback_may_come_before_its_session(api: TestClient) -> None:
     assert [s["is_irrelevant"] for s in read] == [False, True]
     after = api.get("/clickstream/internal/batch").json()
     assert (after["waiting_events"], after["counts"]["early_events"]) == (0, 3)
+    assert (after["session_count"], after["clicked_sessions"]) == (2, 1)
 
 
 def test_early_feedback_waits_as_long_as_a_session_may_be_old(
