@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from embedding_studio.api.champion_schemas import ChampionView
 from embedding_studio.api.clickstream_schemas import (
     BatchPage,
+    BatchView,
     EventsOutcome,
     ReleaseView,
     SessionOutcome,
@@ -141,7 +142,8 @@ class EmbeddingStudioClient:
         return outcomes
 
     def post_events(self, session_id: str, events: Sequence[SessionEvent]) -> int:
-        """Add events to a session; return how many of them it did not have."""
+        """Add events to a session; return how many of them it did not have. Those of a session that
+        has not come wait for it, and are not counted."""
         body = {"session_id": session_id, "events": [_event_json(event) for event in events]}
         response = self._call("POST", "/clickstream/session/events", json=body)
         return EventsOutcome.model_validate_json(response.content).new_events
@@ -154,6 +156,12 @@ class EmbeddingStudioClient:
         body = {"release_id": release_id or str(uuid.uuid4())}
         response = self._call("POST", "/clickstream/internal/batch/release", json=body)
         return ReleaseView.model_validate_json(response.content)
+
+    def get_batch(self, batch_id: str | None = None) -> BatchView:
+        """Return what is known of a batch, by default of the one now collecting."""
+        params = {} if batch_id is None else {"batch_id": batch_id}
+        response = self._call("GET", "/clickstream/internal/batch", params=params)
+        return BatchView.model_validate_json(response.content)
 
     def read_batch(self, batch_id: str, page_size: int = 100) -> Iterator[NumberedSession]:
         """Yield all sessions of a batch in order, with all their events."""

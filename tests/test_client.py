@@ -21,7 +21,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.api.clickstream_schemas import PostStatus
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.api.server import listen
-from embedding_studio.clickstream import SearchResult, Session, SessionEvent
+from embedding_studio.clickstream import BatchCount, SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.errors import (
     ConfigurationError,
@@ -94,8 +94,11 @@ def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
     assert [one.status for one in outcomes] == [PostStatus.EXISTING] + [PostStatus.CREATED] * 6
     assert client.post_events("s-0", [SessionEvent("e-9", "shoe-2", NOW, "buy", {"n": 1})]) == 1
     client.mark_irrelevant("s-1")
+    collecting = client.get_batch()
+    assert collecting.counts[BatchCount.RESULTS_WITHOUT_CONTENT] == len(posted)
     release = client.release_batch("r-1")
     assert client.release_batch("r-1") == release
+    assert client.get_batch(release.batch_id).session_count == collecting.session_count == 7
     read = list(client.read_batch(release.batch_id, page_size=3))
     assert [one.number for one in read] == [1, 2, 3, 4, 5, 6, 7]
     assert {one.batch_id for one in read} == {release.batch_id}
@@ -105,6 +108,17 @@ def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
         *posted[2:],
     ]
     assert [one.session for one in read] == expected
+
+
+def test_early_events_wait(client: EmbeddingStudioClient) -> None:
+    """Events and marks that come before their session are taken, and are with it once it comes."""
+    assert client.post_events("s-1", [SessionEvent("e-1", "shoe-1", NOW)]) == 0
+    client.mark_irrelevant("s-1")
+    outcome = client.post_session(session("s-1"))
+    assert (outcome.new_events, outcome.early_events) == (0, 1)
+    (read,) = client.read_batch(client.get_batch().batch_id)
+    assert [event.event_id for event in read.session.events] == ["e-1"]
+    assert read.session.is_irrelevant
 
 
 def test_bulk_posts_are_split(client: EmbeddingStudioClient) -> None:

@@ -65,17 +65,10 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
             "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
     now = context.clock()
-    to_instant = _accepted_instant(context, now)
-    accepted: dict[int, Session] = {}
-    refused: dict[int, ValidationError | InvalidInput] = {}
-    for place, item in enumerate(items):
-        try:
-            accepted[place] = validated(SessionBody, item, context).to_session(to_instant)
-        except (ValidationError, InvalidInput) as error:
-            refused[place] = error
+    sessions, refused = _read(items, context, now)
+    answers = context.store.register_sessions(list(sessions.values()), now) if sessions else []
     kept: list[tuple[Session, Registered]] = []
-    answers = context.store.register_sessions(list(accepted.values()), now) if accepted else []
-    for (place, session), answer in zip(accepted.items(), answers, strict=True):
+    for (place, session), answer in zip(sessions.items(), answers, strict=True):
         if isinstance(answer, Registered):
             kept.append((session, answer))
         else:
@@ -210,6 +203,21 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
         return from_unix_seconds(seconds)
 
     return to_instant
+
+
+def _read(
+    items: Sequence[object], context: Context, now: datetime
+) -> tuple[dict[int, Session], dict[int, ValidationError | InvalidInput]]:
+    """Return by their places the sessions that were posted, and why others are none."""
+    to_instant = _accepted_instant(context, now)
+    sessions: dict[int, Session] = {}
+    refused: dict[int, ValidationError | InvalidInput] = {}
+    for place, item in enumerate(items):
+        try:
+            sessions[place] = validated(SessionBody, item, context).to_session(to_instant)
+        except (ValidationError, InvalidInput) as error:
+            refused[place] = error
+    return sessions, refused
 
 
 def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> list[SessionOutcome]:

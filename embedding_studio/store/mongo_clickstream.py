@@ -141,7 +141,7 @@ class MongoClickstream(MongoEarly):
             with answering():
                 return replace(known.registered, new_events=self._push(known, events))
         except InvalidInput as error:
-            return error
+            return InvalidInput(f"session {known.registered.stored.session.session_id!r}: {error}")
 
     def _key(self, session_id: str) -> str:
         """Return a session's _id: its own id is its client's choice, and free in each project."""
@@ -440,11 +440,12 @@ def _refusal(key: str, session: Session) -> InvalidInput | None:
     try:
         size_bytes = len(encode(_session_document(key, session, ObjectId(), 0)))
     except (BSONError, OverflowError, UnicodeEncodeError) as error:
-        return InvalidInput(f"MongoDB cannot store this: {error}")
+        return InvalidInput(f"session {session.session_id!r}: MongoDB cannot store this: {error}")
     if size_bytes > MAX_DOCUMENT_BYTES:
         return InvalidInput(
-            f"MongoDB cannot store this: it has {size_bytes} bytes as BSON, of which one document "
-            f"has {MAX_DOCUMENT_BYTES} at most; post fewer results, or less meta"
+            f"session {session.session_id!r}: MongoDB cannot store this: it has {size_bytes} bytes "
+            f"as BSON, and a document has {MAX_DOCUMENT_BYTES} at most; post fewer results or less "
+            "meta"
         )
     return None
 

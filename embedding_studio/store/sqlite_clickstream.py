@@ -212,13 +212,13 @@ class SqliteClickstream(SqliteFile):
 def _refusal(session: Session) -> InvalidInput | None:
     """Return why no row can hold the session, if none can."""
     if "\0" in session.session_id:
-        return InvalidInput("SQLite cannot store this: the session's id has a NUL character")
+        return InvalidInput(f"session {session.session_id!r}: SQLite cannot look up a NUL in an id")
     try:
         for text in (session.session_id, *(event.event_id for event in session.events)):
             text.encode()
         json.dumps(_document(session))
     except (UnicodeEncodeError, OverflowError, PydanticSerializationError) as error:
-        return InvalidInput(f"SQLite cannot store this: {error}")
+        return InvalidInput(f"session {session.session_id!r}: SQLite cannot store this: {error}")
     return None
 
 

@@ -395,12 +395,12 @@ def test_one_item_that_the_store_refuses_costs_only_itself(settings: Settings) -
         outcomes = answer.json()["sessions"]
         assert [one["status"] for one in outcomes] == ["created", "invalid", "created"]
         assert [one["session_id"] for one in outcomes] == ["a", "large", "b"]
-        assert "16777216 at most; post fewer results" in outcomes[1]["error"]
+        assert "a document has 16777216 at most; post fewer results" in outcomes[1]["error"]
         batch = api.get("/clickstream/internal/batch").json()
         assert batch["session_count"] == 2
         alone = api.post("/clickstream/session", json=large)
         assert alone.status_code == 422
-        assert "post fewer results" in alone.json()["detail"]
+        assert "session 'large': " in alone.json()["detail"]
 
 
 def counts(api: TestClient, **params: str) -> dict[str, int]:

@@ -238,6 +238,7 @@ def test_one_that_cannot_be_kept_costs_only_itself(store: Store) -> None:
                 assert len(after.session.events) == len(before.session.events) + len(more)
         elif isinstance(answer, InvalidInput):
             assert session.session_id not in ("first", "middle", "last")
+            assert repr(session.session_id) in str(answer)
             assert session.session_id == "twice" or session.session_id not in names
         else:
             assert answer.stored.session.search_query == session.search_query
