@@ -176,9 +176,11 @@ class Attempt:
         event = TaskEvent(kind, now, detail, data)
         self.patiently(partial(self.store.record, self.lease.claim, now, event=event, **fields))
 
-    def warn(self, what: str) -> None:
-        """Tell, in the log and the task's history, of something that is no failure."""
+    def warn(self, what: str, run_id: str | None = None) -> None:
+        """Tell of what is no failure, in the log, the task's history and the run's note."""
         log.warning("%s", what)
+        if run_id is not None:
+            self.tracking.warn(run_id, what)
         self.record(TaskEventKind.WARNING, what, {})
 
     def patiently(self, call: Callable[[], Result]) -> Result:

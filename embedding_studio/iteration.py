@@ -107,6 +107,7 @@ class _Iteration:
         self._baseline: Mapping[str, float] = {}
         self._scored: BaselineResult | None = None
         self._baseline_test_scores: Scores | None = None
+        self._baseline_queries: int | None = None
         self._figures: dict[str, float] = {}
         self._trained_tokens = 0
         self._seed = house.settings.seed
@@ -261,6 +262,7 @@ class _Iteration:
             self._baseline_run_id = self._tracking.start_baseline(self._experiment_id)
             baseline = self._scored or self._score_start()
             self._baseline_test_scores = baseline.test_scores
+            self._baseline_queries = baseline.queries
             metrics = dict(baseline.metrics)
             value = metrics[self._method.main_metric]
             if baseline.tokens_per_trial is not None:
@@ -274,14 +276,16 @@ class _Iteration:
                 f"the starting model has {self._method.main_metric} {value:.4f} on validation",
                 {"main_metric": self._method.main_metric, "value": value},
             )
+            for warning in baseline.warnings:
+                self._attempt.warn(warning, self._baseline_run_id)
         self._baseline = {name: value for name, value in metrics.items() if name != ESTIMATE}
         self._lease.show(baseline=metrics[self._method.main_metric])
         self._recall_cost(metrics)
 
     def _score_start(self) -> BaselineResult:
-        attempt, sets = self._attempt, self._draw_sets()
+        attempt, sets, copy = self._attempt, self._draw_sets(), self._attempt.work / "saved again"
         return attempt.run(
-            ScoreBaseline(attempt.ref, attempt.start_folder, attempt.data_folder, sets)
+            ScoreBaseline(attempt.ref, attempt.start_folder, attempt.data_folder, copy, sets)
         )
 
     def _draw_sets(self) -> list[Parameters]:
@@ -293,7 +297,9 @@ class _Iteration:
 
     def search(self) -> StoredModel:
         """Run the trials until the budget is spent; return the best model."""
-        trials = Trials(self._attempt, self._experiment_id, self._seed, self._baseline)
+        trials = Trials(
+            self._attempt, self._experiment_id, self._seed, self._baseline, self._baseline_queries
+        )
         self._best_model = trials.run()
         self._trained_tokens = trials.trained_tokens
         self._drawing = self._draw(trials.finished)  # while the models are judged

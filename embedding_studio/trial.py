@@ -1,5 +1,6 @@
 """What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from embedding_studio.settings import Settings
 if TYPE_CHECKING:
     from embedding_studio.search import FinishedTrial
 
+SCORE_TOLERANCE = 1e-3
+"""How far the score of a model read back may be from the one it was saved with."""
 SESSION_LINES = TypeAdapter(Session)
 """How a snapshot's lines are written and read: one session as JSON per line."""
 
@@ -194,11 +197,13 @@ def _count_strays(session: Session) -> int:
 @dataclass(frozen=True, slots=True)
 class TrialResult:
     """metrics: averaged over the validation queries; seconds: by phase of the trial;
-    trained_tokens: what the method counted."""
+    trained_tokens: what the method counted; queries: how many values of the main metric there were,
+    None for one number."""
 
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     trained_tokens: int
+    queries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +239,13 @@ class Train(Job[TrialResult]):
             )
             model = method.train(model, self.params, replace(data, test=None), run)
         with clock.measure("evaluate"):
-            scores = method.evaluate(model, data.validation)
+            scores = read_scores(method.evaluate(model, data.validation))
             metrics = mean_metrics(scores, method.main_metric)
         if is_better(method.direction, metrics[method.main_metric], self.best_value):
             with clock.measure("save"):
                 method.save(model, _empty(self.model_folder))
-        return TrialResult(metrics, clock.seconds, int(run.trained_tokens))
+        queries = count_queries(scores, method.main_metric)
+        return TrialResult(metrics, clock.seconds, int(run.trained_tokens), queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,39 +271,62 @@ class Score(Job[Scores]):
 @dataclass(frozen=True, slots=True)
 class BaselineResult:
     """metrics: averaged over the validation queries; test_scores: per query where the method gives
-    them so; tokens_per_trial: what a trial may cost, None when the method does not tell."""
+    them so; tokens_per_trial: what a trial may cost, None when the method does not tell.
+
+    queries: how many values of the main metric there are on validation, None for one number.
+    warnings: what is no failure but may be a mistake in the method.
+    """
 
     metrics: Mapping[str, float]
     test_scores: Scores
     tokens_per_trial: float | None
+    queries: int | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreBaseline(Job[BaselineResult]):
     """Score the starting model on validation and test, and estimate what training with `sets`
-    would cost: one process does it all, for each loads the model anew."""
+    would cost: one process does it all, for each loads the model anew.
+
+    The model is saved, loaded and scored once more, for what `save` loses, or `evaluate` draws at
+    random, would fail every trial after it was trained. Raises MethodError that tells which.
+    scratch: a folder for that copy.
+    """
 
     reads = ("model_folder", "data_folder")
+    writes = ("scratch",)
     doing = "scoring the starting model"
 
     method: MethodRef
     model_folder: Path
     data_folder: Path
+    scratch: Path
     sets: Sequence[Parameters]
 
     def __call__(self, report: Reporter) -> BaselineResult:
         method = self.method.load()
         data = method.load_data(self.data_folder)
         model = self._load(method)
-        scores = method.evaluate(model, data.validation)
+        scores = read_scores(method.evaluate(model, data.validation))
+        metrics = mean_metrics(scores, method.main_metric)
         test_scores = read_scores(method.evaluate(model, data.test))
+        mean_metrics(test_scores, method.main_metric)
         untested = replace(data, test=None)
         costs = [method.estimate_trained_tokens(params, untested) for params in self.sets]
         known = [float(cost) for cost in costs if cost is not None]
+        method.save(model, _empty(self.scratch))
+        del model  # there may be no room for two
+        try:
+            self._check_copy(method, data.validation, scores)
+        finally:
+            shutil.rmtree(self.scratch)
         return BaselineResult(
-            metrics=mean_metrics(scores, method.main_metric),
+            metrics=metrics,
             test_scores=test_scores,
             tokens_per_trial=fmean(known) if known else None,
+            queries=count_queries(scores, method.main_metric),
+            warnings=list(_suspicions(scores, test_scores, method.main_metric)),
         )
 
     def _load(self, method: AnyMethod) -> Any:
@@ -308,6 +337,62 @@ class ScoreBaseline(Job[BaselineResult]):
                 f"`load` of {method.meta.name!r} cannot read the model to start from, the champion "
                 f"or else what `save` wrote of the initial model: {type(error).__name__}: {error}"
             ) from error
+
+    def _check_copy(self, method: AnyMethod, split: Any, scores: Scores) -> None:
+        metric = method.main_metric
+        copy = method.load(self.scratch)
+        copied = read_scores(method.evaluate(copy, split))
+        if _agree(scores, copied, metric):
+            return
+        first, second = _say_score(scores, metric), _say_score(copied, metric)
+        again = read_scores(method.evaluate(copy, split))
+        if not _agree(copied, again, metric):
+            raise MethodError(
+                f"`evaluate` is not deterministic: of the same queries one model's {metric} was "
+                f"{second} and then {_say_score(again, metric)}. Seed what is drawn at random, and "
+                "turn dropout off"
+            )
+        raise MethodError(
+            f"`save` loses something: the starting model's {metric} was {first} before it was "
+            f"saved and {second} after it was loaded again"
+        )
+
+
+def count_queries(scores: Scores, metric: str) -> int | None:
+    """Return how many values of a metric there are; None where it is one number."""
+    return np.size(scores[metric]) if np.ndim(scores[metric]) else None
+
+
+def _agree(one: Scores, other: Scores, metric: str) -> bool:
+    before, after = np.mean(one[metric]), np.mean(other[metric])
+    is_same_size = np.shape(one[metric]) == np.shape(other[metric])
+    return is_same_size and are_close(float(before), float(after))
+
+
+def are_close(one: float, other: float) -> bool:
+    """Return whether two scores may be the same model's on the same queries."""
+    return abs(one - other) <= SCORE_TOLERANCE * max(1.0, abs(other))
+
+
+def _say_score(scores: Scores, metric: str) -> str:
+    count = count_queries(scores, metric)
+    return f"{np.mean(scores[metric]):.6f}" + ("" if count is None else f" ({count} values)")
+
+
+def _suspicions(validation: Scores, test: Scores, metric: str) -> Iterator[str]:
+    """Yield what may be a mistake in a starting model's scores."""
+    on_validation, on_test = (count_queries(scores, metric) for scores in (validation, test))
+    if (on_validation is None) is not (on_test is None):
+        yield (
+            f"{metric} is one number on one split and has a value per query on the other: only "
+            "values per query on the test split let the gate judge chance"
+        )
+    values = np.concatenate([np.ravel(scores[metric]) for scores in (validation, test)])
+    if len(values) > 2 and np.ptp(values) == 0:
+        yield (
+            f"{metric} is {values[0]:g} for each of {len(values)} queries: does `evaluate` compute "
+            "it from the model?"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from embedding_studio.errors import (
     AllTrialsFailed,
     CorruptModel,
     ExecutorUnavailable,
+    MethodError,
     Stopped,
     TrialCanceled,
     TrialPruned,
@@ -31,14 +32,12 @@ from embedding_studio.logs import about
 from embedding_studio.methods import is_better
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
-from embedding_studio.trial import Train, TrialResult, mean_metrics
+from embedding_studio.trial import Train, TrialResult, are_close, mean_metrics
 
 log = logging.getLogger(__name__)
 
 LOG_SECONDS = 2.0
 """A trial's reports are logged at least this far apart: who watches sees no difference."""
-SCORE_TOLERANCE = 1e-3
-"""How far the score of a model read back may be from the one it was saved with."""
 
 
 @dataclass
@@ -71,11 +70,16 @@ class _Trial:
 
 
 class Trials:
-    """baseline: the starting model's validation metrics. seed: of the search; a trial's own is its
-    number higher."""
+    """baseline: the starting model's validation metrics; queries: how many values its main metric
+    had, None if that is not known. seed: of the search; a trial's own is its number higher."""
 
     def __init__(
-        self, attempt: Attempt, experiment_id: str, seed: int, baseline: Mapping[str, float]
+        self,
+        attempt: Attempt,
+        experiment_id: str,
+        seed: int,
+        baseline: Mapping[str, float],
+        queries: int | None = None,
     ) -> None:
         self._attempt = attempt
         self._tracking = attempt.tracking
@@ -84,6 +88,7 @@ class Trials:
         self._experiment_id = experiment_id
         self._seed = seed
         self._baseline = baseline
+        self._queries = queries
         wanted = attempt.task.search
         self._search = Search(
             attempt.method.direction,
@@ -332,7 +337,8 @@ class Trials:
         self._attempt.warn(
             f"trial {trial.proposal.number + 1} {what}: it can be neither pruned nor stopped in "
             "time, and nobody sees how far it is. Call `run.report(scores, step)` in `train`, once "
-            "per epoch, say"
+            "per epoch, say",
+            trial.run_id,
         )
 
     # -- after each ----------------------------------------------------------------------------
@@ -347,6 +353,7 @@ class Trials:
             result = future.result()
             self._note_cost(trial, result.trained_tokens)
             value = result.metrics[self._method.main_metric]
+            self._check_queries(result)
             if is_better(self._method.direction, value, self._best_value):
                 model = self._upload(trial, result)
         except TrialPruned:
@@ -394,9 +401,30 @@ class Trials:
         )
         if not trial.reports:
             self._warn_of_silence(trial, "ended and had never reported")
+        self._warn_of_no_change(trial, result)
         if model is not None:
             self._adopt_best(value, model)
         return None
+
+    def _check_queries(self, result: TrialResult) -> None:
+        """Raises MethodError for what would fail the gate, after all trials."""
+        if self._queries is not None and result.queries != self._queries:
+            metric = self._method.main_metric
+            raise MethodError(
+                f"`evaluate` gave {result.queries or 'no'} values of {metric} per query, and "
+                f"{self._queries} for the starting model: the gate compares query by query"
+            )
+
+    def _warn_of_no_change(self, trial: _Trial, result: TrialResult) -> None:
+        """Tell if the first trial that is complete scores what the starting model does."""
+        is_first = all(former.outcome is not Outcome.COMPLETE for former in self._finished[:-1])
+        scores = result.metrics.items()
+        if is_first and all(self._baseline.get(name) == value for name, value in scores):
+            self._attempt.warn(
+                f"trial {trial.proposal.number + 1} scores exactly what the starting model does: "
+                "does `train` return a changed model, and does `evaluate` use it?",
+                trial.run_id,
+            )
 
     def _end(
         self,
@@ -447,7 +475,7 @@ class Trials:
             self._tracking.download_model(model, copy)
         scores = self._attempt.score(copy, "validation", self._look_after)
         read_back = mean_metrics(scores, metric)[metric]
-        if abs(read_back - result.metrics[metric]) > SCORE_TOLERANCE * max(1.0, abs(read_back)):
+        if not are_close(result.metrics[metric], read_back):
             raise CorruptModel(
                 f"the model of run {trial.run_id} scored {result.metrics[metric]:.6f} before it "
                 f"was saved and {read_back:.6f} after it was loaded back: does `save` write all?"

@@ -1,8 +1,10 @@
 """The iteration: what it keeps, what it refuses, and what it leaves behind."""
 
+import itertools
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +21,13 @@ from embedding_studio.champions import Champions
 from embedding_studio.errors import LeaseLost
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
+from embedding_studio.methods import Scores
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
 from embedding_studio.trial import MethodRef, Train
 from embedding_studio.worker import Worker, utc_now
 from tests.iterations import TOYS, Bench, make_session, open_bench
+from tests.toys.toys import Toy
 
 
 def champion_run_id(client: MlflowClient, method: str = "Toy") -> str | None:
@@ -350,7 +354,8 @@ def test_a_model_that_is_no_better_is_not_saved(
     task = bench.run_task(trials=6)
     skills = [bench.suggested(run)["skill"] for run in bench.runs(task)]
     records = [skill for place, skill in enumerate(skills) if skill == max(skills[: place + 1])]
-    assert saved == pytest.approx([0.2, *records])  # the initial model, then each new best
+    # the initial model, its copy that shows whether `save` is whole, then each new best
+    assert saved == pytest.approx([0.2, 0.2, *records])
     assert len(records) < len(skills)
 
 
@@ -641,16 +646,44 @@ def test_a_champion_whose_files_are_gone_is_said(bench: Bench) -> None:
     assert "roll back" in second.error
 
 
-def test_a_champion_that_the_method_cannot_load_is_said(bench: Bench, tmp_path: Path) -> None:
-    """A model that somebody else registered, say: the error is not that of the file it misses."""
+def register_foreign(bench: Bench, folder: Path) -> Path:
+    """Make champion what somebody else registered in MLflow, of the flavor sentence_transformers,
+    and return the folder of its files, which are still to come."""
+    payload = folder / "model.sentence_transformer"
+    payload.mkdir(parents=True)
     card = Model()
     card.add_flavor("sentence_transformers")
-    (tmp_path / "own/model.sentence_transformer").mkdir(parents=True)
-    (tmp_path / "own/model.sentence_transformer/modules.json").write_text("[]")
-    card.save(str(tmp_path / "own/MLmodel"))
+    card.save(str(folder / "MLmodel"))
     bench.mlflow.create_registered_model("Toy")
-    bench.mlflow.create_model_version("Toy", str(tmp_path / "own"))
+    bench.mlflow.create_model_version("Toy", str(folder))
     bench.mlflow.set_registered_model_alias("Toy", "champion", "1")
+    return payload
+
+
+def test_a_model_that_somebody_else_registered_is_started_from(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """It is adopted as version 1, beaten, and kept: it can be rolled back to."""
+    Toy().save(np.array([0.25]), register_foreign(bench, tmp_path / "own"))
+    task = bench.run_task()
+    assert (task.status, task.error) == (TaskStatus.DONE, None)
+    assert task.promotion is not None
+    assert task.promotion.promoted
+    assert task.promotion.baseline == pytest.approx(0.25)
+    registered = bench.house.store.find_model("Toy")
+    assert registered is not None
+    assert registered.champion == 2
+    assert registered.previous_version() == 1
+    bench.mlflow.set_registered_model_alias("Toy", "champion", "1")
+    assert bench.run_task(start=1000).promotion is not None
+    bench.worker.sweep()
+    assert (tmp_path / "own/model.sentence_transformer/arrays.safetensors").exists()
+    assert "1" in {str(v.version) for v in bench.mlflow.search_model_versions("name = 'Toy'")}
+
+
+def test_a_champion_that_the_method_cannot_load_is_said(bench: Bench, tmp_path: Path) -> None:
+    """A model that somebody else registered, say: the error is not that of the file it misses."""
+    (register_foreign(bench, tmp_path / "own") / "modules.json").write_text("[]")
     task = bench.run_task()
     assert task.status is TaskStatus.ERROR
     assert task.error is not None
@@ -780,3 +813,96 @@ def test_a_changed_plugin_runs_from_the_next_task_on(settings: Settings, tmp_pat
     assert "stays as it was before" in worker.plugin_failures[str(file)]
     assert "Toy" in worker.methods
     bench.house.store.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"save": lambda model, folder: Toy().save(model * 0.5, folder)},
+            r"`save` loses something: the starting model's skill was 0\.1.* and 0\.05",
+        ),
+        (
+            {"evaluate": lambda model, split: {"skill": next(DRAWN)}},
+            r"`evaluate` is not deterministic: of the same queries one model's skill was 0\.\d+",
+        ),
+        (
+            {"evaluate": lambda model, split: {"skill": np.ones(int(100 * next(DRAWN)))}},
+            r"`evaluate` is not deterministic.* \(\d+ values\)",
+        ),
+        (
+            {"evaluate": lambda model, split: {"skill": [float("nan")] * len(split)}},
+            r"the main metric skill is not a number for 8 of 8 queries",
+        ),
+        ({"evaluate": lambda model, split: {"skill": []}}, "skill is an empty array"),
+        (
+            {"evaluate": lambda model, split: {"skill": {"mean": 1}}},
+            "must be a number, or an array",
+        ),
+        ({"evaluate": lambda model, split: 0.5}, "`evaluate` gave 0.5: it must give a dictionary"),
+    ],
+)
+def test_a_method_that_cannot_be_judged_is_told_before_anything_is_used_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any], words: str
+) -> None:
+    """The starting model shows it: the error says what it is, no trial has run, and the batch is
+    still collecting."""
+    for name, function in changes.items():
+        monkeypatch.setattr(bench.worker._catalog.get("Toy"), name, function)
+    task = bench.run_task()
+    assert task.status is TaskStatus.ERROR
+    assert re.search(words, task.error or ""), task.error
+    assert task.experiment_id is None
+    assert task.batch_id is None
+
+
+DRAWN = itertools.cycle([0.31, 0.52, 0.73])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": lambda model, *_: model + 0.1}, ["trial 1 ended and had never reported"]),
+        (
+            {"evaluate": lambda model, split: {"skill": [0.5] * len(split)}},
+            ["skill is 0.5 for each of", "trial 1 scores exactly what the starting model does"],
+        ),
+        (
+            {
+                "evaluate": lambda model, split: {
+                    "skill": model[0] if len(split) == 8 else np.linspace(0, model[0], len(split))
+                }
+            },
+            ["one number on one split and has a value per query on the other"],
+        ),
+    ],
+)
+def test_what_may_be_a_mistake_in_a_method_is_said_and_no_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, changes: Mapping[str, Any], words: list[str]
+) -> None:
+    """In the task's history and in the note of the run that shows it, once."""
+    for name, function in changes.items():
+        monkeypatch.setattr(bench.worker._catalog.get("Toy"), name, function)
+    task = bench.run_task()
+    assert (task.status, task.error) == (TaskStatus.DONE, None)
+    said = warnings_of(bench, task.id)
+    runs = bench.runs(task, "baseline") + bench.runs(task)
+    notes = " ".join(run.data.tags.get("mlflow.note.content", "") for run in runs)
+    assert len(said) == len(words)
+    for warning, expected in zip(said, words, strict=True):
+        assert expected in warning
+        assert expected in notes
+
+
+def test_a_model_scored_on_other_queries_is_a_failed_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate compares query by query: a trial that leaves some out fails at once."""
+
+    def evaluate(model: Any, split: Any) -> Scores:
+        return {"skill": np.full(len(split) - (model[0] > 0.2), model[0])}
+
+    monkeypatch.setattr(bench.worker._catalog.get("Toy"), "evaluate", evaluate)
+    task = bench.run_task()
+    assert task.status is TaskStatus.ERROR
+    assert "gave 7 values of skill per query, and 8 for the starting model" in (task.error or "")

@@ -432,6 +432,13 @@ class Tracking(Models):
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
         self._client.set_terminated(run_id, status[outcome])
 
+    def warn(self, run_id: str, what: str) -> None:
+        """Tell in a run's note of something that is no failure."""
+        former = self._client.get_run(run_id).data.tags.get("mlflow.note.content")
+        self._client.set_tag(
+            run_id, "mlflow.note.content", "\n\n".join([former, what] if former else [what])
+        )
+
     def has_summary(self, experiment_id: str) -> bool:
         """Return whether an iteration's search was summarized."""
         return self._finished(experiment_id, "summary") is not None
