@@ -116,6 +116,12 @@ class FineTuningMethod(ABC, Generic[Model]):
     def load_initial_model(self) -> Model:
         """Return what the first iteration starts from."""
 
+    def check_initial_model(self) -> None:
+        """Raise MethodError when what `load_initial_model` reads is not there, and say what to do.
+
+        Quick, for it is called every minute: `health` tells before a task does.
+        """
+
     @abstractmethod
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         """Draw one hyperparameter set with `trial.suggest_float(...)` and its siblings."""

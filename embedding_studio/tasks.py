@@ -335,9 +335,11 @@ class WorkerRecord:
     """A worker that lives, or lived, and the methods it carries.
 
     plugin_failures: what kept others from loading, by file or entry point.
+    missing_models: why the initial model of a method is not there, by its name.
     """
 
     worker_id: str
     methods: tuple[str, ...]
     seen_at: datetime
     plugin_failures: Mapping[str, str] = field(default_factory=dict)
+    missing_models: Mapping[str, str] = field(default_factory=dict)

@@ -72,6 +72,18 @@ def load_catalog(plugins_folder: Path) -> MethodCatalog:
     return discover_methods(plugins_folder, Settings().plugin_import_seconds)
 
 
+@contextmanager
+def _checking_initial_model(method: AnyMethod) -> Iterator[None]:
+    """Around what reads an initial model: where it fails, the method may know why."""
+    try:
+        yield
+    except NotEnoughData:
+        raise
+    except Exception:
+        method.check_initial_model()
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class SaveInitialModel(Job[None]):
     """Write what the method starts from when there is no champion."""
@@ -84,7 +96,9 @@ class SaveInitialModel(Job[None]):
 
     def __call__(self, report: Reporter) -> None:
         method = self.method.load()
-        method.save(method.load_initial_model(), _empty(self.folder))
+        with _checking_initial_model(method):
+            model = method.load_initial_model()
+        method.save(model, _empty(self.folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +190,8 @@ class PrepareData(Job[Prepared]):
         splits = split_by_query(usable, method.validation_share, method.test_share)
         events = EventCounts.of(usable, weights)
         try:
-            figures = method.prepare(splits, _empty(self.folder))
+            with _checking_initial_model(method):  # many read it, for its tokenizer
+                figures = method.prepare(splits, _empty(self.folder))
         except NotEnoughData as error:
             raise NotEnoughData("; ".join(filter(None, [str(error), events.tell()]))) from None
         counts = {

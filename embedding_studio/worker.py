@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 MAX_OUTAGES = 5
 """After this many outages in a row, without progress between them, a task is an error."""
 MAX_PAUSE_SECONDS = 30.0
+CHECK_SECONDS = 60.0
+"""How often it is looked whether the methods' initial models are there."""
 ERRANDS_SECONDS = 2.0
 """How often schedules, webhooks and champions' aliases are looked after."""
 BEAT_SECONDS = 1.0
@@ -64,6 +66,7 @@ class Worker:
     def __init__(self, house: House, catalog: MethodCatalog, worker_id: str | None = None) -> None:
         self._house = house
         self._catalog = catalog
+        self._missing_models: dict[str, str] = {}
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._lease: Lease | None = None
         self._is_draining = threading.Event()
@@ -121,10 +124,25 @@ class Worker:
                     tuple(self._catalog.methods),
                     self._house.clock(),
                     self._catalog.failures,
+                    self._missing_models,
                 )
             )
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
+
+    def check_initial_models(self) -> None:
+        """See which methods could not start, for `health` to tell before a task does."""
+        if (self._house.settings.executor or "").startswith("ray"):
+            return  # the nodes have them, or have not
+        missing: dict[str, str] = {}
+        for name, method in self._catalog.methods.items():
+            try:
+                method.check_initial_model()
+            except Exception as error:  # noqa: BLE001 - a plugin's: it is what is told
+                missing[name] = str(error) or repr(error)
+        for name in missing.keys() - self._missing_models.keys():
+            log.warning("%s has no initial model: %s", name, missing[name])
+        self._missing_models = missing
 
     def run_errands(self) -> None:
         """Create the tasks of schedules whose time has come, and tell webhooks of ended tasks."""
@@ -181,6 +199,9 @@ class Worker:
             self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
         )
         scheduler.add_job(self.run_errands, "interval", seconds=ERRANDS_SECONDS)
+        scheduler.add_job(
+            self.check_initial_models, "interval", seconds=CHECK_SECONDS, next_run_time=utc_now()
+        )
         scheduler.add_job(self.mirror, "interval", seconds=ERRANDS_SECONDS)
         if settings.sweep_minutes:
             scheduler.add_job(

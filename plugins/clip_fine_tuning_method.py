@@ -21,6 +21,7 @@ from embedding_studio.training.images import (
 )
 from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
+from embedding_studio.training.places import require_model
 from embedding_studio.training.towers import BiEncoder, Tower
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
 
     def load_initial_model(self) -> SentenceTransformer:
         return require_tunable(load_encoder(Settings().initial_image_model))
+
+    def check_initial_model(self) -> None:
+        require_model(Settings().initial_image_model, "ES_INITIAL_IMAGE_MODEL")
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {

@@ -23,6 +23,7 @@ from embedding_studio.training.encoder import load_encoder, require_tunable, sav
 from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
+from embedding_studio.training.places import require_model
 from embedding_studio.training.texts import tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 
@@ -59,6 +60,9 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     def load_initial_model(self) -> SentenceTransformer:
         place = Settings().initial_model
         return require_tunable(load_encoder(place, self.query_prompt, self.item_prompt))
+
+    def check_initial_model(self) -> None:
+        require_model(Settings().initial_model, "ES_INITIAL_MODEL")
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {

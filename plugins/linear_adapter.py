@@ -34,6 +34,7 @@ from embedding_studio.training.encoder import (
 )
 from embedding_studio.training.evaluation import evaluate_vectors
 from embedding_studio.training.losses import listwise_softmax
+from embedding_studio.training.places import require_model
 from embedding_studio.training.serving import COSINE, similarity_functions, unit_of
 from embedding_studio.training.texts import tokenize
 
@@ -87,6 +88,9 @@ class LinearAdapter(FineTuningMethod[Adapter]):
     def load_initial_model(self) -> Adapter:
         encoder = load_encoder(Settings().initial_model)
         return Adapter(np.eye(width_of(encoder), dtype=np.float32))
+
+    def check_initial_model(self) -> None:
+        require_model(Settings().initial_model, "ES_INITIAL_MODEL")
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {

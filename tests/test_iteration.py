@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlflow.models import Model
 
 from embedding_studio import iteration
 from embedding_studio.champions import Champions
-from embedding_studio.errors import LeaseLost
+from embedding_studio.errors import LeaseLost, MethodError
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
 from embedding_studio.methods import Scores
@@ -815,6 +815,9 @@ def test_a_changed_plugin_runs_from_the_next_task_on(settings: Settings, tmp_pat
     bench.house.store.close()
 
 
+DRAWN: Iterator[float] = itertools.cycle([0.31, 0.52, 0.73])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -854,9 +857,6 @@ def test_a_method_that_cannot_be_judged_is_told_before_anything_is_used_up(
     assert re.search(words, task.error or ""), task.error
     assert task.experiment_id is None
     assert task.batch_id is None
-
-
-DRAWN = itertools.cycle([0.31, 0.52, 0.73])
 
 
 @pytest.mark.parametrize(
@@ -906,3 +906,30 @@ def test_a_model_scored_on_other_queries_is_a_failed_set(
     task = bench.run_task()
     assert task.status is TaskStatus.ERROR
     assert "gave 7 values of skill per query, and 8 for the starting model" in (task.error or "")
+
+
+def test_a_missing_initial_model_is_told_by_the_worker_and_the_task(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's record has it before any task; the task's error is the method's own words, not
+    those of what failed to load."""
+    method = bench.worker._catalog.get("Toy")
+
+    def load() -> Any:
+        raise OSError("some library's words")
+
+    def check() -> None:
+        raise MethodError("ES_TOY names nothing")
+
+    monkeypatch.setattr(method, "load_initial_model", load)
+    bench.worker.check_initial_models()
+    task = bench.run_task()
+    assert task.status is TaskStatus.ERROR
+    assert "some library's words" in (task.error or "")
+    monkeypatch.setattr(method, "check_initial_model", check)
+    bench.worker.check_initial_models()
+    bench.worker.beat()
+    (worker,) = bench.house.store.list_workers(utc_now() - timedelta(minutes=1))
+    assert worker.missing_models == {"Toy": "ES_TOY names nothing"}
+    task = bench.run_task(start=1000)
+    assert "MethodError: ES_TOY names nothing" in (task.error or "")

@@ -354,6 +354,9 @@ class WorkerView(BaseModel):
     plugin_failures: Mapping[str, str] = Field(
         {}, description="what kept a plugin from loading, by its file; the others work"
     )
+    missing_models: Mapping[str, str] = Field(
+        {}, description="why the initial model of a method is not there, by the method's name"
+    )
 
 
 class WorkerHealth(PartHealth):

@@ -129,6 +129,7 @@ def _worker(context: Context) -> WorkerHealth:
                 methods=list(one.methods),
                 seen_at=one.seen_at,
                 plugin_failures=one.plugin_failures,
+                missing_models=one.missing_models,
             )
             for one in workers
         ],
@@ -138,5 +139,9 @@ def _worker(context: Context) -> WorkerHealth:
 
 def _describe_workers(workers: Sequence[WorkerRecord]) -> str:
     failed = sorted({place for one in workers for place in one.plugin_failures})
-    told = f"; plugins that did not load: {', '.join(failed)}" if failed else ""
-    return f"{len(workers)} live{told}"
+    missing = {name: why for one in workers for name, why in one.missing_models.items()}
+    told = [f"{len(workers)} live"]
+    if failed:
+        told.append(f"plugins that did not load: {', '.join(failed)}")
+    told += [f"{name!r} has no initial model: {missing[name]}" for name in sorted(missing)]
+    return "; ".join(told)

@@ -148,6 +148,7 @@ worker_rows = Table(
     Column("methods", DOCUMENT, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
     Column("plugin_failures", DOCUMENT, nullable=False, server_default="{}"),
+    Column("missing_models", DOCUMENT, nullable=False, server_default="{}"),
 )
 
 

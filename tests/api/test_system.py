@@ -52,6 +52,20 @@ def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> N
     assert worker["live"][0]["plugin_failures"] == why
 
 
+def test_a_missing_initial_model_is_known_before_the_first_task(
+    api: TestClient, store: Store
+) -> None:
+    """Health says which method could not start, and why."""
+    why = {METHOD: "ES_INITIAL_MODEL names 'x'"}
+    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, {}, why))
+    worker = api.get("/health").json()["worker"]
+    assert worker["status"] == "ok"
+    assert (
+        worker["detail"] == f"1 live; {METHOD!r} has no initial model: ES_INITIAL_MODEL names 'x'"
+    )
+    assert worker["live"][0]["missing_models"] == why
+
+
 def test_health_without_a_worker(api: TestClient, store: Store, tmp_path: Path) -> None:
     """A worker silent for longer than its lease counts as missing, and the answer says so."""
     create_mlflow_database(tmp_path)

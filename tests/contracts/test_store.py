@@ -1357,7 +1357,7 @@ def test_workers_are_listed_while_they_are_seen(store: Store) -> None:
     """A record is inserted or replaced, and listed if it was seen after the time asked for."""
     store.record_worker(WorkerRecord("w-2", ("a",), later(0)))
     store.record_worker(WorkerRecord("w-1", (), later(5)))
-    again = WorkerRecord("w-2", ("a", "b"), later(9))
+    again = WorkerRecord("w-2", ("a", "b"), later(9), {"c.py": "why"}, {"a": "no model"})
     store.record_worker(again)
     assert store.list_workers(later(0)) == [WorkerRecord("w-1", (), later(5)), again]
     assert store.list_workers(later(5)) == [again]
