@@ -10,9 +10,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from embedding_studio.training.inputs import Inputs, Ints, passes
-from embedding_studio.training.serving import forward, sides_of
+from embedding_studio.training.serving import forward, run, sides_of
 
 EVERYWHERE = ("",)
+
+_TEXT = "some words, to see which layers run"
 
 Parameters = dict[str, nn.Parameter]
 
@@ -71,12 +73,8 @@ def _runs(
         elements = {layer for each in lists for layer in each}
         hooks = [layer.register_forward_pre_hook(note) for layer in elements]
         try:
-            features = model.preprocess(["a"], prompt=side.prompt, **side.options)
-            on_device = {
-                name: value.to(model.device) if isinstance(value, Tensor) else value
-                for name, value in features.items()
-            }
-            model(on_device, **side.options)
+            features = model.preprocess([_TEXT], prompt=side.prompt, **side.options)
+            run(model, features, side.options)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -64,12 +64,20 @@ def sides_of(model: SentenceTransformer) -> tuple[Side, Side]:
 def forward(model: SentenceTransformer, inputs: Inputs, which: Ints) -> Tensor:
     """Return (n, d) embeddings of inputs of one group as `encode` gives them, in single precision
     and cut to the model's `truncate_dim`."""
-    features = {
-        name: value.to(model.device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in inputs.features(which, model).items()
-    }
-    embeddings: Tensor = model(features, **inputs.options(which))["sentence_embedding"]
+    embeddings = run(model, inputs.features(which, model), inputs.options(which))
     return embeddings[:, : model.truncate_dim].float()
+
+
+def run(
+    model: SentenceTransformer, features: Mapping[str, Any], options: Mapping[str, Any]
+) -> Tensor:
+    """Return what the model's `forward` makes of what `preprocess` gave."""
+    on_device = {
+        name: value.to(model.device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in features.items()
+    }
+    embeddings: Tensor = model(on_device, **options)["sentence_embedding"]
+    return embeddings
 
 
 def comparable(model: SentenceTransformer, embeddings: Tensor) -> Tensor:

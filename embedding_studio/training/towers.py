@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,8 @@ class Tower:
         """Return the parameters below the cuts and those that learn, of the scope; let no others
         have gradients."""
         below, used = dependencies(self.model, self._cuts, self.inputs)
+        # samples need not come to every expert of a mixture
+        used |= {p for cut in self._cuts for layer in cut.above for p in layer.parameters()}
         can_learn = learnable(self.model)
         frozen: Parameters = {}
         learning: Parameters = {}
@@ -218,10 +220,24 @@ def _cuts(model: SentenceTransformer, scope: tuple[str, ...], frozen_layers: int
 
 @dataclass(frozen=True)
 class BiEncoder:
-    """queries and items: the same tower where one model encodes both alike."""
+    """Two towers, or one where a model encodes queries and items.
+
+    unit: how much of the models' similarity, as they are now, is worth 1 of cosine."""
 
     queries: Tower
     items: Tower
+    unit: float = field(init=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        def some(tower: Tower) -> Tensor:
+            last = len(tower.inputs) - 1
+            which = np.unique(np.linspace(0, last, _UNIT_SAMPLE).astype(np.int64))
+            return torch.from_numpy(tower.vectors(which))
+
+        if self.similarity != COSINE:
+            self.eval()
+            unit = unit_of(self.similarity, some(self.queries), some(self.items))
+            object.__setattr__(self, "unit", unit)
 
     @property
     def towers(self) -> tuple[Tower, ...]:
@@ -267,20 +283,7 @@ class BiEncoder:
 
     def scores(self, queries: Tensor, items: Tensor) -> Tensor:
         """Return (b, n), how similar they are, in units of cosine: see `unit_of`."""
-        return similarity_functions(self.similarity)[0](queries, items) / self._unit
-
-    @cached_property
-    def _unit(self) -> float:
-        """Of the models as they are when it is first asked for: before the first step."""
-
-        def some(tower: Tower) -> Tensor:
-            last = len(tower.inputs) - 1
-            which = np.unique(np.linspace(0, last, _UNIT_SAMPLE).astype(np.int64))
-            return torch.from_numpy(tower.vectors(which))
-
-        if self.similarity == COSINE:
-            return 1.0
-        return unit_of(self.similarity, some(self.queries), some(self.items))
+        return similarity_functions(self.similarity)[0](queries, items) / self.unit
 
     def count_tokens(self, queries: Ints, items: Ints) -> int:
         """Return how many tokens `embed` encodes, padding left out."""

@@ -32,6 +32,11 @@ WIDTH = 32
 _LONGEST = 64
 _SPREAD = 0.2  # of the weights: layers that change what they are given
 _SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
+_CHAT = (
+    "{% for message in messages %}{{ message['role'] }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{{ message['content'][0]['text'] }}{% endif %}. {% endfor %}"
+)
 _PIECES = [*string.ascii_lowercase, *string.punctuation, *WORDS]
 _VOCABULARY = [*_SPECIAL, *_PIECES, *(f"##{piece}" for piece in _PIECES)]
 
@@ -234,6 +239,10 @@ KINDS: dict[str, Kind] = {
         _gpt2, tokenizer=_tokenizer(is_bare=True, pad_token=None, model_max_length=10**30)
     ),
     "gpt2, left padded": _last(_gpt2, tokenizer=_tokenizer(padding_side="left")),
+    "chat template": _with(
+        _last(_decoder, tokenizer=_tokenizer(chat_template=_CHAT)),
+        prompts={"query": "find what fits", "document": ""},
+    ),
     "static": _static,
     "pipeline": _pipeline,
     "weighted layers": _weighted_layers,
