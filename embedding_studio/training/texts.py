@@ -95,13 +95,13 @@ class TokenizedTexts:
         return np.concatenate([self._samples_of(side) for side in (False, True)])
 
     def _samples_of(self, is_item: bool) -> Ints:
+        """Return a few from the shortest on; long ones only where there are no others."""
         lengths = np.diff(self.offsets)
         members = np.flatnonzero((self.is_item == is_item) & (lengths > 0))
         order = members[np.argsort(lengths[members], kind="stable")]
-        few = order[: max(1, int((lengths[order] <= _SAMPLE_TOKENS).sum()))]
-        return few[
-            np.unique(np.linspace(0, max(0, len(few) - 1), _SAMPLES).astype(np.int64))[: len(few)]
-        ]
+        short = order[: max(1, int((lengths[order] <= _SAMPLE_TOKENS).sum()))]
+        steps = np.linspace(0, len(short) - 1, min(_SAMPLES, len(short)))
+        return short[steps.astype(np.int64)]
 
     def groups(self, which: Ints) -> Ints:
         group = (self.is_item[which] & self.is_parted).astype(np.int64)

@@ -228,3 +228,25 @@ def test_the_adapter_works_on_vectors_as_they_are_served(
     assert served.encode_query(contents[query]) == pytest.approx(expected, abs=1e-5)
     assert served.encode_document(contents[item]) == pytest.approx(vectors[item], abs=1e-5)
     assert method.load(saved).matrix == pytest.approx(tuned.matrix)
+
+
+def test_a_model_stored_in_half_precision_scores_the_same_when_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It learns in single precision, and is scored with the weights that are saved."""
+    start = SentenceTransformer(str(write_tiny_model(tmp_path / "tiny")), device="cpu")
+    start.bfloat16().save(str(tmp_path / "half"), create_model_card=False)
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(tmp_path / "half"))
+    method = discover_methods(PLUGINS).get(NAMES[0])
+    data = prepared(method, searches(4000), tmp_path / "data")
+    model = method.load_initial_model()
+    before = np.mean(method.evaluate(model, data.validation)["ndcg_at_10"])
+    params = suggestion(method) | {"epochs": 2, "frozen_layers": 1}
+    model = method.train(model, params, replace(data, test=None), Reports())
+    after = np.mean(method.evaluate(model, data.validation)["ndcg_at_10"])
+    assert after > before
+    (saved := tmp_path / "saved").mkdir()
+    method.save(model, saved)
+    assert SentenceTransformer(str(saved), device="cpu").dtype == torch.bfloat16
+    again = method.evaluate(method.load(saved), data.validation)
+    assert np.mean(again["ndcg_at_10"]) == after

@@ -128,6 +128,7 @@ def test_a_trial_runs_through(method: AnyMethod, data: Splits[Any], tmp_path: Pa
     assert {file.suffix for file in tmp_path.rglob("*") if file.is_file()} <= {
         ".safetensors",
         ".json",
+        ".md",
     }
 
 
