@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import threading
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -278,7 +279,7 @@ def discover_methods(
         try:
             loaded, problems = _within(import_seconds, load)
         except Exception as error:  # noqa: BLE001 - one bad plugin must not take the others down
-            loaded, problems = (), [_describe(error)]
+            loaded, problems = (), [_describe(error, place)]
         why = list(problems)
         for method in loaded:
             if method.meta.name in methods:
@@ -347,15 +348,20 @@ def _make_all(classes: Sequence[Any], file: PluginFile | None = None) -> Loaded:
             method: AnyMethod = method_class()
             check_attributes(method)
         except Exception as error:  # noqa: BLE001 - nor one bad class those beside it
-            problems.append(_describe(error))
+            problems.append(_describe(error, str(file.path) if file else ""))
         else:
             method.plugin_file = file
             methods.append(method)
     return methods, problems
 
 
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+def _describe(error: Exception, file: str) -> str:
+    """Say what an error is, and at which line of a plugin's file it arose."""
+    if isinstance(error, PluginError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")
 
 
 class _Loader(SourceFileLoader):

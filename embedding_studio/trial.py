@@ -29,6 +29,7 @@ from embedding_studio.methods import (
     discover_methods,
     is_better,
 )
+from embedding_studio.mlflow_names import to_mlflow
 from embedding_studio.settings import Settings
 
 if TYPE_CHECKING:
@@ -438,6 +439,8 @@ def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDAr
         raise MethodError(
             f"`{source}` gave {str(scores)[:200]}: it must give a dictionary by metric names"
         )
+    for name in scores:
+        to_mlflow(name)  # refuses one that could not be kept
     return {name: _numbers(name, values) for name, values in scores.items()}
 
 

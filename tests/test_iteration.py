@@ -843,6 +843,9 @@ DRAWN: Iterator[float] = itertools.cycle([0.31, 0.52, 0.73])
             "must be a number, or an array",
         ),
         ({"evaluate": lambda model, split: 0.5}, "`evaluate` gave 0.5: it must give a dictionary"),
+        ({"evaluate": lambda model, split: {"skill": 0.5, "x" * 300: 1}}, "200 are allowed"),
+        ({"suggest": lambda trial: {"x" * 300: 1}}, "200 are allowed"),
+        ({"suggest": lambda trial: [1]}, "`suggest` gave \\[1\\]: it must give a dictionary"),
     ],
 )
 def test_a_method_that_cannot_be_judged_is_told_before_anything_is_used_up(

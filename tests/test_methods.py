@@ -50,6 +50,7 @@ def test_one_bad_plugin_does_not_take_the_others_down(tmp_path: Path) -> None:
     why = {Path(place).name: reason for place, reason in catalog.failures.items()}
     assert set(why) == {"b_broken.py", "c_empty.py", "d_twin.py", "e_slash.py"}
     assert "no_such_module" in why["b_broken.py"]
+    assert "(line 1)" in why["b_broken.py"]
     assert "no concrete subclass" in why["c_empty.py"]
     assert "taken" in why["d_twin.py"]
     with pytest.raises(UnknownMethod, match=r"'Nope'; known: 'Good'; .*b_broken.py did not load"):

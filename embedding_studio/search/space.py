@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Parameters
+from embedding_studio.mlflow_names import to_mlflow
 
 Suggest: TypeAlias = Callable[[optuna.Trial], Parameters]
 Label: TypeAlias = bool | int | float | str | None
@@ -26,12 +27,15 @@ _UNHELD = object()
 
 
 def suggest_set(suggest: Suggest, trial: optuna.Trial) -> Parameters:
-    """Let a method draw one set from Optuna's trial. Raises MethodError if it returns no set."""
+    """Let a method draw one set from Optuna's trial. Raises MethodError if it returns no set, or
+    names that MLflow cannot keep."""
     params: Any = suggest(_MethodTrial(trial))
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise MethodError(
             f"`suggest` gave {str(params)[:200]}: it must give a dictionary by parameter names"
         )
+    for name in params:
+        to_mlflow(name)  # refuses one that could not be kept
     return dict(params)
 
 
