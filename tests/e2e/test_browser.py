@@ -72,7 +72,7 @@ def task(
     if screenshots is None:
         yield bench.run_task("Climbing", trials=12)
     else:
-        search_for_icons(bench, 20_000)
+        search_for_icons(bench, 60_000)
         task = bench.post_task("Linear adapter", trials=12)
         assert bench.worker.work_once()
         yield bench.house.store.get_task(task.id)
@@ -118,10 +118,11 @@ def test_mlflow_tells_the_story(task: FineTuningTask, settings: Settings, look: 
     look.shows(page.get_by_role("heading", name="best"))
     page.get_by_role("tab", name="Model metrics").click()
     charts = page.get_by_role("heading", level=4)
-    look.shows(charts.filter(has_text=f"test_{promotion.metric_name}"))
+    look.shows(charts.filter(has_text=promotion.metric_name))
     shown = charts.all_inner_texts()
-    assert shown.index(promotion.metric_name) < shown.index(f"test_{promotion.metric_name}")
     assert not [name for name in shown if "last" in name or "seconds" in name]
+    before = shown[: shown.index(promotion.metric_name)]
+    assert not [name for name in before if name.startswith("test_")]  # bars come after the curves
     look.keep("mlflow-best-run")
 
     page.goto(link)
