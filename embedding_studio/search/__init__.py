@@ -181,9 +181,7 @@ class Search:
     def _learn(self, previous: Sequence[FinishedTrial], shift: float, suggest: Suggest) -> None:
         fits = [fit(trial.suggested.params, suggest, self._seed) for trial in previous]
         for trial, fitted in zip(previous, fits, strict=True):
-            if (
-                fitted.losses
-            ):  # its number is used up all the same, that later ones stay as they are
+            if fitted.losses:  # its number is used up all the same: later ones keep theirs
                 self._study.add_trial(_filler(fitted))
             else:
                 self._study.add_trial(
