@@ -20,6 +20,7 @@ ALONE: Any = {"sweep_minutes": 0}
 """No other thread is in MLflow's SQLite file when the worker freezes: it would hold its lock."""
 NAPS = [
     Fault(f"{MODELS}.upload_model", "before", action="stop"),  # the initial model's
+    Fault(f"{ITERATION}.release_batch", "before", action="stop"),
     Fault(f"{TRACKING}.start_trial", "after", action="stop"),
     Fault(f"{TRACKING}.log_reports", "before", 2, action="stop"),
     Fault(f"{TRACKING}.log_reports", "after", 3, action="stop"),
