@@ -91,6 +91,12 @@ class Impressions:
         """Return (n_pairs,) as how many clicks those at any position count."""
         return _sum_by(self.pair, self.weights(), self.n_pairs)
 
+    def extra_weight(self) -> Floats:
+        """Return (n_pairs,) by how much that is more than the clicks are."""
+        if self.weight is None:
+            return np.zeros(self.n_pairs)
+        return _sum_by(self.pair, self.weight - self.clicked, self.n_pairs)
+
     def first_position(self) -> Ints:
         """Return (n_pairs,) the highest place each pair was shown at."""
         best = np.full(self.n_pairs, np.iinfo(np.int64).max)
@@ -151,11 +157,10 @@ class ClickModel:
             logs = impressions.clicked * np.log(click) + skipped * np.log1p(-click)
             return _sum_by(impressions.pair, logs, impressions.n_pairs)
 
-        extra = impressions.total_weight() - impressions.total_clicked()
         ratio = np.log(self.attraction_1 / self.attraction_0)
         return (
             np.log1p(-prior) + evidence(self.attraction_0),
-            np.log(prior) + evidence(self.attraction_1) + extra * ratio,
+            np.log(prior) + evidence(self.attraction_1) + impressions.extra_weight() * ratio,
         )
 
 
@@ -285,13 +290,15 @@ def count_impressions(
     pair, position, weight = pair[kept], position[kept], weight[kept]
     width = int(position.max(initial=0)) + 1
     cells, row = np.unique(pair * width + position, return_inverse=True)
+    clicked = _sum_by(row, (weight > 0).astype(np.float64), len(cells))
+    are_plain_clicks = bool(np.all((weight == 0) | (weight == 1)))
     return Impressions(
         pair=cells // width,
         position=cells % width,
         shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
-        clicked=_sum_by(row, (weight > 0).astype(np.float64), len(cells)),
+        clicked=clicked,
         n_pairs=n_pairs,
-        weight=_sum_by(row, weight, len(cells)),
+        weight=None if are_plain_clicks else _sum_by(row, weight, len(cells)),
     )
 
 
