@@ -69,7 +69,8 @@ class Registered:
     """What happened to a session that was posted, or to which events were.
 
     is_new: whether the session is, and new_events: how many of the posted events are;
-    stored: the session as it is kept, but for its events, which may be missing;
+    stored: the session as it is kept, but for its events, and where events alone were posted for
+    any meta, which may be missing;
     is_late: of a new session, that it was made before the last release, after which it came; of a
     known one, that its batch is released;
     early_events: how many that had come before the session joined it now.

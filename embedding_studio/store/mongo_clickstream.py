@@ -45,6 +45,7 @@ MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 WITH_EVENT_IDS = {
     f"events.{field.name}": 0 for field in fields(SessionEvent) if field.name != "event_id"
 }
+WITHOUT_META = {**WITH_EVENT_IDS, "search_meta": 0, "search_results.meta": 0}
 # A batch whose release has begun; to the outside it is still collecting.
 RELEASING = "releasing"
 # A batch whose deletion has begun; to the outside it is gone.
@@ -82,7 +83,8 @@ class MongoClickstream(MongoEarly):
     def register_sessions(
         self, sessions: Sequence[Session], now: datetime
     ) -> list[Registered | InvalidInput]:
-        known = self._known(s.session_id for s in sessions if _is_encodable(s.session_id))
+        ids = [s.session_id for s in sessions if _is_encodable(s.session_id)]
+        known = self._known(ids, WITH_EVENT_IDS)
         refused: dict[int, InvalidInput] = {}
         new: dict[str, Session] = {}
         for place, session in enumerate(sessions):
@@ -92,7 +94,8 @@ class MongoClickstream(MongoEarly):
                 else:
                     new.setdefault(session.session_id, session)
         placed = self._place(list(new.values()), now)
-        known |= self._known(new.keys() - placed.keys())  # posted by someone else meanwhile
+        # those that someone else posted meanwhile
+        known |= self._known(new.keys() - placed.keys(), WITH_EVENT_IDS)
         answers: list[Registered | InvalidInput] = []
         for place, session in enumerate(sessions):
             if place in refused:
@@ -149,10 +152,12 @@ class MongoClickstream(MongoEarly):
             return f"s:{session_id}"
         return f"p:{self.project}:{session_id}"
 
-    def _known(self, session_ids: Iterable[str]) -> dict[str, Known]:
+    def _known(
+        self, session_ids: Iterable[str], left_out: Mapping[str, int] = WITHOUT_META
+    ) -> dict[str, Known]:
         """Return those sessions that are stored, by their ids."""
         keys = [self._key(session_id) for session_id in session_ids]
-        found = list(self._sessions.find({"_id": {"$in": keys}}, WITH_EVENT_IDS)) if keys else []
+        found = list(self._sessions.find({"_id": {"$in": keys}}, left_out)) if keys else []
         ids = list({document["batch_id"] for document in found})
         collecting = {"_id": {"$in": ids}, "status": BatchStatus.COLLECTING}
         open_ids = {batch["_id"] for batch in self._batches.find(collecting, {"_id": 1})}

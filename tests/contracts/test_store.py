@@ -600,15 +600,22 @@ def test_a_released_session_still_takes_events(store: Store) -> None:
 
 
 def test_an_answer_tells_what_is_stored(store: Store) -> None:
-    """A new session is answered with its place, a known one as it was first posted."""
-    first = make_session("s", ["e"], query="first")
+    """A new session is answered with its place, a known one as it was first posted; events alone
+    with what was shown."""
+    results = (SearchResult("item-1", 0.5, ODD_JSON), SearchResult("item-2"))
+    first = replace(make_session("s", ["e"], "first"), search_results=results, search_meta=ODD_JSON)
     (new,) = register(store, [first])
     (again,) = register(store, [make_session("s", query="second")])
-    for answer in (new, again, store.append_events("s", [])):
+    later_events = store.append_events("s", [])
+    for answer in (new, again):
         assert replace(answer.stored.session, events=()) == replace(first, events=())
+    for answer in (new, again, later_events):
+        shown = answer.stored.session.search_results
+        assert [result.object_id for result in shown] == ["item-1", "item-2"]
         assert answer.stored.number == 1
         assert answer.stored.batch_id == store.get_session("s").batch_id
         assert not answer.is_late
+    assert store.get_session("s").session == first
 
 
 def test_what_comes_after_a_release_is_late(store: Store) -> None:
