@@ -167,7 +167,6 @@ class _Iteration:
 
     def take_snapshot(self, batch: SessionBatch) -> str:
         """Copy the sessions of the batch as they are now to a file; return a digest of it."""
-        self._snapshot.unlink(missing_ok=True)  # a new file: jobs that read it may keep the former
         digest = hashlib.sha256()
         with self._snapshot.open("wb") as lines:
             after = 0
@@ -189,6 +188,7 @@ class _Iteration:
         prepared = self._attempt.run(
             PrepareData(self._attempt.ref, self._snapshot, self._attempt.data_folder, weights)
         )
+        self._snapshot.unlink()
         self._figures = dict(prepared.figures)
         sessions = int(prepared.figures["sessions"])
         self._attempt.record(
@@ -216,6 +216,7 @@ class _Iteration:
         if self.take_snapshot(released) != digest:
             self._scored = None
             self.prepare_data()
+        self._snapshot.unlink(missing_ok=True)
         return released
 
     def _record_release(self, batch: SessionBatch) -> None:
