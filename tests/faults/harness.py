@@ -289,7 +289,8 @@ def check_invariants(yard: Yard, may_hold_work_folder: bool = False) -> None:
         if task.status is TaskStatus.DONE and task.experiment_id in kept:
             check_trials(yard.bench, task)
     check_ledger(yard.bench)
-    check_champions(yard.bench, {task.fine_tuning_method for task in tasks})
+    keep = yard.settings.keep_champions
+    check_champions(yard.bench, {task.fine_tuning_method for task in tasks}, keep)
     check_model_files(yard.bench, tasks)
     work = yard.settings.work_folder
     assert may_hold_work_folder or not work.exists() or list(work.iterdir()) == []
@@ -386,9 +387,9 @@ def all_runs(bench: Bench) -> list[Run]:
     return list(client.search_runs(ids, run_view_type=ViewType.ACTIVE_ONLY, max_results=5000))
 
 
-def check_champions(bench: Bench, methods: set[str]) -> None:
+def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
     """The champion of each method that had one promoted is there and is what was saved, MLflow's
-    alias shows it, and the last two before it are there to be rolled back to."""
+    alias shows it, and as many before it as are to be kept can be rolled back to."""
     tracking = bench.house.tracking
     for method in methods:
         promoted = [
@@ -406,8 +407,7 @@ def check_champions(bench: Bench, methods: set[str]) -> None:
         champion = model.version(model.champion).model
         assert champion == promoted[0].best_model == tracking.champion(method)  # newest first
         assert model.is_mirrored
-        formers = model.former_champions(bench.house.settings.keep_champions)
-        for number in {model.champion, *formers}:
+        for number in {model.champion, *model.former_champions(keep)}:
             kept = model.version(number).model
             registered = bench.mlflow.get_model_version(method, str(number))
             assert registered.run_id == kept.run_id
