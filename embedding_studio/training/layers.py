@@ -141,7 +141,9 @@ def _watching(cuts: Sequence[Cut]) -> Iterator[list[list[Tensor]]]:
 def _hook_at(cut: Cut, reached: Callable[[Tensor], None]) -> Any:
     if cut.depth == 0:
         return cut.stack[0].register_forward_pre_hook(
-            lambda layer, args, kwargs: reached(hidden_in([*args, *kwargs.values()])),
+            lambda layer, args, kwargs: reached(
+                hidden_in([*args, kwargs.get("hidden_states"), *kwargs.values()])
+            ),
             with_kwargs=True,
         )
     return cut.stack[cut.depth - 1].register_forward_hook(
@@ -150,11 +152,12 @@ def _hook_at(cut: Cut, reached: Callable[[Tensor], None]) -> Any:
 
 
 def hidden_in(value: Any) -> Tensor:
-    """Return the hidden states in what a layer takes or gives: they come first."""
+    """Return the hidden states in what a layer takes or gives: they come first. Empty if there
+    are none."""
     if isinstance(value, Tensor):
         return value
     values = value.values() if isinstance(value, Mapping) else value
-    found: Tensor = next(each for each in values if isinstance(each, Tensor))
+    found: Tensor = next((each for each in values if isinstance(each, Tensor)), torch.empty(0))
     return found
 
 

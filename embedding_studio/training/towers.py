@@ -1,16 +1,15 @@
 """Bi-encoders as the training loop sees them: numbers of inputs in, embeddings out."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from embedding_studio.errors import MethodError
@@ -25,6 +24,7 @@ from embedding_studio.training.layers import (
     EVERYWHERE,
     Cut,
     DoesNotFit,
+    Form,
     Parameters,
     dependencies,
     forms_below,
@@ -152,8 +152,7 @@ class Tower:
         with recalling(self._forms, hidden):
             return forward(self.model, self.inputs, which)
 
-    @cached_property
-    def _forms(self) -> Any:
+    def _forms_below(self) -> Mapping[nn.Module, Form]:
         (cut,) = self._cuts
         return forms_below(cut, self.model, self.inputs, self.inputs.samples()[:1])
 
@@ -165,6 +164,7 @@ class Tower:
         if not file.exists() and (reason := self._why_not_kept()):
             log.info("what frozen layers give is computed each time: %s", reason)
             return None
+        self._forms = self._forms_below()
         everything = np.arange(len(self.inputs))
         is_own = self.inputs.same_as(everything) == everything
         return open_activations(
@@ -184,6 +184,7 @@ class Tower:
         (cut,) = self._cuts
         samples = self.inputs.samples()
         try:
+            forms = self._forms_below()
             for chunk in passes(self.inputs, samples):
                 which = samples[chunk]
                 rows = [
@@ -192,7 +193,7 @@ class Tower:
                 ]
                 side = "left" if self.inputs.is_left_padded else "right"
                 hidden = pad_sequence(rows, batch_first=True, padding_side=side)
-                with recalling(self._forms, hidden):
+                with recalling(forms, hidden):
                     recalled = forward(self.model, self.inputs, which)
                 computed = forward(self.model, self.inputs, which)
                 apart = (recalled - computed).norm(dim=1)
