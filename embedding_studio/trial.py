@@ -232,7 +232,6 @@ class Train(Job[TrialResult]):
 
     reads = ("data_folder", "start_folder")
     writes = ("model_folder",)
-    doing = "a trial"
 
     method: MethodRef
     params: Parameters
