@@ -3,15 +3,18 @@
 Everything here may be interrupted anywhere, repeated, and done by several workers at once.
 """
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from embedding_studio.errors import Conflict
+from embedding_studio.errors import Conflict, CorruptModel
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, line_of, split_line
 from embedding_studio.tracking import Tracking, story
+
+log = logging.getLogger(__name__)
 
 
 class Champions:
@@ -147,8 +150,12 @@ def bring_along(
     projects."""
     for name in tracking.champion_versions():
         project, method = split_line(name)
-        if method in methods:
+        if method not in methods:
+            continue
+        try:
             Champions(store.in_project(project), tracking, clock).of(method)
+        except (Conflict, CorruptModel) as error:  # its next task ends with the same words
+            log.warning("the champion of %r in MLflow cannot be taken over: %s", name, error)
 
 
 def mirror_all(

@@ -240,6 +240,10 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
         connection.execute(model_rows.delete())
     assert store.find_model("Toy") is None
     tracking = bench.house.tracking
+    # one whose files nobody can read keeps none of the others from being taken over
+    bench.mlflow.create_registered_model("Climbing")
+    bench.mlflow.create_model_version("Climbing", str(bench.house.settings.data_folder / "none"))
+    tracking.set_champion("Climbing", 1)
     assert task.best_model is not None
     tracking.set_champion(
         "Toy (acme)", tracking.register_version("Toy (acme)", task.best_model, "")
