@@ -42,7 +42,7 @@ class Look:
     def keep(self, name: str) -> None:
         if self.folder is None:
             return
-        self.page.wait_for_timeout(3000)  # charts move when they come
+        self.page.wait_for_timeout(3000)  # pages move when their parts come
         picture = Image.open(BytesIO(self.page.screenshot()))
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.quantize(64).save(self.folder / f"{name}.png", optimize=True)
@@ -72,7 +72,7 @@ def task(
     if screenshots is None:
         yield bench.run_task("Climbing", trials=12)
     else:
-        search_for_icons(bench, 60_000)
+        search_for_icons(bench, 20_000)
         task = bench.post_task("Linear adapter", trials=12)
         assert bench.worker.work_once()
         yield bench.house.store.get_task(task.id)
@@ -123,6 +123,7 @@ def test_mlflow_tells_the_story(task: FineTuningTask, settings: Settings, look: 
     assert not [name for name in shown if "last" in name or "seconds" in name]
     before = shown[: shown.index(promotion.metric_name)]
     assert not [name for name in before if name.startswith("test_")]  # bars come after the curves
+    look.shows(page.locator(".scatterlayer path"))
     look.keep("mlflow-best-run")
 
     page.goto(link)
