@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from embedding_studio.errors import Conflict, CorruptModel
+from embedding_studio.errors import Conflict, CorruptModel, StoreUnavailable
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, line_of, split_line
@@ -147,7 +147,8 @@ def bring_along(
     store: Store, tracking: Tracking, methods: Collection[str], clock: Callable[[], datetime]
 ) -> None:
     """Take over from MLflow's registry which version of these methods is champion, in all
-    projects."""
+    projects, and its iterations of before they told whether their models are kept."""
+    tracking.adopt_older_iterations()
     for name in tracking.champion_versions():
         project, method = split_line(name)
         if method not in methods:
@@ -163,4 +164,10 @@ def mirror_all(
 ) -> None:
     """Point every alias that is behind to its champion."""
     for model in store.all_models(are_mirrored=False):
-        Champions(store.in_project(model.project), tracking, clock).mirror(model.method, seconds)
+        champions = Champions(store.in_project(model.project), tracking, clock)
+        try:
+            champions.mirror(model.method, seconds)
+        except StoreUnavailable:
+            raise
+        except Exception:  # one that cannot be set keeps no other from being set
+            log.exception("MLflow's alias of %r may be behind its champion", model.name)

@@ -28,7 +28,7 @@ class MoveKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """number: that of the version in MLflow's registry.
+    """A model that is, or was, in MLflow's registry under a number.
 
     task_id, promotion: whose iteration made it, and its verdict; None for an initial model.
     previous: the champion whose place it took. removed_at: when its files went, by retention.
@@ -45,7 +45,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class ChampionMove:
-    """by: who moved it, for people; why: one sentence."""
+    """One change of the champion. by: who moved it, for people; why: one sentence."""
 
     kind: MoveKind
     at: datetime
@@ -57,8 +57,9 @@ class ChampionMove:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """versions: oldest first; champion: the number of one of them; moves: oldest first.
+    """A method's versions, which of them is champion, and how it came to be.
 
+    versions: oldest first; champion: the number of one of them; moves: oldest first.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
     is setting it to, until mirroring_until at the latest. revision: 0 before it is first kept, then
     one higher with every change.
@@ -111,6 +112,11 @@ class RegisteredModel:
         return frozenset(v.model.run_id for v in self.versions if v.removed_at is None)
 
     @property
+    def kept_numbers(self) -> frozenset[int]:
+        """The versions that were not removed."""
+        return frozenset(v.number for v in self.versions if v.removed_at is None)
+
+    @property
     def is_initial(self) -> bool:
         """Whether nothing but initial models was champion so far."""
         return all(move.kind is MoveKind.INITIAL for move in self.moves)
@@ -140,7 +146,11 @@ class RegisteredModel:
             # the registry numbers anew what it had lost
             known = self.version_of(new.model.run_id)
             previous = known.previous if known else self.champion
-            others = [v for v in versions if v.number != new.number and v != known]
+            others = [
+                replace(v, previous=new.number) if known and v.previous == known.number else v
+                for v in versions
+                if v.number != new.number and v != known
+            ]
             versions = (*others, replace(new, previous=previous))
         changed = replace(self, versions=versions)
         if changed.version(move.to_version).removed_at is not None:
@@ -186,10 +196,11 @@ class RegisteredModel:
 
     def former_champions(self, count: int) -> frozenset[int]:
         """Return the last so many versions that were champion before the present one."""
+        there = {v.number for v in self.versions} - {self.champion}
         formers: list[int] = []
         for move in reversed(self.moves):
             number = move.from_version
-            if number is not None and number != self.champion and number not in formers:
+            if number in there and number not in formers:
                 formers.append(number)
         return frozenset(formers[:count])
 

@@ -23,15 +23,13 @@ def check_class(method_class: Any) -> None:
     missing = sorted(method_class.__abstractmethods__)
     if missing:
         needed = ", ".join(sorted(FineTuningMethod.__abstractmethods__))
-        raise PluginError(
-            f"{method_class.__name__} lacks {', '.join(missing)}: a method needs {needed}"
-            + "".join(_guesses(method_class))
-        )
+        lacks = f"{method_class.__name__} lacks {', '.join(missing)}: a method needs {needed}"
+        raise PluginError("; ".join([lacks, *_guesses(method_class)]))
     if not isinstance(getattr(method_class, "meta", None), PluginMeta):
-        raise PluginError(
+        wrong = (
             f'{method_class.__name__}.meta is no PluginMeta: write meta = PluginMeta(name="...")'
-            + "".join(_guesses(method_class))
         )
+        raise PluginError("; ".join([wrong, *_guesses(method_class)]))
 
 
 def check_attributes(method: FineTuningMethod[Any]) -> None:
@@ -60,9 +58,9 @@ def _guesses(method_class: type) -> Iterator[str]:
         if len(name) >= _SHORTEST_GUESSED and not _is_overridden(method_class, name)
     ]
     for name in sorted(own):
-        (meant, *_) = [*difflib.get_close_matches(name, open_, 1, 0.85), ""]
+        (meant, *_) = [*difflib.get_close_matches(name, open_, 1, 0.9), ""]
         if meant and not name.startswith("_") and _fits(getattr(method_class, name), meant):
-            yield f"; is {method_class.__name__}.{name} meant to be {meant}?"
+            yield f"is {method_class.__name__}.{name} meant to be {meant}?"
 
 
 def _is_overridden(method_class: type, name: str) -> bool:

@@ -27,14 +27,13 @@ def sweep(
     Iterations of ended or unknown tasks end, with their RUNNING runs; a canceled task's models go;
     so do files of runs and experiments that are gone, and work folders that no attempt owns.
     """
-    kept_run_ids = {
-        run_id
-        for model in store.all_models()
-        for run_id in _retire_initial_models(store, model, settings, now, dry_run).kept_run_ids
-    }
+    models = [
+        _retire_initial_models(store, model, settings, now, dry_run) for model in store.all_models()
+    ]
+    kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
     found = [
         *_end_iterations(store, tracking, kept_run_ids, now, dry_run),
-        *tracking.remove_orphans(kept_run_ids, dry_run),
+        *tracking.remove_orphans(models, dry_run),
         *_empty_work_folder(store, settings, now, dry_run),
     ]
     for what in found:

@@ -218,6 +218,8 @@ class Trials:
         error = future.exception()
         if trial.attrs is not None or not (error is None or isinstance(error, TrialPruned)):
             return
+        if error is None and not self._is_comparable(future.result()):
+            return
         value = None if error else future.result().metrics[self._method.main_metric]
         if value is None or not is_better(self._method.direction, value, self._best_value):
             self._tell(trial, Outcome.PRUNED if error else Outcome.COMPLETE, value)
@@ -406,9 +408,13 @@ class Trials:
             self._adopt_best(value, model)
         return None
 
+    def _is_comparable(self, result: TrialResult) -> bool:
+        """Return whether a trial was scored on as many queries as the starting model."""
+        return self._queries is None or result.queries == self._queries
+
     def _check_queries(self, result: TrialResult) -> None:
         """Raises MethodError for what would fail the gate, after all trials."""
-        if self._queries is not None and result.queries != self._queries:
+        if not self._is_comparable(result):
             metric = self._method.main_metric
             raise MethodError(
                 f"`evaluate` gave {result.queries or 'no'} values of {metric} per query, and "

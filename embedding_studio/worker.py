@@ -190,7 +190,7 @@ class Worker:
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(5)}, timezone=UTC,
+            executors={"default": ThreadPoolExecutor(6)}, timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )  # fmt: skip
         beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)

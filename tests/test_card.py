@@ -56,3 +56,14 @@ def test_the_download_has_the_card(bench: Bench) -> None:
         assert archive.testzip() is None
         assert sorted(archive.namelist()) == ["README.md", "arrays.safetensors"]
         assert archive.read("README.md").decode() == stored_card(task)
+
+
+def test_a_card_without_yaml_gets_some(bench: Bench) -> None:
+    """A method may save a README of its own: its task does not end as an error for it."""
+    task = bench.run_task()
+    assert task.promotion is not None
+    (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
+    tags = bench.experiments()[0].tags
+    text = card.write("# Mine\n\n---\nIts story.", task.promotion, tags, None, best, None)
+    assert text.startswith("---\ntags:\n- embedding-studio\n---\n# Toy\n")
+    assert "# Mine\n\n---\nIts story." in text

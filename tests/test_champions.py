@@ -485,3 +485,18 @@ def test_a_restart_does_not_delete_what_was_champion(
     for version in registered(bench).versions:
         copy = bench.house.settings.data_folder / f"copy-{version.number}"
         bench.house.tracking.download_model(version.model, copy)
+
+
+def test_one_alias_that_cannot_be_set_holds_up_no_other(bench: Bench) -> None:
+    """A version that was deleted in MLflow, and whose model was never ours, stays behind alone."""
+    bench.run_task("Worse")
+    bench.run_task(start=1000)
+    bench.mlflow.delete_model_version("Worse", "1")
+    lost = registered(bench, "Worse")
+    gone = replace(
+        lost.versions[0], model=replace(lost.versions[0].model, run_id="models:/Worse/1")
+    )
+    bench.house.store.change_model(replace(lost, versions=(gone,), mirrored=None))
+    roll_back(bench)
+    bench.worker.mirror()
+    assert (alias(bench), registered(bench, "Worse").is_mirrored) == (1, False)

@@ -202,7 +202,7 @@ def test_what_a_class_states_is_checked_when_it_loads(
     [
         "def __init__(self): self.main_metric = 'm'",
         "samplers = ['a', 'b']; budgets = 3; loads = True; _prepare = print; evaluated = 0",
-        "pruner = 'asha'; num_cpus = 2; num_gpus = 0.5; test_share = 0.3",
+        "pruner = 'asha'; num_cpus = 2; num_gpus = 0.5; test_share = 0.3; load_dataset = print",
         "main_metric = 'ndcg@10'",
     ],
 )

@@ -110,3 +110,14 @@ def test_one_worker_at_a_time_sets_the_alias() -> None:
     assert claimed.mirroring_to(until + timedelta(1), until) is not None
     done = replace(claimed, mirrored=1, mirroring=None, mirroring_until=None)
     assert done.mirroring_to(until, NOW) is None
+
+
+def test_a_version_that_is_numbered_anew_leaves_no_ghost() -> None:
+    """MLflow's registry lost the champion: what led to its old number leads to the new one, and the
+    champions before it are counted without it."""
+    model = to(after(1, 2, 3), 2)
+    lost = model.version(2)
+    move = ChampionMove(MoveKind.ADOPTED, NOW, 2, 5, "a test", "registered anew")
+    model = model.moved(move, replace(lost, number=5))
+    assert model.former_champions(2) == {1, 3}
+    assert to(model, 3).previous_version() == 5

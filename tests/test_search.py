@@ -1,7 +1,9 @@
 """The search: one study, seeded, rebuilt from its finished trials."""
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
 from statistics import fmean
@@ -441,3 +443,24 @@ def test_a_space_may_change_between_a_crash_and_the_next_attempt(sampler: str) -
     notes = " ".join(search.take_notes())
     assert "from 3 of 3 trials of the previous iteration" in notes
     assert "from 3 of 3 trials that are finished" in notes
+
+
+def test_a_suggest_that_hangs_holds_up_no_report() -> None:
+    """Trials at work are answered meanwhile, so that they can be ended."""
+    search = Search("maximize", seed=0)
+    first = ask(search, lambda trial: {"x": trial.suggest_float("x", 0, 1)})
+    is_at_it, may_go_on = threading.Event(), threading.Event()
+
+    def hang(trial: optuna.Trial) -> Parameters:
+        is_at_it.set()
+        assert may_go_on.wait(60)
+        return {"x": trial.suggest_float("x", 0, 1)}
+
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(search.ask, hang)
+        assert is_at_it.wait(60)
+        try:
+            assert threads.submit(search.report, first.number, 0.5, 0).result(60) is False
+        finally:
+            may_go_on.set()
+        assert asked.result(60) is not None

@@ -242,3 +242,20 @@ def test_an_iteration_costs_the_same_after_many(
     for number in range(10, 20):
         finish_another(number)
     assert sorted(asked) == sorted(few * 10)
+
+
+def test_iterations_of_before_are_swept_too(bench: Bench) -> None:
+    """Version 0.1 did not say of an iteration whether it keeps models: a worker brings that along
+    when it starts. Registered models that are not ours are nobody's to sweep."""
+    tracking = bench.house.tracking
+    opened = tracking.open_iteration("a task", "Toy", "a batch", "start")
+    bench.mlflow.delete_experiment_tag(opened.experiment_id, "es.models")
+    bench.mlflow.create_registered_model("Theirs")
+    orphan = bench.mlflow.create_run(opened.experiment_id)
+    bench.mlflow.create_model_version("Theirs", "somewhere", run_id=orphan.info.run_id)
+    bench.mlflow.delete_run(orphan.info.run_id)
+    assert swept(bench) == []
+    bench.worker.mirror()
+    (found,) = swept(bench)
+    assert "was left running" in found
+    assert len(bench.mlflow.search_model_versions("name = 'Theirs'")) == 1

@@ -240,11 +240,8 @@ def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> l
 
 
 def _keep_early(context: Context, feedback: EarlyFeedback) -> None:
-    """Keep what came before its session. Call where NotFound is being handled: it is raised again
-    where nothing is to wait."""
+    """Keep what came before its session."""
     most = context.settings.max_early_events
-    if most == 0:
-        raise
     now = context.clock()
     expires_at = now + timedelta(seconds=context.settings.max_event_age_seconds)
     if not context.store.keep_early(feedback, now, expires_at, most):

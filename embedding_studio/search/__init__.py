@@ -136,6 +136,7 @@ class Search:
         pruner: Pruner = Pruner.MEDIAN,
     ) -> None:
         self._lock = threading.Lock()
+        self._pruning = threading.Lock()  # of its own: a `suggest` that hangs holds up no report
         self._seed = seed
         self._sampler = sampler
         self._pruner = pruner
@@ -293,7 +294,7 @@ class Search:
 
     def report(self, number: int, value: float, step: int) -> bool:
         """Note an intermediate value; True if the trial should be pruned."""
-        with self._lock:
+        with self._pruning:
             trial = self._running[number]
             trial.report(value, _resource(step))
             return trial.should_prune()
@@ -329,7 +330,8 @@ class Search:
         """Tell hyperband, which has to know it, how long a trial is: as long as the first."""
         is_unknown = isinstance(self._study.pruner, optuna.pruners.NopPruner)
         if is_unknown and trial.last_step is not None:
-            self._study.pruner = _make_pruner(self._pruner, trial.last_step)
+            with self._pruning:
+                self._study.pruner = _make_pruner(self._pruner, trial.last_step)
 
 
 def _resource(step: int) -> int:

@@ -109,6 +109,7 @@ class MongoStore(
         self._tasks.create_index([("project", ASCENDING), ("status", ASCENDING), *OLDEST_FIRST])
         self._tasks.create_index("delivery_due_at", sparse=True)
         self._models.create_index(BY_NAME, unique=True)
+        self._index_early()
 
     def _adopt_older_documents(self) -> None:
         """Bring a database from before there were projects up to date: what is in it belongs to

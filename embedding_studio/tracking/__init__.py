@@ -284,6 +284,12 @@ class Tracking(Models):
             with unless_gone():
                 self._client.delete_experiment(experiment_id)
 
+    def adopt_older_iterations(self) -> None:
+        """Tag the iterations of version 0.1, which did not say whether they keep models."""
+        for older in [*self._search_experiments({"es.kind": "iteration"})]:
+            if "es.models" not in older.tags:
+                self._client.set_experiment_tag(older.experiment_id, "es.models", "kept")
+
     def iterations_with_models(self) -> list[Iteration]:
         """Return the iterations at work, and those that still keep their models.
 

@@ -12,14 +12,8 @@ from embedding_studio.tasks import Promotion
 from embedding_studio.tracking import story
 
 CARD = "README.md"
-_PLAIN = """---
-tags:
-- embedding-studio
----
-## How to load
-
-With the fine-tuning method that made it.
-"""
+_HEAD = "---\ntags:\n- embedding-studio\n---\n"
+_PLAIN = "## How to load\n\nWith the fine-tuning method that made it.\n"
 
 
 def write(
@@ -31,7 +25,10 @@ def write(
     data: Run | None,
 ) -> str:
     """Return Markdown under YAML. tags: the experiment's; encoder_card: None where it has none."""
-    _, head, body = (encoder_card or _PLAIN).split("---\n", 2)
+    text = encoder_card or _PLAIN
+    if not (text.startswith("---\n") and "\n---\n" in text):
+        text = _HEAD + text
+    _, head, body = text.split("---\n", 2)
     figures = data.data.metrics if data else {}
     counts = {from_mlflow(name.removeprefix("data/")): f"{n:g}" for name, n in figures.items()}
     params = {from_mlflow(name): value for name, value in sorted(best.data.params.items())}

@@ -32,6 +32,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from embedding_studio.errors import CorruptModel
+from embedding_studio.models import RegisteredModel
 from embedding_studio.tasks import ModelFile, StoredModel
 from embedding_studio.tracking import story
 from embedding_studio.tracking.flavor import PAYLOAD, write_flavor
@@ -152,10 +153,11 @@ class Models:
         ]
         for run in former:
             if run.data.tags.get("es.model") == "stored":
-                stored = self.stored_model(run.info.run_id)
-                if stored.files == files:
-                    self._end_initial_runs(experiment_id, task_id, stored.run_id)
-                    return stored
+                with suppress(CorruptModel):  # its files are gone: they are stored anew
+                    stored = self.stored_model(run.info.run_id)
+                    if stored.files == files:
+                        self._end_initial_runs(experiment_id, task_id, stored.run_id)
+                        return stored
         run_id = self._create_run(
             experiment_id, "initial_model", {"es.method": method_name, "es.task_id": task_id}
         )
@@ -299,8 +301,10 @@ class Models:
             return None
         version = self._client.get_model_version(method_name, str(number))
         try:
-            if version.run_id and "es.model" in self._client.get_run(version.run_id).data.tags:
-                return self.stored_model(version.run_id)
+            with self._told_gone(f"the run of version {version.version}"):
+                run = self._client.get_run(version.run_id) if version.run_id else None
+            if run is not None and "es.model" in run.data.tags:
+                return self.stored_model(run.info.run_id)
             return self._foreign_model(version)
         except CorruptModel as error:
             raise CorruptModel(
@@ -366,7 +370,8 @@ class Models:
         is_it = f"name = '{method_name}' AND run_id = '{model.run_id}'"
         for registered in self._client.search_model_versions(is_it):
             return int(registered.version)
-        run = self._client.get_run(model.run_id)
+        with self._told_gone(f"the model of run {model.run_id}"):
+            run = self._client.get_run(model.run_id)
         made = self._client.create_model_version(
             method_name,
             f"{run.info.artifact_uri}/{MODEL_FOLDER}",
@@ -392,13 +397,17 @@ class Models:
 
     # -- what crashes left ---------------------------------------------------------------------
 
-    def remove_orphans(self, kept_run_ids: Collection[str], dry_run: bool = False) -> Iterator[str]:
+    def remove_orphans(
+        self, models: Sequence[RegisteredModel], dry_run: bool = False
+    ) -> Iterator[str]:
         """Delete model files that no run stands for, and tell of each; dry_run: only tell.
 
         Those are uploads that were never finished, files of experiments that were removed, initial
         models that were stored twice, and registered versions without files.
-        kept_run_ids: whose models are those of registered versions, and stay.
+        models: all that are registered; what they keep stays, and so does what is somebody else's.
         """
+        kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
+        ours = {model.name: model for model in models}
         for experiment in self._search_experiments({"es.models": "kept"}):
             yield from self._remove_unfinished_uploads(experiment, dry_run)
         for experiment in self._search_experiments({"es.kind": "initial"}):
@@ -407,10 +416,12 @@ class Models:
         for experiment in self._removed_lately():
             yield from _remove_folder(experiment, dry_run)
         for registered in _pages(self._client.search_registered_models):
-            aliased = set(map(str, registered.aliases.values()))
+            if registered.name not in ours:
+                continue
+            spared = {*map(int, registered.aliases.values()), *ours[registered.name].kept_numbers}
             for entry in self._versions(registered.name):
                 number = str(entry.version)
-                if number not in aliased and entry.run_id and self._is_gone(entry.run_id):
+                if int(number) not in spared and entry.run_id and self._is_gone(entry.run_id):
                     yield f"version {number} of {registered.name} has no files"
                     if not dry_run:
                         with unless_gone():

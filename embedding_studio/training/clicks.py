@@ -75,10 +75,6 @@ class Impressions:
     n_pairs: int
     weight: Floats | None = None
 
-    def total_shown(self) -> Floats:
-        """Return (n_pairs,) showings at any position."""
-        return _sum_by(self.pair, self.shown, self.n_pairs)
-
     def total_clicked(self) -> Floats:
         """Return (n_pairs,) clicks at any position."""
         return _sum_by(self.pair, self.clicked, self.n_pairs)

@@ -360,3 +360,10 @@ def test_tasks_at_work_are_those_of_all_projects(store: Store) -> None:
     store.in_project(second.project).stop_task(second.id, NOW)
     at_work = {(task.id, task.status) for task in store.tasks_at_work()}
     assert at_work == {(first.id, TaskStatus.PROCESSING), (second.id, TaskStatus.STOPPING)}
+
+
+def test_what_waits_for_its_session_is_found_by_an_index(store: Store) -> None:
+    """Each post of a session looks for it, however much waits; SQLite's table is its own index."""
+    if isinstance(store, MongoStore):
+        indexes = store._early.index_information()
+        assert indexes["project_1_session_id_1_event_id_1"]["unique"]
