@@ -63,7 +63,10 @@ def trace(error: BaseException) -> str:
 
 
 def _place(error: BaseException, method: AnyMethod) -> str:
-    plugin = Path(inspect.getfile(type(method)))
+    # its functions know their file; the name of its module may be another file's by now
+    functions = filter(inspect.isfunction, vars(type(method)).values())
+    files = (function.__code__.co_filename for function in functions)
+    plugin = Path(next(files, None) or inspect.getfile(type(method)))
     shown = "/".join(plugin.parts[-2:])
     frames = [
         (line, function)

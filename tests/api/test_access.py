@@ -79,17 +79,22 @@ ROUTES: dict[str, Route] = {
             "/clickstream/session/events", json={"session_id": "s", "events": [event_json("b")]}
         ),
         Scope.INGEST,
-        404,
+        200,  # it waits for b's own session of that id
     ),
     "POST /clickstream/session/irrelevant": Route(
         lambda api, ids: api.post("/clickstream/session/irrelevant", json={"session_id": "s"}),
         Scope.INGEST,
-        404,
+        200,  # as above
     ),
     "POST /clickstream/internal/batch/release": Route(
         lambda api, ids: api.post("/clickstream/internal/batch/release", json={"release_id": "r"}),
         Scope.TUNE,
-        409,
+        404,
+    ),
+    "GET /clickstream/internal/batch": Route(
+        lambda api, ids: api.get("/clickstream/internal/batch", params={"batch_id": ids.batch_id}),
+        Scope.READ,
+        404,
     ),
     "GET /clickstream/internal/batch/sessions": Route(
         lambda api, ids: api.get(
