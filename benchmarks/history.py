@@ -1,8 +1,9 @@
 """What a long past costs: `python -m benchmarks.history`.
 
-Each call that a worker or the API makes is timed after 1, 100 and 1,000 finished iterations of one
-method that all stay (ES_KEEP_ITERATIONS beyond them), and with 100 and 10,000 tasks, on SQLite and
-a local MLflow database. `growth` is a call's median time with the most over that with the fewest.
+Each call that a worker or the API makes is timed in an iteration that comes after 1, 100 and 1,000
+finished ones of its method, all of which stay (ES_KEEP_ITERATIONS beyond them), and with 100 and
+10,000 tasks, on SQLite and a local MLflow database. `growth` is a call's median time with the most
+over that with the fewest.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def time_iterations(
     """Return the seconds of each call to MLflow by the number of finished iterations."""
     seconds: dict[str, dict[int, float]] = {}
     names = count()
-    newest = ""
+    present = ""
 
     def open_another() -> None:
         name = f"new {next(names)}"
@@ -79,22 +80,24 @@ def time_iterations(
 
     calls: Calls = {
         "open_iteration, and its removal": open_another,
-        "previous_search": lambda: tracking.previous_search(METHOD, newest),
-        "remove_older_iterations": lambda: tracking.remove_older_iterations(METHOD, newest, KEEP),
+        "previous_search": lambda: tracking.previous_search(METHOD, present),
+        "remove_older_iterations": lambda: tracking.remove_older_iterations(METHOD, present, KEEP),
         "iterations_with_models": tracking.iterations_with_models,
         "sweep": lambda: sweep(store, tracking, settings, datetime.now(UTC), dry_run=True),
     }
     there = 0
     for size in sizes:
         for number in range(there, size):
-            newest = add_iteration(tracking, number)
+            add_iteration(tracking, number)
         there = size
+        present = tracking.open_iteration(f"at {size}", METHOD, f"at {size}", "start").experiment_id
         time_calls(calls, size, seconds)
+        tracking.remove_iteration(present)
     return seconds
 
 
-def add_iteration(tracking: Tracking, number: int) -> str:
-    """Write what a finished iteration leaves in MLflow, less its files; return its experiment."""
+def add_iteration(tracking: Tracking, number: int) -> None:
+    """Write what a finished iteration leaves in MLflow, less its files."""
     experiment_id = tracking.open_iteration(
         f"task {number}", METHOD, f"batch {number}", "start"
     ).experiment_id
@@ -109,7 +112,6 @@ def add_iteration(tracking: Tracking, number: int) -> str:
         search.report(trial, 0.5, 0)
     tracking.set_iteration_state(experiment_id, "done")
     tracking.remove_older_iterations(METHOD, experiment_id, KEEP)
-    return experiment_id
 
 
 def time_tasks(store: Store, sizes: list[int]) -> dict[str, dict[int, float]]:

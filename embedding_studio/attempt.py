@@ -42,9 +42,12 @@ class House:
 
 
 class Attempt:
-    """line: whose champion it is about, as `tasks.line_of` names it. has_model: whether a model of
+    """One worker's try at a task: what its steps share.
+
+    line: whose champion it is about, as `tasks.line_of` names it. has_model: whether a model of
     this iteration was uploaded, be it not yet read back. outputs: a folder with what jobs printed,
-    trials apart, a file each, numbered."""
+    trials apart, a file each, numbered.
+    """
 
     def __init__(self, house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
         self.store = house.store.in_project(task.project)

@@ -30,8 +30,11 @@ class Limit:
 
 
 class Limits:
-    """grace_seconds: how long a trial may go on after it was asked to end; after a limit of fewer
-    seconds, no longer than that. spent_seconds: of the search's minutes, by earlier attempts."""
+    """What ends the trials of one search: a stop, its minutes, or a trial's own.
+
+    grace_seconds: how long a trial may go on after it was asked to end; after a limit of fewer
+    seconds, no longer than that. spent_seconds: of the search's minutes, by earlier attempts.
+    """
 
     def __init__(
         self, budget: Budget, lease: Lease, grace_seconds: float, spent_seconds: float

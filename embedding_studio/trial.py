@@ -154,8 +154,11 @@ def _first(counts: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """figures: the method's, and the counts of sessions, of those marked irrelevant (kept out), of
-    clicks on items that were not shown, and of events that are ignored or unknown."""
+    """What preparing the data came to.
+
+    figures: the method's, and the counts of sessions, of those marked irrelevant (kept out), of
+    clicks on items that were not shown, and of events that are ignored or unknown.
+    """
 
     figures: Mapping[str, float]
     events: EventCounts

@@ -42,10 +42,13 @@ LOG_SECONDS = 2.0
 
 @dataclass
 class _Trial:
-    """output: the file of what it prints. started, logged_at: time.monotonic(). logged: how many
+    """A trial at work, from the start of its run to its end in the ledger.
+
+    output: the file of what it prints. started, logged_at: time.monotonic(). logged: how many
     of its reports are in the ledger.
     trained_tokens: as last heard of. attrs: the pruner's notes, once the search was told its end.
-    ledger_error: what kept MLflow from being written to."""
+    ledger_error: what kept MLflow from being written to.
+    """
 
     proposal: Proposal
     run_id: str
@@ -70,8 +73,11 @@ class _Trial:
 
 
 class Trials:
-    """baseline: the starting model's validation metrics; queries: how many values its main metric
-    had, None if that is not known. seed: of the search; a trial's own is its number higher."""
+    """The trials of one iteration, and what they found.
+
+    baseline: the starting model's validation metrics; queries: how many values its main metric
+    had, None if that is not known. seed: of the search; a trial's own is its number higher.
+    """
 
     def __init__(
         self,

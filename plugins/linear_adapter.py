@@ -49,8 +49,11 @@ _WEIGHTS = "linear.weight"
 
 @dataclass(frozen=True)
 class Adapter:
-    """matrix: (d, d), what a query's vector is multiplied by. encoder: the folder of the encoder
-    that it is for; None for that of ES_INITIAL_MODEL."""
+    """What is learnt, and for which encoder.
+
+    matrix: (d, d), what a query's vector is multiplied by. encoder: the folder of the encoder;
+    None for that of ES_INITIAL_MODEL.
+    """
 
     matrix: Matrix
     encoder: Path | None = None

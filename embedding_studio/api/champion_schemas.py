@@ -38,7 +38,7 @@ class RollbackBody(BaseModel):
 
 
 class VersionView(BaseModel):
-    """promotion: the verdict of the task whose iteration made it; null of an initial model."""
+    """A version; promotion: the verdict of the task that made it, null of an initial model."""
 
     version: int = Field(description="as in MLflow's registry")
     is_champion: bool
@@ -65,7 +65,10 @@ class VersionView(BaseModel):
 
 
 class MoveView(BaseModel):
-    """by: a task, an API key or MLflow, as whose alias was moved by hand."""
+    """One change of the champion.
+
+    by: a task, an API key or MLflow, as whose alias was moved by hand.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 

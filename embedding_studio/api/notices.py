@@ -10,7 +10,7 @@ from embedding_studio.store.base import Registered
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """warnings: for whoever posted; counts: for the batch."""
+    """What is said of a post: warnings for whoever posted it, counts for its batch."""
 
     warnings: list[str] = field(default_factory=list)
     counts: Counter[BatchCount] = field(default_factory=Counter)

@@ -95,7 +95,7 @@ def _in_a_cell(text: str) -> str:
 
 
 def _about(tags: Mapping[str, str]) -> dict[str, str]:
-    """tags: the experiment's."""
+    """Return the rows that every note has. tags: the experiment's."""
     about = {"method": tags["es.method"], "task": tags["es.task_id"], "batch": tags["es.batch_id"]}
     if tokens := int(tags.get("es.trained_tokens", 0)):  # not every method counts any
         about["cost"] = f"{tokens:,} trained tokens"
