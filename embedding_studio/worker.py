@@ -322,7 +322,8 @@ class Worker:
         try:
             data = {"traceback": traceback} if traceback else {}
             end = store.finish_task(lease.claim, now, status, why, data)
-        except LeaseLost:
+        except LeaseLost as error:
+            log.warning("%s: %s", error, why)
             return
         level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
         shown = f"\n{traceback}" if traceback else ""
