@@ -18,6 +18,8 @@ from embedding_studio.training.inputs import Inputs, Ints
 
 COSINE: Final = SimilarityFunction.COSINE.value
 DOT: Final = SimilarityFunction.DOT_PRODUCT.value
+SAME: Final = 1e-3
+"""How far two vectors of one input may be apart, as a share of their length."""
 
 Similarity = Callable[[Any, Any], Tensor]
 

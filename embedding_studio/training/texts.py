@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from embedding_studio.training.inputs import Ints, padded_places
-from embedding_studio.training.serving import Side, forward, sides_of
+from embedding_studio.training.serving import SAME, Side, forward, sides_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ Column = NDArray[np.int32]
 _CHUNK = 512
 _SAMPLES = 4  # of each side
 _SAMPLE_TOKENS = 256
-_SAME = 1e-3  # how far two vectors may be apart, as a share of their length
 _PROBES = ["a", "Two words, " * 2, "many words " * 300]
 
 
@@ -298,7 +297,7 @@ def _bears_padding(texts: TokenizedTexts, model: SentenceTransformer) -> bool:
     """Return whether a short text has the same vector alone as beside a long one."""
     for samples in _by_side(texts):
         alone, beside = forward(model, texts, samples[:1])[0], forward(model, texts, samples)[0]
-        if (alone - beside).norm() > _SAME * beside.norm():
+        if (alone - beside).norm() > SAME * beside.norm():
             log.info("the model gives padded texts other vectors: only texts of a length go along")
             return False
     return True

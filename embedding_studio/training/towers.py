@@ -35,6 +35,7 @@ from embedding_studio.training.layers import (
 from embedding_studio.training.lora import add_lora, merge_lora
 from embedding_studio.training.serving import (
     COSINE,
+    SAME,
     comparable,
     forward,
     similarity_functions,
@@ -44,7 +45,6 @@ from embedding_studio.training.serving import (
 log = logging.getLogger(__name__)
 
 _UNIT_SAMPLE = 64
-_SAME = 1e-3  # how far two vectors may be apart, as a share of their length
 
 
 class Tower:
@@ -197,7 +197,7 @@ class Tower:
                     recalled = forward(self.model, self.inputs, which)
                 computed = forward(self.model, self.inputs, which)
                 apart = (recalled - computed).norm(dim=1)
-                if not (apart <= _SAME * computed.norm(dim=1)).all():
+                if not (apart <= SAME * computed.norm(dim=1)).all():
                     return "the layers above it take more than it"
         except DoesNotFit as reason:
             return str(reason)

@@ -64,7 +64,7 @@ def wake_up(yard: Yard, zombie: WorkerProcess, task: FineTuningTask) -> None:
     """Let a frozen worker go on until it has noticed that the task is no longer its."""
     written = len(yard.log)
     zombie.send(signal.SIGCONT)
-    wait_until(lambda: f" task {task.id}" in yard.log[written:])  # of a trial, perhaps
+    wait_until(lambda: f" task {task.id}: " in yard.log[written:])
 
 
 IN_EVERY_RUN = {
