@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -14,6 +13,7 @@ from pathlib import Path
 from embedding_studio.attempt import POLL_SECONDS, Attempt, House
 from embedding_studio.champions import Champions
 from embedding_studio.clickstream import BatchStatus, SessionBatch
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import (
     Conflict,
     CorruptModel,
@@ -63,7 +63,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
     MethodError when it cannot succeed; the caller ends the task accordingly.
     """
     for stale in house.settings.work_folder.glob(f"{task.id}-*"):
-        shutil.rmtree(stale)  # of an attempt on this machine that was killed
+        remove_tree(stale, ignore_errors=True)  # of an attempt on this machine that was killed
     iteration = _Iteration(house, task, lease, method)
     try:
         if task.promotion is None:
@@ -183,7 +183,7 @@ class _Iteration:
 
     def prepare_data(self) -> None:
         """Prepare the snapshot for all trials."""
-        shutil.rmtree(self._attempt.data_folder, ignore_errors=True)
+        remove_tree(self._attempt.data_folder, ignore_errors=True)
         weights = self._task.event_weights or {}
         prepared = self._attempt.run(
             PrepareData(self._attempt.ref, self._snapshot, self._attempt.data_folder, weights)
@@ -447,7 +447,7 @@ class _Iteration:
         if self._drawing is not None:
             self._attempt.executor.kill(self._drawing)
             wait([self._drawing])
-        shutil.rmtree(self._attempt.work, ignore_errors=True)
+        remove_tree(self._attempt.work, ignore_errors=True)
 
 
 def _refused(promotion: Promotion, reason: str) -> Promotion:

@@ -4,11 +4,11 @@ Everything here may be interrupted anywhere and done by several workers at once.
 """
 
 import logging
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
 
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.settings import Settings
@@ -34,7 +34,7 @@ def sweep(
     found = [
         *_end_iterations(store, tracking, kept_run_ids, now, dry_run),
         *tracking.remove_orphans(models, dry_run),
-        *_empty_work_folder(store, settings, now, dry_run),
+        *_empty_work_folder(store, settings, dry_run),
     ]
     for what in found:
         log.info("%s: %s", "would be swept" if dry_run else "swept", what)
@@ -87,19 +87,18 @@ def _retire_initial_models(
     return store.in_project(model.project).update_model(model.method, retire)
 
 
-def _empty_work_folder(
-    store: Store, settings: Settings, now: datetime, dry_run: bool
-) -> Iterator[str]:
+def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Iterator[str]:
     if not settings.work_folder.exists():
         return
     # in this order: a folder that is there was made by an attempt that is at work by now
     folders = list(settings.work_folder.iterdir())
-    owned = {f"{task.id}-{task.attempt}" for task in store.tasks_at_work() if _has_owner(task, now)}
+    # also one whose lease is over: until another claims the task, its worker may wake up and go on
+    owned = {f"{task.id}-{task.attempt}" for task in store.tasks_at_work()}
     for folder in folders:
         if folder.name not in owned:
             yield f"{folder} belongs to no attempt at work"
             if not dry_run:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder, ignore_errors=True)
 
 
 def _task_of(store: Store, iteration: Iteration) -> FineTuningTask | None:

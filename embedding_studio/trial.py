@@ -1,6 +1,5 @@
 """What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, event_kind, merge_weights, split_by_query
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import CorruptModel, MethodError, NotEnoughData, TrialCanceled
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
@@ -338,7 +338,7 @@ class ScoreBaseline(Job[BaselineResult]):
         try:
             self._check_copy(method, data.validation, scores)
         finally:
-            shutil.rmtree(self.scratch)
+            remove_tree(self.scratch)
         return BaselineResult(
             metrics=metrics,
             test_scores=test_scores,

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from embedding_studio.attempt import Attempt
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import (
     AllTrialsFailed,
     CorruptModel,
@@ -389,8 +389,8 @@ class Trials:
             self._record(TaskEventKind.TRIAL_FAILED, number, why)
             return why
         finally:
-            shutil.rmtree(trial.model_folder, ignore_errors=True)
-            shutil.rmtree(trial.output.parent, ignore_errors=True)
+            remove_tree(trial.model_folder, ignore_errors=True)
+            remove_tree(trial.output.parent, ignore_errors=True)
             with self._lock:
                 del self._at_work[number]
         wall_seconds = time.monotonic() - trial.started
@@ -494,7 +494,7 @@ class Trials:
             )
         with trial.writes_to_ledger():
             self._tracking.confirm_model(model)
-        shutil.rmtree(self._attempt.best_folder, ignore_errors=True)
+        remove_tree(self._attempt.best_folder, ignore_errors=True)
         copy.rename(self._attempt.best_folder)
         return model
 

@@ -324,6 +324,7 @@ class Worker:
             end = store.finish_task(lease.claim, now, status, why, data)
         except LeaseLost as error:
             log.warning("%s: %s", error, why)
+            self._clean_up_if_canceled(task, lease)
             return
         level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
         shown = f"\n{traceback}" if traceback else ""

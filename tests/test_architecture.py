@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
-    | {"logs", "mlflow_names"},
+    | {"logs", "mlflow_names", "deletion"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"} | {"failures"},
     {"tracking", "lease", "schedules", "webhooks"},
@@ -163,3 +163,9 @@ def test_only_settings_reads_the_environment() -> None:
                 if isinstance(node, ast.Call) and "environ" in ast.unparse(node.func):
                     asked = ast.unparse(node)
                     assert "'ES_" not in asked, f"{name_of(file)}: {asked}"
+
+
+def test_trees_are_deleted_in_one_place() -> None:
+    """Only `remove_tree` knows that another may be deleting the same."""
+    using = {name_of(file) for file in modules() if "rmtree(" in file.read_text()}
+    assert using == {"deletion"}

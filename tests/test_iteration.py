@@ -370,16 +370,20 @@ def test_runs_left_running_by_a_dead_worker_are_killed(bench: Bench) -> None:
     assert len(tracking.finished_trials(experiment_id)) == 3
 
 
+@pytest.mark.parametrize("failure", [None, FileNotFoundError("swept, for it is canceled")])
 def test_cancel_sticks_and_removes_what_the_attempt_wrote(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, failure: Exception | None
 ) -> None:
-    """A task canceled in mid-trial stays canceled: no run counts, no model, no champion."""
+    """A task canceled in mid-trial stays canceled: no run counts, no model, no champion; also when
+    its owner fails before it has noticed."""
     bench.post_sessions()
     task = bench.post_task()
     log_reports = bench.house.tracking.log_reports
 
     def cancel_and_log(run_id: str, reports: list[Report]) -> None:
         bench.house.store.cancel_task(task.id, utc_now())
+        if failure is not None:
+            raise failure
         log_reports(run_id, reports)
 
     monkeypatch.setattr(bench.house.tracking, "log_reports", cancel_and_log)

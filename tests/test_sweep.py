@@ -1,9 +1,11 @@
 """What crashes leave is found and removed; champions and live iterations are not touched."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,8 @@ def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.Monke
     assert (everything(bench), work.exists()) == (before, True)
     house = bench.house
     later = utc_now() + timedelta(days=1)
+    assert sweep(house.store, house.tracking, house.settings, later) == []  # it may wake up
+    assert house.store.claim_task("another", later, lease_seconds=60)
     (only,) = sweep(house.store, house.tracking, house.settings, later)
     assert str(work) in only
     assert (everything(bench), work.exists()) == (before, False)
@@ -259,3 +263,69 @@ def test_iterations_of_before_are_swept_too(bench: Bench) -> None:
     (found,) = swept(bench)
     assert "was left running" in found
     assert len(bench.mlflow.search_model_versions("name = 'Theirs'")) == 1
+
+
+def interposed(monkeypatch: pytest.MonkeyPatch, other: Callable[[], object]) -> list[object]:
+    """Have another deleter do all its work just before the first file is deleted; return a list
+    that has an entry when that has happened."""
+    unlink = os.unlink
+    happened: list[object] = []
+
+    def delete(path: str, **options: Any) -> None:
+        if not happened:
+            happened.append(path)
+            other()
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "unlink", delete)
+    return happened
+
+
+def test_a_sweep_beside_a_task_that_was_taken_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both delete what a killed attempt left, at once: the task is done."""
+    bench.post_sessions()
+    task = bench.post_task()
+    store = bench.house.store
+    assert store.claim_task("killed", utc_now() - timedelta(days=1), lease_seconds=1)
+    left = bench.house.settings.work_folder / f"{task.id}-1" / "data"
+    left.mkdir(parents=True)
+    for number in range(9):
+        (left / str(number)).touch()
+    happened = interposed(monkeypatch, lambda: swept(bench))
+    assert bench.worker.work_once()
+    assert happened
+    done = store.get_task(task.id)
+    assert (done.status, done.error) == (TaskStatus.DONE, None)
+    assert not left.exists()
+
+
+def test_two_workers_remove_the_same_iteration(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes second, at whatever step, finds it removed, and goes on."""
+    bench.run_task("Worse")
+    (experiment,) = bench.experiments()
+    tracking = bench.house.tracking
+    remove = partial(tracking.remove_iteration, experiment.experiment_id)
+    happened = interposed(monkeypatch, remove)
+    remove()
+    assert happened
+    assert bench.experiments() == []
+
+
+def test_a_models_removal_beside_that_of_its_iteration(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that keeps fewer iterations removes one whole while another removes its models."""
+    settings = bench.house.settings.replaced(keep_iterations=9, keep_models=9)
+    bench.worker._house = replace(bench.house, settings=settings)
+    bench.run_task("Worse")
+    bench.run_task("Worse", start=60)
+    first, last = sorted(bench.experiments(), key=lambda one: int(one.experiment_id))
+    tracking = bench.house.tracking
+    happened = interposed(monkeypatch, lambda: tracking.remove_iteration(first.experiment_id))
+    tracking.remove_older_iterations("Worse", last.experiment_id, keep=9, keep_models=1)
+    assert happened
+    assert [one.experiment_id for one in bench.experiments()] == [last.experiment_id]

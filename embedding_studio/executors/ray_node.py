@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import pickle
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -24,6 +23,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from embedding_studio import logs
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import MethodError
 from embedding_studio.executors.base import Report, Verdict, obey, portable, relocated
 from embedding_studio.executors.output import read_output
@@ -193,7 +193,7 @@ def _scratch() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder, ignore_errors=True)
         os.close(handle)
 
 
@@ -221,15 +221,20 @@ def _hold(folder: Path) -> int:
 
 def _remove_unused(cache: Path) -> None:
     for folder in cache.iterdir():
-        if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            except BlockingIOError:
-                pass  # in use, for longer than most
-            finally:
-                os.close(handle)
+        with suppress(FileNotFoundError):  # a job that has ended removes its own meanwhile
+            if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
+                _remove_unless_held(folder)
+
+
+def _remove_unless_held(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(folder, ignore_errors=True)
+    except BlockingIOError:
+        pass  # in use, for longer than most
+    finally:
+        os.close(handle)
 
 
 def pack(path: Path) -> bytes:
@@ -259,4 +264,4 @@ def unpack_beside(packed: bytes, path: Path) -> Iterator[Path]:
             tar.extractall(beside, filter=untimed)
         yield beside
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove_tree(beside, ignore_errors=True)

@@ -256,7 +256,8 @@ class Tracking(Models):
             else:
                 for run in runs:
                     self._delete_model(run)
-                self._client.set_experiment_tag(older.experiment_id, "es.models", "removed")
+                with unless_gone():
+                    self._client.set_experiment_tag(older.experiment_id, "es.models", "removed")
 
     def discard_task(self, task_id: str, kept_run_ids: Collection[str]) -> None:
         """Delete the models of a canceled task, but not those of registered versions.
@@ -278,7 +279,7 @@ class Tracking(Models):
         """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
         another worker's doing the same at the same time."""
         for run in list(self._runs(experiment_id)):
-            self._delete_all_files(run)
+            self._delete_files(run)
             self._client.delete_run(run.info.run_id)
         if self._client.get_experiment(experiment_id).lifecycle_stage == "active":
             with unless_gone():

@@ -31,6 +31,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import CorruptModel
 from embedding_studio.models import RegisteredModel
 from embedding_studio.tasks import ModelFile, StoredModel
@@ -46,7 +47,6 @@ OTHER_CHAMPION = (
 )
 
 _ATTEMPTS = 4  # of a call of many requests, each of which MLflow's client repeats by itself
-_DELETE_ATTEMPTS = 5
 MODEL_FOLDER = "model"  # the artifact folder of a run's model: an MLflow model
 _MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
 _KINDS = frozenset({".json", ".jinja", ".md", ".model", ".npy", ".safetensors", ".txt"})
@@ -436,8 +436,7 @@ class Models:
             if run.info.status != "RUNNING" and is_leftover:
                 yield f"run {run.info.run_id} has model files but no model"
                 if not dry_run:
-                    _repository(run.info.artifact_uri).delete_artifacts(MODEL_FOLDER)
-                    self._client.set_tag(run.info.run_id, "es.model", "deleted")
+                    self._delete_model_files(run)
 
     def _remove_repeated_initial_models(
         self, experiment: Experiment, kept_run_ids: Collection[str], dry_run: bool
@@ -475,21 +474,23 @@ class Models:
 
     def _delete_model(self, run: Run) -> None:
         if run.data.tags.get("es.model") in ("uploading", "stored"):
-            self._check()
-            repository = _repository(run.info.artifact_uri)
-            self._patiently(partial(repository.delete_artifacts, MODEL_FOLDER))
+            self._delete_model_files(run)
+
+    def _delete_model_files(self, run: Run) -> None:
+        self._delete_files(run, MODEL_FOLDER)
+        with unless_gone():  # the run, with its iteration
             self._client.set_tag(run.info.run_id, "es.model", "deleted")
 
-    def _delete_all_files(self, run: Run) -> None:
-        """Delete every artifact of a run. Repeating it is safe."""
+    def _delete_files(self, run: Run, folder: str = "") -> None:
+        """Delete the artifacts of a run, or one folder of them. Repeating it is safe, and so is
+        another worker's doing the same at the same time."""
         self._check()
-        repository = _repository(run.info.artifact_uri)
-        for _ in range(_DELETE_ATTEMPTS):
-            try:
-                self._patiently(repository.delete_artifacts)
-            except FileNotFoundError:  # another worker is deleting the same: see what is left
-                continue
+        local = _local_folder(run.info.artifact_uri)
+        if local is not None:
+            remove_tree(local / folder)
             return
+        delete = _repository(run.info.artifact_uri).delete_artifacts
+        self._patiently(partial(delete, folder or None))
 
     def _runs(self, experiment_id: str) -> Iterator[Run]:
         return _pages(self._client.search_runs, [experiment_id], max_results=_PAGE)
@@ -582,22 +583,23 @@ def _http_status(error: MlflowException) -> int:
 
 @contextmanager
 def unless_gone() -> Iterator[None]:
-    """Around a removal: what is gone already, another worker removed meanwhile."""
+    """Around what is about a removal: what is gone already, another worker removed meanwhile."""
     try:
         yield
     except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+        is_deleted = "must be in the 'active' state" in str(error)  # a run or an experiment
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST) and not is_deleted:
             raise
 
 
 def _remove_folder(experiment: Experiment, dry_run: bool) -> Iterator[str]:
     """Delete the local files of an experiment that was removed, if there still are any."""
     folder = _local_folder(experiment.artifact_location)
-    if folder is None or not any(path.is_file() for path in folder.rglob("*")):
+    if folder is None or not any(files for _, _, files in os.walk(folder)):
         return
     yield f"{folder} holds files of experiment {experiment.experiment_id}, which was removed"
     if not dry_run:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder, ignore_errors=True)
 
 
 def _repository(artifact_uri: str) -> Any:

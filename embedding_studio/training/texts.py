@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from embedding_studio.deletion import remove_tree
 from embedding_studio.training.inputs import Ints, padded_places
 from embedding_studio.training.serving import SAME, Side, forward, sides_of
 
@@ -83,7 +83,7 @@ class TokenizedTexts:
                 if not place.exists():  # else another process was first
                     raise
             finally:
-                shutil.rmtree(part, ignore_errors=True)
+                remove_tree(part, ignore_errors=True)
         return open_texts(place)
 
     def same_as(self, which: Ints) -> Ints:

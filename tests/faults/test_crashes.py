@@ -65,7 +65,7 @@ CRASHES = [
     Fault(f"{TRACKING}.remove_older_iterations", "before"),
     Fault(f"{ITERATION}._retire", "after"),  # what goes is marked, and still there
     Fault(f"{CLIENT}.delete_model_version", "after"),
-    Fault(f"{MODELS}._delete_all_files", "after"),
+    Fault(f"{CLIENT}.delete_run", "before"),  # its files are gone
     Fault(f"{CLIENT}.delete_run", "after", 3),
     Fault(f"{CLIENT}.delete_experiment", "before"),
     Fault(f"{TRACKING}.remove_older_iterations", "after"),
@@ -75,7 +75,7 @@ CRASHES = [
     Fault(f"{ITERATION}.remove_local_copies", "before"),
 ]
 NEED_A_FORMER_ITERATION = (
-    "delete_model_version", "delete_all", "delete_run", "delete_exp", "_retire",
+    "delete_model_version", "delete_run", "delete_exp", "_retire",
 )  # fmt: skip
 
 

@@ -1,0 +1,39 @@
+"""Folders deleted, be it by several workers at once."""
+
+import errno
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_ATTEMPTS = 10
+
+
+def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
+    """Delete a folder with all that is in it, where there is one.
+
+    What others delete at the same time is gone, which is what was wanted. What cannot be deleted
+    stays, and the rest goes; then the first error is raised, unless errors are to be ignored.
+    """
+    trouble = None
+    for _ in range(_ATTEMPTS):
+        trouble = _remove(folder)
+        if trouble is None or trouble.errno != errno.ENOTEMPTY:
+            break  # not empty: somebody wrote another file while it was deleted
+    if trouble is not None and not ignore_errors:
+        raise trouble
+
+
+def _remove(folder: Path) -> OSError | None:
+    """Delete what can be deleted; return the first error by which something is still there."""
+    troubles: list[OSError] = []
+
+    def note(function: Callable[..., object], path: str, error: BaseException) -> None:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            troubles.append(error)
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(folder, onexc=note)
+    else:
+        shutil.rmtree(folder, onerror=lambda function, path, info: note(function, path, info[1]))
+    return troubles[0] if troubles else None
