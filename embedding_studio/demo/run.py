@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from rich.table import Table
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.clickstream import Session
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.deletion import remove_tree
 from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
 from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
 from embedding_studio.errors import ConfigurationError
@@ -74,7 +74,7 @@ def _demo_settings(settings: Settings) -> Settings:
     if "initial_model" not in settings.model_fields_set:
         settings = settings.replaced(initial_model=str(_packaged_model()))
     settings = settings.replaced(data_folder=settings.data_folder / "demo")
-    shutil.rmtree(settings.data_folder, ignore_errors=True)
+    remove_tree(settings.data_folder, ignore_errors=True)
     return settings
 
 
