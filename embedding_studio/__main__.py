@@ -11,6 +11,7 @@ import typer
 from embedding_studio.access import Scope
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.logs import configure
+from embedding_studio.plain import escape, escape_lines
 from embedding_studio.projects import DEFAULT_PROJECT
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def roll_back(
     """Make an earlier version champion; MLflow's alias follows within seconds."""
     with _client(url) as client:
         found = client.roll_back(method, version, reason)
-    typer.echo(f"version {found.champion} is champion: models:/{found.name}@champion")
+    typer.echo(escape(f"version {found.champion} is champion: models:/{found.name}@champion"))
 
 
 @app.command()
@@ -193,7 +194,7 @@ def sweep(
     with _store() as store:
         found = sweeping.sweep(store, tracking, settings, _now(), dry_run)
     for what in found:
-        typer.echo(what)
+        typer.echo(escape(what))
     typer.echo(f"{len(found)} left behind" if dry_run else f"{len(found)} removed or ended")
 
 
@@ -217,12 +218,13 @@ def _client(url: str | None) -> "EmbeddingStudioClient":
 def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(name, overflow="fold")  # what does not fit goes on, it is not left out
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(escape(cell)) for cell in row))  # which is no markup
     console = Console()
     if not console.is_terminal:
         console.width = WIDE
@@ -255,7 +257,7 @@ def main() -> None:
 
 
 def _fail(why: str) -> NoReturn:
-    typer.secho(why, fg="red", err=True)
+    typer.secho(escape_lines(why), fg="red", err=True)
     raise SystemExit(1)
 
 

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from embedding_studio.errors import InvalidInput
+from embedding_studio.plain import check_plain
 from embedding_studio.projects import check_project
 
 MAX_NAME_LENGTH = 256
@@ -77,6 +78,10 @@ def make_key(
         raise InvalidInput("a key without a scope allows nothing: name one of " + ", ".join(Scope))
     if not 0 < len(name) <= MAX_NAME_LENGTH:
         raise InvalidInput(f"a key's name has 1 to {MAX_NAME_LENGTH} characters, not {len(name)}")
+    try:
+        check_plain(name)
+    except ValueError as error:
+        raise InvalidInput(f"the key's name {name!r} {error}") from error
     if expires_at is not None and expires_at <= now:
         raise InvalidInput(f"the key would have expired already, at {expires_at.isoformat()}")
     key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)

@@ -5,9 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from embedding_studio.plain import escape_lines
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(about)s%(message)s"
 _CHATTY = ("httpx", "alembic", "sentence_transformers", "stamina")
 _about: ContextVar[str] = ContextVar("about", default="")
+
+
+class _Formatter(logging.Formatter):
+    """One line for a record, and indented ones for its traceback: what strangers chose may be part
+    of it, and cannot look like a line of ours."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_lines(super().format(record))
 
 
 @contextmanager
@@ -23,7 +33,7 @@ def about(what: str) -> Iterator[None]:
 def configure(level: int, own_level: int | None = None) -> None:
     """Write log lines and Python's warnings to standard error. own_level: of our own modules."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(_Formatter(_FORMAT))
     handler.addFilter(_add_about)
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -162,6 +163,21 @@ def test_a_created_key_is_printed_once_and_listed(
     assert presented.secret not in listed
     for file in tmp_path.iterdir():
         assert presented.secret.encode() not in file.read_bytes()
+
+
+def test_a_name_is_shown_as_it_is(run: Callable[..., Result], tmp_path: Path) -> None:
+    """What looks like markup is none, and a name from before with an escape code is shown in
+    letters; a new one is refused."""
+    key, _ = make_key("[/x] :smile:", [Scope.READ], "default", NOW)
+    with closing(opened(tmp_path)) as store:
+        store.add_key(key)
+        store.add_key(replace(key, id="former", name="shop\x1b[2J\nadmin"))
+    listed = run("list").output
+    assert "[/x] :smile:" in listed
+    assert r"shop\x1b[2J\nadmin" in listed
+    refused = run("create", "--name", "a\x1b[2J", "--scope", "read").exception
+    assert isinstance(refused, InvalidInput)
+    assert "U+001B" in str(refused)
 
 
 def test_a_revoked_key_has_ended(run: Callable[..., Result], tmp_path: Path) -> None:

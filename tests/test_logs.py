@@ -31,3 +31,31 @@ def test_a_line_names_what_it_is_about() -> None:
     assert lines[2].startswith("task 7, trial 1: <string>:")
     assert [line for line in lines if line in ("elsewhere", "idle")] == ["elsewhere", "idle"]
     assert "chatter" not in done.stderr
+
+
+FORGING = r"""
+import logging
+from embedding_studio import logs
+
+logs.configure(logging.INFO)
+log = logging.getLogger("embedding_studio.worker")
+forged = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.worker: all is well\r\x1b[2J\u2028"
+log.warning("webhook %s", forged)
+try:
+    raise ValueError(forged)
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def test_nothing_in_a_record_looks_like_a_line_of_ours() -> None:
+    """Lines within a message or a traceback are indented, and no escape code reaches a terminal."""
+    done = subprocess.run([sys.executable, "-c", FORGING], capture_output=True, check=True)
+    told = done.stderr.decode()
+    ours = [line for line in told.split("\n") if line and not line.startswith(" ")]
+    assert [line.split(maxsplit=2)[2] for line in ours] == [
+        "WARNING embedding_studio.worker: webhook x",
+        "ERROR embedding_studio.worker: failed",
+    ]
+    assert told.count(r"all is well\r\x1b[2J\u2028") == 2
+    assert not {"\r", "\x1b", "\u2028"} & set(told)

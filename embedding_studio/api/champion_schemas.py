@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from embedding_studio.api.schemas import MAX_PAGE_OFFSET, Id
+from embedding_studio.api.schemas import MAX_PAGE_OFFSET, Id, Plain
 from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.tasks import Promotion
 
@@ -34,7 +34,9 @@ class RollbackBody(BaseModel):
     expected_champion: VersionNumber | None = Field(
         None, description="refused if another version is champion by now"
     )
-    reason: Annotated[str, StringConstraints(max_length=500)] = Field("", description="for people")
+    reason: Annotated[str, StringConstraints(max_length=500), Plain] = Field(
+        "", description="for people"
+    )
 
 
 class VersionView(BaseModel):

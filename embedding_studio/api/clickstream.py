@@ -76,7 +76,7 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
     outcomes = iter(_outcomes(context, kept))
     return SessionOutcomes(
         sessions=[
-            _refusal(item, refused[place]) if place in refused else next(outcomes)
+            _refusal(item, refused[place], context) if place in refused else next(outcomes)
             for place, item in enumerate(items)
         ]
     )
@@ -261,13 +261,13 @@ def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]])
                 context.store.add_counts(batch_id, counts)
 
 
-def _refusal(item: Any, error: ValidationError | InvalidInput) -> SessionOutcome:
+def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:
     if isinstance(error, ValidationError):
         reason = summarize_field_errors(describe_fields(error.errors(), SessionBody))
     else:
         reason = str(error)
     try:
-        session_id = _ID.validate_python(item["session_id"])
+        session_id = _ID.validate_python(item["session_id"], context=context.settings)
     except (ValidationError, LookupError, TypeError):
         session_id = None
     return SessionOutcome(

@@ -35,6 +35,7 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
 )
+from embedding_studio.plain import check_plain
 
 Kind = TypeVar("Kind", bound=Sized)
 
@@ -97,10 +98,9 @@ PostedTime = Annotated[
 ]
 
 
-def _refuse_nul(value: str) -> str:
-    if "\0" in value:
-        raise PydanticCustomError("nul", "has a NUL character, which not every store can look up")
-    return value
+def _check_plain(value: str, info: ValidationInfo) -> str:
+    # a client may read what was posted before it was checked
+    return value if info.context is None else check_plain(value)
 
 
 Text = Annotated[str, StringConstraints(min_length=0)]  # a bound: it refuses lone surrogates
@@ -108,7 +108,7 @@ PostedId = Annotated[
     str,
     StringConstraints(min_length=1),
     _at_most("max_id_chars", "characters"),
-    AfterValidator(_refuse_nul),
+    AfterValidator(_check_plain),
 ]
 ToInstant = Callable[[float | None, str], datetime]
 """Turns posted seconds, or none, into a time; the string says whose time it is, for errors."""
@@ -171,7 +171,9 @@ class SessionBody(Posted):
     search_query: Annotated[Text, _at_most("max_query_chars", "characters")]
     search_results: Annotated[list[ResultBody], _at_most("max_results_per_session", "results")]
     search_meta: Meta | None = None
-    user_id: Annotated[Text, _at_most("max_id_chars", "characters")] | None = None
+    user_id: (
+        Annotated[Text, _at_most("max_id_chars", "characters"), AfterValidator(_check_plain)] | None
+    ) = None
     created_at: PostedTime | None = None
     events: Annotated[list[EventBody], _at_most("max_events_per_session", "events")] = []
     is_irrelevant: bool = False

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS, check_weights
+from embedding_studio.plain import check_plain
 from embedding_studio.tasks import (
     Budget,
     Delivery,
@@ -73,7 +74,8 @@ def _check_storable(value: Any, most_depth: int, depth: int = 1) -> None:
 T = TypeVar("T")
 AsPosted = Annotated[T, WrapValidator(lambda posted, _: posted)]
 """What its route validates itself: see `requests.judged`."""
-Id = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Plain = AfterValidator(check_plain)
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
 Meta = Annotated[dict[str, Any], AfterValidator(_check_meta)]
 """Free-form JSON, within the bounds of the settings that the validation's context gives."""
 
@@ -129,12 +131,13 @@ class SearchBody(BaseModel):
 WebhookUrl = Annotated[
     str,
     StringConstraints(max_length=2048),
+    Plain,
     Field(description="is told when the task has ended, however: a signed POST"),
 ]
 
 
 EventWeights = Annotated[
-    dict[Annotated[str, StringConstraints(min_length=1, max_length=256)], FiniteFloat],
+    dict[Id, FiniteFloat],
     AfterValidator(check_weights),
     Field(
         max_length=100,
@@ -240,7 +243,7 @@ class ScheduleBody(BaseModel):
     )
 
     fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
-    cron: Annotated[str, StringConstraints(max_length=256)] | None = Field(
+    cron: Annotated[str, StringConstraints(max_length=256), Plain] | None = Field(
         None, description="minute, hour, day of month, month, day of week; in UTC"
     )
     interval_seconds: Annotated[FiniteFloat, Field(ge=60, le=366 * 86400)] | None = None
