@@ -12,6 +12,7 @@ EmbeddingStudioError
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
 ├── ExecutorUnavailable     the place where trials run did not answer; worth another try
 ├── ForbiddenAddress        a host in a private network that this installation keeps out of
+├── Unreadable              a content that is too large, say; another try gives the same
 ├── DeliveryFailed          a webhook was not taken; worth another try
 ├── LeaseLost               a write by a worker that no longer owns the task
 ├── Draining                the worker is asked to end: the task goes back as it is
@@ -76,6 +77,10 @@ class ExecutorUnavailable(EmbeddingStudioError):
 
 
 class ForbiddenAddress(EmbeddingStudioError):
+    pass
+
+
+class Unreadable(EmbeddingStudioError):
     pass
 
 

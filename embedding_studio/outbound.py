@@ -1,34 +1,132 @@
-"""HTTP to addresses that clients chose: never into the operator's own network by accident."""
+"""HTTP to addresses that clients chose: never into the operator's own network by accident, and
+never for longer, or for more bytes, than was said."""
 
 import ipaddress
 import socket
-from collections.abc import Iterable
-from typing import Any
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Self
 
 import httpcore
 import httpx
 
-from embedding_studio.errors import ForbiddenAddress
+from embedding_studio.errors import ForbiddenAddress, Unreadable
+
+_REDIRECTS = 10
+_IDLE_CONNECTIONS = 20
+_TOO_LATE = "its time is up"
 
 
-def open_http(timeout: float, allow_private: bool, follow_redirects: bool = False) -> httpx.Client:
-    """Return a client that raises ForbiddenAddress for hosts in private networks.
+class Outbound:
+    """A client of servers that nobody vouches for. Threads may share it.
 
-    The addresses are judged after the name was resolved, and those judged are those connected to,
-    so a name that changes its mind in between gains nothing. Redirects, where they are followed,
-    are judged like any address. Proxies of the environment are not used.
+    Addresses are judged after the name was resolved, and those judged are those connected to, so
+    that a name that changes its mind in between gains nothing. Redirects are judged like any
+    address. Proxies of the environment are not used, and cookies are not kept.
+
+    What cannot be reached raises httpx.HTTPError or httpx.InvalidURL; a host without an address
+    that may be reached raises ForbiddenAddress, whether it has none or private ones alone.
     """
-    transport = httpx.HTTPTransport()
-    # httpx has no public way to give its pool a network
-    transport._pool = httpcore.ConnectionPool(
-        ssl_context=httpx.create_ssl_context(), network_backend=_Network(allow_private)
-    )
-    return httpx.Client(
-        transport=transport, timeout=timeout, follow_redirects=follow_redirects, trust_env=False
-    )
+
+    def __init__(self, allow_private: bool) -> None:
+        transport = httpx.HTTPTransport()
+        # httpx has no public way to give its pool a network
+        transport._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=None,  # those who ask are few, and must not wait for each other
+            max_keepalive_connections=_IDLE_CONNECTIONS,
+            network_backend=_Network(allow_private),
+        )
+        self._http = httpx.Client(
+            transport=transport,
+            trust_env=False,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            headers={"accept-encoding": "identity"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._http.close()
+
+    def get(self, url: str, seconds: float, max_bytes: int) -> bytes:
+        """Return what lies at a URL. Redirects are followed, all of it within the seconds.
+
+        Raises Unreadable where it is larger or compressed, httpx.HTTPStatusError unless it is a
+        2xx."""
+        request = self._request("GET", url, seconds)
+        for _ in range(_REDIRECTS + 1):
+            # httpx would follow by itself, but reads the body of every redirect to its end
+            response = self._send(request)
+            try:
+                if response.next_request is None:
+                    return _content(response.raise_for_status(), max_bytes)
+                request = response.next_request
+            finally:
+                response.close()
+        raise Unreadable(f"{url[:200]} redirects more than {_REDIRECTS} times")
+
+    def post(self, url: str, content: bytes, headers: Mapping[str, str], seconds: float) -> int:
+        """Return the status of the answer, whose body is not read. Redirects are not followed."""
+        response = self._send(self._request("POST", url, seconds, content=content, headers=headers))
+        response.close()
+        return response.status_code
+
+    def _request(self, method: str, url: str, seconds: float, **more: Any) -> httpx.Request:
+        with _no_host():
+            return self._http.build_request(method, url, timeout=_end_of(seconds), **more)
+
+    def _send(self, request: httpx.Request) -> httpx.Response:
+        with _no_host():  # it may be in a redirect
+            return self._http.send(request, stream=True)
+
+
+@contextmanager
+def _no_host() -> Iterator[None]:
+    """Let httpx say in its own words what it finds of a host that cannot be one."""
+    try:
+        yield
+    except UnicodeError as error:
+        raise httpx.InvalidURL(f"the host cannot be one: {error}") from error
+
+
+def _content(response: httpx.Response, max_bytes: int) -> bytes:
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding != "identity":  # a few bytes could become any number
+        raise Unreadable(f"the server answers in {encoding[:40]!r}, though asked for plain bytes")
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > max_bytes:
+            raise Unreadable(f"it is larger than {max_bytes} bytes")
+    return bytes(content)
+
+
+def _end_of(seconds: float) -> httpx.Timeout:
+    """Return the moment when these seconds are over, as it is told to `_Network` and `_Stream`.
+
+    httpx hands a timeout to each operation on the network. A duration would begin anew with each
+    byte of a server that sends one now and then; a moment is the same for all of them."""
+    return httpx.Timeout(time.monotonic() + seconds, pool=None)
+
+
+def _left(moment: float | None) -> float:
+    assert moment is not None
+    left = moment - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout(_TOO_LATE)
+    return left
 
 
 class _Network(httpcore.SyncBackend):
+    """Connects to addresses that may be reached. Each `timeout` is a moment."""
+
     def __init__(self, allow_private: bool) -> None:
         self._allow_private = allow_private
 
@@ -40,27 +138,108 @@ class _Network(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
+        address = self._address_of(host, _addresses(host, port, _left(timeout)))
+        stream = super().connect_tcp(address, port, _left(timeout), local_address, socket_options)
+        return _Stream(stream)
+
+    def _address_of(self, host: str, addresses: list[str]) -> str:
+        if addresses and (self._allow_private or all(map(is_public, addresses))):
+            return addresses[0]
+        if self._allow_private:
+            raise httpcore.ConnectError(f"{host[:200]} has no address")
+        # the same for a name that nobody knows: who asks does not learn which ones are known inside
+        raise ForbiddenAddress(
+            f"{host[:200]} has no address, or one in a private network: set "
+            "ES_ALLOW_PRIVATE_ADDRESSES=true if that is meant to be reached"
+        )
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection. Each `timeout` is a moment."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        # the stream's own `write` would give each part of the buffer all the time that is left
+        sock: socket.socket = self._stream.get_extra_info("socket")
+        rest = memoryview(buffer)
+        while rest:
+            sock.settimeout(_left(timeout))
+            try:
+                rest = rest[sock.send(rest) :]
+            except TimeoutError as error:
+                raise httpcore.WriteTimeout(_TOO_LATE) from error
+            except OSError as error:
+                raise httpcore.WriteError(str(error)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _left(timeout)))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _addresses(host: str, port: int, seconds: float) -> list[str]:
+    """Return where a name leads; nowhere, if nobody knows it."""
+    found: Future[list[str]] = Future()
+
+    def look_up() -> None:
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise httpcore.ConnectError(f"{host} has no address: {error}") from error
-        addresses = [str(place[4][0]) for place in found]
-        if not self._allow_private:
-            for address in addresses:
-                if not is_public(address):
-                    raise ForbiddenAddress(
-                        f"{host} is at {address}, in a private network: set "
-                        "ES_ALLOW_PRIVATE_ADDRESSES=true if that is meant to be reached"
-                    )
-        return super().connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+            places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found.set_result([str(place[4][0]) for place in places])
+        except (OSError, ValueError) as error:  # ValueError: it cannot be a name
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                found.set_exception(httpcore.ConnectError("the resolver does not answer"))
+            else:
+                found.set_result([])
+
+    # by itself, for a look-up has no timeout
+    threading.Thread(target=look_up, daemon=True, name="look-up").start()
+    try:
+        return found.result(seconds)
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout("the resolver does not answer in time") from error
+
+
+_INTERNET = ipaddress.IPv6Network("2000::/3")  # nothing else is given to networks
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+_SPECIAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        # special by IANA's registries, though not to `ipaddress` of every Python
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "2001::/23",
+        "3fff::/20",
+        # the host of a virtual machine in Azure
+        "168.63.129.16/32",
+    )
+]
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet's, not one within somebody's network."""
+    """Return whether an IP address is one of the internet's, not one within somebody's network.
+
+    An IPv6 address with an IPv4 one in it that packets go to is judged as that."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        # an IPv4 address in the clothes of an IPv6 one is judged as what it is
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
-            return inner.is_global and not inner.is_multicast
-    return ip.is_global and not ip.is_multicast
+            return is_public(str(inner))
+        if ip not in _INTERNET:
+            return False
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in _SPECIAL)

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 import httpx
 
 from embedding_studio.errors import ConfigurationError, DeliveryFailed, ForbiddenAddress
-from embedding_studio.outbound import open_http
+from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask
@@ -79,12 +79,12 @@ def deliver(message: Message, secret: bytes, now: datetime, allow_private: bool)
         "webhook-signature": sign(secret, message.id, timestamp, message.body),
     }
     try:
-        with open_http(TIMEOUT_SECONDS, allow_private) as http:
-            response = http.post(message.url, content=message.body, headers=headers)
+        with Outbound(allow_private) as http:
+            status = http.post(message.url, message.body, headers, TIMEOUT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL, ForbiddenAddress) as error:
         raise DeliveryFailed(f"{message.url}: {error or type(error).__name__}") from error
-    if not response.is_success:
-        raise DeliveryFailed(f"{message.url} answered {response.status_code}")
+    if not 200 <= status < 300:
+        raise DeliveryFailed(f"{message.url} answered {status}")
 
 
 def sign(secret: bytes, message_id: str, timestamp: str, body: bytes) -> str:

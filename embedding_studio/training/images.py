@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
 from embedding_studio.errors import MethodError, NotEnoughData
-from embedding_studio.outbound import open_http
+from embedding_studio.outbound import Outbound
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
 from embedding_studio.training.encoder import device
@@ -34,6 +34,7 @@ Ints = NDArray[np.integer]
 _MOST_UNREADABLE = 0.5
 _READERS = 16
 _HTTP_SECONDS = 30.0
+_MAX_BYTES = 32 * 1024 * 1024
 # no other protocol: a session's sender must not choose among all that fsspec could open
 _PROTOCOLS = (None, "file", "data", "s3", "gs", "az")
 
@@ -210,7 +211,7 @@ def _write_pixels(
         return hashlib.sha256(content).hexdigest()
 
     with (
-        open_http(_HTTP_SECONDS, allow_private, follow_redirects=True) as http,
+        Outbound(allow_private) as http,
         ThreadPoolExecutor(_READERS) as readers,
     ):
         found = list(readers.map(read, range(len(owners)), owners))
@@ -239,12 +240,12 @@ def _require_most(owners: Mapping[str, str], found: Sequence[str | Exception]) -
         )
 
 
-def _fetch(address: str, http: httpx.Client) -> bytes:
+def _fetch(address: str, http: Outbound) -> bytes:
     protocol, _ = fsspec.core.split_protocol(address)
     if protocol in ("http", "https"):
         for attempt in stamina.retry_context(on=_is_passing, attempts=3):
             with attempt:
-                return http.get(address).raise_for_status().content
+                return http.get(address, _HTTP_SECONDS, _MAX_BYTES)
     if protocol not in _PROTOCOLS:
         raise ValueError(f"images are not read by {protocol}")
     if protocol == "file":
