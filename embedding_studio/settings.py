@@ -115,7 +115,9 @@ class Settings(BaseSettings):
         description="whether fields that are not known are left out of what is posted to the "
         "clickstream, rather than refused",
     )
-    max_body_mb: int = Field(16, gt=0, description="largest body of a request")
+    max_body_mb: int = Field(
+        16, gt=0, description="largest body of a request; each MB may have 32,768 values"
+    )
     max_pending_tasks: int = Field(
         100, gt=0, description="most tasks of a project that wait for a worker"
     )

@@ -9,11 +9,13 @@ from embedding_studio.api.artifacts import open_model
 from embedding_studio.api.champion_schemas import ChampionView, RollbackBody
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
-from embedding_studio.api.schemas import Id
+from embedding_studio.api.requests import judged
+from embedding_studio.api.routing import Route
+from embedding_studio.api.schemas import AsPosted, Id
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
 from embedding_studio.models import ModelVersion, RegisteredModel
 
-router = APIRouter(prefix="/fine-tuning/champion", tags=["champions"])
+router = APIRouter(prefix="/fine-tuning/champion", tags=["champions"], route_class=Route)
 
 
 @router.get("", summary="List a method's versions, newest first", responses=problems(404, 422))
@@ -31,24 +33,25 @@ def get_champion(
     summary="Make an earlier version champion",
     responses=problems(400, 404, 409, 413, 422),
 )
-def roll_back(body: RollbackBody, context: TuneContext) -> ChampionView:
+def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionView:
     """Takes effect at once for the next iteration, and for one that is running: it promotes nothing
     any more. MLflow's alias follows within seconds, while a worker is there. A version that is
     champion already changes nothing: with `version`, the call may be repeated."""
+    wanted = judged(RollbackBody, body, context)
     key = context.caller.key
     by = f"{key.name} (key {key.id})" if key else "somebody without a key"
 
     def change(model: RegisteredModel) -> RegisteredModel:
-        _there(model if model.versions else None, body.fine_tuning_method)
-        if body.version == model.champion:
+        _there(model if model.versions else None, wanted.fine_tuning_method)
+        if wanted.version == model.champion:
             return model
-        if body.expected_champion is not None:
-            model.ensure_champion(body.expected_champion)
-        changed = model.rolled_back(body.version, by, body.reason, context.clock())
+        if wanted.expected_champion is not None:
+            model.ensure_champion(wanted.expected_champion)
+        changed = model.rolled_back(wanted.version, by, wanted.reason, context.clock())
         _check_files(context, changed.version(changed.champion))
         return changed
 
-    return ChampionView.of(context.store.update_model(body.fine_tuning_method, change))
+    return ChampionView.of(context.store.update_model(wanted.fine_tuning_method, change))
 
 
 def _there(model: RegisteredModel | None, method: str) -> RegisteredModel:

@@ -32,12 +32,18 @@ from embedding_studio.api.context import Context, IngestContext, ReadContext, Tu
 from embedding_studio.api.errors import describe_fields, problems
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
-from embedding_studio.api.schemas import MAX_PAGE_OFFSET, AsPosted, summarize_field_errors
+from embedding_studio.api.routing import Route
+from embedding_studio.api.schemas import (
+    MAX_PAGE_OFFSET,
+    SUMMARIZED,
+    AsPosted,
+    summarize_field_errors,
+)
 from embedding_studio.clickstream import BatchCount, Session
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
 from embedding_studio.store.base import EarlyFeedback, Registered
 
-router = APIRouter(prefix="/clickstream", tags=["clickstream"])
+router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 
 _ID = TypeAdapter[str](PostedId)
 
@@ -263,7 +269,9 @@ def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]])
 
 def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:
     if isinstance(error, ValidationError):
-        reason = summarize_field_errors(describe_fields(error.errors(), SessionBody))
+        errors = error.errors()
+        first, others = errors[:SUMMARIZED], errors[SUMMARIZED:]
+        reason = summarize_field_errors(describe_fields(first, SessionBody), len(others))
     else:
         reason = str(error)
     try:

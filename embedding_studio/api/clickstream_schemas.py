@@ -4,11 +4,11 @@ What is posted is validated with the API's Settings as context (see `requests.ju
 its bounds; without a context, as clients read it, nothing is bounded.
 """
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -37,14 +37,16 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.plain import check_plain
 
-Kind = TypeVar("Kind", bound=Sized)
 
+def _at_most(setting: str, units: str, kind: type[str] | type[list[Any]] = str) -> BeforeValidator:
+    """Return the validator that bounds a length by a setting, which its refusal names.
 
-def _at_most(setting: str, units: str) -> AfterValidator:
-    """Return the validator that bounds a length by a setting, which its refusal names."""
+    It comes first: what is in a list that is too long is not looked at."""
 
-    def check(value: Kind, info: ValidationInfo) -> Kind:
-        if info.context is not None and len(value) > (most := getattr(info.context, setting)):
+    def check(value: object, info: ValidationInfo) -> object:
+        if info.context is None or not isinstance(value, kind):
+            return value
+        if len(value) > (most := getattr(info.context, setting)):
             raise PydanticCustomError(
                 "too_long",
                 "has {length} {units}; at most {most} are taken ({setting})",
@@ -57,7 +59,7 @@ def _at_most(setting: str, units: str) -> AfterValidator:
             )
         return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 def _to_seconds(posted: object) -> object:
@@ -169,13 +171,15 @@ class SessionBody(Posted):
 
     session_id: PostedId
     search_query: Annotated[Text, _at_most("max_query_chars", "characters")]
-    search_results: Annotated[list[ResultBody], _at_most("max_results_per_session", "results")]
+    search_results: Annotated[
+        list[ResultBody], _at_most("max_results_per_session", "results", list)
+    ]
     search_meta: Meta | None = None
     user_id: (
         Annotated[Text, _at_most("max_id_chars", "characters"), AfterValidator(_check_plain)] | None
     ) = None
     created_at: PostedTime | None = None
-    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events")] = []
+    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events", list)] = []
     is_irrelevant: bool = False
 
     def to_session(self, to_instant: ToInstant) -> Session:
@@ -309,7 +313,7 @@ class SessionOutcomes(BaseModel):
 
 class EventsBody(Posted):
     session_id: PostedId
-    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events")]
+    events: Annotated[list[EventBody], _at_most("max_events_per_session", "events", list)]
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -18,6 +18,7 @@ from embedding_studio.api.requests import (
     judged,
     spellings_of,
 )
+from embedding_studio.api.routing import Route
 from embedding_studio.api.schemas import (
     MAX_PAGE_OFFSET,
     AsPosted,
@@ -29,7 +30,7 @@ from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 
-router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"])
+router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
 
 _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 

@@ -3,7 +3,7 @@
 import ipaddress
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -18,18 +18,30 @@ from embedding_studio.tasks import Budget
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MAX_TOLD_ERRORS = 100
+"""Each takes a hundred times as long to tell as it took to post."""
+
 
 def validated(kind: type[Body], posted: object, context: Context) -> Body:
     """Return what was posted as a model, within the bounds of the settings. Raises pydantic's
-    ValidationError."""
+    ValidationError, or InvalidInput for more errors than are worth their telling."""
     settings = context.settings
     is_lenient = settings.ignore_unknown_fields and issubclass(kind, Posted)
-    return kind.model_validate(posted, context=settings, extra="ignore" if is_lenient else None)
+    extra: Literal["ignore"] | None = "ignore" if is_lenient else None
+    try:
+        return kind.model_validate(posted, context=settings, extra=extra)
+    except ValidationError as error:
+        if (count := error.error_count()) > MAX_TOLD_ERRORS:
+            raise InvalidInput(
+                f"{count} fields are wrong, too many to name: compare what was posted with what "
+                "/docs says"
+            ) from None
+        raise
 
 
 def judged(kind: type[Body], body: object, context: Context) -> Body:
     """Return the body of a request that its route took as it came. Raises
-    RequestValidationError."""
+    RequestValidationError, InvalidInput."""
     try:
         return validated(kind, body, context)
     except ValidationError as error:

@@ -15,12 +15,13 @@ from embedding_studio.api.requests import (
     judged,
     spellings_of,
 )
+from embedding_studio.api.routing import Route
 from embedding_studio.api.schemas import AsPosted, ScheduleBody, ScheduleView
 from embedding_studio.errors import Conflict
 from embedding_studio.schedules import next_time
 from embedding_studio.tasks import Schedule
 
-router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"])
+router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_class=Route)
 
 _GIVEN = (
     "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "search",

@@ -79,15 +79,19 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
 Meta = Annotated[dict[str, Any], AfterValidator(_check_meta)]
 """Free-form JSON, within the bounds of the settings that the validation's context gives."""
 
+SUMMARIZED = 3
 
-def summarize_field_errors(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first three of pydantic's errors as one line of text."""
+
+def summarize_field_errors(errors: Sequence[Mapping[str, Any]], more: int = 0) -> str:
+    """Return the first three of pydantic's errors as one line of text, which counts the others."""
     told = [
-        f"{'.'.join(map(str, error['loc'])) or 'the item'}: {error['msg']}" for error in errors[:3]
+        f"{'.'.join(map(str, error['loc'])) or 'the item'}: {error['msg']}"
+        for error in errors[:SUMMARIZED]
     ]
-    more = f" (and {len(errors) - 3} more)" if len(errors) > 3 else ""
+    left_out = len(errors[SUMMARIZED:]) + more
+    and_more = f" (and {left_out} more)" if left_out else ""
     # a posted lone surrogate may be part of a field's name
-    return ("; ".join(told) + more).encode("utf-8", "backslashreplace").decode()
+    return ("; ".join(told) + and_more).encode("utf-8", "backslashreplace").decode()
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Response
 
 from embedding_studio.access import Scope
 from embedding_studio.api.context import Context, OpenContext
+from embedding_studio.api.routing import Route
 from embedding_studio.api.schemas import (
     HealthView,
     PartHealth,
@@ -23,7 +24,7 @@ from embedding_studio.api.schemas import (
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.tasks import WorkerRecord
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["system"], route_class=Route)
 
 _MLFLOW_TIMEOUT_SECONDS = 2.0
 _UNTOLD = "told to callers whose API key has the scope read"
