@@ -28,6 +28,7 @@ from embedding_studio.errors import (
     LeaseLost,
     Stopped,
     StoreUnavailable,
+    TrialCrashed,
 )
 from embedding_studio.executors import open_executor
 from embedding_studio.failures import describe, is_plugins, trace
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 MAX_OUTAGES = 5
 """After this many outages in a row, without progress between them, a task is an error."""
+MAX_CRASHES = 1
+"""How often a step whose process died is done again: its memory may have been another's need."""
 MAX_PAUSE_SECONDS = 30.0
 CHECK_SECONDS = 60.0
 """How often it is looked whether the methods' initial models are there."""
@@ -264,7 +267,8 @@ class Worker:
             )
 
     def _iterate(self, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
-        """Run the iteration; after an outage of MLflow or the executor again, from where it was.
+        """Run the iteration; after an outage of MLflow or the executor again, from where it was,
+        and so after the death of a process at a step that is no trial.
 
         The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
         """
@@ -275,7 +279,8 @@ class Worker:
             try:
                 run_iteration(house, task, lease, method)
             except Exception as error:
-                if not self._is_outage(error):
+                has_crashed = isinstance(error, TrialCrashed)
+                if not has_crashed and not self._is_outage(error):
                     raise
                 before, gained = gained, lease.progress
                 has_gained = (before.phase, before.finished_trials) != (
@@ -283,7 +288,7 @@ class Worker:
                     gained.finished_trials,
                 )
                 outages = 1 if has_gained else outages + 1
-                if outages > MAX_OUTAGES:
+                if outages > (MAX_CRASHES if has_crashed else MAX_OUTAGES):
                     raise
                 log.warning("waits for MLflow or the executor, outage %d: %s", outages, error)
             else:

@@ -78,6 +78,22 @@ def test_a_trial_that_always_crashes_says_why(yard: Yard) -> None:
     assert worker.exit_code() is None
 
 
+@pytest.mark.parametrize("is_doomed", [False, True])
+def test_a_step_whose_process_dies_is_done_once_more(yard: Yard, is_doomed: bool) -> None:
+    """Somebody else may have taken its memory; if it dies again the task is an error."""
+    if is_doomed:
+        (yard.settings.data_folder / "doomed").touch()
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Struck", trials=1)
+    yard.start_worker(executor="process:1", lease_seconds=10.0)
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert done.status is (TaskStatus.ERROR if is_doomed else TaskStatus.DONE), done.error
+    assert not is_doomed or (done.error and "SIGKILL" in done.error)
+    yard.drain()
+    check_invariants(yard)
+
+
 @pytest.mark.parametrize("executor", ["inline", "process:1"])
 def test_a_task_that_kills_its_workers_is_given_up(yard: Yard, executor: str) -> None:
     """After so many dead workers as ES_MAX_EXPIRED_LEASES allows the task is an error that says

@@ -24,6 +24,7 @@ from embedding_studio import (
     TrialRun,
 )
 from embedding_studio.errors import NotEnoughData
+from embedding_studio.settings import Settings
 
 Vector = NDArray[np.float64]
 
@@ -294,6 +295,20 @@ class Shouting(Toy):
         sys.stderr.write("CUDA error: the device is on fire\n")
         sys.stderr.flush()
         os.abort()
+
+
+class Struck(Toy):
+    """The process that prepares the data dies, once; where a file `doomed` lies in the data
+    folder, each time."""
+
+    meta = PluginMeta(name="Struck")
+
+    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+        struck = Settings().data_folder / "struck"
+        if not struck.exists() or struck.with_name("doomed").exists():
+            struck.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare(sessions, folder)
 
 
 class Talkative(Toy):
