@@ -7,15 +7,21 @@ can check them with its libraries.
 import base64
 import hashlib
 import hmac
+import ipaddress
 import logging
+import re
+import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 
 import httpx
 
-from embedding_studio.errors import ConfigurationError, DeliveryFailed, ForbiddenAddress
-from embedding_studio.outbound import Outbound
+from embedding_studio.errors import ConfigurationError, DeliveryFailed, InvalidInput
+from embedding_studio.outbound import Outbound, is_public
+from embedding_studio.plain import escape
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask
@@ -27,6 +33,15 @@ MAX_ATTEMPTS = 11
 FIRST_PAUSE = timedelta(seconds=5)
 LONGEST_PAUSE = timedelta(hours=6)
 SECRET_PREFIX = "whsec_"
+AT_A_TIME = 16
+"""How many deliveries a worker has under way at most."""
+SHARE = 4
+"""How many of these may be of one project: a receiver that hangs holds up its own project alone."""
+_MOST_TOLD = 3000
+_HOST = re.compile(
+    r"(?=.{1,254}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.ASCII | re.IGNORECASE
+)
+_IPV4_LIKE = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +53,103 @@ class Message:
     body: bytes
 
 
-def tell_ends(
-    store: Store,
-    settings: Settings,
-    clock: Callable[[], datetime],
-    describe: Callable[[FineTuningTask], bytes],
-) -> None:
-    """Tell every end that is due, and note how it went. describe: makes a message's body."""
-    while (task := store.claim_delivery(clock(), 3 * TIMEOUT_SECONDS)) is not None:
+class Deliveries:
+    """What a worker tells to webhooks.
+
+    describe: makes a message's body of a task.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        describe: Callable[[FineTuningTask], bytes],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._describe = describe
+        self._under_way: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def tell_ends(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Tell ends that are due and note how it went, until there is none, or is_over.
+
+        Several threads may do so at once; each end is told by one of them."""
+        while not is_over() and (task := self._claim()) is not None:
+            try:
+                self._tell(task)
+            finally:
+                with self._lock:
+                    self._under_way[task.project] -= 1
+
+    def _claim(self) -> FineTuningTask | None:
+        with self._lock:
+            full = {project for project, number in self._under_way.items() if number >= SHARE}
+            task = self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, frozenset(full))
+            if task is not None:
+                self._under_way[task.project] += 1
+            return task
+
+    def _tell(self, task: FineTuningTask) -> None:
         assert task.delivery is not None
-        assert task.webhook_url is not None
         error, due_at = None, None
         try:
-            if settings.webhook_secret is None:
-                raise DeliveryFailed("ES_WEBHOOK_SECRET is not set: nothing can be signed")
-            deliver(
-                Message(task.delivery.id, task.webhook_url, describe(task)),
-                parse_secret(settings.webhook_secret.get_secret_value()),
-                clock(),
-                settings.allow_private_addresses,
-            )
-        except (DeliveryFailed, ConfigurationError) as failure:
-            error = str(failure)
+            self._deliver(task)
+        except Exception as failure:  # noqa: BLE001 - whatever it is, others are told
+            error = escape(str(failure) or type(failure).__name__)[:_MOST_TOLD]
             pause = pause_after(task.delivery.attempts + 1)
-            due_at = None if pause is None else clock() + pause
+            due_at = None if pause is None else self._clock() + pause
             log.warning("task %s: its webhook: %s", task.id, error)
-        store.settle_delivery(task, clock(), error, due_at)
+        self._store.settle_delivery(task, self._clock(), error, due_at)
+
+    def _deliver(self, task: FineTuningTask) -> None:
+        assert task.delivery is not None
+        assert task.webhook_url is not None
+        settings = self._settings
+        if settings.webhook_secret is None:
+            raise DeliveryFailed("ES_WEBHOOK_SECRET is not set: nothing can be signed")
+        deliver(
+            self._http,
+            Message(task.delivery.id, task.webhook_url, self._describe(task)),
+            parse_secret(settings.webhook_secret.get_secret_value()),
+            self._clock(),
+        )
+
+    @cached_property
+    def _http(self) -> Outbound:
+        return Outbound(self._settings.allow_private_addresses)
 
 
-def deliver(message: Message, secret: bytes, now: datetime, allow_private: bool) -> None:
+def check_url(url: str, allow_private: bool) -> None:
+    """Raise InvalidInput for what is no address that a message could be posted to.
+
+    Where a name leads is judged at the delivery, for it may change.
+    """
+    try:
+        parts = httpx.Request("POST", url).url  # as it would be sent
+    except Exception as error:
+        raise InvalidInput(f"{url!r} is no address: write http(s)://host/...") from error
+    if parts.scheme not in ("http", "https") or parts.userinfo:
+        raise InvalidInput(f"{url!r} must be http(s)://host/..., without a user")
+    if parts.port is not None and not 0 < parts.port < 2**16:
+        raise InvalidInput(f"{url!r} has the port {parts.port}: there are 1 to 65535")
+    host = parts.raw_host.decode("ascii")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not _HOST.fullmatch(host) or _IPV4_LIKE.fullmatch(host):
+            raise InvalidInput(f"{url!r} has the host {host!r}, which cannot be one") from None
+    else:
+        if not (is_public(host) or allow_private):
+            raise InvalidInput(
+                f"{url!r} is an address in a private network: set ES_ALLOW_PRIVATE_ADDRESSES=true "
+                "if that is meant to be reached"
+            )
+
+
+def deliver(http: Outbound, message: Message, secret: bytes, now: datetime) -> None:
     """Post a message once. Raises DeliveryFailed unless the answer is a 2xx.
 
     A redirect is no 2xx: it is not followed.
@@ -79,9 +162,8 @@ def deliver(message: Message, secret: bytes, now: datetime, allow_private: bool)
         "webhook-signature": sign(secret, message.id, timestamp, message.body),
     }
     try:
-        with Outbound(allow_private) as http:
-            status = http.post(message.url, message.body, headers, TIMEOUT_SECONDS)
-    except (httpx.HTTPError, httpx.InvalidURL, ForbiddenAddress) as error:
+        status = http.post(message.url, message.body, headers, TIMEOUT_SECONDS)
+    except Exception as error:
         raise DeliveryFailed(f"{message.url}: {error or type(error).__name__}") from error
     if not 200 <= status < 300:
         raise DeliveryFailed(f"{message.url} answered {status}")

@@ -42,7 +42,7 @@ from embedding_studio.store import open_store
 from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
 from embedding_studio.tracking import Tracking
-from embedding_studio.webhooks import check_secret, tell_ends
+from embedding_studio.webhooks import AT_A_TIME, Deliveries, check_secret
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,9 @@ class Worker:
         self._lease: Lease | None = None
         self._is_draining = threading.Event()
         self._has_brought_along = False
+        self._deliveries = Deliveries(
+            house.store, house.settings, house.clock, partial(_describe, house.settings)
+        )
 
     def work_once(self) -> bool:
         """Claim a task and run it to its end; False if there is none to claim."""
@@ -147,13 +150,19 @@ class Worker:
             log.warning("%s has no initial model: %s", name, missing[name])
         self._missing_models = missing
 
-    def run_errands(self) -> None:
-        """Create the tasks of schedules whose time has come, and tell webhooks of ended tasks."""
-        store, settings, clock = self._house.store, self._house.settings, self._house.clock
+    def run_schedules(self) -> None:
+        """Create the tasks of schedules whose time has come."""
+        methods = self._catalog.methods.items()
+        weights = {name: method.event_weights for name, method in methods}
         try:
-            methods = self._catalog.methods.items()
-            run_due(store, clock(), {name: method.event_weights for name, method in methods})
-            tell_ends(store, settings, clock, partial(_describe, settings))
+            run_due(self._house.store, self._house.clock(), weights)
+        except StoreUnavailable as error:
+            log.warning("the store does not answer: %s", error)
+
+    def tell_ends(self) -> None:
+        """Tell webhooks of ended tasks."""
+        try:
+            self._deliveries.tell_ends(self._is_draining.is_set)
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
 
@@ -193,7 +202,10 @@ class Worker:
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(6)}, timezone=UTC,
+            executors={
+                "default": ThreadPoolExecutor(6), "webhooks": ThreadPoolExecutor(AT_A_TIME),
+            },
+            timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )  # fmt: skip
         beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)
@@ -201,7 +213,12 @@ class Worker:
         scheduler.add_job(
             self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
         )
-        scheduler.add_job(self.run_errands, "interval", seconds=ERRANDS_SECONDS)
+        scheduler.add_job(self.run_schedules, "interval", seconds=ERRANDS_SECONDS)
+        # while one waits for a receiver, the next begins beside it
+        scheduler.add_job(
+            self.tell_ends, "interval", seconds=ERRANDS_SECONDS, executor="webhooks",
+            max_instances=AT_A_TIME,
+        )  # fmt: skip
         scheduler.add_job(
             self.check_initial_models, "interval", seconds=CHECK_SECONDS, next_run_time=utc_now()
         )

@@ -6,17 +6,33 @@ import hmac
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from embedding_studio import webhooks
 from embedding_studio.api.app import create_app
 from embedding_studio.errors import ConfigurationError, DeliveryFailed
-from embedding_studio.webhooks import MAX_ATTEMPTS, Message, deliver, parse_secret, pause_after
-from embedding_studio.worker import open_worker, utc_now
+from embedding_studio.outbound import Outbound
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store, open_store
+from embedding_studio.tasks import TaskRequest
+from embedding_studio.webhooks import (
+    AT_A_TIME,
+    MAX_ATTEMPTS,
+    SHARE,
+    Deliveries,
+    Message,
+    deliver,
+    parse_secret,
+    pause_after,
+)
+from embedding_studio.worker import Worker, open_worker, utc_now
 from tests.iterations import Bench
+from tests.waiting import wait_until
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 SECRET = b"s" * 32
@@ -56,9 +72,14 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.server_close()
 
 
+def send(message: Message, allow_private: bool = True) -> None:
+    with Outbound(allow_private) as http:
+        deliver(http, message, SECRET, NOW)
+
+
 def test_a_message_is_signed_over_id_timestamp_and_body(receiver: Receiver) -> None:
     """The receiver recomputes the HMAC from what it got; the id is the message's own."""
-    deliver(Message("msg_1", f"{receiver.url}/hook", b'{"a": 1}'), SECRET, NOW, allow_private=True)
+    send(Message("msg_1", f"{receiver.url}/hook", b'{"a": 1}'))
     ((headers, body),) = receiver.got
     assert body == b'{"a": 1}'
     assert (headers["webhook-id"], headers["webhook-timestamp"]) == ("msg_1", "1769860800")
@@ -71,7 +92,7 @@ def test_anything_but_a_2xx_is_a_failure(receiver: Receiver, status: int) -> Non
     """Errors are failures, and so is a redirect, which is not followed."""
     receiver.status = status
     with pytest.raises(DeliveryFailed, match=str(status)):
-        deliver(Message("msg_1", receiver.url, b"{}"), SECRET, NOW, allow_private=True)
+        send(Message("msg_1", receiver.url, b"{}"))
     assert len(receiver.got) == 1
 
 
@@ -79,7 +100,7 @@ def test_a_private_address_is_refused_after_resolution(receiver: Receiver) -> No
     """A name counts for where it leads: nothing is sent into a private network unless allowed."""
     for url in (receiver.url, receiver.url.replace("127.0.0.1", "localhost")):
         with pytest.raises(DeliveryFailed, match="private network"):
-            deliver(Message("msg_1", url, b"{}"), SECRET, NOW, allow_private=False)
+            send(Message("msg_1", url, b"{}"), allow_private=False)
     assert receiver.got == []
 
 
@@ -88,7 +109,7 @@ def test_nobody_there_is_a_failure_that_says_where(receiver: Receiver) -> None:
     receiver.server.shutdown()
     receiver.server.server_close()
     with pytest.raises(DeliveryFailed, match=receiver.url):
-        deliver(Message("msg_1", receiver.url, b"{}"), SECRET, NOW, allow_private=True)
+        send(Message("msg_1", receiver.url, b"{}"))
 
 
 def test_pauses_grow_and_end() -> None:
@@ -117,15 +138,16 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
         webhook_secret=secret, allow_private_addresses=True, api_public_url="https://es.example/"
     )
     now = utc_now() + timedelta(minutes=1)
-    bench.worker._house = replace(bench.house, settings=settings, clock=lambda: now)
+    house = replace(bench.house, settings=settings, clock=lambda: now)
+    bench.worker = Worker(house, bench.worker._catalog)
     bench.post_sessions()
     task = bench.post_task(trials=1, webhook_url=f"{receiver.url}/hook")
-    bench.worker.run_errands()
+    bench.worker.tell_ends()
     assert receiver.got == []
     assert bench.worker.work_once()
     receiver.status = 503
-    bench.worker.run_errands()
-    bench.worker.run_errands()
+    bench.worker.tell_ends()
+    bench.worker.tell_ends()
     assert len(receiver.got) == 1
     failed = bench.house.store.get_task(task.id).delivery
     assert failed is not None
@@ -133,9 +155,9 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     assert "503" in failed.error
     receiver.status = 200
     now += timedelta(seconds=6)
-    bench.worker.run_errands()
+    bench.worker.tell_ends()
     now += timedelta(days=2)
-    bench.worker.run_errands()
+    bench.worker.tell_ends()
     (first, _), (second, body) = receiver.got
     assert first["webhook-id"] == second["webhook-id"] == failed.id
     told = json.loads(body)
@@ -149,12 +171,97 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     assert heard.delivered_at is not None
 
 
+class Outbox:
+    """Deliveries over a real store, to receivers that hang until told otherwise.
+
+    told: hosts that were called, in the order in which they were."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.store = store
+        self.told: list[str] = []
+        self.released = threading.Event()
+        secret = "whsec_" + base64.b64encode(SECRET).decode()
+        self.deliveries = Deliveries(
+            store, Settings(webhook_secret=secret), lambda: NOW, lambda task: b"{}"
+        )
+        monkeypatch.setattr(webhooks, "deliver", self.deliver)
+        self.threads: list[threading.Thread] = []
+
+    def deliver(self, _http: Outbound, message: Message, *_: object) -> None:
+        self.told.append(message.url)
+        if "hangs" in message.url:
+            assert self.released.wait(30)
+
+    def end_tasks(self, *urls: str, project: str = "default") -> list[str]:
+        """Add tasks that have ended, each with its webhook."""
+        store = self.store.in_project(project)
+        tasks = [store.add_task(TaskRequest("m", webhook_url=url), NOW)[0] for url in urls]
+        return [store.cancel_task(task.id, NOW).id for task in tasks]
+
+    def start(self) -> None:
+        """Begin to tell ends beside what is under way."""
+        thread = threading.Thread(target=self.deliveries.tell_ends)
+        self.threads.append(thread)
+        thread.start()
+
+    def end(self) -> None:
+        self.released.set()
+        for thread in self.threads:
+            thread.join(30)
+
+
+@pytest.fixture
+def outbox(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
+    with closing(open_store(settings.resolved_store_url)) as store:
+        outbox = Outbox(store, monkeypatch)
+        yield outbox
+        outbox.end()
+
+
+def test_a_receiver_that_hangs_holds_up_its_own_project_alone(outbox: Outbox) -> None:
+    """However many of a project hang, they take its share: another project's are told at once, and
+    its own go on once one is over."""
+    outbox.end_tasks(*["https://hangs.example/"] * (SHARE + 1), "https://own.example/")
+    for _ in range(AT_A_TIME):
+        outbox.start()
+    wait_until(lambda: len(outbox.told) == SHARE)
+    outbox.end_tasks("https://other.example/", project="acme")
+    outbox.deliveries.tell_ends()
+    assert outbox.told == ["https://hangs.example/"] * SHARE + ["https://other.example/"]
+    outbox.end()
+    assert outbox.told[-2:] == ["https://hangs.example/", "https://own.example/"]
+
+
+def test_whatever_fails_is_a_failed_delivery(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody thought of is counted, told and repeated later, and others are told."""
+    monkeypatch.setattr(webhooks, "deliver", deliver)
+    urls = ["http://a..b/", "http://xn--a/", "http://127.0.0.1/"]
+    tasks = outbox.end_tasks(*urls)
+    outbox.deliveries.tell_ends()
+    for task_id, url in zip(tasks, urls, strict=True):
+        task = outbox.store.get_task(task_id)
+        assert task.delivery is not None
+        assert task.delivery.attempts == 1
+        assert url in (task.delivery.error or "")
+        assert task.delivery_due_at == NOW + timedelta(seconds=5)
+
+
+def test_a_worker_that_drains_begins_no_delivery(outbox: Outbox) -> None:
+    """The end stays due, for another worker."""
+    (waiting,) = outbox.end_tasks("https://own.example/")
+    outbox.deliveries.tell_ends(is_over=lambda: True)
+    assert outbox.told == []
+    assert outbox.store.get_task(waiting).delivery_due_at == NOW
+
+
 def test_without_a_secret_nothing_is_sent(bench: Bench, receiver: Receiver) -> None:
     """The failure says which setting is missing, and the end stays due."""
     bench.post_sessions()
     task = bench.post_task("Failing", trials=1, webhook_url=receiver.url)
     bench.worker.work_once()
-    bench.worker.run_errands()
+    bench.worker.tell_ends()
     waiting = bench.house.store.get_task(task.id)
     assert waiting.delivery is not None
     assert waiting.delivery.error is not None

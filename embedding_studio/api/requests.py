@@ -1,10 +1,7 @@
 """What may be asked of this installation: checks that several routes share."""
 
-import ipaddress
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeVar
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from embedding_studio.api.clickstream_schemas import Posted
 from embedding_studio.api.context import Context
 from embedding_studio.errors import InvalidInput, UnknownMethod
-from embedding_studio.outbound import is_public
 from embedding_studio.tasks import Budget
+from embedding_studio.webhooks import check_url
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -86,29 +83,16 @@ def check_trials(context: Context, budget: Budget) -> None:
 
 
 def check_webhook(context: Context, url: str | None) -> None:
-    """Raise InvalidInput for a webhook that could never be told.
-
-    Where a name leads is judged when it is told, for it may change.
-    """
+    """Raise InvalidInput for a webhook that could never be told."""
     if url is None:
         return
-    if context.settings.webhook_secret is None:
+    settings = context.settings
+    if settings.webhook_secret is None:
         raise InvalidInput(
             "webhook_url: this installation tells no webhooks, for it has no secret to sign with "
             "(ES_WEBHOOK_SECRET)"
         )
     try:
-        parts = urlsplit(url)
-        host, has_user = parts.hostname, parts.username is not None
-        _ = parts.port
-    except ValueError as error:
-        raise InvalidInput(f"webhook_url is {url!r}: {error}") from error
-    if parts.scheme not in ("http", "https") or not host or has_user:
-        raise InvalidInput(f"webhook_url is {url!r}: it must be http(s)://host/..., without a user")
-    with suppress(ValueError):
-        ipaddress.ip_address(host)
-        if not (is_public(host) or context.settings.allow_private_addresses):
-            raise InvalidInput(
-                f"webhook_url is {url!r}, an address in a private network: set "
-                "ES_ALLOW_PRIVATE_ADDRESSES=true if that is meant to be reached"
-            )
+        check_url(url, settings.allow_private_addresses)
+    except InvalidInput as error:
+        raise InvalidInput(f"webhook_url: {error}") from error

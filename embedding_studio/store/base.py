@@ -369,11 +369,13 @@ class Store(ABC):
         """Return the tasks of all projects that a worker is at, or was until it died."""
 
     @abstractmethod
-    def claim_delivery(self, now: datetime, seconds: float) -> FineTuningTask | None:
+    def claim_delivery(
+        self, now: datetime, seconds: float, skip_projects: Collection[str] = ()
+    ) -> FineTuningTask | None:
         """Take a task whose end is due to be told to its webhook, for so many seconds.
 
-        Of several claimants one gets it. Who dies over it leaves it to the next: an end may be
-        told twice, never not at all.
+        Tasks of `skip_projects` are left alone. Of several claimants one gets it. Who dies over it
+        leaves it to the next: an end may be told twice, never not at all.
         """
 
     @abstractmethod

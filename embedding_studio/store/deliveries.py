@@ -2,7 +2,7 @@
 
 import secrets
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,8 +14,8 @@ from embedding_studio.tasks import Delivery, FineTuningTask
 
 class TaskDeliveries(Store):
     @abstractmethod
-    def _oldest_due(self, now: datetime) -> FineTuningTask | None:
-        """Return the ended task with a webhook_url whose delivery has been due longest."""
+    def _oldest_due(self, now: datetime, skip_projects: Collection[str]) -> FineTuningTask | None:
+        """Return the ended task, not of those projects, whose delivery has been due longest."""
 
     @abstractmethod
     def _change_delivery(
@@ -23,8 +23,10 @@ class TaskDeliveries(Store):
     ) -> FineTuningTask | None:
         """Change a task whose status and delivery_due_at are as seen; else return None."""
 
-    def claim_delivery(self, now: datetime, seconds: float) -> FineTuningTask | None:
-        while (task := self._oldest_due(now)) is not None:
+    def claim_delivery(
+        self, now: datetime, seconds: float, skip_projects: Collection[str] = ()
+    ) -> FineTuningTask | None:
+        while (task := self._oldest_due(now, skip_projects)) is not None:
             delivery = task.delivery or Delivery(f"msg_{secrets.token_hex(12)}")
             changes = {
                 "delivery": to_document(delivery),

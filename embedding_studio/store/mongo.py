@@ -223,9 +223,13 @@ class MongoStore(
         return [_task(document) for document in at_work]
 
     @answering()
-    def _oldest_due(self, now: datetime) -> FineTuningTask | None:
+    def _oldest_due(self, now: datetime, skip_projects: Collection[str]) -> FineTuningTask | None:
         due = self._tasks.find_one(
-            {"delivery_due_at": {"$lte": now}, "status": {"$in": sorted(TERMINAL)}},
+            {
+                "delivery_due_at": {"$lte": now},
+                "status": {"$in": sorted(TERMINAL)},
+                "project": {"$nin": sorted(skip_projects)},
+            },
             WITHOUT_EVENTS,
             sort=[("delivery_due_at", ASCENDING), ("_id", ASCENDING)],
         )

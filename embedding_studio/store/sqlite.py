@@ -137,12 +137,16 @@ class SqliteStore(
         with self._reading() as connection:
             return [_task(row) for row in connection.execute(at_work)]
 
-    def _oldest_due(self, now: datetime) -> FineTuningTask | None:
+    def _oldest_due(self, now: datetime, skip_projects: Collection[str]) -> FineTuningTask | None:
         # most tasks have ended, and few are due: SQLite would go by the status if not told so
         has_ended = sa.func.likely(task_rows.c.status.in_(sorted(TERMINAL)))
         due = (
             sa.select(task_rows)
-            .where(task_rows.c.delivery_due_at <= now, has_ended)
+            .where(
+                task_rows.c.delivery_due_at <= now,
+                has_ended,
+                task_rows.c.project.not_in(sorted(skip_projects)),
+            )
             .order_by(task_rows.c.delivery_due_at, task_rows.c.arrival)
             .limit(1)
         )

@@ -119,12 +119,33 @@ def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:
 @pytest.mark.parametrize(
     "url",
     ["ftp://example.com", "example.com/hook", "https://", "http://user@example.com/",
-     "http://127.0.0.1/", "http://169.254.169.254/latest", "http://[::1]:99/", "http://a:b/"],
+     "http://127.0.0.1/", "http://169.254.169.254/latest", "http://[::1]:99/", "http://a:b/",
+     "http://a..b/", "http://.a/", f"http://{'a' * 64}.example/", f"http://{'a.' * 130}b/",
+     "http://a b/", "http://a%2eb/", "http://*/", "http://xn--a/", "http://☃.☃☃.\u200d/",
+     "http://example.com:0/", "http://example.com:65536/", "http://127.1/", "http://0x7f.0.0.1/",
+     "http://2130706433/", "http://[::1", "http:///hook", "http://a\\@b/"],
 )  # fmt: skip
 def test_a_webhook_that_cannot_be_told_is_422(signing: TestClient, store: Store, url: str) -> None:
-    """Another protocol, no host, a password in it, and addresses of private networks."""
+    """Another protocol, no host or none that can be, a password in it, no port, and addresses of
+    private networks: of a task and of a schedule."""
     signing.post("/clickstream/session", json=session_json())
-    response = signing.post(TASK, json={"fine_tuning_method": METHOD, "webhook_url": url})
-    assert response.status_code == 422
-    assert "webhook_url" in response.json()["detail"]
-    assert store.list_tasks() == []
+    body = {"fine_tuning_method": METHOD, "webhook_url": url}
+    for response in (
+        signing.post(TASK, json=body),
+        signing.post(SCHEDULE, json={**body, "interval_seconds": 60}),
+    ):
+        assert response.status_code == 422
+        assert "webhook_url" in response.json()["detail"]
+    assert (store.list_tasks(), store.list_schedules()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://hooks.example.com:8443/a b?c=d#e", "http://under_score.example./", "http://shop/",
+     "https://bücher.example/", "http://93.184.215.14/", "http://[2606:2800:21f:cb07::1]:80/"],
+)  # fmt: skip
+def test_what_may_be_an_address_is_taken(signing: TestClient, url: str) -> None:
+    """Names of other scripts, of one label, with a final dot, and public addresses."""
+    signing.post("/clickstream/session", json=session_json())
+    body = {"fine_tuning_method": METHOD, "webhook_url": url}
+    assert signing.post(TASK, json=body).json()["webhook_url"] == url

@@ -213,6 +213,17 @@ def test_an_end_is_due_to_be_told(store: Store) -> None:
     assert store.claim_delivery(later(10), 30) is None
 
 
+def test_projects_may_be_left_alone(store: Store) -> None:
+    """A claimant that skips projects gets the oldest end of the others."""
+    end_task(store)
+    other = end_task(store.in_project("acme"))
+    claimed = store.claim_delivery(later(9), 30, skip_projects={"default"})
+    assert claimed is not None
+    assert claimed.id == other
+    assert store.claim_delivery(later(9), 30, skip_projects={"default", "acme"}) is None
+    assert store.claim_delivery(later(9), 30) is not None
+
+
 def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> None:
     """A claimant that died, and one that failed, are followed by another; then nothing is due."""
     end_task(store)
