@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
-from embedding_studio.errors import CorruptModel
+from embedding_studio.errors import ConfigurationError, CorruptModel
 from embedding_studio.executors.base import Report
 from embedding_studio.settings import Settings
 from embedding_studio.tracking import Tracking, aggregate
@@ -334,3 +334,21 @@ def test_a_champion_of_another_kind_is_refused_in_our_words(
     shutil.rmtree(tmp_path / "own")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*cannot be read.*roll back"):
         tracking.champion("Toy")
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_database_that_is_gone_is_noticed(
+    tracking: Tracking, settings: Settings, is_replaced: bool
+) -> None:
+    """Removed or replaced under a worker, MLflow's database takes nothing that others rely on, and
+    no new one is made in its place."""
+    tracking.open_iteration("a task", "Toy", "a batch", "start")
+    tracking.settle()
+    file = settings.data_folder / "mlflow.db"
+    kept = Path(shutil.copy(file, settings.data_folder / "kept.db"))
+    file.unlink()
+    if is_replaced:
+        kept.rename(file)
+    with pytest.raises(ConfigurationError, match=f"{file} was removed or replaced"):
+        tracking.settle()
+    assert file.exists() == is_replaced

@@ -102,7 +102,7 @@ def _mlflow_database(file: Path) -> PartHealth:
         return _unavailable(f"{file} does not exist yet; the first worker creates it")
     try:
         with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
-            connection.execute("select count(*) from sqlite_master")
+            connection.execute("select 1 from experiments limit 1")
     except sqlite3.Error as error:
         return _unavailable(f"{file} cannot be read: {error}")
     return _ok(f"{file} can be read")

@@ -502,7 +502,8 @@ class Store(ABC):
 
     @abstractmethod
     def ping(self) -> None:
-        """Return if the database answers, else raise StoreUnavailable."""
+        """Write a little. Raises StoreUnavailable if the database does not answer or takes no
+        writes."""
 
     @abstractmethod
     def close(self) -> None:

@@ -96,6 +96,7 @@ class MongoStore(
         self._schedules = database["schedules"]
         self._models = database["models"]
         self._early = database["early_events"]
+        self._pings = database["pings"]
         self._adopt_older_documents()
         # not a partial one: it also finds a project's newest batch
         self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)
@@ -311,7 +312,7 @@ class MongoStore(
 
     @answering()
     def ping(self) -> None:
-        self._client.admin.command("ping")
+        self._pings.update_one({"_id": "last"}, {"$currentDate": {"at": True}}, upsert=True)
 
     def close(self) -> None:
         self._client.close()

@@ -12,6 +12,8 @@ from embedding_studio.errors import InvalidInput, StoreUnavailable
 NO_CODE = 0
 # BSONObjectTooLarge, two codes of growing one by an update, DollarPrefixedFieldName, too deep
 UNSTORABLE = {10334, 17419, 17420, 52, 15}
+# OutOfDiskSpace, over Atlas's quota, UserWritesBlocked, Unauthorized: it may write again later
+TAKES_NO_WRITES = {14031, 8000, 371, 13}
 
 
 @contextmanager
@@ -25,6 +27,8 @@ def answering() -> Iterator[None]:
         code, reason = _refusal(error)
         if code is None or error.timeout:
             raise StoreUnavailable(f"MongoDB does not answer: {reason}") from error
+        if code in TAKES_NO_WRITES:
+            raise StoreUnavailable(f"MongoDB takes no writes: {reason}") from error
         raise
     except (BSONError, OverflowError, UnicodeEncodeError) as error:
         raise InvalidInput(f"MongoDB cannot store this: {error}") from error

@@ -22,7 +22,6 @@ from embedding_studio.store.moves import (
 from embedding_studio.store.sqlite_access import SqliteKeys
 from embedding_studio.store.sqlite_clickstream import SqliteClickstream
 from embedding_studio.store.sqlite_file import (
-    batch_rows,
     task_event_rows,
     task_rows,
     worker_rows,
@@ -229,12 +228,6 @@ class SqliteStore(
     def remove_worker(self, worker_id: str) -> None:
         with self._writing() as connection:
             connection.execute(sa.delete(worker_rows).where(worker_rows.c.worker_id == worker_id))
-
-    # -- life cycle ------------------------------------------------------------------------------
-
-    def ping(self) -> None:
-        with self._reading() as connection:
-            connection.execute(sa.select(batch_rows.c.batch_id).limit(1))
 
 
 def _add_task_events(

@@ -5,15 +5,18 @@ what it reads stays true until it commits; unique indexes hold the same promises
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 import stamina
 from sqlalchemy import Column, Connection, Table
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import BatchStatus, event_kind
 from embedding_studio.errors import ConfigurationError, InvalidInput, StoreUnavailable
@@ -21,6 +24,9 @@ from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import Store
 
 BUSY_SECONDS = 30.0
+REFUSED_SECONDS = 30.0
+"""For so long after a write was refused the store counts as one that takes none, until one goes
+well: a full disk may still take the smallest."""
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -186,6 +192,12 @@ key_rows = Table(
     Column("expires_at", UtcDateTime),
     Column("revoked_at", UtcDateTime),
 )
+ping_rows = Table(
+    "pings",
+    schema,
+    Column("id", sa.Integer, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+)
 model_rows = Table(
     "models",
     schema,
@@ -222,8 +234,15 @@ class SqliteFile(Store):
 
     def __init__(self, url: str) -> None:
         self._path = _path_of(url)
+        self._held: Connection | None = None
+        self._files: dict[Path, tuple[int, int]] = {}
+        self._refusals: list[tuple[float, str]] = []  # the last write's, if it was refused
         self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(self._path)),
+            sa.URL.create(
+                "sqlite",
+                database=f"file:{quote(str(self._path))}",
+                query={"mode": "rw", "uri": "true"},  # a file that was removed is not made anew
+            ),
             connect_args={"timeout": BUSY_SECONDS},
             max_overflow=64,
         )
@@ -231,7 +250,13 @@ class SqliteFile(Store):
         sa.event.listen(self._engine, "begin", _begin)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         try:
+            with self._answering():
+                self._path.touch()
             self._create_tables()
+            with self._answering():
+                self._held = self._engine.connect()  # while one is open, its files stay the same
+                files = [Path(f"{self._path}{end}") for end in ("", "-wal", "-shm")]
+                self._files = {file: _identity(file) for file in files if file.exists()}
         except Exception:
             self.close()
             raise
@@ -248,25 +273,73 @@ class SqliteFile(Store):
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[Connection]:
-        try:
+        with self._answering():
+            self._ensure_same_files()
             with engine.begin() as connection:
                 yield connection
+            self._ensure_same_files()  # what was read or written is in the file that is there
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
         except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
             raise
         except (UnicodeEncodeError, OverflowError, sa.exc.DataError) as error:
             raise InvalidInput(f"SQLite cannot store this: {error}") from error
-        except (sa.exc.DatabaseError, sa.exc.TimeoutError) as error:
+        except (sa.exc.DatabaseError, sa.exc.TimeoutError, OSError) as error:
             cause = getattr(error, "orig", error)  # without the statement and its parameters
             raise StoreUnavailable(f"the store {self._path} does not answer: {cause}") from error
+
+    def _ensure_same_files(self) -> None:
+        """Raise StoreUnavailable if a file is not the one that was opened: SQLite would go on with
+        what no longer has a name, and nobody would find it again."""
+        for file, opened in self._files.items():
+            try:
+                is_same = _identity(file) == opened
+            except FileNotFoundError:
+                is_same = False
+            if not is_same:
+                raise StoreUnavailable(
+                    f"the store's file {file} was removed or replaced while it was in use, so "
+                    "nothing is taken: put it back, or stop the API and all workers, restore a "
+                    "backup (or leave none, to begin anew), and start them again"
+                )
 
     def _reading(self) -> AbstractContextManager[Connection]:
         return self._transaction(self._engine)
 
-    def _writing(self) -> AbstractContextManager[Connection]:
-        return self._transaction(self._writer)
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        try:
+            with self._transaction(self._writer) as connection:
+                yield connection
+        except StoreUnavailable as error:
+            self._refusals[:] = [(time.monotonic(), str(error))]
+            raise
+        self._refusals.clear()
+
+    def ping(self) -> None:
+        with self._transaction(self._writer) as connection:
+            now = {"at": datetime.now(UTC)}
+            connection.execute(
+                upsert(ping_rows)
+                .values(id=1, **now)
+                .on_conflict_do_update(index_elements=["id"], set_=now)
+            )
+        for refused_at, why in self._refusals:
+            if time.monotonic() - refused_at < REFUSED_SECONDS:
+                raise StoreUnavailable(why)
 
     def close(self) -> None:
+        if self._held is not None:
+            self._held.close()
         self._engine.dispose()
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    there = file.stat()
+    return there.st_dev, there.st_ino
 
 
 def _path_of(url: str) -> Path:

@@ -2,7 +2,8 @@
 
 By default SQLite waits for the disk several times per write. In WAL mode with `synchronous=NORMAL`
 a write that was answered survives the death of every process, but the last ones may be lost with
-the machine's power; `settle` waits for the disk, before anything elsewhere relies on them.
+the machine's power; `settle` waits for the disk, before anything elsewhere relies on them. It also
+notices a file that was removed or replaced: SQLite would go on writing to what nobody finds again.
 """
 
 import sqlite3
@@ -10,12 +11,16 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 
+from embedding_studio.errors import ConfigurationError
+
 SCHEME = "sqlite:///"
 BUSY_SECONDS = 30.0
-_quick: set[Path] = set()
+_quick: dict[Path, tuple[int, int] | None] = {}
+"""The device and inode of each such file when it was first opened."""
 
 
 def speed_up(tracking_uri: str) -> Callable[[], None]:
@@ -26,10 +31,16 @@ def speed_up(tracking_uri: str) -> Callable[[], None]:
     if not tracking_uri.startswith(SCHEME):
         return lambda: None
     file = Path(tracking_uri.removeprefix(SCHEME)).absolute()
-    _quick.add(file)
+    _quick.setdefault(file, None)
 
     def settle() -> None:
-        with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
+        if not file.exists() or _quick[file] not in (None, _identity(file)):
+            raise ConfigurationError(
+                f"MLflow's database {file} was removed or replaced while this worker used it: "
+                "put it back, or restore a backup, and restart the worker and MLflow"
+            )
+        address = f"file:{quote(str(file))}?mode=rw"  # not made anew
+        with closing(sqlite3.connect(address, timeout=BUSY_SECONDS, uri=True)) as connection:
             # the log is on the disk before any of it is copied into the database
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
 
@@ -38,12 +49,21 @@ def speed_up(tracking_uri: str) -> Callable[[], None]:
 
 @sa.event.listens_for(sa.Engine, "connect")
 def _relax(connection: Any, _: object) -> None:
-    if not isinstance(connection, sqlite3.Connection) or _file_of(connection) not in _quick:
+    if not isinstance(connection, sqlite3.Connection):
         return
+    file = _file_of(connection)
+    if file not in _quick:
+        return
+    _quick[file] = _quick[file] or _identity(file)
     with suppress(sqlite3.OperationalError):  # in use as it was: so it stays for now
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    there = file.stat()
+    return there.st_dev, there.st_ino
 
 
 def _file_of(connection: sqlite3.Connection) -> Path:

@@ -77,7 +77,7 @@ def test_health_without_a_worker(api: TestClient, store: Store, tmp_path: Path) 
     assert response.json()["mlflow"]["status"] == "ok"
 
 
-@pytest.mark.parametrize("content", [None, b"this is no database, just some text " * 10])
+@pytest.mark.parametrize("content", [None, b"", b"this is no database, just some text " * 10])
 def test_health_without_mlflows_database(
     api: TestClient, store: Store, tmp_path: Path, content: bytes | None
 ) -> None:

@@ -16,7 +16,7 @@ import mongomock.collection
 import pymongo
 import pytest
 import sqlalchemy as sa
-from pymongo.errors import AutoReconnect
+from pymongo.errors import AutoReconnect, OperationFailure
 from pymongo.monitoring import CommandListener, CommandStartedEvent
 from sqlalchemy.engine.default import DefaultDialect
 
@@ -112,6 +112,10 @@ class Backend(ABC):
         """Have the n-th write within fail."""
 
     @abstractmethod
+    def refusing(self) -> AbstractContextManager[None]:
+        """Have every write within be refused, as with a full disk."""
+
+    @abstractmethod
     def interrupted(
         self, nth: int, action: Callable[[], Any]
     ) -> AbstractContextManager[Interruption]:
@@ -129,8 +133,10 @@ class Backend(ABC):
 def listening(event: str, listener: Callable[..., None]) -> Iterator[None]:
     """Have SQLAlchemy tell the listener about every engine's events of that name."""
     sa.event.listen(sa.Engine, event, listener)
-    yield
-    sa.event.remove(sa.Engine, event, listener)
+    try:
+        yield
+    finally:
+        sa.event.remove(sa.Engine, event, listener)
 
 
 class SqliteBackend(Backend):
@@ -178,6 +184,16 @@ class SqliteBackend(Backend):
             patch.setattr(DefaultDialect, "do_commit", do_commit)
             yield failure
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        def begin(connection: sa.Connection) -> None:
+            if "begin" in connection.get_execution_options():  # to write
+                full = sqlite3.OperationalError("database or disk is full")
+                raise sa.exc.OperationalError("BEGIN IMMEDIATE", {}, full)
+
+        with listening("begin", begin):
+            yield
+
     def drop(self) -> None:
         pass  # pytest removes the folder
 
@@ -218,6 +234,14 @@ class MongoBackend(Backend):
 
         with self._wrapped(WRITES, around):
             yield failure
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            raise OperationFailure("there is no space left on the device", 14031)
+
+        with self._wrapped(WRITES, refuse):
+            yield
 
     @contextmanager
     def interrupted(self, nth: int, action: Callable[[], Any]) -> Iterator[Interruption]:

@@ -1390,11 +1390,6 @@ def test_a_mongodb_server_holds_the_contract_too() -> None:
     pytest.skip(f"no MongoDB server: name one in {MONGO_VARIABLE}")
 
 
-def test_a_store_that_answers_pings(store: Store) -> None:
-    """ping returns when the database answers."""
-    store.ping()
-
-
 def test_an_older_file_gets_the_new_columns(tmp_path: Path) -> None:
     """A database without columns that came later is brought up to date, its tasks kept."""
     url = f"sqlite:///{tmp_path / 'store.db'}"

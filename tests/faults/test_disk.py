@@ -23,6 +23,54 @@ def can_mount() -> None:
         pytest.skip(f"small disks cannot be mounted here: {tried.stderr.decode()}")
 
 
+FILL_AND_EMPTY = """
+import sys
+from pathlib import Path
+from embedding_studio.errors import StoreUnavailable
+from embedding_studio.store import open_store
+from tests.contracts.store_processes import NOW, make_session
+
+folder = Path(sys.argv[1])
+(folder / "ballast").write_bytes(b"x" * 1_000_000)
+store = open_store(f"sqlite:///{folder}/store.db")
+taken = 0
+
+def post():
+    global taken
+    store.register_sessions([make_session(f"s-{taken}-{n}") for n in range(100)], NOW)
+    taken += 1
+
+def is_refused(call):
+    try:
+        call()
+    except StoreUnavailable as error:
+        assert "full" in str(error) or "I/O" in str(error), error
+        return True
+    return False
+
+while not is_refused(post):
+    store.ping()
+for _ in range(3):
+    assert is_refused(store.ping)
+    assert is_refused(post)
+(folder / "ballast").unlink()
+post()
+store.ping()
+assert len(store.read_batch(store.collecting_batch().batch_id, 0, 10**6)) == 100 * taken
+"""
+
+
+def test_a_store_on_a_full_disk_says_so_until_there_is_room(
+    tmp_path: Path, can_mount: None
+) -> None:
+    """Posts and pings are refused while the disk is full, and taken again once it is not; what was
+    taken before is there."""
+    mounted = 'mount -t tmpfs -o size=2m none "$1" && exec "$2" -c "$3" "$1"'
+    script = ["sh", "-c", mounted, "sh", str(tmp_path), sys.executable, FILL_AND_EMPTY]
+    done = subprocess.run(["unshare", "-rm", *script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def on_small_disk(yard: Yard, can_mount: None) -> Iterator[list[subprocess.Popen[bytes]]]:
     workers: list[subprocess.Popen[bytes]] = []
