@@ -1,6 +1,8 @@
 """Tasks that come by themselves: at times of the clock, when enough new clicks are there."""
 
 import logging
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -8,13 +10,15 @@ from types import MappingProxyType
 from cronsim import CronSim, CronSimError
 
 from embedding_studio.clickstream import ignored_kinds, merge_weights
-from embedding_studio.errors import InvalidInput
-from embedding_studio.store.base import Store
-from embedding_studio.tasks import Schedule, TaskRequest
+from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable
+from embedding_studio.store.base import Store, ensure_room
+from embedding_studio.tasks import FineTuningTask, Schedule, TaskRequest
 
 log = logging.getLogger(__name__)
 
 MIN_INTERVAL = timedelta(minutes=1)
+MOST_SECONDS = 5.0
+"""How long the schedules of one project are looked at before it is the others' turn."""
 
 
 def next_time(
@@ -45,42 +49,81 @@ def next_time(
 
 
 def run_due(
-    store: Store, now: datetime, weights: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    store: Store,
+    now: datetime,
+    most_pending: int,
+    weights: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> None:
     """Create the tasks whose time has come: once each, however many workers do this at once.
 
     The time that is due is the task's idempotency key, so whoever comes second, or again after a
     crash, finds the task there. Times that passed while nobody looked are made up for by one.
-    weights: of events, by the method that says so.
+    most_pending: of a project's tasks. weights: of events, by the method that says so.
     """
+    spent: defaultdict[str, float] = defaultdict(float)
     for schedule in store.due_schedules(now):
-        view = store.in_project(schedule.project)
-        of_method = weights.get(schedule.fine_tuning_method, {})
-        task_id, outcome = _look(view, schedule, now, of_method)
-        next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)
-        if store.advance_schedule(schedule, next_at, task_id, outcome):
-            log.info("schedule %s: %s; next at %s", schedule.id, outcome, next_at.isoformat())
+        if spent[schedule.project] > MOST_SECONDS:
+            continue  # it stays due
+        began = time.monotonic()
+        try:
+            _run(store, schedule, now, most_pending, weights)
+        except StoreUnavailable:
+            raise
+        except Exception:  # one that cannot be run keeps no other from being run
+            log.exception("schedule %s", schedule.id)
+        spent[schedule.project] += time.monotonic() - began
+
+
+def _run(
+    store: Store,
+    schedule: Schedule,
+    now: datetime,
+    most_pending: int,
+    weights: Mapping[str, Mapping[str, float]],
+) -> None:
+    try:
+        task, outcome = _look(
+            store.in_project(schedule.project),
+            schedule,
+            now,
+            most_pending,
+            weights.get(schedule.fine_tuning_method, {}),
+        )
+    except (Conflict, InvalidInput) as error:
+        task, outcome = None, f"no task: {error}"
+    next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)
+    store.advance_schedule(schedule, next_at, task.id if task else None, outcome)
+    # strangers make schedules that come to nothing, as many as they may
+    level = logging.INFO if task else logging.DEBUG
+    log.log(level, "schedule %s: %s; next at %s", schedule.id, outcome, next_at.isoformat())
 
 
 def _look(
-    store: Store, schedule: Schedule, now: datetime, weights: Mapping[str, float]
-) -> tuple[str | None, str]:
-    """Return the id of the task that was created, if one was, and what there is to say."""
-    batch, ignored = (
-        store.collecting_batch(),
-        ignored_kinds(merge_weights(weights, schedule.event_weights or {})),
-    )
-    clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id, ignored)
-    if clicked < schedule.min_new_sessions:
-        return None, f"no task: {clicked} new sessions with clicks of {schedule.min_new_sessions}"
+    store: Store, schedule: Schedule, now: datetime, most_pending: int, weights: Mapping[str, float]
+) -> tuple[FineTuningTask | None, str]:
+    """Return the task of this time, if there is one, and what there is to say. Raises Conflict."""
+    key = f"schedule {schedule.id} at {schedule.next_at.isoformat()}"
+    if (task := store.find_task(key)) is None:
+        ensure_room(store, most_pending)
+        if (rival := store.waiting_for_batch()) is not None:
+            return None, (
+                f"no task: task {rival.id} is {rival.status} and has not taken its batch yet; the "
+                "new sessions are for it"
+            )
+        batch = store.collecting_batch()
+        ignored = ignored_kinds(merge_weights(weights, schedule.event_weights or {}))
+        clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id, ignored)
+        if clicked < schedule.min_new_sessions:
+            least = schedule.min_new_sessions
+            return None, f"no task: {clicked} new sessions with clicks of {least}"
     request = TaskRequest(
         schedule.fine_tuning_method,
         metadata=schedule.metadata,
-        idempotency_key=f"schedule {schedule.id} at {schedule.next_at.isoformat()}",
+        idempotency_key=key,
         budget=schedule.budget,
         search=schedule.search,
         event_weights=schedule.event_weights,
         webhook_url=schedule.webhook_url,
     )
     task, is_new = store.add_task(request, now)
-    return task.id, f"task {task.id} {'was created' if is_new else 'is there already'}"
+    return task, f"task {task.id} {'was created' if is_new else 'is there already'}"

@@ -121,6 +121,7 @@ class Settings(BaseSettings):
     max_pending_tasks: int = Field(
         100, gt=0, description="most tasks of a project that wait for a worker"
     )
+    max_schedules: int = Field(100, gt=0, description="most schedules of a project")
     max_trials_per_task: int = Field(
         1000, gt=0, description="most hyperparameter sets that a task may ask for"
     )

@@ -152,10 +152,10 @@ class Worker:
 
     def run_schedules(self) -> None:
         """Create the tasks of schedules whose time has come."""
-        methods = self._catalog.methods.items()
+        house, methods = self._house, self._catalog.methods.items()
         weights = {name: method.event_weights for name, method in methods}
         try:
-            run_due(self._house.store, self._house.clock(), weights)
+            run_due(house.store, house.clock(), house.settings.max_pending_tasks, weights)
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
 

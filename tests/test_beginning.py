@@ -76,7 +76,7 @@ def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
     )
     bench.post_sessions(0, 70)
     for hours in (0, 1):
-        run_due(store, start + timedelta(hours=hours))
+        run_due(store, start + timedelta(hours=hours), 100)
         assert bench.worker.work_once()
         bench.post_sessions(1000, 30)  # known from the second time on
     late, early = store.list_tasks()

@@ -28,6 +28,7 @@ from embedding_studio.api.schemas import (
 )
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
+from embedding_studio.store.base import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
@@ -44,7 +45,7 @@ def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext
     check_webhook(context, wanted.webhook_url)
     try:
         _check_can_run(context, wanted)
-        _check_room(context)
+        ensure_room(context.store, context.settings.max_pending_tasks)
     except (NotFound, Conflict, UnknownMethod):
         # looked up after the check: if the check failed because this very task has taken the
         # batch meanwhile, the task is there to be found
@@ -89,7 +90,7 @@ def restart_task(
     kept; if it never had one, it takes the one that then collects. A pending task stays as it is.
     """
     if context.store.get_task(task_id).status is not TaskStatus.PENDING:
-        _check_room(context)
+        ensure_room(context.store, context.settings.max_pending_tasks)
     return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)
 
 
@@ -195,16 +196,6 @@ def _check_can_run(context: Context, wanted: TaskRequest) -> None:
         raise Conflict(
             f"batch {wanted.batch_id!r} is still collecting: release it first with "
             f"{_RELEASE_ROUTE}, or leave batch_id out"
-        )
-
-
-def _check_room(context: Context) -> None:
-    # not atomic with the adding: it keeps tasks from piling up, and is no quota
-    most = context.settings.max_pending_tasks
-    if context.store.count_tasks(TaskStatus.PENDING) >= most:
-        raise Conflict(
-            f"{most} tasks are waiting for a worker already, the most there may be "
-            "(ES_MAX_PENDING_TASKS): wait, cancel one, or start more workers"
         )
 
 

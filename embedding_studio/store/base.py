@@ -64,6 +64,17 @@ def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
     )
 
 
+def ensure_room(store: "Store", most: int) -> None:
+    """Raise Conflict if so many tasks of the project are pending that no other may be.
+
+    It is not one step with the adding of a task: those added at the same moment may pass it."""
+    if store.count_tasks(TaskStatus.PENDING) >= most:
+        raise Conflict(
+            f"{most} tasks are waiting for a worker already, the most there may be "
+            "(ES_MAX_PENDING_TASKS): wait, cancel one, or start more workers"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Registered:
     """What happened to a session that was posted, or to which events were.
@@ -232,6 +243,10 @@ class Store(ABC):
     @abstractmethod
     def count_tasks(self, status: TaskStatus) -> int:
         """Return how many tasks have the status."""
+
+    @abstractmethod
+    def waiting_for_batch(self) -> FineTuningTask | None:
+        """Return the oldest task that has not ended and has no batch yet, None if there is none."""
 
     @abstractmethod
     def cancel_task(self, task_id: str, now: datetime) -> FineTuningTask:

@@ -188,6 +188,13 @@ class MongoStore(
         return self._tasks.count_documents({"project": self.project, "status": status})
 
     @answering()
+    def waiting_for_batch(self) -> FineTuningTask | None:
+        not_ended = {"$in": sorted(set(TaskStatus) - TERMINAL)}
+        of_project = {"project": self.project, "status": not_ended, "batch_id": None}
+        oldest = self._tasks.find_one(of_project, WITHOUT_EVENTS, sort=OLDEST_FIRST)
+        return _task(oldest) if oldest else None
+
+    @answering()
     def list_events(
         self, task_id: str, after_number: int = 0, limit: int = 100
     ) -> list[NumberedTaskEvent]:

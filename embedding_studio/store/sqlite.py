@@ -99,6 +99,21 @@ class SqliteStore(
             count = sa.select(sa.func.count()).select_from(task_rows).where(of_project)
             return connection.execute(count).scalar_one()
 
+    def waiting_for_batch(self) -> FineTuningTask | None:
+        oldest = (
+            sa.select(task_rows)
+            .where(
+                task_rows.c.project == self.project,
+                task_rows.c.status.in_(sorted(set(TaskStatus) - TERMINAL)),
+                task_rows.c.batch_id.is_(None),
+            )
+            .order_by(task_rows.c.created_at, task_rows.c.arrival)
+            .limit(1)
+        )
+        with self._reading() as connection:
+            row = connection.execute(oldest).one_or_none()
+        return None if row is None else _task(row)
+
     def list_events(
         self, task_id: str, after_number: int = 0, limit: int = 100
     ) -> list[NumberedTaskEvent]:

@@ -95,6 +95,22 @@ def test_a_schedule_that_cannot_work_is_422(
     assert api.get(SCHEDULE).json() == []
 
 
+def test_a_project_has_so_many_schedules(store: Store, settings: Settings, clock: Clock) -> None:
+    """One more is 409 with the setting's name; those that are there are given again, and one that
+    is deleted makes room."""
+    app = create_app(store, settings.replaced(max_schedules=2), clock)
+    store.add_schedule(Schedule("s", "acme", METHOD, START, START, cron="0 3 * * *"))
+    api = TestClient(app, base_url="http://studio/api/v1")
+    bodies = [{"cron": "0 3 * * *", "idempotency_key": str(number)} for number in range(3)]
+    first, second = (create(api, **body) for body in bodies[:2])
+    refused = api.post(SCHEDULE, json={"fine_tuning_method": METHOD, **bodies[2]})
+    assert refused.status_code == 409
+    assert "ES_MAX_SCHEDULES" in refused.json()["detail"]
+    assert create(api, **bodies[1]) == second
+    api.delete(f"{SCHEDULE}/{first['id']}")
+    create(api, **bodies[2])
+
+
 @pytest.fixture
 def signing(store: Store, settings: Settings, clock: Clock) -> TestClient:
     """An installation that has a secret to sign webhooks with."""

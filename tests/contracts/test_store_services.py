@@ -9,6 +9,7 @@ from threading import Barrier
 
 import pytest
 
+from embedding_studio import schedules
 from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.schedules import next_time, run_due
@@ -122,13 +123,13 @@ def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> N
     post(store, "b", "c", clicked=False)
     store.append_events("b", [event("1", event_type="view")])
     store.append_events("c", [event("1", event_type="swipe"), event("2", event_type="buy")])
-    run_due(store, later(60), {"m": {"Swipe": 0}, "another": {"click": 0}})
+    run_due(store, later(60), 100, {"m": {"Swipe": 0}, "another": {"click": 0}})
     assert store.list_tasks() == []
     assert store.get_schedule("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
     store.append_events("b", [event("2", event_type="hover")])
-    run_due(store, later(119))
+    run_due(store, later(119), 100)
     assert store.list_tasks() == []
-    run_due(store, later(120))
+    run_due(store, later(120), 100)
     (task,) = store.list_tasks()
     assert (task.fine_tuning_method, task.metadata, task.budget) == ("m", {"a": 1}, Budget(4))
     assert (task.webhook_url, task.event_weights) == (URL, {"hover": 1, "buy": 0})
@@ -141,13 +142,94 @@ def test_a_crash_between_task_and_schedule_adds_no_second_task(store: Store) -> 
     store.add_schedule(make_schedule())
     post(store, "a")
     (due,) = store.due_schedules(later(60))
-    run_due(store, later(60))
+    run_due(store, later(60), 100)
     # as it was before the crash: the task is there, the schedule was not advanced
     store.remove_schedule("s-1")
     store.add_schedule(due)
-    run_due(store, later(61))
+    run_due(store, later(61), 100)
     assert len(store.list_tasks()) == 1
     assert "is there already" in (store.get_schedule("s-1").last_outcome or "")
+
+
+def test_one_task_waits_for_a_batch(store: Store) -> None:
+    """Schedules create none while another of the project has not taken its batch: the outcome says
+    which. Once it has, or has ended, the next does."""
+    for number in range(30):
+        store.add_schedule(make_schedule(f"s-{number}"))
+    store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
+    post(store, "a")
+    post(store.in_project("acme"), "a")
+    run_due(store, later(60), 100)
+    (task,) = store.list_tasks()
+    assert store.waiting_for_batch() == task
+    (other,) = store.in_project("acme").list_tasks()
+    store.in_project("acme").cancel_task(other.id, later(60))
+    outcomes = [schedule.last_outcome or "" for schedule in store.list_schedules()]
+    assert outcomes[0] == f"task {task.id} was created"
+    assert all(f"task {task.id} is pending and has not" in outcome for outcome in outcomes[1:])
+    claim = store.claim_task("w", later(60), 60)
+    assert claim is not None
+    run_due(store, later(120), 100)
+    assert "is processing" in (store.get_schedule("s-0").last_outcome or "")
+    batch = store.release_batch("r", later(120))
+    store.record(Claim(task.id, claim.attempt, "w"), later(120), batch_id=batch.batch_id)
+    assert store.waiting_for_batch() is None
+    run_due(store, later(180), 100)
+    assert store.get_schedule("s-0").last_outcome == "no task: 0 new sessions with clicks of 1"
+    post(store, "b")
+    run_due(store, later(240), 100)
+    waiting, _ = store.list_tasks()
+    store.cancel_task(waiting.id, later(240))
+    run_due(store, later(300), 100)
+    assert len(store.list_tasks()) == 3
+
+
+def test_a_schedule_creates_no_more_tasks_than_may_wait(store: Store) -> None:
+    """The outcome names the setting; when one has gone, the next time creates its task."""
+    batch_ids = []
+    for name in ("a", "b"):
+        post(store, name)
+        batch_ids.append(store.release_batch(name, NOW).batch_id)
+    first, _ = (store.add_task(TaskRequest("m", batch_id), NOW)[0] for batch_id in batch_ids)
+    store.add_schedule(make_schedule())
+    post(store, "c")
+    run_due(store, later(60), 2)
+    assert "ES_MAX_PENDING_TASKS" in (store.get_schedule("s-1").last_outcome or "")
+    assert len(store.list_tasks()) == 2
+    store.cancel_task(first.id, later(60))
+    run_due(store, later(120), 2)
+    assert len(store.list_tasks()) == 3
+
+
+def test_a_schedule_that_cannot_be_run_holds_up_no_other(store: Store) -> None:
+    """Neither one whose idempotency key somebody has used for a task of their own, nor one that
+    fails in a way that nobody thought of."""
+    store.add_schedule(make_schedule())
+    store.in_project("broken").add_schedule(make_schedule("s-2", project="broken", cron="never"))
+    other = store.in_project("acme")
+    other.add_schedule(make_schedule("s-3", project="acme"))
+    key = f"schedule s-1 at {later(60).isoformat()}"
+    forged = TaskRequest("m", metadata={"mine": 1}, idempotency_key=key)
+    taken, _ = store.add_task(forged, NOW)
+    post(store, "a")
+    post(other, "a")
+    run_due(store, later(60), 100)
+    outcome = store.get_schedule("s-1").last_outcome or ""
+    assert outcome.startswith("no task: the idempotency key")
+    assert taken.id in outcome
+    assert len(other.list_tasks()) == 1
+
+
+def test_projects_take_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project whose schedules take long to look at keeps the others' waiting for one of them: the
+    rest stays due for the next time."""
+    monkeypatch.setattr(schedules, "MOST_SECONDS", 0.0)
+    for number in range(3):
+        store.add_schedule(make_schedule(f"s-{number}"))
+    store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
+    for left in (["s-1", "s-2"], ["s-2"], []):
+        run_due(store, later(60), 100)
+        assert [schedule.id for schedule in store.due_schedules(later(60))] == left
 
 
 def test_workers_at_once_create_one_task(shared: Backend) -> None:
@@ -159,7 +241,7 @@ def test_workers_at_once_create_one_task(shared: Backend) -> None:
 
     def look(_: int) -> None:
         barrier.wait(30)
-        run_due(store, later(60))
+        run_due(store, later(60), 100)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(look, range(8)))
