@@ -1,6 +1,7 @@
 """HTTP to addresses that clients chose: never into the operator's own network by accident, and
 never for longer, or for more bytes, than was said."""
 
+import io
 import ipaddress
 import socket
 import ssl
@@ -56,10 +57,10 @@ class Outbound:
         self._http.close()
 
     def get(self, url: str, seconds: float, max_bytes: int) -> bytes:
-        """Return what lies at a URL. Redirects are followed, all of it within the seconds.
+        """Return what lies at a URL, the first so many bytes of it.
 
-        Raises Unreadable where it is larger or compressed, httpx.HTTPStatusError unless it is a
-        2xx."""
+        Redirects are followed, all of them within the seconds. Raises httpx.HTTPStatusError unless
+        it is a 2xx, Unreadable where it is compressed or redirects without end."""
         request = self._request("GET", url, seconds)
         for _ in range(_REDIRECTS + 1):
             # httpx would follow by itself, but reads the body of every redirect to its end
@@ -100,12 +101,12 @@ def _content(response: httpx.Response, max_bytes: int) -> bytes:
     encoding = response.headers.get("content-encoding", "identity")
     if encoding != "identity":  # a few bytes could become any number
         raise Unreadable(f"the server answers in {encoding[:40]!r}, though asked for plain bytes")
-    content = bytearray()
+    content = io.BytesIO()
     for chunk in response.iter_raw():
-        content += chunk
-        if len(content) > max_bytes:
-            raise Unreadable(f"it is larger than {max_bytes} bytes")
-    return bytes(content)
+        content.write(chunk[: max_bytes - content.tell()])
+        if content.tell() == max_bytes:
+            break
+    return content.getvalue()
 
 
 def _end_of(seconds: float) -> httpx.Timeout:

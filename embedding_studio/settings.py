@@ -6,13 +6,19 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 RUNS_VIEW = "iteration"
 """The view of its runs that every iteration's experiment keeps."""
 TRAINING_UI = "workflowType=machine_learning"
 """In a link to MLflow's UI: the part for models that are trained, with runs and the registry."""
+OBJECT_STORES = ("s3", "gs", "az")
+"""What addresses of objects begin with, before `://bucket/`."""
+
+
+def _parts(text: str | None) -> list[str]:
+    return [part.strip().rstrip("/") or "/" for part in (text or "").split(",") if part.strip()]
 
 
 class Settings(BaseSettings):
@@ -118,6 +124,24 @@ class Settings(BaseSettings):
     max_body_mb: int = Field(
         16, gt=0, description="largest body of a request; each MB may have 32,768 values"
     )
+    allowed_roots: str | None = Field(
+        None,
+        description="folders, and buckets or parts of them, whose files clients may name as "
+        "images: /data/images,s3://bucket/images; by default none",
+    )
+    max_item_mb: int = Field(
+        32, gt=0, description="largest file of an item; what is larger is left out"
+    )
+    max_item_seconds: float = Field(
+        30.0, gt=0, description="a file of an item that takes longer to fetch is left out"
+    )
+    max_image_megapixels: int = Field(
+        50,
+        gt=0,
+        le=178,
+        description="largest image, in millions of pixels, and most that are decoded at a time, at "
+        "14 MB a million; what is larger is left out",
+    )
     max_pending_tasks: int = Field(
         100, gt=0, description="most tasks of a project that wait for a worker"
     )
@@ -195,6 +219,22 @@ class Settings(BaseSettings):
         if self.mlflow_tracking_uri is not None:
             return self.mlflow_tracking_uri
         return f"sqlite:///{self.data_folder.absolute() / 'mlflow.db'}"
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _check_roots(cls, value: str | None) -> str | None:
+        for root in _parts(value):
+            store, has_store, path = root.partition("://")
+            if not (Path(root).is_absolute() or (store in OBJECT_STORES and has_store and path)):
+                raise ValueError(
+                    f"{root!r} is no absolute path, and no {'://, '.join(OBJECT_STORES)}:// bucket"
+                )
+        return value
+
+    @property
+    def roots(self) -> list[str]:
+        """The allowed roots, without a slash at the end."""
+        return _parts(self.allowed_roots)
 
     @property
     def is_loopback(self) -> bool:

@@ -4,8 +4,7 @@ import ipaddress
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,42 +13,10 @@ import pytest
 from embedding_studio import outbound
 from embedding_studio.errors import ForbiddenAddress, Unreadable
 from embedding_studio.outbound import Outbound, is_public
+from tests.strangers import OK, Answer, Server, endless, once
 from tests.waiting import wait_until
 
 SECONDS = 0.3
-OK = b"HTTP/1.1 200 OK\r\n"
-
-Answer = Callable[[socket.socket], None]
-
-
-class Server:
-    """A server that answers each connection's first request as it was told to."""
-
-    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.got: list[bytes] = []
-        self.answer: Answer = lambda connection: None
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
-        self.ended = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._socket.accept()
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            self.got.append(connection.recv(65536))
-            self.answer(connection)
-            connection.shutdown(socket.SHUT_RDWR)
-        self.ended.set()
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture
@@ -57,23 +24,6 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.close()
-
-
-def endless(head: bytes, piece: bytes, pause: float = 0.0) -> Answer:
-    """Send the head, then pieces until nobody takes them any more."""
-
-    def answer(connection: socket.socket) -> None:
-        connection.sendall(head)
-        while True:
-            connection.sendall(piece)
-            if pause:
-                threading.Event().wait(pause)
-
-    return answer
-
-
-def once(answer: bytes) -> Answer:
-    return lambda connection: connection.sendall(answer)
 
 
 def get(url: str, max_bytes: int = 1000, allow_private: bool = True) -> bytes:
@@ -144,17 +94,10 @@ def test_redirects_are_counted(server: Server) -> None:
 
 @pytest.mark.parametrize("head", [OK, OK + b"Content-Length: 1000000000000\r\n"])
 def test_an_answer_without_end_is_not_read_to_it(server: Server, head: bytes) -> None:
-    """Nothing beyond the limit is kept, and the connection is closed."""
+    """Nothing beyond the limit is read, and the connection is closed."""
     server.answer = endless(head + b"\r\n", b"x" * 10_000)
-    with pytest.raises(Unreadable, match="larger than 1000 bytes"):
-        get(server.url)
-    wait_until(server.ended.is_set)
-
-
-def test_an_answer_of_the_largest_size_is_taken(server: Server) -> None:
-    """The limit is the largest that is allowed."""
-    server.answer = once(OK + b"Content-Length: 1000\r\n\r\n" + b"x" * 1000)
     assert get(server.url) == b"x" * 1000
+    wait_until(server.ended.is_set)
 
 
 def test_a_receivers_answer_is_its_status(server: Server) -> None:

@@ -1,42 +1,41 @@
 """Images as pixels on disk: fetched and cut once per iteration, memory-mapped by every trial."""
 
 import hashlib
-import io
 import json
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-import fsspec
-import httpx
 import numpy as np
-import stamina
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
 from embedding_studio.errors import MethodError, NotEnoughData
-from embedding_studio.outbound import Outbound
+from embedding_studio.reading import Reader
+from embedding_studio.settings import Settings
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
+from embedding_studio.training.decoding import Decoder
 from embedding_studio.training.encoder import device
 from embedding_studio.training.texts import tokenize
+
+log = logging.getLogger(__name__)
 
 Ints = NDArray[np.integer]
 
 _MOST_UNREADABLE = 0.5
 _READERS = 16
-_HTTP_SECONDS = 30.0
-_MAX_BYTES = 32 * 1024 * 1024
-# no other protocol: a session's sender must not choose among all that fsspec could open
-_PROTOCOLS = (None, "file", "data", "s3", "gs", "az")
+_MOST_TIME = 0.5
+"""How much of ES_MAX_JOB_MINUTES, which all the preparation has, may be spent on images."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,11 @@ def prepare_image_clicks(
 
     item_image: gives a path, a file:, http(s):, s3:, gs: or az: URL (the last three need fsspec's
     drivers), or a data: URI. Those who post sessions choose them, so http(s) does not reach into
-    private networks unless allow_private. Images are set upright as their EXIF data say, and those
-    of the same content are one item. Results without an image, or with one that cannot be read, are
-    left out and counted. Raises NotEnoughData when more than half of the images cannot be read, or
-    as `prepare_clicks` does.
+    private networks unless allow_private, paths and objects are below ES_ALLOWED_ROOTS, and none
+    is larger or takes longer than the settings say. Images are set upright as their EXIF data say,
+    and those of the same content are one item. Results without an image, or with one that cannot be
+    read, are left out and counted. Raises NotEnoughData when more than half of the images cannot be
+    read, or as `prepare_clicks` does.
     """
     owners: dict[str, str] = {}  # of each address, the first object_id that came with it
     results = [
@@ -201,19 +201,23 @@ def _write_pixels(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, len(owners)), *shape)
     )
 
-    def read(row: int, address: str) -> str | Exception:
+    settings = Settings()
+    decoder = Decoder(settings.max_image_megapixels * 1_000_000, max(shape[1:]))
+    ends_at = time.monotonic() + _MOST_TIME * 60 * settings.max_job_minutes
+
+    def read(row: int, address: str) -> str | _Unread:
+        if time.monotonic() > ends_at:
+            return _TOO_LATE
         try:
-            content = _fetch(address, http)
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-            pixels[row] = cut(image.convert("RGB"))
+            content = reader.read(address)
+            with decoder.decoded(content) as image:
+                pixels[row] = cut(image)
         except Exception as error:  # noqa: BLE001 - file systems and decoders raise what they like
-            return error.with_traceback(None)  # whose frames hold the content
+            # its text alone: what it came from may hold the content
+            return _Unread(f"{type(error).__name__}: {str(error)[:500]}")
         return hashlib.sha256(content).hexdigest()
 
-    with (
-        Outbound(allow_private) as http,
-        ThreadPoolExecutor(_READERS) as readers,
-    ):
+    with Reader(settings, allow_private) as reader, ThreadPoolExecutor(_READERS) as readers:
         found = list(readers.map(read, range(len(owners)), owners))
     pixels.flush()
     _require_most(owners, found)
@@ -225,36 +229,27 @@ def _write_pixels(
     }
 
 
-def _require_most(owners: Mapping[str, str], found: Sequence[str | Exception]) -> None:
+@dataclass(frozen=True)
+class _Unread:
+    reason: str
+
+
+_TOO_LATE = _Unread("half of ES_MAX_JOB_MINUTES was over before it was its turn")
+
+
+def _require_most(owners: Mapping[str, str], found: Sequence[str | _Unread]) -> None:
     """Raises NotEnoughData: so many failures say more of this machine than of the images."""
     failures = [
-        (object_id, address, error)
-        for (address, object_id), error in zip(owners.items(), found, strict=True)
-        if isinstance(error, Exception)
+        (object_id, address, outcome.reason)
+        for (address, object_id), outcome in zip(owners.items(), found, strict=True)
+        if isinstance(outcome, _Unread)
     ]
+    if late := found.count(_TOO_LATE):
+        log.warning("%d of %d images are left out: %s", late, len(found), _TOO_LATE.reason)
     if len(failures) > _MOST_UNREADABLE * len(owners):
-        object_id, address, error = failures[0]
+        object_id, address, reason = failures[0]
         raise NotEnoughData(
             f"{len(failures)} of {len(owners)} images cannot be read; can this machine reach them? "
-            f"The first: object_id {object_id!r}, {address[:200]}: {type(error).__name__}: {error}"
+            f"The first: object_id {object_id!r}, {address[:200]}: {reason}"
+            + (f". Of {late}: {_TOO_LATE.reason}" if late else "")
         )
-
-
-def _fetch(address: str, http: Outbound) -> bytes:
-    protocol, _ = fsspec.core.split_protocol(address)
-    if protocol in ("http", "https"):
-        for attempt in stamina.retry_context(on=_is_passing, attempts=3):
-            with attempt:
-                return http.get(address, _HTTP_SECONDS, _MAX_BYTES)
-    if protocol not in _PROTOCOLS:
-        raise ValueError(f"images are not read by {protocol}")
-    if protocol == "file":
-        address = unquote(address.removeprefix("file://"))
-    content: bytes = fsspec.filesystem(protocol or "file").cat_file(address)
-    return content
-
-
-def _is_passing(error: Exception) -> bool:
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500
-    return isinstance(error, httpx.TransportError)

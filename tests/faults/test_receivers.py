@@ -11,7 +11,7 @@ from embedding_studio.webhooks import AT_A_TIME
 from embedding_studio.worker import utc_now
 from tests.faults.harness import Yard
 from tests.iterations import make_session
-from tests.test_outbound import Server, endless, once
+from tests.strangers import Server, endless, once
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults

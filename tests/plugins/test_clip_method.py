@@ -49,6 +49,7 @@ def data_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ES_INITIAL_IMAGE_MODEL", str(model_folder))
+        patch.setenv("ES_ALLOWED_ROOTS", str(folder))
         made = discover_methods(PLUGINS).get("CLIP Fine Tuning Method")
         sessions = icon_searches(folder / "icons", 12_000, queries=500)
         (folder / "prepared").mkdir()

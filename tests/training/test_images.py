@@ -1,5 +1,6 @@
 import base64
 import http.server
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -24,6 +25,8 @@ from embedding_studio.training.images import (
     open_image_clicks,
     prepare_image_clicks,
 )
+from tests.strangers import OK, Server, endless
+from tests.training.test_decoding import black as black_png
 from tests.training.tiny import WORDS
 from tests.training.tiny_clip import SIZE, icon_searches, write_tiny_clip
 
@@ -33,6 +36,11 @@ PHOTO = Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
     return load_encoder(write_tiny_clip(tmp_path_factory.mktemp("models") / "clip"))
+
+
+@pytest.fixture(autouse=True)
+def allow_files(monkeypatch: pytest.MonkeyPatch, icons: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("ES_ALLOWED_ROOTS", f"{icons},{tmp_path},s3://shop/photos")
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +193,71 @@ def test_mostly_unreadable_images_are_an_error(
     model: SentenceTransformer, sessions: Splits[list[Session]], tmp_path: Path
 ) -> None:
     """The message names one of them: what it belongs to, where it should be, what happened."""
-    gone: dict[str, str | None] = {word: f"/gone/{word}.png" for word in WORDS[:16]}
+    gone: dict[str, str | None] = {word: f"{tmp_path}/{word}.png" for word in WORDS[:16]}
     with pytest.raises(
         NotEnoughData,
-        match=r"16 of 30 images .* object_id '(\w+) \1', /gone/\1.png: FileNotFoundError",
+        match=r"16 of 30 images .* object_id '(\w+) \1', /.*/\1.png: FileNotFoundError",
     ):
         prepared(sessions, model, tmp_path / "data", gone)
+
+
+def test_files_are_read_below_allowed_roots_only(
+    model: SentenceTransformer,
+    icons: Path,
+    sessions: Splits[list[Session]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without one, those that are there and those that are not are refused for one reason."""
+    monkeypatch.delenv("ES_ALLOWED_ROOTS")
+    reasons = set()
+    for folder in (icons, Path("/nowhere")):
+
+        def address(shown: SearchResult, folder: Path = folder) -> str:
+            return f"{folder}/{word_of(shown)}.png"
+
+        with pytest.raises(NotEnoughData, match="30 of 30 images") as refused:
+            prepare_image_clicks(sessions, address, model, tmp_path)
+        reasons.add(str(refused.value).rpartition("ForbiddenAddress")[2])
+    assert reasons == {": it is not below one of ES_ALLOWED_ROOTS"}
+
+
+def test_images_that_would_take_too_long_are_left_out(
+    model: SentenceTransformer,
+    sessions: Splits[list[Session]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half of the time that the preparation has is for images; the refusal says so."""
+    monkeypatch.setenv("ES_MAX_JOB_MINUTES", "1e-9")
+    with pytest.raises(NotEnoughData, match=r"30 of 30 .* half of ES_MAX_JOB_MINUTES"):
+        prepared(sessions, model, tmp_path / "data", {})
+
+
+def test_images_that_cost_too_much_are_left_out(
+    model: SentenceTransformer, sessions: Splits[list[Session]], tmp_path: Path
+) -> None:
+    """A device, a FIFO, a server that drips, one without end, a picture of too many pixels."""
+    os.mkfifo(tmp_path / "fifo")
+    dripping, endless_one = Server(), Server()
+    dripping.answer = endless(OK, b"a", pause=0.02)
+    endless_one.answer = endless(OK + b"\r\n", b"x" * 100_000)
+    black = base64.b64encode(black_png(13_350, 13_350)).decode()
+    elsewhere: dict[str, str | None] = {
+        "apple": "/dev/zero",
+        "bird": str(tmp_path / "fifo"),
+        "cloud": dripping.url,
+        "door": endless_one.url,
+        "eagle": f"data:image/png;base64,{black}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ES_ALLOWED_ROOTS", f"/dev,{os.environ['ES_ALLOWED_ROOTS']}")
+        patch.setenv("ES_MAX_ITEM_SECONDS", "0.3")
+        patch.setenv("ES_MAX_ITEM_MB", "1")
+        _, _, figures = prepared(sessions, model, tmp_path / "data", elsewhere)
+    assert figures["unreadable_images"] == len(elsewhere)
+    dripping.close()
+    endless_one.close()
 
 
 def test_results_without_images_are_an_error_that_says_what_to_do(
@@ -287,7 +354,9 @@ def test_images_in_s3_may_be_named_by_bucket_and_file(
 ) -> None:
     """meta {"bucket", "file"} is the address of the object in S3; {"image"} goes before it."""
     photo = PHOTO.read_bytes()
-    in_memory = SimpleNamespace(cat_file={"s3://shop/photos/a b.jpg": photo}.__getitem__)
+    in_memory = SimpleNamespace(
+        cat_file=lambda path, **bounds: {"shop/photos/a b.jpg": photo}[path]
+    )
     own = fsspec.filesystem
     monkeypatch.setattr(fsspec, "filesystem", lambda name: in_memory if name == "s3" else own(name))
     result = SearchResult("apple", meta={"bucket": "shop", "file": "/photos/a b.jpg"})

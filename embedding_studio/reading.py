@@ -1,0 +1,157 @@
+"""What lies at addresses that clients chose, read within the bounds that the operator set."""
+
+import os
+import re
+import stat
+import time
+from pathlib import Path
+from typing import Self
+from urllib.parse import unquote
+
+import fsspec
+import httpx
+import stamina
+
+from embedding_studio.errors import ForbiddenAddress, Unreadable
+from embedding_studio.outbound import Outbound
+from embedding_studio.settings import OBJECT_STORES, Settings
+
+_ATTEMPTS = 3
+# enough to look things up in a folder; where the system has no such thing, to list it as well
+_FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
+
+
+class Reader:
+    """Reads http(s) and data: addresses, and files and objects below the allowed roots.
+
+    allow_private: whether http(s) may lead into private networks. Threads may share a reader.
+    """
+
+    def __init__(self, settings: Settings, allow_private: bool) -> None:
+        self._max_bytes = settings.max_item_mb * 1024 * 1024
+        self._seconds = settings.max_item_seconds
+        self._roots = settings.roots
+        self._http = Outbound(allow_private)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._http.__exit__()
+
+    def read(self, address: str) -> bytes:
+        """Return the content at an address.
+
+        Raises ForbiddenAddress where nothing may be read, be something there or not; Unreadable
+        where it is too much, takes too long or is no file; and what HTTP, files and object stores
+        raise."""
+        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", address)
+        protocol = found[1].lower() if found else "file"
+        if protocol in ("http", "https"):
+            content = self._read_http(address)
+        elif protocol == "data":
+            content = fsspec.filesystem("data").cat_file(address)
+        elif protocol in OBJECT_STORES:
+            content = self._read_object(protocol, address[len(protocol) + 1 :].removeprefix("//"))
+        elif protocol == "file":
+            content = self._read_file(_path_of(address) if found else address)
+        else:
+            raise Unreadable(f"nothing is read by {protocol[:40]!r}")
+        if len(content) > self._max_bytes:
+            raise Unreadable(f"it is larger than {self._max_bytes} bytes (ES_MAX_ITEM_MB)")
+        return content
+
+    def _read_http(self, address: str) -> bytes:
+        ends_at = time.monotonic() + self._seconds
+        try:
+            for attempt in stamina.retry_context(
+                on=_is_passing, attempts=_ATTEMPTS, timeout=self._seconds
+            ):
+                with attempt:
+                    left = ends_at - time.monotonic()
+                    return self._http.get(address, left, self._max_bytes + 1)
+        except httpx.TimeoutException as error:
+            raise Unreadable(
+                f"it takes longer than {self._seconds:g} s (ES_MAX_ITEM_SECONDS): {error}"
+            ) from error
+        raise AssertionError("stamina ends with an answer or an error")
+
+    def _read_object(self, protocol: str, path: str) -> bytes:
+        address = f"{protocol}://{path}"
+        # as a gateway before the store could understand it
+        is_winding = ".." in re.split(r"[/\\]", unquote(path))
+        if is_winding or not any(address.startswith(f"{root}/") for root in self._roots):
+            raise _forbidden()
+        content: bytes = fsspec.filesystem(protocol).cat_file(
+            path, start=0, end=self._max_bytes + 1, timeout=self._seconds
+        )
+        return content
+
+    def _read_file(self, path: str) -> bytes:
+        # by its name first: to look at some paths, those of automounters say, has effects
+        place = Path(path).absolute()
+        if ".." in place.parts or not self._is_allowed(place):
+            raise _forbidden()
+        real = Path(os.path.realpath(place))
+        if not self._is_allowed(real):
+            raise _forbidden()
+        with open(_open(real), "rb") as file:
+            return file.read(self._max_bytes + 1)
+
+    def _is_allowed(self, place: Path) -> bool:
+        folders = [root for root in self._roots if "://" not in root]
+        return any(
+            place.is_relative_to(root) or place.is_relative_to(os.path.realpath(root))
+            for root in folders
+        )
+
+
+def _path_of(url: str) -> str:
+    """Return the path in a file: URL. Raises ForbiddenAddress where it is another host's."""
+    rest = url.partition(":")[2]
+    if rest.startswith("//"):
+        host, _, rest = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise _forbidden()
+        rest = f"/{rest}"
+    return unquote(rest)
+
+
+def _open(place: Path) -> int:
+    """Open a regular file at a path without links.
+
+    A part of the path that has become a link since it was looked at is not followed. What is no
+    regular file is not opened: that alone could wait, or have effects."""
+    folder = os.open(place.anchor, _FOLDER)
+    try:
+        for part in place.parts[1:-1]:
+            inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+        _require_file(os.stat(place.name, dir_fd=folder, follow_symlinks=False))
+        file = os.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+    try:
+        _require_file(os.fstat(file))
+    except Unreadable:
+        os.close(file)
+        raise
+    return file
+
+
+def _require_file(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise Unreadable("it is no regular file")
+
+
+def _forbidden() -> ForbiddenAddress:
+    """Return what is said of every place that may not be read, be something there or not."""
+    return ForbiddenAddress("it is not below one of ES_ALLOWED_ROOTS")
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    # its time is that of all attempts
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.TimeoutException)

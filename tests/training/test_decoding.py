@@ -1,0 +1,149 @@
+"""Images that were made to cost more than they seem to."""
+
+import base64
+import io
+import struct
+import threading
+import zlib
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+from PIL import Image, PngImagePlugin
+
+from embedding_studio.errors import Unreadable
+from embedding_studio.training.decoding import Decoder
+from tests.waiting import wait_until
+
+PHOTO = Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
+SIDE = 16
+
+
+def file_of(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def black(width: int, height: int) -> bytes:
+    """Return a PNG of one bit per pixel, made without the pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    rows = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def decode(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
+    with Decoder(max_pixels, SIDE).decoded(content) as image:
+        return image
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """29 kB of base64 that would be 13,350 x 13,350 pixels, 2.6 GB when they are resized."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # Pillow's own limit, which only warns
+    content = black(13_350, 13_350)
+    assert len(base64.b64encode(content)) < 30_000
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    with pytest.raises(Unreadable, match=r"13350 x 13350 pixels.*ES_MAX_IMAGE_MEGAPIXELS"):
+        decode(content)
+
+
+def test_an_image_of_the_most_pixels_is_decoded() -> None:
+    """The limit is the largest that is allowed."""
+    assert decode(black(100, 100), 10_000).size == (100, 100)
+    with pytest.raises(Unreadable):
+        decode(black(100, 101), 10_000)
+
+
+def test_images_wait_for_the_memory_of_others() -> None:
+    """What is decoded at a time has no more pixels than one image may have."""
+    decoder, content = Decoder(10_000, SIDE), black(80, 80)
+    entered = threading.Semaphore(0)
+
+    def enter() -> AbstractContextManager[Image.Image]:
+        block = decoder.decoded(content)
+        block.__enter__()
+        entered.release()
+        return block
+
+    first = enter()
+    with decoder.decoded(black(60, 60)):  # there is room for a small one beside it
+        second = threading.Thread(target=enter)
+        second.start()
+        wait_until(lambda: second.is_alive() and decoder._changed._waiters)  # type: ignore[attr-defined]
+        assert entered.acquire(blocking=False)
+        assert not entered.acquire(blocking=False)
+    first.__exit__(None, None, None)
+    second.join(10)
+    assert entered.acquire(blocking=False)
+
+
+def test_an_image_that_fails_gives_its_memory_back() -> None:
+    """Broken images do not use the room up."""
+    decoder, content = Decoder(640 * 427, SIDE), PHOTO.read_bytes()
+    for _ in range(3):
+        with pytest.raises(OSError, match="truncated"), decoder.decoded(content[:9999]):
+            pass
+    with decoder.decoded(content) as image:
+        assert image.mode == "RGB"
+
+
+def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
+    """Each scan costs as much as an image, in a few bytes."""
+    content = file_of(Image.open(PHOTO), "JPEG", progressive=True)
+    start = content.rindex(b"\xff\xda")
+    scan = content[start : start + 14]
+    with pytest.raises(Unreadable, match="scans"):
+        decode(content[:start] + 200 * scan + content[start:])
+    assert decode(content).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PSD", "PPM", "ICO", "PCX", "PDF"])
+def test_formats_that_browsers_do_not_show_are_refused(kind: str) -> None:
+    """Pillow reads some by other programs, or by code that is seldom tried."""
+    small = Image.new("RGB", (8, 8))
+    content = b"8BPS\0\1" + bytes(60) if kind == "PSD" else file_of(small, kind)
+    with pytest.raises(Unreadable, match="no image in one of JPEG, PNG"):
+        decode(content)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "GIF", "WEBP", "AVIF", "BMP"])
+def test_formats_that_browsers_show_are_decoded(kind: str) -> None:
+    """Photographs of phones that hold several pictures are JPEGs."""
+    small = Image.new("RGB", (8, 8), "red")
+    more = {"save_all": True, "append_images": [small]} if kind == "MPO" else {}
+    assert decode(file_of(small, kind, **more)).getpixel((4, 4))[0] > 240  # type: ignore[index]
+
+
+def test_words_in_a_png_are_bounded() -> None:
+    """Ten texts of a megabyte, a kilobyte each in the file."""
+    words = PngImagePlugin.PngInfo()
+    for number in range(10):
+        words.add_text(f"a{number}", "x" * 1_000_000, zip=True)
+    with pytest.raises(ValueError, match="text"):
+        decode(file_of(Image.new("RGB", (8, 8)), "PNG", pnginfo=words))
+
+
+def test_a_photograph_far_larger_than_needed_is_decoded_smaller() -> None:
+    """A quarter of its pixels, which look the same at the size that is needed."""
+    photo = Image.open(PHOTO).resize((24 * SIDE, 20 * SIDE))
+    content = file_of(photo, "JPEG", quality=95)
+    drafted = decode(content)
+    assert drafted.size == (12 * SIDE, 10 * SIDE)
+    small = [
+        np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
+        for image in (drafted, Image.open(io.BytesIO(content)))
+    ]
+    assert abs(small[0] - small[1]).mean() < 1.0
+    ordinary = photo.resize((15 * SIDE, 40 * SIDE))
+    assert decode(file_of(ordinary, "JPEG")).size == ordinary.size
