@@ -3,32 +3,47 @@
 The API, a worker and MLflow run as `up` runs them. Clients post searches with clicks as fast as
 they are answered while one task follows another. Printed: posts per second, their latency, and how
 the memory of the API and the worker grew once both had warmed up.
+
+With `--hostile` no task runs. The clients have keys, and work by turns alone and beside
+`benchmarks.hostile`, which says what it does and how much of it. Printed: the latency of posts in
+both, the share of p99, what the neighbour was answered and what it cost itself.
 """
 
 import argparse
 import json
 import os
+import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.iteration import packaged_model
+from embedding_studio.access import Scope, make_key
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.errors import Conflict
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
+from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, TaskStatus
 
 METHOD = "Linear adapter"
 CLIENTS, SESSIONS_PER_POST, QUERIES, ITEMS = 4, 20, 300, 500
+TURN_SECONDS, HEAD_START_SECONDS = 20.0, 5.0
+USUAL_FILES = 1024  # that a process may have open, sockets among them
 SAMPLE_SECONDS = 5.0
 WARM_UP_SHARE = 0.3
 MB = 1e6
@@ -49,32 +64,103 @@ def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     options.add_argument("--minutes", type=float, default=15.0)
     options.add_argument("--store-url", help="of a MongoDB; without it, SQLite")
+    options.add_argument("--hostile", action="store_true", help="beside a hostile neighbour")
     args = options.parse_args()
-    load = Load(60 * args.minutes)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         settings = Settings(
             data_folder=Path(folder), initial_model=str(packaged_model()), rate_limit="",
             **({"store_url": args.store_url} if args.store_url else {}),
         )  # fmt: skip
-        with Services(settings, logs=Path(folder, "logs")) as services:
-            threads = [
-                threading.Thread(target=post, args=(services.api_url, client, load))
-                for client in range(CLIENTS)
-            ]
-            threads.append(threading.Thread(target=run_tasks, args=(services.api_url, load)))
-            for thread in threads:
-                thread.start()
-            memory = watch(services, load)
-            for thread in threads:
-                thread.join()
-    report(load, memory)
+        if args.hostile:
+            report_neighbour(*soak_beside_neighbour(settings, 60 * args.minutes))
+        else:
+            report(*soak(settings, 60 * args.minutes))
 
 
-def post(api_url: str, client_number: int, load: Load) -> None:
+def soak(settings: Settings, seconds: float) -> tuple[Load, dict[str, list[tuple[float, float]]]]:
+    """Return what the clients saw while one task followed another, and the services' memory."""
+    load = Load(seconds)
+    with Services(settings, logs=settings.data_folder / "logs") as services:
+        threads = [
+            threading.Thread(target=post, args=(services.api_url, client, load))
+            for client in range(CLIENTS)
+        ]
+        threads.append(threading.Thread(target=run_tasks, args=(services.api_url, load)))
+        for thread in threads:
+            thread.start()
+        memory = watch(services, load)
+        for thread in threads:
+            thread.join()
+    return load, memory
+
+
+def soak_beside_neighbour(settings: Settings, duration: float) -> tuple[Load, Load, dict[str, Any]]:
+    """Return what the clients saw alone and, by turns, beside the neighbour; and what it got."""
+    admin, read, slow, *own = make_keys(settings)
+    settings = settings.replaced(api_key=admin, rate_limit=Settings().rate_limit)
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_FILES, most_files))  # the services' too
+    turns = max(1, round(duration / 2 / TURN_SECONDS))
+    alone, beside = Load(turns * TURN_SECONDS), Load(turns * TURN_SECONDS)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    with Services(settings, logs=settings.data_folder / "logs") as services:
+        seconds = str(TURN_SECONDS + HEAD_START_SECONDS)
+        command = [sys.executable, "-m", "benchmarks.hostile", services.api_url, seconds]
+        keys = {"HOSTILE_INGEST_KEY": slow, "HOSTILE_READ_KEY": read}
+        for turn in range(turns):
+            take_turn(services, own, 2 * turn, alone)
+            with subprocess.Popen(
+                command, env={**os.environ, **keys}, stdout=subprocess.PIPE
+            ) as neighbour:
+                time.sleep(HEAD_START_SECONDS)  # until it has its connections
+                take_turn(services, own, 2 * turn + 1, beside)
+                output = neighbour.communicate()[0]
+            for kind, found in json.loads(output).items():
+                answers[kind].update(found)
+        about = {
+            "answers": answers,
+            "api_mb": round(resident_mb(services.pid("API"))),
+            "api_log_bytes": (settings.data_folder / "logs" / "api.log").stat().st_size,
+        }
+    return alone, beside, about
+
+
+def make_keys(settings: Settings) -> list[str]:
+    """Return new keys: of an admin, a reader and a poster of the neighbour's, and the clients'."""
+    kinds = [
+        ("default", Scope.ADMIN), ("neighbour", Scope.READ), ("neighbour", Scope.INGEST),
+        *[("default", Scope.INGEST)] * CLIENTS,
+    ]  # fmt: skip
+    shown = []
+    with closing(open_store(settings.resolved_store_url)) as store:
+        for project, scope in kinds:
+            key, secret = make_key("soak", [scope], project, datetime.now(UTC))
+            store.add_key(key)
+            shown.append(secret)
+    return shown
+
+
+def take_turn(services: Services, keys: Sequence[str], turn: int, load: Load) -> None:
+    """Let the clients post for a turn, each with sessions that it has not posted before."""
+    load.is_over.clear()
+    threads = [
+        threading.Thread(target=post, args=(services.api_url, CLIENTS * turn + client, load, key))
+        for client, key in enumerate(keys)
+    ]
+    for thread in threads:
+        thread.start()
+    time.sleep(TURN_SECONDS)
+    load.is_over.set()
+    for thread in threads:
+        thread.join()
+    services.check()
+
+
+def post(api_url: str, client_number: int, load: Load, key: str | None = None) -> None:
     """Post searches until the time is over; repeat some, as clients that lost an answer do."""
     random = np.random.default_rng(client_number)
     number = 0
-    with EmbeddingStudioClient(api_url) as client:
+    with EmbeddingStudioClient(api_url, key) as client:
         while not load.is_over.is_set():
             sessions = [
                 make_session(f"{client_number}-{number + place}", random)
@@ -170,6 +256,31 @@ def report(load: Load, memory: dict[str, list[tuple[float, float]]]) -> None:
     console.print(table)
     for failure in load.failures[:3]:
         console.print(failure)
+    console.print(json.dumps(summary), soft_wrap=True, highlight=False, markup=False)
+
+
+def report_neighbour(alone: Load, beside: Load, about: dict[str, Any]) -> None:
+    console = Console()
+    p50, p99 = (
+        [1000 * float(np.percentile(load.latencies, share)) for load in (alone, beside)]
+        for share in (50, 99)
+    )
+    table = Table("posts", "number", "failed", "median, ms", "99th percentile, ms")
+    for place, (name, load) in enumerate((("alone", alone), ("beside", beside))):
+        figures = f"{p50[place]:.1f}", f"{p99[place]:.1f}"
+        table.add_row(name, str(len(load.latencies)), str(len(load.failures)), *figures)
+    console.print(table)
+    for failure in beside.failures[:3]:
+        console.print(failure)
+    summary = {
+        "minutes": round((alone.seconds + beside.seconds) / 60, 1),
+        "p50_ms": [round(value, 1) for value in p50],
+        "p99_ms": [round(value, 1) for value in p99],
+        "p99_ratio": round(p99[1] / p99[0], 2),
+        "posts": [len(alone.latencies), len(beside.latencies)],
+        "failures": [len(alone.failures), len(beside.failures)],
+        **about,
+    }
     console.print(json.dumps(summary), soft_wrap=True, highlight=False, markup=False)
 
 
