@@ -124,6 +124,14 @@ def test_the_note_of_an_iteration_without_a_verdict_says_why(bench: Bench) -> No
     assert task.id in note
 
 
+def test_what_strangers_posted_makes_no_links() -> None:
+    """An error may have an item's address or a query in it: MLflow shows these in letters."""
+    posted = "no image at <img src=//x> ![](https://evil.example/p.png) \\[a](javascript:b)"
+    shown = r"no image at &lt;img src=//x> !\[](https://evil.example/p.png) \\\[a](javascript:b)"
+    assert story.state_note("error", posted, TAGS).startswith(f"Failed: {shown}\n")
+    assert story.block("a\n```\n![](b)") == "```\na\n'''\n![](b)\n```"
+
+
 def test_links_open_a_view_that_the_experiment_has(bench: Bench) -> None:
     """The tag that the link names sorts by the main metric and shows it beside the parameters."""
     task = bench.run_task()

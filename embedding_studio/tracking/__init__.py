@@ -434,7 +434,7 @@ class Tracking(Models):
         if failure is not None:
             self._client.log_text(run_id, failure, "traceback.txt")
             tags["es.failure"] = (reason or "")[:500]
-            tags["mlflow.note.content"] = f"```\n{failure[-4000:]}\n```"
+            tags["mlflow.note.content"] = story.block(failure)
         self._log(run_id, points, [RunTag(k, v) for k, v in tags.items()])
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
         self._client.set_terminated(run_id, status[outcome])
@@ -442,9 +442,8 @@ class Tracking(Models):
     def warn(self, run_id: str, what: str) -> None:
         """Tell in a run's note of something that is no failure."""
         former = self._client.get_run(run_id).data.tags.get("mlflow.note.content")
-        self._client.set_tag(
-            run_id, "mlflow.note.content", "\n\n".join([former, what] if former else [what])
-        )
+        notes = [*filter(None, [former]), story.prose(what)]
+        self._client.set_tag(run_id, "mlflow.note.content", "\n\n".join(notes))
 
     def has_summary(self, experiment_id: str) -> bool:
         """Return whether an iteration's search was summarized."""
@@ -460,7 +459,9 @@ class Tracking(Models):
         )
         if folder is not None:
             self._patiently(partial(self._client.log_artifacts, run_id, str(folder)))
-        note = "What the search found: see the artifacts." if folder else f"Not drawn: {failure}"
+        note = "What the search found: see the artifacts."
+        if folder is None:
+            note = f"Not drawn: {story.prose(failure)}"
         self._client.set_tag(run_id, "mlflow.note.content", note)
         self._client.set_terminated(run_id)
 
@@ -473,7 +474,7 @@ class Tracking(Models):
 
     def store_failure(self, experiment_id: str, traceback: str) -> None:
         """Keep the traceback of what ended an iteration in a run of its own."""
-        note = {"mlflow.note.content": f"```\n{traceback[-4000:]}\n```"}
+        note = {"mlflow.note.content": story.block(traceback)}
         run_id = self._create_run(experiment_id, "failure", {"es.kind": "failure", **note})
         try:
             self._client.log_text(run_id, traceback, "traceback.txt")
@@ -483,7 +484,8 @@ class Tracking(Models):
     def kill_run(self, run_id: str, why: str | None = None) -> None:
         """End a run that does not count: interrupted, or left behind by a dead worker."""
         if why is not None:
-            self._client.set_tag(run_id, "mlflow.note.content", f"Ended before it was done: {why}.")
+            note = f"Ended before it was done: {story.prose(why)}."
+            self._client.set_tag(run_id, "mlflow.note.content", note)
         self._client.set_terminated(run_id, "KILLED")
 
     def log_test_scores(self, run_id: str, scores: Mapping[str, float]) -> None:

@@ -20,6 +20,8 @@ _BEST = " best"
 _SUPERSEDED = ", superseded"
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
 _TAG_LENGTH = 500
+_PROSE_LENGTH = 2000  # an experiment's tag takes 5,000 characters, escaped ones count twice
+_BLOCK_LENGTH = 4000
 ASIDE = "system/"
 """Metrics so named stand on a page of their own in MLflow, and after all others: what has another
 prefix before a slash comes before the curves."""
@@ -84,6 +86,17 @@ def _section(name: str, is_open: bool = True) -> dict[str, Any]:
     return {"uuid": name, "name": name, "display": is_open, "isReordered": True}
 
 
+def prose(text: str) -> str:
+    """Return Markdown that shows the beginning of a text as it is: what strangers posted may be
+    part of it, and makes no links and no images."""
+    return text[:_PROSE_LENGTH].replace("\\", "\\\\").replace("[", "\\[").replace("<", "&lt;")
+
+
+def block(text: str) -> str:
+    """Return Markdown that shows the end of a text, as it is, in lines of its own."""
+    return "```\n" + text[-_BLOCK_LENGTH:].replace("```", "'''") + "\n```"
+
+
 def _note(headline: str, rows: Mapping[str, str]) -> str:
     """Return Markdown: a line, for lists show no more of it, then a table of two columns."""
     lines = [f"| {name} | {_in_a_cell(text)} |" for name, text in rows.items()]
@@ -113,7 +126,7 @@ def state_note(state: str, why: str, tags: Mapping[str, str]) -> str:
     """Return what stands above the runs of an iteration that has no verdict; tags: its own."""
     word = {"error": "Failed"}.get(state, state.capitalize())
     rows = {"next step": _NEXT_STEPS[state]} if state in _NEXT_STEPS else {}
-    return _note(f"{word}: {why}" if why else word, {**rows, **_about(tags)})
+    return _note(f"{word}: {prose(why)}" if why else word, {**rows, **_about(tags)})
 
 
 def verdict(promotion: Promotion) -> str:
