@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     )
     rate_limit: str = Field(
         "6000/minute",
-        description="most requests of an API key, or of an address where there are no keys: "
+        description="most requests of an API key, or of an address where no key counts: "
         "a number, a slash, and second, minute, hour or day; empty for no limit",
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a worker looks for a task")

@@ -13,6 +13,7 @@ from embedding_studio.api import champions, clickstream, fine_tuning, schedules,
 from embedding_studio.api.context import House, utc_now
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
+from embedding_studio.api.health import Health
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
@@ -32,7 +33,7 @@ def create_app(
         summary="Turns the clicks of a search product into a better embedding model.",
         version=version("embedding-studio"),
     )
-    app.state.house = House(store, settings, clock)
+    app.state.house = House(store, settings, clock, Health(store, settings, clock))
     add_error_handlers(app)
     app.add_middleware(
         Gate,

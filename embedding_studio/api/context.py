@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from embedding_studio.access import Scope
 from embedding_studio.api.gate import Caller
+from embedding_studio.api.health import Health
 from embedding_studio.errors import InvalidInput
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
@@ -25,6 +26,7 @@ class House:
     store: Store
     settings: Settings
     clock: Callable[[], datetime]
+    health: Health
 
 
 @dataclass(frozen=True, slots=True)

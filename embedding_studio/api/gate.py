@@ -1,15 +1,17 @@
 """Who is asking: every request passes here first, before its body is read."""
 
+import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from ipaddress import ip_network
 
 import limits
 from fastapi import HTTPException
-from fastapi.concurrency import run_in_threadpool
 from fastapi.datastructures import Headers
 from fastapi.responses import JSONResponse
 from limits.storage import MemoryStorage
@@ -20,6 +22,7 @@ from starlette.types import Scope as ASGIScope
 from embedding_studio import access
 from embedding_studio.access import ApiKey, Scope
 from embedding_studio.api.errors import answer
+from embedding_studio.api.looks import Look
 from embedding_studio.errors import (
     ConfigurationError,
     Forbidden,
@@ -31,11 +34,15 @@ from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 
-KEY_CACHE = timedelta(seconds=5)
+KEY_AGE = timedelta(seconds=5)
 """How long a key may still be taken after it was revoked."""
-MAX_CACHED_KEYS = 1024
+NEW_KEY_AGE = timedelta(seconds=1)
+"""How long a key may still be refused after it was made."""
+STORE_ANSWER_SECONDS = 10.0
+HEALTH_KEY_SECONDS = 1.0
+HEALTH_PATH = "/api/v1/health"
 OPEN_PATHS = frozenset(
-    {"/api/v1/ping", "/api/v1/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    {"/api/v1/ping", HEALTH_PATH, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
 """What anyone may ask; ping, health and the manual tell nothing of any project."""
 
@@ -70,27 +77,30 @@ NOBODY = Caller()
 
 
 class KeyRing:
-    """The keys in the store, as they were at most KEY_CACHE ago."""
+    """All keys of the store, as they were at most KEY_AGE ago.
+
+    All of them, so that what a caller shows decides nothing: who guesses makes the store work no
+    more than who does not, and pushes no valid key out of memory."""
 
     def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
-        self._store = store
         self._clock = clock
         self._may_be_open = settings.is_loopback or settings.allow_open
-        self._has_keys = False  # once there was one, never again without
-        self._looked_at: datetime | None = None
-        self._found: dict[str, tuple[ApiKey | None, datetime]] = {}
+        self._had_keys = False  # once there was one, never again without
+        self._look = Look(
+            lambda: {key.id: key for key in store.list_keys()}, clock, STORE_ANSWER_SECONDS
+        )
 
     async def caller_of(self, headers: Headers) -> Caller:
         """Return who sent these headers. Raises Unauthorized without a valid key, unless there are
         no keys yet and the API may be open; StoreUnavailable."""
         if self._may_be_open and await self._is_open():
             return Caller(is_trusted=True)
-        presented = _presented(headers)
-        if presented is not None:
-            key = await self._find(presented.id)
-            # an unknown key, a wrong secret and an ended key are told by nothing, time included
-            if access.matches(presented, key) and key and key.is_valid(self._clock()):
-                return Caller(key)
+        if (presented := _presented(headers)) is not None:
+            for age in (KEY_AGE, NEW_KEY_AGE):
+                key = (await self._keys(age)).get(presented.id)
+                # an unknown key, a wrong secret and an ended key are told by nothing, time included
+                if access.matches(presented, key) and key and key.is_valid(self._clock()):
+                    return Caller(key)
         raise Unauthorized(
             "this takes a valid API key: send `Authorization: Bearer es_...`; "
             "`embedding-studio keys create` makes keys"
@@ -107,21 +117,17 @@ class KeyRing:
         return True
 
     async def _is_open(self) -> bool:
-        now = self._clock()
-        if not self._has_keys and not _is_fresh(self._looked_at, now):
-            self._has_keys = bool(await run_in_threadpool(self._store.list_keys))
-            self._looked_at = now
-        return not self._has_keys
+        if not self._had_keys:
+            self._had_keys = bool(await self._keys(KEY_AGE))
+        return not self._had_keys
 
-    async def _find(self, key_id: str) -> ApiKey | None:
-        now = self._clock()
-        key, looked_at = self._found.get(key_id, (None, None))
-        if not _is_fresh(looked_at, now):
-            key = await run_in_threadpool(self._store.find_key, key_id)
-            while len(self._found) >= MAX_CACHED_KEYS:
-                self._found.pop(next(iter(self._found)))
-            self._found[key_id] = key, now
-        return key
+    async def _keys(self, max_age: timedelta) -> Mapping[str, ApiKey]:
+        try:
+            return await self._look.latest(max_age)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"the store did not answer for {STORE_ANSWER_SECONDS:g} seconds"
+            ) from None
 
 
 class RateLimit:
@@ -174,30 +180,38 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        who = ""
+        who, refusal = f"address {_address_of(scope)}", None
         try:
             caller = await self._caller_of(scope["path"], headers)
-            if scope["path"] not in OPEN_PATHS:
-                who = f"key {caller.key.id}" if caller.key else f"address {_address_of(scope)}"
-                self._rate_limit.count(who)
+            if caller.key and scope["path"] not in OPEN_PATHS:
+                who = f"key {caller.key.id}"
+        except Unauthorized as error:
+            # by themselves: they are not to hold up others at the address, a proxy's perhaps
+            who, refusal = f"{who} without a valid key", error
+        except StoreUnavailable as error:
+            await answer(error)(scope, receive, send)
+            return
+        try:
+            self._rate_limit.count(who)
         except TooManyRequests as error:
             seconds = self._rate_limit.seconds_until_free(who)
             await answer(error, {"Retry-After": str(seconds)})(scope, receive, send)
-        except (Unauthorized, StoreUnavailable) as error:
-            await answer(error)(scope, receive, send)
-        else:
-            state = scope.setdefault("state", {})
-            state["caller"] = caller
-            state["still_allowed"] = partial(self._keys.still_lets_in, headers)
-            await self._pass_on(scope, receive, send, headers)
+            return
+        if refusal is not None:
+            await answer(refusal)(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["caller"] = caller
+        state["still_allowed"] = partial(self._keys.still_lets_in, headers)
+        await self._pass_on(scope, receive, send, headers)
 
     async def _caller_of(self, path: str, headers: Headers) -> Caller:
-        try:
+        if path not in OPEN_PATHS:
             return await self._keys.caller_of(headers)
-        except (Unauthorized, StoreUnavailable):
-            if path in OPEN_PATHS:
-                return NOBODY
-            raise
+        with suppress(Unauthorized, StoreUnavailable, TimeoutError):
+            if path == HEALTH_PATH:  # it tells more to some
+                return await asyncio.wait_for(self._keys.caller_of(headers), HEALTH_KEY_SECONDS)
+        return NOBODY
 
     async def _pass_on(
         self, scope: ASGIScope, receive: Receive, send: Send, headers: Headers
@@ -226,11 +240,13 @@ def _presented(headers: Headers) -> access.PresentedKey | None:
     return access.read_key(text)
 
 
-def _is_fresh(looked_at: datetime | None, now: datetime) -> bool:
-    # a clock that was set back must not keep a key alive
-    return looked_at is not None and timedelta(0) <= now - looked_at < KEY_CACHE
-
-
 def _address_of(scope: ASGIScope) -> str:
+    """Return where a request comes from; of IPv6 the network, of which a caller has all."""
     client = scope.get("client")
-    return client[0] if client else "unknown"
+    if not client:
+        return "unknown"
+    host: str = client[0]
+    with suppress(ValueError):
+        if ":" in host:
+            return str(ip_network((host.partition("%")[0], 64), strict=False))
+    return host

@@ -350,18 +350,21 @@ def test_the_manual_is_open(store: Store, connect: Callable[..., TestClient], pa
     assert connect(None).get(f"http://studio{path}").status_code == 200
 
 
-def test_health_tells_names_to_readers_only(
+def test_health_tells_names_to_admins_only(
     store: Store, connect: Callable[..., TestClient], tmp_path: Path
 ) -> None:
-    """Without a key with the scope read, health says what is there, and no names or places."""
+    """Without a key with the scope admin, health says what is there, and no names or places: they
+    are of all projects, and of the machines."""
     record_worker(store)
-    for key in (None, add_key(store, Scope.INGEST)[1], "es_wrong"):
+    admin = add_key(store, Scope.ADMIN)[1]
+    others = add_key(store, *(scope for scope in Scope if scope is not Scope.ADMIN))[1]
+    for key in (None, others, "es_wrong"):
         health = connect(key).get("/health")
         assert health.json()["worker"]["status"] == "ok"
         assert health.json()["mlflow"]["status"] == "unavailable"
         for word in (METHOD, "worker-1", str(tmp_path)):
             assert word not in health.text
-    health = connect(add_key(store, Scope.READ)[1]).get("/health")
+    health = connect(admin).get("/health")
     assert health.json()["worker"]["methods"] == [METHOD]
     assert str(tmp_path) in health.text
 
@@ -410,7 +413,10 @@ def test_a_clock_that_is_set_back_keeps_no_key_alive(
 
 
 def test_a_known_key_is_not_asked_for_again(
-    store: Store, connect: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    connect: Callable[..., TestClient],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Within five seconds a key costs no query, and a silent store is 503, not a refusal, after."""
     _, text = add_key(store)
@@ -420,10 +426,42 @@ def test_a_known_key_is_not_asked_for_again(
     def fail(*_: object) -> None:
         raise StoreUnavailable("the database went away")
 
-    monkeypatch.setattr(store, "find_key", fail)
+    monkeypatch.setattr(store, "list_keys", fail)
     assert api.get("/fine-tuning/task").status_code == 200
     _, unknown = make_key("x", [Scope.READ], "default", START)
+    clock.now += timedelta(seconds=1)
     assert connect(unknown).get("/fine-tuning/task").status_code == 503
+    assert api.get("/fine-tuning/task").status_code == 200
+    clock.now += timedelta(seconds=4)
+    assert api.get("/fine-tuning/task").status_code == 503
+
+
+def test_guessing_makes_the_store_work_once_a_second(
+    store: Store,
+    connect: Callable[..., TestClient],
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many keys nobody made are tried, the keys are read once a second, and one that was
+    made meanwhile counts by then."""
+    _, text = add_key(store)
+    looks: list[int] = []
+    list_keys = store.list_keys
+
+    def look() -> list[ApiKey]:
+        looks.append(1)
+        return list_keys()
+
+    monkeypatch.setattr(store, "list_keys", look)
+    for second in range(1, 4):
+        guesses = [make_key("x", [Scope.READ], "default", START)[1] for _ in range(20)]
+        for guess in [*guesses, text[:-1] + "?", text[:-1] + ("A" if text[-1] != "A" else "B")]:
+            assert connect(guess).get("/fine-tuning/task").status_code == 401
+        assert len(looks) == second
+        assert connect(text).get("/fine-tuning/task").status_code == 200
+        clock.now += timedelta(seconds=1)
+    _, new = add_key(store)
+    assert connect(new).get("/fine-tuning/task").status_code == 200
 
 
 def test_a_followed_history_ends_with_the_key(

@@ -159,8 +159,8 @@ def test_pending_tasks_per_project(store: Store, settings: Settings) -> None:
 
 
 def test_the_rate_of_each_key(store: Store, settings: Settings) -> None:
-    """The request above the rate is 429 with limit, setting and Retry-After; other keys, ping and
-    health are not held up."""
+    """The request above the rate is 429 with limit, setting and Retry-After; other keys are not
+    held up. What anyone may ask and what has no valid key is counted by the address."""
     texts = [add_key(store), add_key(store)]
     with open_api(store, settings, rate_limit="3/hour") as api:
 
@@ -172,8 +172,29 @@ def test_the_rate_of_each_key(store: Store, settings: Settings) -> None:
         assert_names(response, 429, "3/hour", "ES_RATE_LIMIT")
         assert 0 < int(response.headers["Retry-After"]) <= 2 * 3600
         assert ask(texts[1]).status_code == 200
-        assert [ask(texts[0], "/ping").status_code for _ in range(4)] == [200] * 4
-        assert ask("es_wrong").status_code == 401
+        assert [ask(texts[0], "/ping").status_code for _ in range(4)] == [200, 200, 200, 429]
+        assert [ask("es_wrong").status_code for _ in range(4)] == [401, 401, 401, 429]
+        assert_names(ask("es_wrong"), 429, "without a valid key", "ES_RATE_LIMIT")
+        assert ask(texts[1]).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/ping", "/health", "http://studio/docs", "http://studio/no"])
+def test_the_rate_of_what_anyone_may_ask(store: Store, settings: Settings, path: str) -> None:
+    """It is counted by the address, a valid key or not."""
+    with open_api(store, settings, rate_limit="3/hour") as api:
+        assert [api.get(path).status_code == 429 for _ in range(4)] == [False] * 3 + [True]
+
+
+def test_the_rate_of_a_network(store: Store, settings: Settings) -> None:
+    """Who has a network of IPv6 addresses gains nothing by using all of them."""
+    app = create_app(store, settings.replaced(rate_limit="3/hour"), Clock())
+    statuses = []
+    for last in range(4):
+        client = TestClient(app, client=(f"2001:db8:0:1::{last}", 1))
+        statuses.append(client.get("http://studio/api/v1/ping").status_code)
+    other = TestClient(app, client=("2001:db8:0:2::1", 1))
+    assert statuses == [200, 200, 200, 429]
+    assert other.get("http://studio/api/v1/ping").status_code == 200
 
 
 def test_the_rate_of_an_address(store: Store, settings: Settings) -> None:

@@ -1,3 +1,5 @@
+import asyncio
+import socket
 import sqlite3
 import threading
 from contextlib import closing
@@ -5,9 +7,11 @@ from datetime import datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from embedding_studio.api import health
 from embedding_studio.api.app import create_app
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
@@ -34,12 +38,12 @@ def test_health_when_all_is_there(api: TestClient, store: Store, tmp_path: Path)
     record_worker(store, seen_at=START - timedelta(seconds=59))
     response = api.get("/health")
     assert response.status_code == 200
-    health = response.json()
-    assert {health[part]["status"] for part in ("store", "mlflow", "worker")} == {"ok"}
-    assert health["status"] == "ok"
-    assert health["worker"]["methods"] == [METHOD]
-    assert health["worker"]["live"][0]["worker_id"] == "worker-1"
-    assert health["worker"]["live"][0]["plugin_failures"] == {}
+    view = response.json()
+    assert {view[part]["status"] for part in ("store", "mlflow", "worker")} == {"ok"}
+    assert view["status"] == "ok"
+    assert view["worker"]["methods"] == [METHOD]
+    assert view["worker"]["live"][0]["worker_id"] == "worker-1"
+    assert view["worker"]["live"][0]["plugin_failures"] == {}
 
 
 def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> None:
@@ -129,6 +133,7 @@ def test_health_of_mlflows_server(
             part = api.get("/api/v1/health").json()["mlflow"]
             thread.join()
             server.server_close()
+            clock.now += health.AGE
             gone = api.get("/api/v1/health").json()["mlflow"]
     assert part["status"] == status
     assert words in part["detail"]
@@ -141,9 +146,9 @@ def test_health_admits_what_it_cannot_check(store: Store, tmp_path: Path, clock:
     settings = Settings(data_folder=tmp_path, mlflow_tracking_uri="postgresql://u:secret@db/mlflow")
     record_worker(store)
     with TestClient(create_app(store, settings, clock)) as api:
-        health = api.get("/api/v1/health").json()
-    assert health["mlflow"]["status"] == "unchecked"
-    assert "secret" not in str(health)
+        view = api.get("/api/v1/health").json()
+    assert view["mlflow"]["status"] == "unchecked"
+    assert "secret" not in str(view)
 
 
 def test_a_silent_store_is_503(
@@ -156,10 +161,73 @@ def test_a_silent_store_is_503(
 
     for name in ("ping", "list_workers", "list_tasks"):
         monkeypatch.setattr(store, name, fail)
-    health = api.get("/health")
-    assert health.status_code == 503
-    assert "went away" in health.json()["store"]["detail"]
+    response = api.get("/health")
+    assert response.status_code == 503
+    assert "went away" in response.json()["store"]["detail"]
     tasks = api.get("/fine-tuning/task")
     assert tasks.status_code == 503
     assert tasks.json() == {"detail": "the database went away"}
     assert int(tasks.headers["Retry-After"]) > 0
+
+
+def test_health_of_what_hangs_costs_others_nothing(
+    store: Store, settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a look hangs, however many ask: it is one look, all hear that there is no answer, and
+    tasks are listed meanwhile, for no thread waits with those who ask."""
+    go_on, looks = threading.Event(), list[int]()
+
+    def hang(uri: str) -> None:
+        looks.append(1)
+        go_on.wait(30)
+
+    monkeypatch.setattr(health, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(health, "_mlflow", hang)
+    app = create_app(store, settings, clock)
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x/api/v1") as api:
+            asked = [asyncio.create_task(api.get("/health")) for _ in range(120)]
+            while not looks:
+                await asyncio.sleep(0.01)
+            tasks = await api.get("/fine-tuning/task")
+            assert tasks.status_code == 200
+            assert not any(one.done() for one in asked)
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(ask())
+    go_on.set()
+    assert looks == [1]
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.json()["store"]["status"] for answer in answers} == {"ok"}
+    assert {answer.json()["mlflow"]["detail"] for answer in answers} == {
+        "no answer within 1 seconds"
+    }
+
+
+def test_mlflow_that_drips_does_not_answer(
+    settings: Settings, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends a byte now and then is given no more time than one that sends none."""
+    monkeypatch.setattr(health, "_MLFLOW_SECONDS", 0.3)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        over = threading.Event()
+
+        def drip() -> None:
+            with listener.accept()[0] as connection:
+                for byte in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 1000:
+                    if over.wait(0.05):
+                        return
+                    connection.send(bytes([byte]))
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        app = create_app(store, settings.replaced(mlflow_tracking_uri=uri), clock)
+        with TestClient(app, base_url="http://studio/api/v1") as dripping:
+            part = dripping.get("/health").json()["mlflow"]
+        over.set()
+        thread.join()
+    assert part["status"] == "unavailable"
+    assert "does not answer" in part["detail"]

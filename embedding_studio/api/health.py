@@ -1,0 +1,170 @@
+"""Whether the store, MLflow and a worker are there."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from embedding_studio.api.looks import Look
+from embedding_studio.api.schemas import (
+    HealthView,
+    PartHealth,
+    PartStatus,
+    WorkerHealth,
+    WorkerView,
+)
+from embedding_studio.errors import StoreUnavailable, Unreadable
+from embedding_studio.outbound import Outbound
+from embedding_studio.settings import Settings
+from embedding_studio.store.base import Store
+from embedding_studio.tasks import WorkerRecord
+
+AGE = timedelta(seconds=1)
+"""How old what is told may be."""
+LOOK_SECONDS = 3.0
+_MLFLOW_SECONDS = 2.0
+_MLFLOW_BYTES = 64 * 1024
+_UNTOLD = "told to callers whose API key has the scope admin"
+
+Clock = Callable[[], datetime]
+Part = TypeVar("Part", bound=PartHealth)
+
+
+class Health:
+    """What is there, looked at beside the requests and for all callers together: a part that hangs
+    costs none of them more than the time of one look, and no thread."""
+
+    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
+        uri = settings.resolved_tracking_uri
+        self._store = Look(lambda: _store(store), clock, LOOK_SECONDS)
+        self._mlflow = Look(lambda: _mlflow(uri), clock, LOOK_SECONDS)
+        self._worker = Look(lambda: _worker(store, settings, clock), clock, LOOK_SECONDS)
+
+    async def view(self) -> HealthView:
+        store, mlflow, worker = await asyncio.gather(
+            _latest(self._store, PartHealth),
+            _latest(self._mlflow, PartHealth),
+            _latest(self._worker, WorkerHealth),
+        )
+        missing = PartStatus.UNAVAILABLE in (store.status, mlflow.status, worker.status)
+        return HealthView(
+            status=PartStatus.UNAVAILABLE if missing else PartStatus.OK,
+            store=store,
+            mlflow=mlflow,
+            worker=worker,
+        )
+
+
+def without_details(view: HealthView) -> HealthView:
+    """Return what is told to those who may not hear of hosts, paths and plugins."""
+    return HealthView(
+        status=view.status,
+        store=PartHealth(status=view.store.status, detail=_UNTOLD),
+        mlflow=PartHealth(status=view.mlflow.status, detail=_UNTOLD),
+        worker=WorkerHealth(status=view.worker.status, detail=_UNTOLD),
+    )
+
+
+async def _latest(look: Look[Part], kind: type[Part]) -> Part:
+    try:
+        return await look.latest(AGE)
+    except TimeoutError:
+        detail = f"no answer within {LOOK_SECONDS:g} seconds"
+        return kind(status=PartStatus.UNAVAILABLE, detail=detail)
+
+
+def _ok(detail: str) -> PartHealth:
+    return PartHealth(status=PartStatus.OK, detail=detail)
+
+
+def _unavailable(detail: str) -> PartHealth:
+    return PartHealth(status=PartStatus.UNAVAILABLE, detail=detail)
+
+
+def _store(store: Store) -> PartHealth:
+    try:
+        store.ping()
+    except StoreUnavailable as error:
+        return _unavailable(str(error))
+    return _ok("answers")
+
+
+def _mlflow(uri: str) -> PartHealth:
+    if uri.startswith(("http://", "https://")):
+        return _mlflow_server(uri)
+    if uri.startswith("sqlite:///"):
+        return _mlflow_database(Path(uri.removeprefix("sqlite:///")))
+    scheme = uri.split(":", 1)[0]
+    return PartHealth(
+        status=PartStatus.UNCHECKED, detail=f"the API has no way to check MLflow behind {scheme}:"
+    )
+
+
+def _mlflow_server(uri: str) -> PartHealth:
+    url = httpx.URL(uri)
+    place = f"{url.scheme}://{url.netloc.decode()}"  # without a user's password
+    try:
+        # in its time altogether, which httpx alone does not promise
+        with Outbound(allow_private=True) as http:
+            http.get(uri.rstrip("/") + "/health", _MLFLOW_SECONDS, _MLFLOW_BYTES)
+    except httpx.HTTPStatusError as error:
+        return _unavailable(f"{place}/health answers {error.response.status_code}")
+    except (httpx.HTTPError, Unreadable) as error:
+        return _unavailable(f"{place} does not answer: {error or type(error).__name__}")
+    return _ok(f"{place} answers")
+
+
+def _mlflow_database(file: Path) -> PartHealth:
+    if not file.is_file():
+        return _unavailable(f"{file} does not exist yet; the first worker creates it")
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+            connection.execute("select 1 from experiments limit 1")
+    except sqlite3.Error as error:
+        return _unavailable(f"{file} cannot be read: {error}")
+    return _ok(f"{file} can be read")
+
+
+def _worker(store: Store, settings: Settings, clock: Clock) -> WorkerHealth:
+    silence_seconds = max(settings.lease_seconds, 3 * settings.poll_seconds)
+    try:
+        workers = store.list_workers(clock() - timedelta(seconds=silence_seconds))
+    except StoreUnavailable as error:
+        return WorkerHealth(status=PartStatus.UNAVAILABLE, detail=f"unknown: {error}")
+    if not workers:
+        return WorkerHealth(
+            status=PartStatus.UNAVAILABLE,
+            detail=f"no worker was seen in the last {silence_seconds:g} seconds; "
+            "start one with `embedding-studio worker`",
+        )
+    return WorkerHealth(
+        status=PartStatus.OK,
+        detail=_describe_workers(workers),
+        live=[
+            WorkerView(
+                worker_id=one.worker_id,
+                methods=list(one.methods),
+                seen_at=one.seen_at,
+                plugin_failures=one.plugin_failures,
+                missing_models=one.missing_models,
+            )
+            for one in workers
+        ],
+        methods=sorted({method for one in workers for method in one.methods}),
+    )
+
+
+def _describe_workers(workers: Sequence[WorkerRecord]) -> str:
+    failed = sorted({place for one in workers for place in one.plugin_failures})
+    missing = {name: why for one in workers for name, why in one.missing_models.items()}
+    told = [f"{len(workers)} live"]
+    if failed:
+        told.append(f"plugins that did not load: {', '.join(failed)}")
+    told += [f"{name!r} has no initial model: {missing[name]}" for name in sorted(missing)]
+    return "; ".join(told)
