@@ -37,6 +37,7 @@ AT_A_TIME = 16
 """How many deliveries a worker has under way at most."""
 SHARE = 4
 """How many of these may be of one project: a receiver that hangs holds up its own project alone."""
+PATIENCE_SECONDS = 1.0
 _MOST_TOLD = 3000
 _HOST = re.compile(
     r"(?=.{1,254}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.ASCII | re.IGNORECASE
@@ -85,12 +86,16 @@ class Deliveries:
                     self._under_way[task.project] -= 1
 
     def _claim(self) -> FineTuningTask | None:
-        with self._lock:
-            full = {project for project, number in self._under_way.items() if number >= SHARE}
-            task = self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, frozenset(full))
+        if not self._lock.acquire(timeout=PATIENCE_SECONDS):
+            return None  # the store hangs, and one that waits for it is enough
+        try:
+            full = [project for project, number in self._under_way.items() if number >= SHARE]
+            task = self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, full)
             if task is not None:
                 self._under_way[task.project] += 1
             return task
+        finally:
+            self._lock.release()
 
     def _tell(self, task: FineTuningTask) -> None:
         assert task.delivery is not None

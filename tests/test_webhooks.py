@@ -248,6 +248,22 @@ def test_whatever_fails_is_a_failed_delivery(
         assert task.delivery_due_at == NOW + timedelta(seconds=5)
 
 
+def test_one_waits_for_a_store_that_hangs(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others end at once, so that a worker drains in the time of one call."""
+    asked: list[str] = []
+
+    def hang(*_: object) -> None:
+        asked.append("claim")
+        assert outbox.released.wait(30)
+
+    monkeypatch.setattr(webhooks, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(outbox.store, "claim_delivery", hang)
+    outbox.start()
+    wait_until(lambda: asked)
+    outbox.deliveries.tell_ends()
+    assert asked == ["claim"]
+
+
 def test_a_worker_that_drains_begins_no_delivery(outbox: Outbox) -> None:
     """The end stays due, for another worker."""
     (waiting,) = outbox.end_tasks("https://own.example/")
