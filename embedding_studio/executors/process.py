@@ -39,6 +39,7 @@ from embedding_studio.executors.base import (
     portable,
 )
 from embedding_studio.executors.output import Output, last_lines, write_output
+from embedding_studio.executors.sockets import claim_folder
 
 Result = TypeVar("Result")
 
@@ -65,6 +66,7 @@ class ProcessExecutor(Executor):
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([_PRELOAD])
         self._threads = max(1, cores // slots)
+        claim_folder()
         _start_fork_server(self._threads)
         self._supervisors = ThreadPoolExecutor(slots, thread_name_prefix="trial")
         self._processes: dict[Future[Any], _Supervised] = {}
