@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from embedding_studio.clock import Clock
 from embedding_studio.errors import MethodError, Stopped, StoreUnavailable
 from embedding_studio.executors.base import Executor, Job, Resources, Verdict
 from embedding_studio.failures import during
-from embedding_studio.lease import Clock, Lease
+from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store

@@ -2,16 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
+from embedding_studio.clock import Clock
 from embedding_studio.errors import Draining, LeaseLost, StoreUnavailable
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import Claim, FineTuningTask, TaskProgress, TaskStatus
-
-Clock = Callable[[], datetime]
 
 
 class Lease:

@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
+from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.tasks import Promotion, StoredModel, line_name
 
@@ -225,7 +226,7 @@ class RegisteredModel:
     def mirroring_to(self, until: datetime, now: datetime) -> Self | None:
         """Return it as claimed by a worker that sets MLflow's alias; None if there is nothing to
         set or another worker is at it."""
-        if self.is_mirrored or (self.mirroring_until is not None and self.mirroring_until > now):
+        if self.is_mirrored or is_held(self.mirroring_until, now):
             return None
         return replace(self, mirroring=self.champion, mirroring_until=until)
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from embedding_studio.clock import MAX_LEASE_SECONDS
+
 RUNS_VIEW = "iteration"
 """The view of its runs that every iteration's experiment keeps."""
 TRAINING_UI = "workflowType=machine_learning"
@@ -156,7 +158,10 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(1.0, gt=0, description="how often a worker looks for a task")
     lease_seconds: float = Field(
-        60.0, gt=0, description="a worker silent for this long loses its task"
+        60.0,
+        gt=0,
+        le=MAX_LEASE_SECONDS,
+        description="a worker silent for this long loses its task; at most an hour",
     )
     max_expired_leases: int = Field(
         3, ge=1, description="after this many dead workers a task is an error"

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
 
+from embedding_studio.clock import is_held
 from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
@@ -109,4 +110,4 @@ def _task_of(store: Store, iteration: Iteration) -> FineTuningTask | None:
 
 
 def _has_owner(task: FineTuningTask | None, now: datetime) -> bool:
-    return task is not None and task.lease_expires_at is not None and task.lease_expires_at > now
+    return task is not None and is_held(task.lease_expires_at, now)

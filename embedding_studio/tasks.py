@@ -336,6 +336,7 @@ class WorkerRecord:
 
     plugin_failures: what kept others from loading, by file or entry point.
     missing_models: why the initial model of a method is not there, by its name.
+    clock_ahead_seconds: how far its machine's clock is ahead of the database's, by which it works.
     """
 
     worker_id: str
@@ -343,3 +344,4 @@ class WorkerRecord:
     seen_at: datetime
     plugin_failures: Mapping[str, str] = field(default_factory=dict)
     missing_models: Mapping[str, str] = field(default_factory=dict)
+    clock_ahead_seconds: float = 0.0

@@ -22,6 +22,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.attempt import House
 from embedding_studio.champions import bring_along, mirror_all
+from embedding_studio.clock import DatabaseClock
 from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
@@ -67,7 +68,8 @@ class Worker:
     """One task at a time. `work_once` does a tick's work; `run_forever` ticks until drained."""
 
     def __init__(self, house: House, catalog: MethodCatalog, worker_id: str | None = None) -> None:
-        self._house = house
+        self._clock = DatabaseClock(house.clock)
+        self._house = replace(house, clock=self._clock)
         self._catalog = catalog
         self._missing_models: dict[str, str] = {}
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -75,7 +77,7 @@ class Worker:
         self._is_draining = threading.Event()
         self._has_brought_along = False
         self._deliveries = Deliveries(
-            house.store, house.settings, house.clock, partial(_describe, house.settings)
+            house.store, house.settings, self._clock, partial(_describe, house.settings)
         )
 
     def work_once(self) -> bool:
@@ -124,17 +126,19 @@ class Worker:
         if (lease := self._lease) is not None:
             lease.beat()
         try:
-            self._house.store.record_worker(
-                WorkerRecord(
-                    self.worker_id,
-                    tuple(self._catalog.methods),
-                    self._house.clock(),
-                    self._catalog.failures,
-                    self._missing_models,
-                )
-            )
+            self._clock.ask(partial(self._house.store.record_worker, self._record()))
         except StoreUnavailable as error:
             log.warning("the store does not answer: %s", error)
+
+    def _record(self) -> WorkerRecord:
+        return WorkerRecord(
+            self.worker_id,
+            tuple(self._catalog.methods),
+            self._clock(),
+            self._catalog.failures,
+            self._missing_models,
+            self._clock.ahead_seconds,
+        )
 
     def check_initial_models(self) -> None:
         """See which methods could not start, for `health` to tell before a task does."""
@@ -247,6 +251,8 @@ class Worker:
         log.info("worker %s has drained", self.worker_id)
 
     def _tick(self) -> None:
+        if not self._clock.is_told:  # it says which leases are over
+            return
         try:
             while self.work_once():
                 pass

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
-    | {"logs", "mlflow_names", "deletion", "plain", "reading"},
+    | {"logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "promotion", "trial"} | {"failures"},
     {"tracking", "lease", "schedules", "webhooks"},

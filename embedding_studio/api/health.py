@@ -28,6 +28,8 @@ from embedding_studio.tasks import WorkerRecord
 AGE = timedelta(seconds=1)
 """How old what is told may be."""
 LOOK_SECONDS = 3.0
+MAX_CLOCK_SECONDS = 5.0
+"""A worker's clock that is further off than this is told of."""
 _MLFLOW_SECONDS = 2.0
 _MLFLOW_BYTES = 64 * 1024
 _UNTOLD = "told to callers whose API key has the scope admin"
@@ -167,4 +169,10 @@ def _describe_workers(workers: Sequence[WorkerRecord]) -> str:
     if failed:
         told.append(f"plugins that did not load: {', '.join(failed)}")
     told += [f"{name!r} has no initial model: {missing[name]}" for name in sorted(missing)]
+    told += [
+        f"the clock of {one.worker_id} is {one.clock_ahead_seconds:+.0f} s off the database's, by "
+        "which it works: set it"
+        for one in workers
+        if abs(one.clock_ahead_seconds) > MAX_CLOCK_SECONDS
+    ]
     return "; ".join(told)

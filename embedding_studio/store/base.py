@@ -302,7 +302,8 @@ class Store(ABC):
         expired_leases with every claim of an expired lease. A task that is stopping stays so. One
         whose lease would have expired more than max_expired_leases times becomes an error instead
         ("its worker died N times") and the next one is looked at. Tasks of `skip_methods` are left
-        alone.
+        alone. A lease that ends further in the future than any may (`clock.MAX_LEASE_SECONDS`) is
+        over: a clock was wrong.
         """
 
     @abstractmethod
@@ -502,8 +503,8 @@ class Store(ABC):
     # -- workers ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def record_worker(self, worker: WorkerRecord) -> None:
-        """Insert or replace the record of one worker."""
+    def record_worker(self, worker: WorkerRecord) -> datetime:
+        """Insert or replace the record of one worker; return the time by the database's clock."""
 
     @abstractmethod
     def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:

@@ -19,6 +19,7 @@ from pymongo import errors as mongo_errors
 from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern
 
+from embedding_studio.clock import latest_end
 from embedding_studio.errors import (
     ConfigurationError,
     StoreUnavailable,
@@ -214,7 +215,8 @@ class MongoStore(
         self, now: datetime, skip_methods: frozenset[str]
     ) -> FineTuningTask | None:
         at_work = {"status": {"$in": sorted(OWNED)}}
-        is_expired = {"$or": [{"lease_expires_at": {"$lte": now}}, {"lease_expires_at": None}]}
+        ends = [None, {"$lte": now}, {"$gt": latest_end(now)}]
+        is_expired = {"$or": [{"lease_expires_at": end} for end in ends]}
         oldest = self._tasks.find_one(
             {
                 "$or": [{"status": TaskStatus.PENDING}, {**at_work, **is_expired}],
@@ -301,10 +303,16 @@ class MongoStore(
     # -- workers ---------------------------------------------------------------------------------
 
     @answering()
-    def record_worker(self, worker: WorkerRecord) -> None:
-        self._workers.replace_one(
-            {"_id": worker.worker_id}, WORKER.dump_python(worker), upsert=True
+    def record_worker(self, worker: WorkerRecord) -> datetime:
+        recorded = self._workers.find_one_and_update(
+            {"_id": worker.worker_id},
+            {"$set": WORKER.dump_python(worker), "$currentDate": {"recorded_at": True}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
         )
+        assert recorded is not None
+        recorded_at: datetime = recorded["recorded_at"]
+        return recorded_at
 
     @answering()
     def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:

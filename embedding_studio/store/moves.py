@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, LeaseLost
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import (
@@ -356,7 +357,7 @@ def _ensure_restartable(task: FineTuningTask, now: datetime) -> None:
             f"task {task.id} cannot be restarted while its status is {task.status}: only stopped, "
             "canceled and failed tasks can"
         )
-    if task.lease_expires_at is not None and task.lease_expires_at > now:
+    if task.lease_expires_at is not None and is_held(task.lease_expires_at, now):
         raise Conflict(
             f"task {task.id} cannot be restarted yet: worker {task.worker_id} is still removing "
             f"what it wrote; try again after {task.lease_expires_at.isoformat()} at the latest"

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from embedding_studio.clock import latest_end
 from embedding_studio.store.base import unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
@@ -131,7 +132,11 @@ class SqliteStore(
     ) -> FineTuningTask | None:
         is_expired = sa.and_(
             task_rows.c.status.in_(sorted(OWNED)),
-            sa.or_(task_rows.c.lease_expires_at <= now, task_rows.c.lease_expires_at.is_(None)),
+            sa.or_(
+                task_rows.c.lease_expires_at.is_(None),
+                task_rows.c.lease_expires_at <= now,
+                task_rows.c.lease_expires_at > latest_end(now),
+            ),
         )
         oldest = (
             sa.select(task_rows)
@@ -225,7 +230,7 @@ class SqliteStore(
 
     # -- workers ---------------------------------------------------------------------------------
 
-    def record_worker(self, worker: WorkerRecord) -> None:
+    def record_worker(self, worker: WorkerRecord) -> datetime:
         values = WORKER.dump_python(worker)
         with self._writing() as connection:
             connection.execute(
@@ -233,6 +238,7 @@ class SqliteStore(
                 .values(values)
                 .on_conflict_do_update(index_elements=["worker_id"], set_=values)
             )
+        return datetime.now(UTC)  # all who share the file share this machine
 
     def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
         seen = sa.select(worker_rows).where(worker_rows.c.seen_at > seen_after)

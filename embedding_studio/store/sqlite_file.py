@@ -155,6 +155,7 @@ worker_rows = Table(
     Column("seen_at", UtcDateTime, nullable=False),
     Column("plugin_failures", DOCUMENT, nullable=False, server_default="{}"),
     Column("missing_models", DOCUMENT, nullable=False, server_default="{}"),
+    Column("clock_ahead_seconds", sa.Float, nullable=False, server_default="0"),
 )
 
 

@@ -56,6 +56,17 @@ def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> N
     assert worker["live"][0]["plugin_failures"] == why
 
 
+def test_a_worker_whose_clock_is_off_is_named(api: TestClient, store: Store) -> None:
+    """It works on, by the database's clock; somebody has to set its own."""
+    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, clock_ahead_seconds=4.0))
+    store.record_worker(WorkerRecord("worker-2", (METHOD,), START, clock_ahead_seconds=-86400.0))
+    worker = api.get("/health").json()["worker"]
+    assert worker["status"] == "ok"
+    assert worker["detail"] == (
+        "2 live; the clock of worker-2 is -86400 s off the database's, by which it works: set it"
+    )
+
+
 def test_a_missing_initial_model_is_known_before_the_first_task(
     api: TestClient, store: Store
 ) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from threading import Barrier
@@ -24,6 +24,7 @@ from embedding_studio.clickstream import (
     Session,
     SessionEvent,
 )
+from embedding_studio.clock import MAX_LEASE_SECONDS
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
@@ -1197,6 +1198,22 @@ def test_an_expired_lease_is_claimed_again(store: Store) -> None:
     assert second.lease_expires_at == later(2 * LEASE_SECONDS)
 
 
+def test_a_lease_that_ends_too_late_holds_nothing(store: Store) -> None:
+    """One that a clock a day ahead wrote blocks neither the next claim nor a restart; the longest
+    that is allowed does."""
+    add(store)
+    ahead = store.claim_task("w-1", later(24 * 3600), LEASE_SECONDS)
+    assert ahead is not None
+    task = store.claim_task("w-2", NOW, MAX_LEASE_SECONDS)
+    assert task is not None
+    assert (task.attempt, task.worker_id) == (2, "w-2")
+    assert store.claim_task("w-3", NOW, LEASE_SECONDS) is None
+    store.cancel_task(task.id, NOW)
+    with pytest.raises(Conflict, match="w-2"):
+        store.restart_task(task.id, NOW)
+    assert store.restart_task(task.id, later(-1)).status is TaskStatus.PENDING
+
+
 def test_an_expired_task_is_older_than_a_newer_pending_one(store: Store) -> None:
     """Pending and expired tasks stand in one queue, by creation."""
     old = add(store, 0)
@@ -1364,11 +1381,18 @@ def test_workers_are_listed_while_they_are_seen(store: Store) -> None:
     """A record is inserted or replaced, and listed if it was seen after the time asked for."""
     store.record_worker(WorkerRecord("w-2", ("a",), later(0)))
     store.record_worker(WorkerRecord("w-1", (), later(5)))
-    again = WorkerRecord("w-2", ("a", "b"), later(9), {"c.py": "why"}, {"a": "no model"})
+    again = WorkerRecord("w-2", ("a", "b"), later(9), {"c.py": "why"}, {"a": "no model"}, -7.5)
     store.record_worker(again)
     assert store.list_workers(later(0)) == [WorkerRecord("w-1", (), later(5)), again]
     assert store.list_workers(later(5)) == [again]
     assert store.list_workers(later(9)) == []
+
+
+def test_a_worker_is_told_the_time_by_the_databases_clock(store: Store) -> None:
+    """Whatever its own clock says."""
+    for hours in (0, 1):
+        told = store.record_worker(WorkerRecord("w", (), later(hours * 3600)))
+        assert abs(datetime.now(UTC) - told) < timedelta(seconds=30)
 
 
 def test_a_worker_that_ends_is_forgotten(store: Store) -> None:

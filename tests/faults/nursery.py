@@ -11,13 +11,16 @@ import logging
 import os
 import sys
 import traceback
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from embedding_studio import logs
+import pytest
+
+from embedding_studio import logs, worker
 from embedding_studio.settings import Settings
 from embedding_studio.trial import DrawSearch
-from embedding_studio.worker import open_worker
-from tests.faults.points import VARIABLE, arm
+from embedding_studio.worker import Worker
+from tests.faults.points import CLOCK_AHEAD, VARIABLE, arm
 from tests.iterations import write_table
 
 _PRELOADED = (
@@ -63,7 +66,14 @@ def _become_worker(environment: dict[str, str]) -> None:
     DrawSearch.__call__ = write_table  # type: ignore[method-assign] # see tests.iterations
     if fault := environment.get(VARIABLE):
         arm(fault)
-    open_worker(Settings()).run_forever()
+    _open_worker(timedelta(seconds=float(environment.get(CLOCK_AHEAD, 0)))).run_forever()
+
+
+def _open_worker(ahead: timedelta) -> Worker:
+    """Open a worker on whose machine the clock is so far ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "utc_now", lambda: datetime.now(UTC) + ahead)
+        return worker.open_worker(Settings())
 
 
 def _status(pid: int, ended: dict[int, int]) -> Any:

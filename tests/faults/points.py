@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "ES_TEST_FAULT"
+CLOCK_AHEAD = "ES_TEST_CLOCK_AHEAD"
+"""How many seconds the clock of a worker's machine is ahead."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""The clock that all workers share: the database's."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+Clock = Callable[[], datetime]
+
+MAX_LEASE_SECONDS = 3600.0
+"""No lease is longer. One that ends later was written by a clock that was wrong."""
+MAX_ROUND_TRIP_SECONDS = 1.0
+"""An answer that took longer says too little of the time."""
+
+
+def latest_end(now: datetime) -> datetime:
+    """Return when a lease that holds now may end at the latest."""
+    return now + timedelta(seconds=MAX_LEASE_SECONDS)
+
+
+def is_held(until: datetime | None, now: datetime) -> bool:
+    """Return whether a lease that ends then holds now."""
+    return until is not None and now < until <= latest_end(now)
+
+
+class DatabaseClock:
+    """The time by the database's clock; by this machine's until the database has told it.
+
+    machine: this machine's clock, which somebody may set. What passes since the database was asked
+    is counted without it.
+    """
+
+    def __init__(self, machine: Clock) -> None:
+        self._machine = machine
+        self._told: tuple[datetime, float] | None = None
+        self.ahead_seconds = 0.0
+
+    def __call__(self) -> datetime:
+        if self._told is None:
+            return self._machine()
+        time_then, then = self._told
+        return time_then + timedelta(seconds=_elapsed() - then)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the database has told its time."""
+        return self._told is not None
+
+    def ask(self, tell: Callable[[], datetime]) -> None:
+        """Set the clock by an answer of the database, which took its time half way through; note
+        how far this machine's clock is ahead of it. Raises what `tell` does."""
+        began = _elapsed()
+        time_then = tell()
+        took = _elapsed() - began
+        if self._told is None or took < MAX_ROUND_TRIP_SECONDS:
+            self._told = time_then, began + took / 2
+            self.ahead_seconds = (self._machine() - self()).total_seconds()
+
+
+def _elapsed() -> float:
+    """Seconds since any one moment, those in which the machine slept included where it counts
+    them."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return time.clock_gettime(clock)
