@@ -2,12 +2,11 @@
 
 import hashlib
 import secrets
-from collections.abc import Collection
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from embedding_studio.api.context import ReadContext, TuneContext
+from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import (
     check_method,
@@ -36,9 +35,8 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
     clicks. The same idempotency_key gives the same schedule, and is refused for another body."""
     now = context.clock()
     posted = judged(ScheduleBody, body, context)
-    known = {schedule.id for schedule in context.store.list_schedules()}
     wanted = Schedule(
-        id=_id_of(context.store.project, posted.idempotency_key, known),
+        id=_id_of(context, posted.idempotency_key),
         project=context.store.project,
         created_at=now,
         next_at=next_time(posted.cron, posted.interval_seconds, now, now),
@@ -47,9 +45,12 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
     check_method(context, wanted.fine_tuning_method)
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
-    if wanted.id not in known:
-        _check_room(len(known), context.settings.max_schedules)
-    context.store.add_schedule(wanted)
+    most = context.settings.max_schedules
+    if not context.store.add_schedule(wanted, most):
+        raise Conflict(
+            f"the project has {most} schedules already, the most there may be "
+            "(ES_MAX_SCHEDULES): delete one"
+        )
     kept = context.store.get_schedule(wanted.id)
     different = [name for name in _GIVEN if getattr(kept, name) != getattr(wanted, name)]
     if different:
@@ -101,19 +102,12 @@ def delete_schedule(schedule_id: str, context: TuneContext) -> None:
     context.store.remove_schedule(schedule_id)
 
 
-def _check_room(number: int, most: int) -> None:
-    # not one step with the adding: those added at the same moment may pass it
-    if number >= most:
-        raise Conflict(
-            f"the project has {number} schedules, the most there may be (ES_MAX_SCHEDULES): delete "
-            "one first"
-        )
-
-
-def _id_of(project: str, idempotency_key: str | None, known: Collection[str]) -> str:
+def _id_of(context: Context, idempotency_key: str | None) -> str:
     """Return the id that the key gives, of its spellings the one that made a schedule."""
     if idempotency_key is None:
         return secrets.token_hex(12)
+    known = {schedule.id for schedule in context.store.list_schedules()}
+    project = context.store.project
     ids = [_hash(f"{project}:{spelling}") for spelling in spellings_of(idempotency_key)]
     return next(filter(known.__contains__, ids), ids[0])
 

@@ -468,8 +468,12 @@ class Store(ABC):
     # -- schedules -------------------------------------------------------------------------------
 
     @abstractmethod
-    def add_schedule(self, schedule: Schedule) -> None:
-        """Keep a new schedule of this project; adding it again changes nothing."""
+    def add_schedule(self, schedule: Schedule, most: int | None = None) -> bool:
+        """Keep a new schedule of its project; adding it again changes nothing.
+
+        False, and nothing kept, where the project has `most` already. In MongoDB those that are
+        added at the same moment may pass it.
+        """
 
     @abstractmethod
     def get_schedule(self, schedule_id: str) -> Schedule:

@@ -23,10 +23,14 @@ class MongoSchedules(Store):
         return {"_id": schedule_id, "project": self.project}
 
     @answering()
-    def add_schedule(self, schedule: Schedule) -> None:
+    def add_schedule(self, schedule: Schedule, most: int | None = None) -> bool:
+        there = [one["_id"] for one in self._schedules.find({"project": schedule.project}, {})]
+        if most is not None and len(there) >= most and schedule.id not in there:
+            return False
         parts = {"search": to_document(schedule.search)}
         document = {**SCHEDULE.dump_python(schedule), **parts}
         self._schedules.update_one({"_id": schedule.id}, {"$setOnInsert": document}, upsert=True)
+        return True
 
     @answering()
     def get_schedule(self, schedule_id: str) -> Schedule:

@@ -5,7 +5,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydantic import TypeAdapter
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.store.base import unknown
 from embedding_studio.store.moves import to_document
@@ -19,12 +18,20 @@ class SqliteSchedules(SqliteFile):
     def _is(self, schedule_id: str) -> sa.ColumnElement[bool]:
         return sa.and_(schedule_rows.c.id == schedule_id, schedule_rows.c.project == self.project)
 
-    def add_schedule(self, schedule: Schedule) -> None:
+    def add_schedule(self, schedule: Schedule, most: int | None = None) -> bool:
         parts = {"budget": to_document(schedule.budget), "search": to_document(schedule.search)}
         values = {**SCHEDULE.dump_python(schedule), **parts}
         with self._writing() as connection:
-            insert = upsert(schedule_rows).values(values)
-            connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
+            of_project = sa.select(schedule_rows.c.id).where(
+                schedule_rows.c.project == schedule.project
+            )
+            there = connection.scalars(of_project).all()
+            if schedule.id in there:
+                return True
+            if most is not None and len(there) >= most:
+                return False
+            connection.execute(sa.insert(schedule_rows).values(values))
+            return True
 
     def get_schedule(self, schedule_id: str) -> Schedule:
         with self._reading() as connection:

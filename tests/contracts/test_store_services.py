@@ -15,6 +15,7 @@ from embedding_studio.errors import InvalidInput, NotFound
 from embedding_studio.schedules import next_time, run_due
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
+from embedding_studio.store.sqlite import SqliteStore
 from embedding_studio.tasks import (
     Budget,
     Claim,
@@ -91,6 +92,26 @@ def test_schedules_of_other_projects_are_not_seen(store: Store) -> None:
         store.remove_schedule("s-1")
     assert store.in_project("acme").get_schedule("s-1").id == "s-1"
     assert [schedule.id for schedule in store.due_schedules(later(60))] == ["s-1"]
+
+
+def test_a_project_keeps_so_many_schedules(shared: Backend) -> None:
+    """Of eight that come at once beyond the last place, SQLite keeps one; those that are there may
+    be added again, and other projects' do not count."""
+    with closing(shared.open()) as store:
+        store.add_schedule(make_schedule("other", project="acme"))
+        assert store.add_schedule(make_schedule(), 2)
+        barrier = Barrier(8)
+
+        def add(number: int) -> bool:
+            barrier.wait(30)
+            return store.add_schedule(make_schedule(f"new-{number}"), 2)
+
+        with ThreadPoolExecutor(8) as pool:
+            kept = sum(pool.map(add, range(8)))
+        assert kept == 1 or not isinstance(store, SqliteStore)
+        assert len(store.list_schedules()) == 1 + kept
+        assert store.add_schedule(make_schedule(), 2)
+        assert not store.add_schedule(make_schedule("late"), 2)
 
 
 def test_due_schedules_are_advanced_once(store: Store) -> None:
