@@ -1,7 +1,10 @@
 """Log lines: one that is written while a task is worked on names the task and the trial."""
 
 import logging
-from collections.abc import Iterator
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -18,6 +21,30 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_lines(super().format(record))
+
+
+class OncePerMinute(logging.Filter):
+    """Lets one record of a kind pass in a minute; it says how many were left out before it.
+
+    For what strangers can cause as often as they like. A kind is a place in the code, and the type
+    of the error that is told with it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._passed_at: dict[object, float] = {}
+        self._left_out: Counter[object] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = (record.pathname, record.lineno, record.exc_info and record.exc_info[0])
+        now = self._clock()
+        if now - self._passed_at.get(kind, -math.inf) < 60:
+            self._left_out[kind] += 1
+            return False
+        self._passed_at[kind] = now
+        if left_out := self._left_out.pop(kind, 0):
+            record.msg = f"{record.msg} [{left_out} more like this were left out before]"
+        return True
 
 
 @contextmanager

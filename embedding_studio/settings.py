@@ -144,6 +144,18 @@ class Settings(BaseSettings):
         description="largest image, in millions of pixels, and most that are decoded at a time, at "
         "14 MB a million; what is larger is left out",
     )
+    max_connections: int = Field(
+        1000,
+        gt=0,
+        description="most connections to the API; a new one takes the place of the one that waits "
+        "longest for its client",
+    )
+    request_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="how long a request may take to come, body included, and a client to take what "
+        "he was sent; then the connection is closed",
+    )
     max_pending_tasks: int = Field(
         100, gt=0, description="most tasks of a project that wait for a worker"
     )

@@ -1,7 +1,11 @@
 """Log lines name the task and the trial, whoever writes them."""
 
+import io
+import logging
 import subprocess
 import sys
+
+from embedding_studio import logs
 
 PROGRAM = """
 import logging, threading, warnings
@@ -59,3 +63,29 @@ def test_nothing_in_a_record_looks_like_a_line_of_ours() -> None:
     ]
     assert told.count(r"all is well\r\x1b[2J\u2028") == 2
     assert not {"\r", "\x1b", "\u2028"} & set(told)
+
+
+def test_one_line_of_a_kind_in_a_minute() -> None:
+    """The next one says how many were left out; other kinds, and other errors, are not held up."""
+    now = 0.0
+    logger = logging.Logger("strangers")
+    lines = io.StringIO()
+    logger.addFilter(logs.OncePerMinute(lambda: now))
+    logger.addHandler(logging.StreamHandler(lines))
+
+    def complain(error: Exception | None = None) -> None:
+        logger.warning("%s came", "somebody", exc_info=error)
+
+    for seconds in (0, 1, 59, 60, 61, 130):
+        now = seconds
+        complain()
+    complain(ValueError())
+    complain(KeyError())
+    complain(ValueError())
+    assert [line for line in lines.getvalue().splitlines() if "came" in line] == [
+        "somebody came",
+        "somebody came [2 more like this were left out before]",
+        "somebody came [1 more like this were left out before]",
+        "somebody came",
+        "somebody came",
+    ]

@@ -7,15 +7,19 @@ from contextlib import closing, suppress
 
 import uvicorn
 
+from embedding_studio.api import connections
 from embedding_studio.api.app import create_app
+from embedding_studio.api.connections import Room
 from embedding_studio.errors import ConfigurationError
+from embedding_studio.logs import OncePerMinute
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 
 _logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 10
-_BACKLOG = 2048
+_OF_STRANGERS = ("asyncio", "uvicorn.error", connections.__name__)
+"""Loggers that anyone who connects can make write."""
 
 
 def serve(settings: Settings) -> None:
@@ -36,8 +40,14 @@ def serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         shown_host = f"[{host}]" if ":" in host else host
         _logger.info("the API is at http://%s:%d, its manual at /docs", shown_host, port)
+        for name in _OF_STRANGERS:
+            logging.getLogger(name).addFilter(OncePerMinute())
         config = uvicorn.Config(
             create_app(store, settings),
+            http=Room.within(settings).protocol(),
+            loop="asyncio",
+            ws="none",
+            backlog=connections.BACKLOG,
             log_config=None,
             log_level="warning",
             timeout_graceful_shutdown=_DRAIN_SECONDS,
@@ -65,7 +75,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        listener.listen(connections.BACKLOG)
     except OSError as error:
         listener.close()
         raise ConfigurationError(
