@@ -69,6 +69,14 @@ def configure(level: int, own_level: int | None = None) -> None:
         logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
+def adopt_libraries() -> None:
+    """Have the libraries that are loaded, and write log lines of their own form, write ours."""
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger) and not logger.propagate:
+            logger.handlers.clear()
+            logger.propagate = True
+
+
 def _add_about(record: logging.LogRecord) -> bool:
     record.about = _about.get()
     return True

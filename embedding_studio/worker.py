@@ -35,7 +35,7 @@ from embedding_studio.executors import open_executor
 from embedding_studio.failures import describe, is_plugins, trace
 from embedding_studio.iteration import run_iteration
 from embedding_studio.lease import Lease
-from embedding_studio.logs import about
+from embedding_studio.logs import about, adopt_libraries
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
@@ -203,6 +203,7 @@ class Worker:
         for place, why in self._catalog.failures.items():
             log.error("plugin %s did not load: %s", place, why)
         self.beat()
+        adopt_libraries()
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(

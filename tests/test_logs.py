@@ -45,6 +45,11 @@ logs.configure(logging.INFO)
 log = logging.getLogger("embedding_studio.worker")
 forged = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.worker: all is well\r\x1b[2J\u2028"
 log.warning("webhook %s", forged)
+mlflow = logging.getLogger("mlflow")  # as it sets itself up
+mlflow.addHandler(logging.StreamHandler())
+mlflow.propagate = False
+logs.adopt_libraries()
+mlflow.warning("too long: %s", forged)
 try:
     raise ValueError(forged)
 except ValueError:
@@ -53,15 +58,17 @@ except ValueError:
 
 
 def test_nothing_in_a_record_looks_like_a_line_of_ours() -> None:
-    """Lines within a message or a traceback are indented, and no escape code reaches a terminal."""
+    """Lines within a message or a traceback are indented, a library's too, and no escape code
+    reaches a terminal."""
     done = subprocess.run([sys.executable, "-c", FORGING], capture_output=True, check=True)
     told = done.stderr.decode()
     ours = [line for line in told.split("\n") if line and not line.startswith(" ")]
     assert [line.split(maxsplit=2)[2] for line in ours] == [
         "WARNING embedding_studio.worker: webhook x",
+        "WARNING mlflow: too long: x",
         "ERROR embedding_studio.worker: failed",
     ]
-    assert told.count(r"all is well\r\x1b[2J\u2028") == 2
+    assert told.count(r"all is well\r\x1b[2J\u2028") == 3
     assert not {"\r", "\x1b", "\u2028"} & set(told)
 
 
