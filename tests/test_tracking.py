@@ -320,6 +320,28 @@ def test_a_sentence_transformers_model_of_somebody_else_may_be_champion(
         tracking.champion("Toy")
 
 
+@pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
+def test_a_model_has_no_links_and_devices(tracking: Tracking, tmp_path: Path, kind: str) -> None:
+    """What is beside a model is no part of it, and what has no end is not read."""
+    card = Model()
+    card.add_flavor("sentence_transformers")
+    payload = tmp_path / "own" / "model.sentence_transformer"
+    payload.mkdir(parents=True)
+    card.save(str(tmp_path / "own" / "MLmodel"))
+    (payload / "modules.json").write_text("[]")
+    register_foreign(tracking, tmp_path / "own")
+    champion = tracking.champion("Toy")
+    assert champion is not None
+    if kind == "fifo":
+        os.mkfifo(payload / "a.json")
+    else:
+        (payload / "a.json").symlink_to("/dev/zero" if kind == "link" else payload)
+    with pytest.raises(CorruptModel, match=r"a.json' is no plain file"):
+        tracking.champion("Toy")
+    with pytest.raises(CorruptModel, match=r"a.json' is no plain file"):
+        tracking.download_model(champion, tmp_path / "copy")
+
+
 def test_a_champion_of_another_kind_is_refused_in_our_words(
     tracking: Tracking, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
@@ -231,6 +232,7 @@ class Models:
                 repository = _repository(model.artifact_uri)
                 self._patiently(partial(repository.download_artifacts, "", str(folder)))
             else:
+                _require_plain(local)
                 _link_tree(local, folder)
         _refuse_unknown_kinds(file.path for file in model.files)
         found = {file.path: file for file in _describe_files(folder)}
@@ -330,6 +332,7 @@ class Models:
                 self._patiently(partial(_repository(place).download_artifacts, "", scratch))
                 folder = Path(scratch)
                 Path(card).unlink()
+            _require_plain(folder)
             files = tuple(_describe_files(folder))
         _refuse_unknown_kinds(file.path for file in files)
         return StoredModel(name, place, files)
@@ -638,6 +641,16 @@ def _refuse_unknown_kinds(paths: Iterable[str]) -> None:
                 f"{path!r} is no kind of file that a model may consist of: save weights as "
                 f"safetensors, the rest as one of {', '.join(sorted(_KINDS))}"
             )
+
+
+def _require_plain(folder: Path) -> None:
+    """Raise CorruptModel for what is neither file nor folder: a link may lead anywhere, and a FIFO
+    or a device has no end."""
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            name = path.relative_to(folder).as_posix()
+            raise CorruptModel(f"{name!r} is no plain file: a model has no links and no devices")
 
 
 def _describe_files(folder: Path) -> Iterator[ModelFile]:

@@ -46,10 +46,14 @@ def load_encoder(
     with _without_progress_bars():
         try:
             model = SentenceTransformer(str(place), device=str(device()), prompts=prompts)
-        except (OSError, ValueError, KeyError) as error:
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the libraries stumble over
             if "trust_remote_code" in str(error):
                 raise MethodError(_NEEDS_CODE.format(place)) from error
-            raise CorruptModel(f"no sentence-transformers model at {place}: {error}") from error
+            raise CorruptModel(
+                f"no sentence-transformers model at {place}: {type(error).__name__}: {error}"
+            ) from error
     note_origin(model, place)
     floats = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     chosen = Settings().model_dtype
