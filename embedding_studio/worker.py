@@ -19,6 +19,7 @@ from types import FrameType
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from embedding_studio import webhooks
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.attempt import House
 from embedding_studio.champions import bring_along, mirror_all
@@ -35,7 +36,7 @@ from embedding_studio.executors import open_executor
 from embedding_studio.failures import describe, is_plugins, trace
 from embedding_studio.iteration import run_iteration
 from embedding_studio.lease import Lease
-from embedding_studio.logs import about, adopt_libraries
+from embedding_studio.logs import OncePerMinute, about, adopt_libraries
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
@@ -204,6 +205,7 @@ class Worker:
             log.error("plugin %s did not load: %s", place, why)
         self.beat()
         adopt_libraries()
+        logging.getLogger(webhooks.__name__).addFilter(OncePerMinute())
         # a tick that takes longer than the interval is the normal case, not a warning
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         scheduler = BackgroundScheduler(

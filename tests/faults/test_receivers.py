@@ -7,7 +7,7 @@ import pytest
 
 from embedding_studio.store import Store
 from embedding_studio.tasks import Schedule, TaskRequest
-from embedding_studio.webhooks import AT_A_TIME
+from embedding_studio.webhooks import AT_A_TIME, SHARE
 from embedding_studio.worker import utc_now
 from tests.faults.harness import Yard
 from tests.iterations import make_session
@@ -24,7 +24,8 @@ def end_task(store: Store, url: str) -> str:
 
 def test_receivers_that_drip_hold_up_nobody_else(yard: Yard) -> None:
     """While more of a project's receivers than a worker tells at a time send a byte now and then,
-    another project's are told, and schedules create their tasks."""
+    another project's are told, and schedules create their tasks. The log tells of them once a
+    minute."""
     store, now = yard.bench.house.store, utc_now()
     dripping, heard = Server(), Server()
     dripping.answer = endless(b"H", b"T", pause=0.1)
@@ -42,5 +43,7 @@ def test_receivers_that_drip_hold_up_nobody_else(yard: Yard) -> None:
     wait_until(lambda: (delivery := other.get_task(told).delivery) and delivery.delivered_at)
     wait_until(lambda: other.get_schedule("s-1").last_task_id)
     assert len(dripping.got) < 2 * AT_A_TIME
+    wait_until(lambda: len(dripping.got) > 2 * SHARE)
+    assert yard.log.count("its webhook") == 1
     dripping.close()
     heard.close()
