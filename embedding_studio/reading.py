@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import fsspec
 import httpx
 import stamina
+from fsspec.exceptions import FSTimeoutError
 
 from embedding_studio.errors import ForbiddenAddress, Unreadable
 from embedding_studio.outbound import Outbound
@@ -45,35 +46,39 @@ class Reader:
         Raises ForbiddenAddress where nothing may be read, be something there or not; Unreadable
         where it is too much, takes too long or is no file; and what HTTP, files and object stores
         raise."""
-        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", address)
-        protocol = found[1].lower() if found else "file"
-        if protocol in ("http", "https"):
-            content = self._read_http(address)
-        elif protocol == "data":
-            content = fsspec.filesystem("data").cat_file(address)
-        elif protocol in OBJECT_STORES:
-            content = self._read_object(protocol, address[len(protocol) + 1 :].removeprefix("//"))
-        elif protocol == "file":
-            content = self._read_file(_path_of(address) if found else address)
-        else:
-            raise Unreadable(f"nothing is read by {protocol[:40]!r}")
+        try:
+            content = self._read(address)
+        except (httpx.TimeoutException, FSTimeoutError) as error:
+            raise Unreadable(
+                f"it takes longer than {self._seconds:g} s (ES_MAX_ITEM_SECONDS): {error}"
+            ) from error
         if len(content) > self._max_bytes:
             raise Unreadable(f"it is larger than {self._max_bytes} bytes (ES_MAX_ITEM_MB)")
         return content
 
+    def _read(self, address: str) -> bytes:
+        """Return the content, as far as it is no more than a byte larger than allowed."""
+        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", address)
+        protocol = found[1].lower() if found else "file"
+        if protocol in ("http", "https"):
+            return self._read_http(address)
+        if protocol == "data":
+            content: bytes = fsspec.filesystem("data").cat_file(address)
+            return content
+        if protocol in OBJECT_STORES:
+            return self._read_object(protocol, address[len(protocol) + 1 :].removeprefix("//"))
+        if protocol == "file":
+            return self._read_file(_path_of(address) if found else address)
+        raise Unreadable(f"nothing is read by {protocol[:40]!r}")
+
     def _read_http(self, address: str) -> bytes:
         ends_at = time.monotonic() + self._seconds
-        try:
-            for attempt in stamina.retry_context(
-                on=_is_passing, attempts=_ATTEMPTS, timeout=self._seconds
-            ):
-                with attempt:
-                    left = ends_at - time.monotonic()
-                    return self._http.get(address, left, self._max_bytes + 1)
-        except httpx.TimeoutException as error:
-            raise Unreadable(
-                f"it takes longer than {self._seconds:g} s (ES_MAX_ITEM_SECONDS): {error}"
-            ) from error
+        for attempt in stamina.retry_context(
+            on=_is_passing, attempts=_ATTEMPTS, timeout=self._seconds
+        ):
+            with attempt:
+                left = ends_at - time.monotonic()
+                return self._http.get(address, left, self._max_bytes + 1)
         raise AssertionError("stamina ends with an answer or an error")
 
     def _read_object(self, protocol: str, path: str) -> bytes:

@@ -1,5 +1,6 @@
 """What a client's address may make a worker read, and what it may not."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 from pydantic import ValidationError
 
 from embedding_studio.errors import ForbiddenAddress, Unreadable
@@ -200,3 +202,18 @@ def test_objects_below_a_root_are_read_up_to_the_limit(
     with pytest.raises(Unreadable, match="ES_MAX_ITEM_MB"):
         reader.read("s3://shop/images/large")
     assert asked == [(f"shop/images/{name}", 0, 2**20 + 1) for name in ("a..b.png", "large")]
+
+
+class _SlowStore(AsyncFileSystem):  # type: ignore[misc]
+    async def _cat_file(self, path: str, start: int, end: int, **options: object) -> bytes:
+        await asyncio.sleep(60)
+        return b""
+
+
+def test_an_object_store_that_hangs_is_left_in_time(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers of object stores have timeouts of their own, if any; the reader's is shorter."""
+    monkeypatch.setattr(fsspec, "filesystem", {"s3": _SlowStore()}.__getitem__)
+    with pytest.raises(Unreadable, match="ES_MAX_ITEM_SECONDS"):
+        reader.read("s3://shop/images/a")

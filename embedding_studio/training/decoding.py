@@ -26,7 +26,7 @@ class Decoder:
 
     def __init__(self, max_pixels: int, side: int) -> None:
         self._max_pixels = max_pixels
-        self._least = (_ENLARGED * side, _ENLARGED * side)
+        self._side = side
         self._free = max_pixels
         self._changed = threading.Condition()
 
@@ -36,8 +36,8 @@ class Decoder:
 
         Raises Unreadable before anything is decoded, and what Pillow raises."""
         image = self._open(content)
-        with self._room_for(image.width * image.height):
-            image.draft("RGB", self._least)
+        with self._room_for(self._pixels(image)):
+            image.draft("RGB", (_ENLARGED * self._side, _ENLARGED * self._side))
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode != "RGB":
                 image = image.convert("RGB")  # the other one is let go of
@@ -51,12 +51,19 @@ class Decoder:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
         except UnidentifiedImageError as error:
             raise Unreadable(f"it is no image in one of {', '.join(_FORMATS)}") from error
-        if image.width * image.height > self._max_pixels:
+        if self._pixels(image) > self._max_pixels:
             raise Unreadable(
-                f"it has {image.width} x {image.height} pixels, more than "
-                f"{self._max_pixels // 1_000_000} million (ES_MAX_IMAGE_MEGAPIXELS)"
+                f"it has {image.width} x {image.height} pixels: these, or those of it at the size "
+                f"that is needed, are more than {self._max_pixels / 1e6:g} million "
+                "(ES_MAX_IMAGE_MEGAPIXELS)"
             )
         return image
+
+    def _pixels(self, image: Image.Image) -> int:
+        """Return the pixels of an image, or of what a model's processor makes of a narrow one
+        before it is cropped: it brings the shorter side to the size that is needed."""
+        short, long = sorted(image.size)
+        return max(short * long, self._side**2 * long // max(1, short))
 
     @contextmanager
     def _room_for(self, pixels: int) -> Iterator[None]:

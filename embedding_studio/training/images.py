@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
-from embedding_studio.errors import MethodError, NotEnoughData
+from embedding_studio.errors import IterationError, MethodError, NotEnoughData
 from embedding_studio.reading import Reader
 from embedding_studio.settings import Settings
 from embedding_studio.training.augmentation import Augmentation
@@ -36,6 +38,8 @@ _MOST_UNREADABLE = 0.5
 _READERS = 16
 _MOST_TIME = 0.5
 """How much of ES_MAX_JOB_MINUTES, which all the preparation has, may be spent on images."""
+_MOST_DISK = 0.5
+"""How much of the free disk their pixels may take."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ def _write_pixels(
         "tokens": (shape[1] // patch) * (shape[2] // patch) + 1,
     }
     (folder / "images.json").write_text(json.dumps(description), encoding="utf-8")
+    _require_room(folder, len(owners) * math.prod(shape))
     pixels = np.lib.format.open_memmap(
         folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, len(owners)), *shape)
     )
@@ -227,6 +232,17 @@ def _write_pixels(
         for row, (address, digest) in enumerate(zip(owners, found, strict=True))
         if isinstance(digest, str)
     }
+
+
+def _require_room(folder: Path, size_bytes: int) -> None:
+    """Raise IterationError where so many pixels would leave the disk nearly full for others."""
+    free = shutil.disk_usage(folder).free
+    if size_bytes > _MOST_DISK * free:
+        raise IterationError(
+            f"the batch's images take {size_bytes:,} bytes as pixels, more than half of the "
+            f"{free:,} that are free in {folder}: release smaller batches, or give the worker a "
+            "larger disk"
+        )
 
 
 @dataclass(frozen=True)

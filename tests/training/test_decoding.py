@@ -65,6 +65,15 @@ def test_an_image_of_the_most_pixels_is_decoded() -> None:
         decode(black(100, 101), 10_000)
 
 
+def test_a_narrow_image_is_as_large_as_it_becomes() -> None:
+    """A line of 50,000 pixels would be 16 x 800,000 where its shorter side is brought to 16."""
+    assert decode(black(50_000, 1), 16 * 800_000).size == (50_000, 1)
+    with pytest.raises(Unreadable, match="50000 x 1 pixels"):
+        decode(black(50_000, 1), 16 * 800_000 - 1)
+    with pytest.raises(Unreadable, match="1 x 50000 pixels"):
+        decode(black(1, 50_000), 16 * 800_000 - 1)
+
+
 def test_images_wait_for_the_memory_of_others() -> None:
     """What is decoded at a time has no more pixels than one image may have."""
     decoder, content = Decoder(10_000, SIDE), black(80, 80)

@@ -1,6 +1,7 @@
 import base64
 import http.server
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -16,7 +17,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits, split_by_query
-from embedding_studio.errors import MethodError, NotEnoughData
+from embedding_studio.errors import IterationError, MethodError, NotEnoughData
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.images import (
@@ -231,6 +232,19 @@ def test_images_that_would_take_too_long_are_left_out(
     """Half of the time that the preparation has is for images; the refusal says so."""
     monkeypatch.setenv("ES_MAX_JOB_MINUTES", "1e-9")
     with pytest.raises(NotEnoughData, match=r"30 of 30 .* half of ES_MAX_JOB_MINUTES"):
+        prepared(sessions, model, tmp_path / "data", {})
+
+
+def test_images_that_would_fill_the_disk_are_not_begun(
+    model: SentenceTransformer,
+    sessions: Splits[list[Session]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few bytes of an address become 150 kB of pixels: half of what is free is left to others."""
+    needed = 30 * 3 * SIZE * SIZE
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * needed - 1))
+    with pytest.raises(IterationError, match=rf"{needed:,} bytes .* smaller batches"):
         prepared(sessions, model, tmp_path / "data", {})
 
 
