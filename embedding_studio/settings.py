@@ -124,7 +124,7 @@ class Settings(BaseSettings):
         "clickstream, rather than refused",
     )
     max_body_mb: int = Field(
-        16, gt=0, description="largest body of a request; each MB may have 32,768 values"
+        16, gt=0, description="largest body of a request; each MB may have 65,536 values or commas"
     )
     allowed_roots: str | None = Field(
         None,
