@@ -1,42 +1,95 @@
 """Names, ids and addresses that would forge a line of a log, or steer a terminal."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import BaseModel
 
-from embedding_studio.api.clickstream_schemas import EventView, SessionView
+from embedding_studio.api.champion_schemas import RollbackBody
+from embedding_studio.api.clickstream_schemas import (
+    EventBody,
+    EventsBody,
+    EventView,
+    IrrelevantBody,
+    ReleaseBody,
+    ResultBody,
+    SessionBody,
+    SessionView,
+)
+from embedding_studio.api.schemas import ScheduleBody, TaskBody
 from embedding_studio.store import Store
 from tests.api.samples import METHOD, event_json, session_json
 
 SESSION = "/clickstream/session"
-SESSIONS = "/clickstream/sessions"
-TASK = "/fine-tuning/task"
-SCHEDULE = "/fine-tuning/schedule"
 FORGED = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.worker: done"
+CONTENT = {"search_query", "meta", "search_meta", "metadata"}
+"""What people wrote, rather than what they call something."""
 
-FIELDS: list[tuple[str, dict[str, Any]]] = [
-    (SESSION, session_json(FORGED)),
-    (SESSION, session_json(user_id=FORGED)),
-    (SESSION, session_json(search_results=[{"object_id": FORGED}])),
-    (SESSION, session_json(events=[event_json(FORGED)])),
-    (SESSION, session_json(events=[event_json(object_id=FORGED)])),
-    (SESSION, session_json(events=[event_json(event_type=FORGED)])),
-    (f"{SESSION}/events", {"session_id": FORGED, "events": []}),
-    (f"{SESSION}/irrelevant", {"session_id": FORGED}),
-    ("/clickstream/internal/batch/release", {"release_id": FORGED}),
-    (TASK, {"fine_tuning_method": FORGED}),
-    (TASK, {"fine_tuning_method": METHOD, "batch_id": FORGED}),
-    (TASK, {"fine_tuning_method": METHOD, "idempotency_key": FORGED}),
-    (TASK, {"fine_tuning_method": METHOD, "event_weights": {FORGED: 1}}),
-    (TASK, {"fine_tuning_method": METHOD, "webhook_url": f"https://example.com/{FORGED}"}),
-    (SCHEDULE, {"fine_tuning_method": METHOD, "interval_seconds": 60, "idempotency_key": FORGED}),
-    (SCHEDULE, {"fine_tuning_method": METHOD, "cron": "30 3 * *\n1"}),
-    ("/fine-tuning/champion/rollback", {"fine_tuning_method": METHOD, "reason": FORGED}),
+EVENT = event_json(event_type="buy", meta={"a": "b"}, created_at=1)
+RESULT = {"object_id": "shoe-1", "rank": 0.9, "meta": {"a": "b"}}
+TASK = {
+    "fine_tuning_method": METHOD, "metadata": {"a": "b"}, "idempotency_key": "k", "budget": None,
+    "search": None, "event_weights": {"buy": 1.0}, "webhook_url": "https://example.com/",
+}  # fmt: skip
+BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
+    (
+        SESSION,
+        SessionBody,
+        session_json(
+            user_id="u", search_results=[RESULT], search_meta={"a": "b"}, events=[EVENT],
+            created_at=1, is_irrelevant=False,
+        ),
+    ),
+    (f"{SESSION}/events", EventsBody, {"session_id": "s", "events": [EVENT]}),
+    (f"{SESSION}/irrelevant", IrrelevantBody, {"session_id": "s"}),
+    ("/clickstream/internal/batch/release", ReleaseBody, {"release_id": "r"}),
+    ("/fine-tuning/task", TaskBody, {**TASK, "batch_id": "b"}),
+    (
+        "/fine-tuning/schedule",
+        ScheduleBody,
+        {**TASK, "cron": "30 3 * * 1", "interval_seconds": None, "min_new_sessions": 1},
+    ),
+    (
+        "/fine-tuning/champion/rollback",
+        RollbackBody,
+        {"fine_tuning_method": METHOD, "version": 1, "expected_champion": 1, "reason": "r"},
+    ),
+]  # fmt: skip
+
+
+def forged(body: Any) -> Iterator[tuple[str, Any]]:
+    """Yield, for each name in a body, its field and the body with a line break in that name."""
+    if isinstance(body, dict):
+        for key, value in body.items():
+            if key in CONTENT:
+                continue
+            for field, changed in forged(value):
+                yield field or key, {**body, key: changed}
+            if key == "buy":
+                yield "", {key + FORGED: value}
+    elif isinstance(body, list):
+        for field, changed in forged(body[0]):
+            yield field, [changed]
+    elif isinstance(body, str):
+        yield "", body + FORGED
+
+
+def test_every_field_is_looked_at() -> None:
+    """A field that comes to what may be posted comes to these tests."""
+    for _, model, body in [*BODIES, ("", EventBody, EVENT), ("", ResultBody, RESULT)]:
+        assert body.keys() == model.model_fields.keys()
+
+
+CASES = [
+    pytest.param(route, body, id=f"{model.__name__}-{field}")
+    for route, model, whole in BODIES
+    for field, body in forged(whole)
 ]
 
 
-@pytest.mark.parametrize(("route", "body"), FIELDS)
+@pytest.mark.parametrize(("route", "body"), CASES)
 def test_control_characters_are_refused(
     api: TestClient, store: Store, route: str, body: dict[str, Any]
 ) -> None:
@@ -54,7 +107,7 @@ def test_every_kind_of_control_character_is_refused(api: TestClient, character: 
     """Alone and in bulk, where it costs only its own session, whose id is not repeated."""
     bad = session_json(f"a{character}b")
     assert api.post(SESSION, json=bad).status_code == 422
-    answer = api.post(SESSIONS, json={"sessions": [bad, session_json()]}).json()["sessions"]
+    answer = api.post(f"{SESSION}s", json={"sessions": [bad, session_json()]}).json()["sessions"]
     assert [one["status"] for one in answer] == ["invalid", "created"]
     assert answer[0]["session_id"] is None
 
