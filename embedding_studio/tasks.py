@@ -184,8 +184,8 @@ class Promotion:
 class Delivery:
     """How the telling of an end goes. id: the same for every attempt to tell this end of the task.
 
-    error: why the last attempt failed. delivered_at: when it was heard; if that is None and nothing
-    is due, it was given up.
+    attempts: with the one under way. error: why the last attempt failed. delivered_at: when it was
+    heard; if that is None and nothing is due, it was given up.
     """
 
     id: str

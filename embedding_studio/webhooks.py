@@ -104,7 +104,7 @@ class Deliveries:
             self._deliver(task)
         except Exception as failure:  # noqa: BLE001 - whatever it is, others are told
             error = escape(str(failure) or type(failure).__name__)[:_MOST_TOLD]
-            pause = pause_after(task.delivery.attempts + 1)
+            pause = pause_after(task.delivery.attempts)
             due_at = None if pause is None else self._clock() + pause
             log.warning("task %s: its webhook: %s", task.id, error)
         self._store.settle_delivery(task, self._clock(), error, due_at)
@@ -112,6 +112,8 @@ class Deliveries:
     def _deliver(self, task: FineTuningTask) -> None:
         assert task.delivery is not None
         assert task.webhook_url is not None
+        if task.delivery.attempts > MAX_ATTEMPTS:
+            raise DeliveryFailed("given up: whoever told it last did not come to an end")
         settings = self._settings
         if settings.webhook_secret is None:
             raise DeliveryFailed("ES_WEBHOOK_SECRET is not set: nothing can be signed")

@@ -179,10 +179,11 @@ class Outbox:
     def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         self.store = store
         self.told: list[str] = []
+        self.now = NOW
         self.released = threading.Event()
         secret = "whsec_" + base64.b64encode(SECRET).decode()
         self.deliveries = Deliveries(
-            store, Settings(webhook_secret=secret), lambda: NOW, lambda task: b"{}"
+            store, Settings(webhook_secret=secret), lambda: self.now, lambda task: b"{}"
         )
         monkeypatch.setattr(webhooks, "deliver", self.deliver)
         self.threads: list[threading.Thread] = []
@@ -246,6 +247,19 @@ def test_whatever_fails_is_a_failed_delivery(
         assert task.delivery.attempts == 1
         assert url in (task.delivery.error or "")
         assert task.delivery_due_at == NOW + timedelta(seconds=5)
+
+
+def test_a_delivery_that_kills_workers_is_given_up(outbox: Outbox) -> None:
+    """Attempts of which nobody knows how they went count like those that failed."""
+    (deadly,) = outbox.end_tasks("https://deadly.example/")
+    for number in range(MAX_ATTEMPTS):
+        assert outbox.store.claim_delivery(NOW + timedelta(minutes=number), 60)
+    outbox.now = NOW + timedelta(days=1)
+    outbox.deliveries.tell_ends()
+    task = outbox.store.get_task(deadly)
+    assert task.delivery is not None
+    assert "given up" in (task.delivery.error or "")
+    assert (outbox.told, task.delivery_due_at) == ([], None)
 
 
 def test_one_waits_for_a_store_that_hangs(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,10 @@ class TaskDeliveries(Store):
     ) -> FineTuningTask | None:
         while (task := self._oldest_due(now, skip_projects)) is not None:
             delivery = task.delivery or Delivery(f"msg_{secrets.token_hex(12)}")
+            # counted before it is made: one that costs the worker its life counts too
+            begun = replace(delivery, attempts=delivery.attempts + 1)
             changes = {
-                "delivery": to_document(delivery),
+                "delivery": to_document(begun),
                 "delivery_due_at": now + timedelta(seconds=seconds),
             }
             if (claimed := self._change_delivery(task, changes)) is not None:
@@ -40,11 +42,7 @@ class TaskDeliveries(Store):
         self, task: FineTuningTask, now: datetime, error: str | None, due_at: datetime | None
     ) -> bool:
         assert task.delivery is not None
-        delivery = replace(
-            task.delivery,
-            attempts=task.delivery.attempts + 1,
-            error=error,
-            delivered_at=now if error is None else None,
-        )
+        delivered_at = now if error is None else None
+        delivery = replace(task.delivery, error=error, delivered_at=delivered_at)
         changes = {"delivery": to_document(delivery), "delivery_due_at": due_at}
         return self._change_delivery(task, changes) is not None

@@ -129,7 +129,7 @@ def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:
     claimed = store.claim_delivery(store.get_task(task["id"]).updated_at, 30)
     assert claimed is not None
     shown = signing.get(f"{TASK}/{task['id']}").json()
-    assert shown["delivery"]["attempts"] == 0
+    assert shown["delivery"]["attempts"] == 1
 
 
 @pytest.mark.parametrize(

@@ -328,13 +328,15 @@ def test_projects_may_be_left_alone(store: Store) -> None:
 
 
 def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> None:
-    """A claimant that died, and one that failed, are followed by another; then nothing is due."""
+    """A claimant that died, and one that failed, are counted and followed by another; then nothing
+    is due."""
     end_task(store)
     first = store.claim_delivery(later(9), 30)
     again = store.claim_delivery(later(39), 30)
     assert first is not None
     assert again is not None
-    assert first.delivery == again.delivery
+    assert first.delivery is not None
+    assert again.delivery == replace(first.delivery, attempts=2)
     assert not store.settle_delivery(first, later(39), None, None)
     assert store.settle_delivery(again, later(40), "503", later(60))
     assert store.claim_delivery(later(59), 30) is None
@@ -342,12 +344,12 @@ def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> 
     assert last is not None
     assert last.delivery is not None
     assert again.delivery is not None
-    assert (last.delivery.id, last.delivery.attempts) == (again.delivery.id, 1)
+    assert last.delivery == replace(again.delivery, attempts=3, error="503")
     assert store.settle_delivery(last, later(61), None, None)
     assert store.claim_delivery(later(9999), 30) is None
     heard = store.get_task(last.id).delivery
     assert heard is not None
-    assert (heard.attempts, heard.error, heard.delivered_at) == (2, None, later(61))
+    assert (heard.attempts, heard.error, heard.delivered_at) == (3, None, later(61))
 
 
 def test_a_restarted_task_tells_its_next_end_anew(store: Store) -> None:
