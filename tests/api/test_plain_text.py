@@ -78,7 +78,9 @@ def forged(body: Any) -> Iterator[tuple[str, Any]]:
 
 def test_every_field_is_looked_at() -> None:
     """A field that comes to what may be posted comes to these tests."""
-    for _, model, body in [*BODIES, ("", EventBody, EVENT), ("", ResultBody, RESULT)]:
+    parts: list[tuple[str, type[BaseModel], dict[str, Any]]]
+    parts = [("", EventBody, EVENT), ("", ResultBody, RESULT)]
+    for _, model, body in [*BODIES, *parts]:
         assert body.keys() == model.model_fields.keys()
 
 
