@@ -1,5 +1,6 @@
 """A method's models in MLflow: their files on runs, the initial ones, the registered champions."""
 
+import errno
 import hashlib
 import json
 import os
@@ -339,7 +340,8 @@ class Models:
 
     @contextmanager
     def _told_gone(self, what: str) -> Iterator[None]:
-        """Around reading files: raises CorruptModel when they are not there."""
+        """Around reading files: raises CorruptModel when they are not there, OSError when it is
+        the disk they are copied to that is full."""
         try:
             yield
         except CorruptModel:
@@ -347,6 +349,8 @@ class Models:
         except (OSError, MlflowException) as error:
             if self.is_outage(error):
                 raise
+            if (full := os.strerror(errno.ENOSPC)) in str(error):  # where they are copied to
+                raise OSError(errno.ENOSPC, f"{full} for a copy of the files of {what}") from error
             why = str(error).strip().splitlines()[-1]  # MLflow tells more lines, for its own people
             raise CorruptModel(f"the files of {what} cannot be read: {why}") from error
 

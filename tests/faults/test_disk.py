@@ -97,25 +97,31 @@ def start_on_small_disk(yard: Yard, folder: Path, kilobytes: int) -> subprocess.
 
 
 @pytest.mark.parametrize(
-    "where", [pytest.param("work_folder", marks=pytest.mark.faults), "artifacts_folder"]
+    ("where", "kilobytes"),
+    [
+        pytest.param("work_folder", 6_000, marks=pytest.mark.faults),  # the champion's copy
+        pytest.param("work_folder", 12_000, marks=pytest.mark.faults),  # a trial's model
+        ("artifacts_folder", 12_000),
+    ],
 )
 def test_a_full_disk_is_an_error_that_says_so(
-    yard: Yard, on_small_disk: list[subprocess.Popen[bytes]], where: str
+    yard: Yard, on_small_disk: list[subprocess.Popen[bytes]], where: str, kilobytes: int
 ) -> None:
-    """Where a model of eight megabytes does not fit, the task is an error, the champion is as it
-    was, whole."""
+    """Where a model of eight megabytes does not fit, the task is an error, and that is not put down
+    to the champion, which is as it was, whole."""
     former = yard.bench.run_task("Heavy", trials=1)
     assert former.status is TaskStatus.DONE, former.error
     folder: Path = getattr(yard.settings, where)
     folder.mkdir(exist_ok=True)
     yard.bench.post_sessions(start=1000)
     task = yard.bench.post_task("Heavy", trials=1)
-    on_small_disk.append(start_on_small_disk(yard, folder, kilobytes=12_000))
+    on_small_disk.append(start_on_small_disk(yard, folder, kilobytes))
     yard.wait_for(task)
     failed = yard.now(task)
     assert failed.status is TaskStatus.ERROR
     assert failed.error is not None
     assert "No space left on device" in failed.error
+    assert "roll back" not in failed.error
     assert yard.bench.house.tracking.champion("Heavy") == former.best_model
     assert former.best_model is not None
     yard.bench.house.tracking.download_model(former.best_model, yard.settings.data_folder / "copy")
