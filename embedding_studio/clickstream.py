@@ -204,6 +204,14 @@ class SessionBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What a project holds, or may: sessions, and bytes of the JSON of them and their events."""
+
+    sessions: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Splits(Generic[Part]):
     """The three parts of a data set; no query occurs in two of them."""
 

@@ -8,7 +8,7 @@ EmbeddingStudioError
 ├── Forbidden               an API key without the scope that is needed (HTTP 403)
 ├── NotFound                an id nobody knows (HTTP 404)
 ├── Conflict                a request that the present state refuses (HTTP 409)
-├── TooManyRequests         the rate limit is spent (HTTP 429); worth another try later
+├── TooManyRequests         a rate or a project's room is spent (HTTP 429); worth another try
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
 ├── ExecutorUnavailable     the place where trials run did not answer; worth another try
 ├── ForbiddenAddress        a host in a private network that this installation keeps out of

@@ -108,6 +108,15 @@ class Settings(BaseSettings):
         description="most events of a project that wait for their session, each for as long as "
         "sessions may be old; 0: none wait",
     )
+    max_project_sessions: int = Field(
+        5_000_000, gt=0, description="most sessions of a project; deleted batches are room again"
+    )
+    max_project_mb: int = Field(
+        10_240,
+        gt=0,
+        description="most megabytes of a project's sessions and events, as JSON; a database takes "
+        "more for them",
+    )
     max_query_chars: int = Field(4096, gt=0, description="longest query, in characters")
     max_id_chars: int = Field(
         256, gt=0, description="longest id of a session, item, event or user, and event type"

@@ -33,12 +33,14 @@ HOMES = {
         "store.mongo_early",
         "store.mongo_models",
         "store.mongo_schedules",
+        "store.mongo_usage",
     },
     "bson": {
         "store.mongo",
         "store.mongo_answers",
         "store.mongo_clickstream",
         "store.mongo_early",
+        "store.mongo_usage",
     },
     "sqlalchemy": {
         "tracking.local",
@@ -49,6 +51,7 @@ HOMES = {
         "store.sqlite_file",
         "store.sqlite_models",
         "store.sqlite_schedules",
+        "store.sqlite_usage",
     },
     "apscheduler": {"worker"},
     "fastapi": {"api"},

@@ -39,7 +39,7 @@ from embedding_studio.api.schemas import (
     AsPosted,
     summarize_field_errors,
 )
-from embedding_studio.clickstream import BatchCount, Session
+from embedding_studio.clickstream import BatchCount, Session, Usage
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
 from embedding_studio.store.base import EarlyFeedback, Registered
 
@@ -54,7 +54,7 @@ def register_session(body: AsPosted[SessionBody], context: IngestContext) -> Ses
     now = context.clock()
     posted = judged(SessionBody, body, context)
     session = posted.to_session(_accepted_instant(context, now))
-    (answer,) = context.store.register_sessions([session], now)
+    (answer,) = context.store.register_sessions([session], now, context.most)
     if isinstance(answer, InvalidInput):
         raise answer
     return _outcomes(context, [(session, answer)])[0]
@@ -72,7 +72,8 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
         )
     now = context.clock()
     sessions, refused = _read(items, context, now)
-    answers = context.store.register_sessions(list(sessions.values()), now) if sessions else []
+    new = list(sessions.values())
+    answers = context.store.register_sessions(new, now, context.most) if new else []
     kept: list[tuple[Session, Registered]] = []
     for (place, session), answer in zip(sessions.items(), answers, strict=True):
         if isinstance(answer, Registered):
@@ -103,7 +104,7 @@ def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsO
     to_instant = _accepted_instant(context, context.clock())
     events = tuple(event.to_event(posted.session_id, to_instant) for event in posted.events)
     try:
-        answer = context.store.append_events(posted.session_id, events)
+        answer = context.store.append_events(posted.session_id, events, context.most)
     except NotFound:
         if not (events and context.settings.max_early_events):
             raise
@@ -163,7 +164,9 @@ def get_batch(
     if batch is None:
         raise NotFound("no batch is collecting: no session came since the last release")
     clicked = context.store.count_clicked_sessions(batch.batch_id)
-    return BatchView.of(batch, clicked, context.store.count_early(context.clock()))
+    waiting = context.store.count_early(context.clock())
+    usage = context.store.usage().get(context.store.project, Usage())
+    return BatchView.of(batch, clicked, waiting, usage)
 
 
 @router.get(

@@ -34,6 +34,7 @@ from embedding_studio.clickstream import (
     Session,
     SessionBatch,
     SessionEvent,
+    Usage,
 )
 from embedding_studio.plain import check_plain
 
@@ -265,9 +266,17 @@ class BatchView(BaseModel):
     )
     counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
     waiting_events: int = Field(description="of the project, whose sessions have not come yet")
+    project_sessions: int = Field(
+        0, description="of all the project's batches; ES_MAX_PROJECT_SESSIONS at most"
+    )
+    project_bytes: int = Field(
+        0, description="of the JSON of those sessions and their events; ES_MAX_PROJECT_MB at most"
+    )
 
     @staticmethod
-    def of(batch: SessionBatch, clicked_sessions: int, waiting_events: int) -> "BatchView":
+    def of(
+        batch: SessionBatch, clicked_sessions: int, waiting_events: int, usage: Usage
+    ) -> "BatchView":
         return BatchView(
             batch_id=batch.batch_id,
             status=batch.status,
@@ -277,6 +286,8 @@ class BatchView(BaseModel):
             clicked_sessions=clicked_sessions,
             counts={name: batch.counts.get(name, 0) for name in BatchCount},
             waiting_events=waiting_events,
+            project_sessions=usage.sessions,
+            project_bytes=usage.bytes,
         )
 
 

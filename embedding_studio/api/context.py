@@ -10,9 +10,11 @@ from fastapi import Depends, Request
 from embedding_studio.access import Scope
 from embedding_studio.api.gate import Caller
 from embedding_studio.api.health import Health
+from embedding_studio.clickstream import Usage
 from embedding_studio.errors import InvalidInput
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
+from embedding_studio.store.usage import most_of
 
 
 def utc_now() -> datetime:
@@ -39,6 +41,11 @@ class Context:
     clock: Callable[[], datetime]
     caller: Caller
     still_allowed: Callable[[], Awaitable[bool]]
+
+    @property
+    def most(self) -> Usage:
+        """What a project may hold."""
+        return most_of(self.settings)
 
     def page_size(self, limit: int | None, default: int) -> int:
         """Return the limit asked for, the most for 0, or else the default. Raises InvalidInput

@@ -1,8 +1,9 @@
 """Whether the store, MLflow and a worker are there."""
 
 import asyncio
+import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,15 +20,20 @@ from embedding_studio.api.schemas import (
     WorkerHealth,
     WorkerView,
 )
+from embedding_studio.clickstream import Usage
 from embedding_studio.errors import StoreUnavailable, Unreadable
 from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
+from embedding_studio.store.usage import most_of
 from embedding_studio.tasks import WorkerRecord
 
 AGE = timedelta(seconds=1)
 """How old what is told may be."""
 LOOK_SECONDS = 3.0
+NEARLY_FULL = 0.8
+"""From this share on of what a project may hold, it is told of."""
+LOW_DISK_BYTES = 1024**3
 MAX_CLOCK_SECONDS = 5.0
 """A worker's clock that is further off than this is told of."""
 _MLFLOW_SECONDS = 2.0
@@ -44,7 +50,7 @@ class Health:
 
     def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
         uri = settings.resolved_tracking_uri
-        self._store = Look(lambda: _store(store), clock, LOOK_SECONDS)
+        self._store = Look(lambda: _store(store, settings), clock, LOOK_SECONDS)
         self._mlflow = Look(lambda: _mlflow(uri), clock, LOOK_SECONDS)
         self._worker = Look(lambda: _worker(store, settings, clock), clock, LOOK_SECONDS)
 
@@ -89,12 +95,28 @@ def _unavailable(detail: str) -> PartHealth:
     return PartHealth(status=PartStatus.UNAVAILABLE, detail=detail)
 
 
-def _store(store: Store) -> PartHealth:
+def _store(store: Store, settings: Settings) -> PartHealth:
     try:
         store.ping()
+        told = [*_full_projects(store, most_of(settings)), *_full_disk(settings.data_folder)]
     except StoreUnavailable as error:
         return _unavailable(str(error))
-    return _ok("answers")
+    return _ok("; ".join(["answers", *told]))
+
+
+def _full_projects(store: Store, most: Usage) -> Iterator[str]:
+    for project, used in sorted(store.usage().items()):
+        for share, what in (
+            (used.sessions / most.sessions, "ES_MAX_PROJECT_SESSIONS"),
+            (used.bytes / most.bytes, "ES_MAX_PROJECT_MB"),
+        ):
+            if share >= NEARLY_FULL:
+                yield f"project {project!r} holds {share:.0%} of what it may ({what})"
+
+
+def _full_disk(folder: Path) -> Iterator[str]:
+    if folder.exists() and (free := shutil.disk_usage(folder).free) < LOW_DISK_BYTES:
+        yield f"the disk of {folder} has {free // 1024**2} MB left"
 
 
 def _mlflow(uri: str) -> PartHealth:

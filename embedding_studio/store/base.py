@@ -30,6 +30,7 @@ from embedding_studio.clickstream import (
     Session,
     SessionBatch,
     SessionEvent,
+    Usage,
 )
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.models import RegisteredModel
@@ -121,7 +122,7 @@ class Store(ABC):
 
     @abstractmethod
     def register_sessions(
-        self, sessions: Sequence[Session], now: datetime
+        self, sessions: Sequence[Session], now: datetime, most: Usage | None = None
     ) -> list[Registered | InvalidInput]:
         """Add sessions with their events to the batch now collecting, opening one if none is.
 
@@ -131,6 +132,9 @@ class Store(ABC):
         event_ids are added to it. Numbers in a batch run from 1 without gaps, whatever is posted
         again or at the same time. A session is in exactly one batch, also when that batch is being
         released meanwhile.
+
+        most: what the project may hold. Raises TooManyRequests, and keeps nothing, where what is
+        new of all this would be too much, give or take what others add at the same time.
         """
 
     @abstractmethod
@@ -138,9 +142,16 @@ class Store(ABC):
         """Return one session with all its events. Raises NotFound."""
 
     @abstractmethod
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
+    def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], most: Usage | None = None
+    ) -> Registered:
         """Add the events whose event_id the session does not have, all of them or none. Raises
-        NotFound."""
+        NotFound; TooManyRequests as above."""
+
+    @abstractmethod
+    def usage(self) -> dict[str, Usage]:
+        """Return what each project holds; of what came before this was counted, an estimate, from
+        the project's next post on. Deleted batches count no more."""
 
     @abstractmethod
     def keep_early(

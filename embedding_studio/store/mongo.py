@@ -98,6 +98,7 @@ class MongoStore(
         self._models = database["models"]
         self._early = database["early_events"]
         self._pings = database["pings"]
+        self._open_usage(database)
         self._adopt_older_documents()
         # not a partial one: it also finds a project's newest batch
         self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)

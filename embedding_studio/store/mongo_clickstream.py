@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bson import ObjectId, encode
@@ -31,12 +32,15 @@ from embedding_studio.clickstream import (
     Session,
     SessionBatch,
     SessionEvent,
+    Usage,
 )
 from embedding_studio.errors import InvalidInput, StoreUnavailable
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
 from embedding_studio.store.mongo_answers import answering, id_of, unstorable
 from embedding_studio.store.mongo_early import DUPLICATE_KEY, EVENT, MongoEarly
+from embedding_studio.store.mongo_usage import MongoUsage
+from embedding_studio.store.usage import size_of, size_of_events
 from embedding_studio.tasks import TERMINAL
 
 Document = dict[str, Any]
@@ -63,7 +67,7 @@ class Known(NamedTuple):
     event_ids: set[str]
 
 
-class MongoClickstream(MongoEarly):
+class MongoClickstream(MongoEarly, MongoUsage):
     _batches: MongoCollection[Document]
     _sessions: MongoCollection[Document]
     _tasks: MongoCollection[Document]
@@ -81,7 +85,7 @@ class MongoClickstream(MongoEarly):
 
     @answering()
     def register_sessions(
-        self, sessions: Sequence[Session], now: datetime
+        self, sessions: Sequence[Session], now: datetime, most: Usage | None = None
     ) -> list[Registered | InvalidInput]:
         ids = [s.session_id for s in sessions if _is_encodable(s.session_id)]
         known = self._known(ids, WITH_EVENT_IDS)
@@ -93,6 +97,7 @@ class MongoClickstream(MongoEarly):
                     refused[place] = refusal
                 else:
                     new.setdefault(session.session_id, session)
+        self._ensure_room(_usage_of(new.values(), sessions, known), most)
         placed = self._place(list(new.values()), now)
         # those that someone else posted meanwhile
         known |= self._known(new.keys() - placed.keys(), WITH_EVENT_IDS)
@@ -188,6 +193,8 @@ class MongoClickstream(MongoEarly):
                 for place, session in enumerate(waiting, start=number)
             ]
             inserted, refusal = self._insert_run(documents)
+            if inserted:
+                self._count(batch["_id"], _usage_of(waiting[:inserted]))
             for session, document in zip(waiting, documents[:inserted], strict=False):
                 stored = NumberedSession(session, str(batch["_id"]), document["number"])
                 since = batch.get("since")
@@ -239,6 +246,8 @@ class MongoClickstream(MongoEarly):
         return self._batches.find_one({"project": self.project}, sort=[("ordinal", DESCENDING)])
 
     def _open_batch(self, last: Document | None, now: datetime) -> None:
+        if last is None:
+            self._begin_to_count()
         batch = {
             "project": self.project,
             "ordinal": 1 if last is None else last["ordinal"] + 1,
@@ -259,7 +268,7 @@ class MongoClickstream(MongoEarly):
     def _push(self, known: Known, events: Sequence[SessionEvent]) -> int:
         """Add the events that the session does not have in one atomic step; return how many."""
         session = known.registered.stored.session
-        while fresh := [one for one in _distinct(events) if one.event_id not in known.event_ids]:
+        while fresh := _fresh(events, known):
             adding = {
                 "$push": {"events": {"$each": [_event_document(event) for event in fresh]}},
                 "$addToSet": {
@@ -271,6 +280,8 @@ class MongoClickstream(MongoEarly):
             is_new = {"$nin": [event.event_id for event in fresh]}
             which = {"_id": self._key(session.session_id), "events.event_id": is_new}
             if self._sessions.update_one(which, adding).modified_count:
+                batch_id = known.registered.stored.batch_id
+                self._count(batch_id, Usage(0, size_of_events(fresh)))
                 return len(fresh)
             again = self._known([session.session_id])
             if not again:
@@ -286,10 +297,13 @@ class MongoClickstream(MongoEarly):
         return _numbered(document)
 
     @answering()
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
+    def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], most: Usage | None = None
+    ) -> Registered:
         known = self._known([session_id]).get(session_id)
         if known is None:
             raise unknown("session", session_id, ": register it first")
+        self._ensure_room(Usage(0, size_of_events(_fresh(events, known))), most)
         answer = self._add_to(known, events)
         if isinstance(answer, InvalidInput):
             raise answer
@@ -397,7 +411,9 @@ class MongoClickstream(MongoEarly):
         deleted = []
         for batch in self._batches.find({"project": self.project, "status": DELETING}):
             self._sessions.delete_many({"batch_id": batch["_id"]})
-            self._batches.delete_one({"_id": batch["_id"]})
+            if self._batches.delete_one({"_id": batch["_id"]}).deleted_count:
+                freed = Usage(-batch["session_count"], -batch.get("bytes", 0))
+                self._count(batch["_id"], freed)
             deleted.append(str(batch["_id"]))
         return deleted
 
@@ -423,6 +439,25 @@ class MongoClickstream(MongoEarly):
             batch_size=limit,
         )
         return [_numbered(document) for document in page]
+
+
+def _usage_of(
+    new: Iterable[Session],
+    posted: Iterable[Session] = (),
+    known: Mapping[str, Known] = MappingProxyType({}),
+) -> Usage:
+    """Return what new sessions are, and what is posted of events to known ones."""
+    sizes = [size_of(session) + size_of_events(_distinct(session.events)) for session in new]
+    fresh = (
+        size_of_events(_fresh(session.events, known[session.session_id]))
+        for session in posted
+        if session.session_id in known
+    )
+    return Usage(len(sizes), sum(sizes) + sum(fresh))
+
+
+def _fresh(events: Iterable[SessionEvent], known: Known) -> list[SessionEvent]:
+    return [event for event in _distinct(events) if event.event_id not in known.event_ids]
 
 
 def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:

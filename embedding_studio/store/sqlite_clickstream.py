@@ -21,6 +21,7 @@ from embedding_studio.clickstream import (
     Session,
     SessionBatch,
     SessionEvent,
+    Usage,
 )
 from embedding_studio.errors import InvalidInput
 from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
@@ -40,7 +41,10 @@ from embedding_studio.store.sqlite_file import (
     session_key,
     session_rows,
     task_rows,
+    usage_rows,
 )
+from embedding_studio.store.sqlite_usage import Additions, change_usage
+from embedding_studio.store.usage import size_of, size_of_events
 from embedding_studio.tasks import TERMINAL
 
 BATCH = TypeAdapter(SessionBatch)
@@ -52,7 +56,7 @@ class SqliteClickstream(SqliteFile):
         return session_key(self.project, session_id)
 
     def register_sessions(
-        self, sessions: Sequence[Session], now: datetime
+        self, sessions: Sequence[Session], now: datetime, most: Usage | None = None
     ) -> list[Registered | InvalidInput]:
         keys = [self._key(session.session_id) for session in sessions]
         refused = [_refusal(session) for session in sessions]
@@ -67,9 +71,13 @@ class SqliteClickstream(SqliteFile):
             for key, session in posted:
                 if key not in known:
                     new.setdefault(key, session)
-            placed = _add_sessions(connection, self.project, new, now) if new else {}
-            added = _add_events(connection, [(key, session.events) for key, session in posted])
-            joined = _join_early(connection, [key for key, _ in posted], now)
+            additions = Additions(connection, self.project)
+            placed = _add_sessions(additions, self.project, new, now) if new else {}
+            for key, answer in {**known, **placed}.items():
+                additions.batches[key] = answer.stored.batch_id
+            added = _add_events(additions, [(key, session.events) for key, session in posted])
+            joined = _join_early(additions, [key for key, _ in posted], now)
+            additions.settle(most)
         answers = []
         for (key, _), new_events in zip(posted, added, strict=True):
             answer = replace(placed.get(key) or known[key], new_events=new_events)
@@ -84,9 +92,10 @@ class SqliteClickstream(SqliteFile):
     ) -> bool:
         key = self._key(feedback.session_id)
         with self._writing() as connection:
-            if not _known(connection, [key]):
+            known = _known(connection, [key]).get(key)
+            if known is None:
                 return add_early(connection, self.project, key, feedback, now, expires_at, most)
-            _add_events(connection, [(key, feedback.events)])
+            _add_to_known(connection, self.project, key, known, feedback.events, None)
             if feedback.is_irrelevant:
                 _mark(connection, [key])
             return True
@@ -105,13 +114,20 @@ class SqliteClickstream(SqliteFile):
             raise unknown("session", session_id, ": register it first")
         return found[0]
 
-    def append_events(self, session_id: str, events: Sequence[SessionEvent]) -> Registered:
+    def append_events(
+        self, session_id: str, events: Sequence[SessionEvent], most: Usage | None = None
+    ) -> Registered:
         with self._writing() as connection:
             key = self._key(session_id)
             known = _known(connection, [key]).get(key)
             if known is None:
                 raise unknown("session", session_id, ": register it first")
-            return replace(known, new_events=_add_events(connection, [(key, events)])[0])
+            return _add_to_known(connection, self.project, key, known, events, most)
+
+    def usage(self) -> dict[str, Usage]:
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(usage_rows)).all()
+        return {row.project: Usage(row.sessions, row.bytes) for row in rows}
 
     def mark_irrelevant(self, session_id: str) -> None:
         with self._writing() as connection:
@@ -191,6 +207,9 @@ class SqliteClickstream(SqliteFile):
                 is_one_of(session_rows.c.batch_id, older)
             )
             connection.execute(sa.delete(event_rows).where(event_rows.c.session_id.in_(sessions)))
+            held = sa.select(batch_rows.c.session_count, batch_rows.c.bytes)
+            for batch in connection.execute(held.where(is_one_of(batch_rows.c.batch_id, older))):
+                change_usage(connection, self.project, Usage(-batch.session_count, -batch.bytes))
             for table in (session_rows, batch_rows):
                 connection.execute(sa.delete(table).where(is_one_of(table.c.batch_id, older)))
         return older
@@ -240,9 +259,10 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, Registered]
 
 
 def _add_sessions(
-    connection: Connection, project: str, new: Mapping[str, Session], now: datetime
+    additions: Additions, project: str, new: Mapping[str, Session], now: datetime
 ) -> dict[str, Registered]:
     """Add sessions, by their keys, to the project's collecting batch, opened if there is none."""
+    connection = additions.connection
     batch = _find_batch(connection, project, IS_COLLECTING) or _open_batch(connection, project, now)
     placed = {
         key: Registered(
@@ -269,6 +289,9 @@ def _add_sessions(
         .where(batch_rows.c.batch_id == batch.batch_id)
         .values(session_count=batch.session_count + len(rows))
     )
+    for key, session in new.items():
+        additions.batches[key] = batch.batch_id
+        additions.count(key, Usage(1, size_of(session)))
     return placed
 
 
@@ -281,10 +304,26 @@ def _open_batch(connection: Connection, project: str, now: datetime) -> SessionB
     return batch
 
 
+def _add_to_known(
+    connection: Connection,
+    project: str,
+    key: str,
+    known: Registered,
+    events: Sequence[SessionEvent],
+    most: Usage | None,
+) -> Registered:
+    additions = Additions(connection, project)
+    additions.batches[key] = known.stored.batch_id
+    (new_events,) = _add_events(additions, [(key, events)])
+    additions.settle(most)
+    return replace(known, new_events=new_events)
+
+
 def _add_events(
-    connection: Connection, posted: Sequence[tuple[str, Sequence[SessionEvent]]]
+    additions: Additions, posted: Sequence[tuple[str, Sequence[SessionEvent]]]
 ) -> list[int]:
     """Add the unknown events of sessions, by their keys; return how many, in the order given."""
+    connection = additions.connection
     known_pairs = sa.select(event_rows.c.session_id, event_rows.c.event_id).where(
         is_one_of(event_rows.c.session_id, {key for key, _ in posted})
     )
@@ -297,6 +336,7 @@ def _add_events(
             if (key, event.event_id) in known:
                 continue
             known.add((key, event.event_id))
+            additions.count(key, Usage(0, size_of_events([event])))
             rows.append(
                 {
                     "key": key,
@@ -312,12 +352,13 @@ def _add_events(
     return counts
 
 
-def _join_early(connection: Connection, keys: Iterable[str], now: datetime) -> dict[str, int]:
+def _join_early(additions: Additions, keys: Iterable[str], now: datetime) -> dict[str, int]:
     """Have what waits for sessions that are stored join them; return how many events did."""
+    connection = additions.connection
     events, marked = take_early(connection, keys, now)
     if marked:
         _mark(connection, marked)
-    added = _add_events(connection, list(events.items())) if events else []
+    added = _add_events(additions, list(events.items())) if events else []
     return dict(zip(events, added, strict=True))
 
 

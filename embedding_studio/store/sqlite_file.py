@@ -56,6 +56,14 @@ batch_rows = Table(
     Column("released_at", UtcDateTime),
     Column("since", UtcDateTime),
     Column("counts", DOCUMENT, nullable=False, server_default="{}"),
+    Column("bytes", sa.Integer, nullable=False, server_default="0"),  # as `usage` counts them
+)
+usage_rows = Table(
+    "usage",
+    schema,
+    Column("project", sa.String, primary_key=True),
+    Column("sessions", sa.Integer, nullable=False),
+    Column("bytes", sa.Integer, nullable=False),
 )
 session_rows = Table(
     "sessions",

@@ -12,7 +12,7 @@ from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.tasks import Claim
-from tests.api.samples import METHOD, START, Clock, claim, record_worker, session_json
+from tests.api.samples import METHOD, START, Clock, claim, event_json, record_worker, session_json
 
 MB = 1024 * 1024
 RESULTS = [{"object_id": f"item-{i}"} for i in range(4)]
@@ -215,3 +215,41 @@ def test_a_rate_that_cannot_be_read(store: Store, settings: Settings, wrong: str
     """It is a ConfigurationError that names the setting, when the API starts."""
     with pytest.raises(ConfigurationError, match="ES_RATE_LIMIT"):
         open_api(store, settings, rate_limit=wrong)
+
+
+def test_a_full_project_is_told_before_it_is(store: Store, settings: Settings) -> None:
+    """From four fifths on health names the project; above the limit posts are 429 and name the
+    setting, those of known sessions are not; a batch tells its project's part."""
+    full = "holds 100% of what it may (ES_MAX_PROJECT_SESSIONS)"
+    with open_api(store, settings, max_project_sessions=10) as api:
+        for number in range(10):
+            assert api.post("/clickstream/session", json=session_json(f"s-{number}")).is_success
+        assert api.post("/clickstream/session", json=session_json("s-1")).is_success
+        more = {"sessions": [session_json("s-1"), session_json("s-10")]}
+        for path, body in (("session", session_json("s-10")), ("sessions", more)):
+            answer = api.post(f"/clickstream/{path}", json=body)
+            assert_names(answer, 429, "'default' holds 10 sessions", "ES_MAX_PROJECT_SESSIONS")
+        assert api.get("/clickstream/internal/batch").json()["project_sessions"] == 10
+        assert f"project 'default' {full}" in api.get("/health").json()["store"]["detail"]
+    with open_api(store, settings, max_project_sessions=13) as api:
+        assert "holds" not in api.get("/health").json()["store"]["detail"]
+
+
+def test_events_of_a_full_project_are_refused(store: Store, settings: Settings) -> None:
+    """Bytes count too, of sessions and of their events."""
+    with open_api(store, settings, max_project_mb=1) as api:
+        large = {**session_json("s-1"), "search_meta": {"x": "y" * 30_000}}
+        statuses = [
+            api.post("/clickstream/session", json={**large, "session_id": f"s-{n}"}).status_code
+            for n in range(40)
+        ]
+        assert (statuses[0], statuses[-1]) == (200, 429)
+        full = statuses.index(429)
+        assert set(statuses[full:]) == {429}
+        usage = store.usage()["default"]
+        assert usage.sessions == full
+        assert 0.95 * MB < usage.bytes <= MB
+        event = {**event_json(), "meta": {"x": "y" * 32_000}}
+        body = {"session_id": "s-0", "events": [event]}
+        answer = api.post("/clickstream/session/events", json=body)
+        assert_names(answer, 429, "'default'", "bytes", "ES_MAX_PROJECT_MB", "ES_KEEP_BATCHES")

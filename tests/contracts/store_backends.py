@@ -125,6 +125,10 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def forget_usage(self, store: Any) -> None:
+        """Make the database one of before it was counted what projects hold."""
+
+    @abstractmethod
     def drop(self) -> None:
         """Remove the database."""
 
@@ -193,6 +197,11 @@ class SqliteBackend(Backend):
 
         with listening("begin", begin):
             yield
+
+    def forget_usage(self, store: Any) -> None:
+        with store._writing() as connection:
+            connection.exec_driver_sql("DELETE FROM usage")
+            connection.exec_driver_sql("UPDATE batches SET bytes = 0")
 
     def drop(self) -> None:
         pass  # pytest removes the folder
@@ -264,6 +273,10 @@ class MongoBackend(Backend):
                     partialmethod(partial(around, getattr(self.collection_class, name))),
                 )
             yield
+
+    def forget_usage(self, store: Any) -> None:
+        store._usage.delete_many({})
+        store._batches.update_many({}, {"$unset": {"bytes": 1}})
 
     def drop(self) -> None:
         with pymongo.MongoClient[dict[str, Any]](self.url) as client:

@@ -1,0 +1,58 @@
+"""What a project's sessions take, and when there is room for no more."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic_core import PydanticSerializationError
+
+from embedding_studio.clickstream import Session, SessionEvent, Usage
+from embedding_studio.errors import TooManyRequests
+from embedding_studio.settings import Settings
+
+SESSION = TypeAdapter(Session)
+EVENT = TypeAdapter(SessionEvent)
+SAMPLE = 100
+"""How many sessions of a project from before they were counted tell how large one is."""
+
+
+def most_of(settings: Settings) -> Usage:
+    """Return what a project may hold."""
+    return Usage(settings.max_project_sessions, settings.max_project_mb * 1024 * 1024)
+
+
+def size_of(session: Session) -> int:
+    """Return the bytes of a session without its events."""
+    return _json_size(SESSION, session, exclude={"events"})
+
+
+def size_of_events(events: Iterable[SessionEvent]) -> int:
+    """Return the bytes of events."""
+    return sum(_json_size(EVENT, event) for event in events)
+
+
+def _json_size(kind: TypeAdapter[Any], value: object, **options: Any) -> int:
+    try:
+        return len(kind.dump_json(value, **options))
+    except PydanticSerializationError:  # half a surrogate pair, which is no UTF-8
+        return len(repr(value))
+
+
+def ensure_room(project: str, used: Usage, added: Usage, most: Usage | None) -> None:
+    """Raise TooManyRequests where a project would hold more than it may; None: it may hold all.
+
+    What adds nothing, such as a post that is repeated, has room.
+    """
+    if most is None or added == Usage():
+        return
+    for what, there, new, limit, setting in (
+        ("sessions", used.sessions, added.sessions, most.sessions, "ES_MAX_PROJECT_SESSIONS"),
+        ("bytes of sessions", used.bytes, added.bytes, most.bytes, "ES_MAX_PROJECT_MB"),
+    ):
+        if new and there + new > limit:
+            raise TooManyRequests(
+                f"project {project!r} holds {there} {what}, and {new} more would be above its "
+                f"limit of {limit} ({setting}): nothing of this is kept. Have older batches "
+                "deleted once a task has learnt from the latest (ES_KEEP_BATCHES), or raise the "
+                "limit"
+            )

@@ -1,0 +1,150 @@
+"""The contract of every store: what a project's sessions take is counted, and kept to a limit."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from embedding_studio.clickstream import Session, SessionEvent, Usage
+from embedding_studio.errors import TooManyRequests
+from embedding_studio.store import Store
+from embedding_studio.store.base import EarlyFeedback
+from embedding_studio.store.usage import size_of, size_of_events
+from tests.contracts.store_backends import Backend
+from tests.contracts.store_processes import NOW, make_session
+
+PLENTY = 10**9
+CLICK = SessionEvent("e-1", "item-1", NOW, meta={"page": "ж"})
+
+
+def size(*sessions: Session) -> int:
+    return sum(size_of(session) + size_of_events(session.events) for session in sessions)
+
+
+def test_sessions_and_events_are_counted_once(store: Store) -> None:
+    """Sessions, their events, those that follow and those that came before are; what is posted
+    again is not; other projects count for themselves."""
+    session = replace(make_session("s-1"), events=(CLICK,))
+    for _ in range(2):
+        store.register_sessions([session, session], NOW)
+    assert store.usage() == {"default": Usage(1, size(session))}
+    later = replace(CLICK, event_id="e-2")
+    for _ in range(2):
+        store.append_events("s-1", [CLICK, later])
+    early = replace(CLICK, event_id="e-3")
+    store.keep_early(EarlyFeedback("s-2", (early,)), NOW, NOW.replace(year=9999), most=9)
+    second = make_session("s-2")
+    store.register_sessions([second], NOW)
+    store.keep_early(EarlyFeedback("s-2", (early, later)), NOW, NOW.replace(year=9999), most=9)
+    store.in_project("another").register_sessions([second], NOW)
+    whole = [replace(session, events=(CLICK, later)), replace(second, events=(early, later))]
+    assert store.usage() == {
+        "default": Usage(2, size(*whole)),
+        "another": Usage(1, size(second)),
+    }
+
+
+def test_odd_text_is_counted_too(store: Store) -> None:
+    """What one database cannot hold and another can is no failure of the counting."""
+    odd = replace(CLICK, event_id="e-2", meta={"half": "\ud800"})
+    store.register_sessions([make_session("s-1")], NOW)
+    store.register_sessions([replace(make_session("s-1"), events=(odd,))], NOW)
+    assert store.usage()["default"].sessions == 1
+
+
+def test_deleted_batches_are_room_again(store: Store) -> None:
+    """What is left is what was counted of the batches that stay, later events included."""
+    for number in range(3):
+        store.register_sessions([make_session(f"s-{number}")], NOW)
+        store.release_batch(f"r-{number}", NOW.replace(month=number + 1))
+    store.append_events("s-0", [CLICK])
+    store.append_events("s-2", [CLICK])
+    assert len(store.delete_older_batches(1)) == 2
+    left = replace(make_session("s-2"), events=(CLICK,))
+    assert store.usage() == {"default": Usage(1, size(left))}
+    assert store.delete_older_batches(0)
+    assert store.usage() == {"default": Usage(0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("most", "setting"),
+    [
+        (Usage(2, PLENTY), "ES_MAX_PROJECT_SESSIONS"),
+        (Usage(PLENTY, size(make_session("s-1"), make_session("s-2"))), "ES_MAX_PROJECT_MB"),
+    ],
+)
+def test_a_full_project_takes_nothing_more(store: Store, most: Usage, setting: str) -> None:
+    """The refusal names the project and the setting; nothing of the post is kept. What is there may
+    be posted again, other projects go on, and what was deleted is room again."""
+    first, second, third = (make_session(f"s-{number}") for number in (1, 2, 3))
+    store.register_sessions([first], NOW, most)
+    store.release_batch("r", NOW)
+    store.register_sessions([second], NOW, most)
+    with pytest.raises(TooManyRequests, match=rf"'default' holds.*{setting}.*ES_KEEP_BATCHES"):
+        store.register_sessions([second, third], NOW, most)
+    answers: Any = store.register_sessions([second, first], NOW, most)
+    assert [answer.is_new for answer in answers] == [False, False]
+    store.in_project("another").register_sessions([third], NOW, most)
+    store.release_batch("r-2", NOW)
+    assert len(store.delete_older_batches(1)) == 1
+    store.register_sessions([third], NOW, most)
+    batch = store.collecting_batch()
+    assert batch is not None
+    assert batch.session_count == 1
+    assert store.usage()["default"].sessions == 2
+
+
+def test_events_of_a_full_project_are_refused(store: Store) -> None:
+    """So are those that are posted with a known session; those that are there are not."""
+    session = replace(make_session("s-1"), events=(CLICK,))
+    most = Usage(PLENTY, size(session))
+    store.register_sessions([session], NOW, most)
+    more = replace(CLICK, event_id="e-2")
+    with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
+        store.append_events("s-1", [more], most)
+    with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
+        store.register_sessions([replace(session, events=(CLICK, more))], NOW, most)
+    assert store.append_events("s-1", [CLICK], most).new_events == 0
+    assert store.get_session("s-1").session.events == (CLICK,)
+
+
+def test_writers_at_once_stay_near_the_limit(shared: Backend) -> None:
+    """Each may find room for itself at the same time as the others, and no more."""
+    writers, most = 4, Usage(10, PLENTY)
+    with closing(shared.open()) as store:
+
+        def post(writer: int) -> None:
+            for number in range(20):
+                try:
+                    store.register_sessions([make_session(f"s-{writer}-{number}")], NOW, most)
+                except TooManyRequests:
+                    return
+
+        with ThreadPoolExecutor(writers) as pool:
+            list(pool.map(post, range(writers)))
+        batch = store.collecting_batch()
+        assert batch is not None
+        assert 10 <= batch.session_count <= 10 + writers - 1
+        assert store.usage()["default"].sessions == batch.session_count
+
+
+def test_what_came_before_it_was_counted_is_estimated(backend: Backend) -> None:
+    """A database of an older version counts from its project's next post on, and what its batches
+    took is room again when they are deleted."""
+    with closing(backend.open()) as store:
+        store.register_sessions([make_session(f"s-{number}", ["e-1"]) for number in range(20)], NOW)
+        counted = store.usage()["default"]
+        store.release_batch("r", NOW)
+        backend.forget_usage(store)
+        assert store.usage() == {}
+        new = make_session("new")
+        store.register_sessions([new], NOW, Usage(PLENTY, PLENTY))
+        estimated = store.usage()["default"]
+        assert estimated.sessions == 21
+        assert 0.5 < estimated.bytes / counted.bytes < 2
+        store.release_batch("r-2", NOW.replace(year=2027))
+        store.delete_older_batches(1)
+        assert store.usage()["default"].sessions == 1
+        assert store.usage()["default"].bytes < estimated.bytes / 10
