@@ -11,7 +11,7 @@ from cronsim import CronSim, CronSimError
 
 from embedding_studio.clickstream import ignored_kinds, merge_weights
 from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable
-from embedding_studio.store.base import Store, ensure_room
+from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, Schedule, TaskRequest
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,6 @@ def _look(
     """Return the task of this time, if there is one, and what there is to say. Raises Conflict."""
     key = f"schedule {schedule.id} at {schedule.next_at.isoformat()}"
     if (task := store.find_task(key)) is None:
-        ensure_room(store, most_pending)
         if (rival := store.waiting_for_batch()) is not None:
             return None, (
                 f"no task: task {rival.id} is {rival.status} and has not taken its batch yet; the "
@@ -125,5 +124,5 @@ def _look(
         event_weights=schedule.event_weights,
         webhook_url=schedule.webhook_url,
     )
-    task, is_new = store.add_task(request, now)
+    task, is_new = store.add_task(request, now, most_pending)
     return task, f"task {task.id} {'was created' if is_new else 'is there already'}"

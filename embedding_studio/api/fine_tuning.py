@@ -45,14 +45,14 @@ def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext
     check_webhook(context, wanted.webhook_url)
     try:
         _check_can_run(context, wanted)
-        ensure_room(context.store, context.settings.max_pending_tasks)
     except (NotFound, Conflict, UnknownMethod):
         # looked up after the check: if the check failed because this very task has taken the
         # batch meanwhile, the task is there to be found
         key = wanted.idempotency_key
         if key is None or context.store.find_task(key) is None:
             raise
-    task, _is_new = context.store.add_task(wanted, context.clock())
+    most = context.settings.max_pending_tasks
+    task, _is_new = context.store.add_task(wanted, context.clock(), most)
     return _view(task, request, context)
 
 
@@ -90,7 +90,8 @@ def restart_task(
     kept; if it never had one, it takes the one that then collects. A pending task stays as it is.
     """
     if context.store.get_task(task_id).status is not TaskStatus.PENDING:
-        ensure_room(context.store, context.settings.max_pending_tasks)
+        pending = context.store.count_tasks(TaskStatus.PENDING)
+        ensure_room(pending, context.settings.max_pending_tasks)
     return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)
 
 

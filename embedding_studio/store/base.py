@@ -65,13 +65,11 @@ def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
     )
 
 
-def ensure_room(store: "Store", most: int) -> None:
-    """Raise Conflict if so many tasks of the project are pending that no other may be.
-
-    It is not one step with the adding of a task: those added at the same moment may pass it."""
-    if store.count_tasks(TaskStatus.PENDING) >= most:
+def ensure_room(pending: int, most: int | None) -> None:
+    """Raise Conflict if so many tasks of a project are pending that no other may be."""
+    if most is not None and pending >= most:
         raise Conflict(
-            f"{most} tasks are waiting for a worker already, the most there may be "
+            f"{pending} tasks are waiting for a worker already, the most there may be "
             "(ES_MAX_PENDING_TASKS): wait, cancel one, or start more workers"
         )
 
@@ -230,11 +228,15 @@ class Store(ABC):
     # -- tasks, as their clients see them --------------------------------------------------------
 
     @abstractmethod
-    def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
+    def add_task(
+        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+    ) -> tuple[FineTuningTask, bool]:
         """Add a pending task; True if it is new.
 
         The same idempotency_key with the same request gives the task that exists already, also
-        under concurrent posts; with another request it raises Conflict.
+        under concurrent posts; with another request it raises Conflict. So it does where
+        `most_pending` of the project are pending already; in MongoDB those that are added at the
+        same moment may pass it.
         """
 
     @abstractmethod

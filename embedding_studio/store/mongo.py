@@ -25,7 +25,7 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import unknown
+from embedding_studio.store.base import ensure_room, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering, id_of
@@ -134,13 +134,17 @@ class MongoStore(
     # -- tasks, as their clients see them --------------------------------------------------------
 
     @answering()
-    def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
+    def add_task(
+        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+    ) -> tuple[FineTuningTask, bool]:
         task = {
             **new_task(self.project, request, now),
             "events": [TASK_EVENT.dump_python(created(now))],
         }
         if request.idempotency_key is None:
             del task["idempotency_key"]  # the partial index would take None for a key
+        if request.idempotency_key is None or self._with_key(request.idempotency_key) is None:
+            ensure_room(self.count_tasks(TaskStatus.PENDING), most_pending)
         try:
             self._tasks.insert_one(task)
         except mongo_errors.DuplicateKeyError:

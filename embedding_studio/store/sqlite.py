@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clock import latest_end
-from embedding_studio.store.base import unknown
+from embedding_studio.store.base import ensure_room, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
@@ -59,13 +59,16 @@ class SqliteStore(
 
     # -- tasks, as their clients see them --------------------------------------------------------
 
-    def add_task(self, request: TaskRequest, now: datetime) -> tuple[FineTuningTask, bool]:
+    def add_task(
+        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+    ) -> tuple[FineTuningTask, bool]:
         with self._writing() as connection:
             if request.idempotency_key is not None:
                 row = self._with_key(connection, request.idempotency_key)
                 if row is not None:
                     ensure_same_request(row.id, row.request, request)
                     return _task(row), False
+            ensure_room(self._count(connection, TaskStatus.PENDING), most_pending)
             values = {"id": secrets.token_hex(12), **new_task(self.project, request, now)}
             insert = sa.insert(task_rows).values(values).returning(task_rows)
             task = _task(connection.execute(insert).one())
@@ -95,10 +98,13 @@ class SqliteStore(
             return [_task(row) for row in connection.execute(newest.offset(skip).limit(limit))]
 
     def count_tasks(self, status: TaskStatus) -> int:
-        of_project = sa.and_(task_rows.c.project == self.project, task_rows.c.status == status)
         with self._reading() as connection:
-            count = sa.select(sa.func.count()).select_from(task_rows).where(of_project)
-            return connection.execute(count).scalar_one()
+            return self._count(connection, status)
+
+    def _count(self, connection: Connection, status: TaskStatus) -> int:
+        of_project = sa.and_(task_rows.c.project == self.project, task_rows.c.status == status)
+        count = sa.select(sa.func.count()).select_from(task_rows).where(of_project)
+        return connection.execute(count).scalar_one()
 
     def waiting_for_batch(self) -> FineTuningTask | None:
         oldest = (

@@ -11,7 +11,7 @@ import pytest
 
 from embedding_studio import schedules
 from embedding_studio.clickstream import SessionEvent
-from embedding_studio.errors import InvalidInput, NotFound
+from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.schedules import next_time, run_due
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
@@ -220,6 +220,31 @@ def test_a_schedule_creates_no_more_tasks_than_may_wait(store: Store) -> None:
     store.cancel_task(first.id, later(60))
     run_due(store, later(120), 2)
     assert len(store.list_tasks()) == 3
+
+
+def test_so_many_tasks_of_a_project_may_wait(shared: Backend) -> None:
+    """Of eight that come at once beyond the last place, SQLite adds one; the same request is there
+    again, and other projects' tasks do not count."""
+    with closing(shared.open()) as store:
+        store.in_project("acme").add_task(TaskRequest("m"), NOW)
+        first = TaskRequest("m", idempotency_key="first")
+        store.add_task(first, NOW, 2)
+        barrier = Barrier(8)
+
+        def add(_: int) -> bool:
+            barrier.wait(30)
+            try:
+                return store.add_task(TaskRequest("m"), NOW, 2)[1]
+            except Conflict:
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            added = sum(pool.map(add, range(8)))
+        assert added == 1 or not isinstance(store, SqliteStore)
+        assert store.count_tasks(TaskStatus.PENDING) == 1 + added
+        assert not store.add_task(first, NOW, 2)[1]
+        with pytest.raises(Conflict, match="ES_MAX_PENDING_TASKS"):
+            store.add_task(TaskRequest("m"), NOW, 2)
 
 
 def test_a_schedule_that_cannot_be_run_holds_up_no_other(store: Store) -> None:
