@@ -39,7 +39,7 @@ def create_app(
         Gate,
         keys=KeyRing(store, settings, clock),
         rate_limit=RateLimit(settings.rate_limit),
-        max_body_mb=settings.max_body_mb,
+        settings=settings,
     )
     if origins := _origins_of(settings):
         # outside the gate: preflights carry no key, and refusals are for the page to read too

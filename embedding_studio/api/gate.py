@@ -45,6 +45,11 @@ OPEN_PATHS = frozenset(
     {"/api/v1/ping", HEALTH_PATH, "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 )
 """What anyone may ask; ping, health and the manual tell nothing of any project."""
+CALLERS = 10
+"""How many of them it takes at least to have all connections at work."""
+BODIES_AT_ONCE = 4
+FREE_BYTES = 64 * 1024
+"""What a body may have however many others of its sender are under way."""
 
 Clock = Callable[[], datetime]
 
@@ -159,20 +164,38 @@ class RateLimit:
         return max(1, math.ceil(reset_at - time.time()))
 
 
+@dataclass(slots=True)
+class _Share:
+    """What one caller has under way."""
+
+    requests: int = 0
+    bytes: int = 0
+
+
 class Gate:
     """ASGI middleware: lets a request in, telling in its `state` who the `caller` is and whether
     he is `still_allowed`, or refuses it before its body is read."""
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing, rate_limit: RateLimit, max_body_mb: int
+        self, app: ASGIApp, keys: KeyRing, rate_limit: RateLimit, settings: Settings
     ) -> None:
         self._app = app
         self._keys = keys
         self._rate_limit = rate_limit
-        self._max_bytes = max_body_mb * 1024 * 1024
+        self._shares: dict[str, _Share] = {}
+        self._most_at_once = max(1, settings.max_connections // CALLERS)
+        self._too_many = (
+            f"more than {self._most_at_once} requests of yours are under way, the most that are "
+            f"taken with ES_MAX_CONNECTIONS at {settings.max_connections}: wait for their answers"
+        )
+        self._max_bytes = settings.max_body_mb * 1024 * 1024
         self._too_large = (
-            f"the body is larger than {max_body_mb} MB, the most that is taken (ES_MAX_BODY_MB): "
-            "send less in one request"
+            f"the body is larger than {settings.max_body_mb} MB, the most that is taken "
+            "(ES_MAX_BODY_MB): send less in one request"
+        )
+        self._too_many_bytes = (
+            f"the bodies of your requests under way are larger than {BODIES_AT_ONCE} of the "
+            f"{settings.max_body_mb} MB that one may have (ES_MAX_BODY_MB): wait for their answers"
         )
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -203,7 +226,7 @@ class Gate:
         state = scope.setdefault("state", {})
         state["caller"] = caller
         state["still_allowed"] = partial(self._keys.still_lets_in, headers)
-        await self._pass_on(scope, receive, send, headers)
+        await self._pass_on(scope, receive, send, headers, who)
 
     async def _caller_of(self, path: str, headers: Headers) -> Caller:
         if path not in OPEN_PATHS:
@@ -214,7 +237,7 @@ class Gate:
         return NOBODY
 
     async def _pass_on(
-        self, scope: ASGIScope, receive: Receive, send: Send, headers: Headers
+        self, scope: ASGIScope, receive: Receive, send: Send, headers: Headers, who: str
     ) -> None:
         # fastapi's own limit, max_body_size, answers in plain text, which cannot be worded
         declared = headers.get("content-length", "")
@@ -226,12 +249,28 @@ class Gate:
         async def receive_within_limit() -> Message:
             nonlocal taken
             message = await receive()
-            taken += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            taken += size
+            share.bytes += size
             if taken > self._max_bytes:
                 raise HTTPException(413, self._too_large)
+            if taken > FREE_BYTES and share.bytes > BODIES_AT_ONCE * self._max_bytes:
+                raise HTTPException(429, self._too_many_bytes, {"Retry-After": "1"})
             return message
 
-        await self._app(scope, receive_within_limit, send)
+        share = self._shares.setdefault(who, _Share())
+        share.requests += 1
+        try:
+            if share.requests > self._most_at_once:
+                busy = JSONResponse({"detail": self._too_many}, 429, {"Retry-After": "1"})
+                await busy(scope, receive, send)
+            else:
+                await self._app(scope, receive_within_limit, send)
+        finally:
+            share.requests -= 1
+            share.bytes -= taken
+            if not share.requests:
+                del self._shares[who]
 
 
 def _presented(headers: Headers) -> access.PresentedKey | None:

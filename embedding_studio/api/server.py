@@ -1,5 +1,6 @@
 """The API as a process of its own."""
 
+import gc
 import logging
 import signal
 import socket
@@ -52,6 +53,8 @@ def serve(settings: Settings) -> None:
             log_level="warning",
             timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
+        # what is there by now stays, and is not gone through each time a large body was parsed
+        gc.freeze()
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -20,6 +20,8 @@ from embedding_studio.store import Store
 from tests.api.samples import START, Clock, session_json
 from tests.api.test_access import CLOSED, ROUTES
 
+PATH = "/api/v1/clickstream/session"
+
 
 class Asked(NamedTuple):
     """An answer, and how often the application asked for a part of the body."""
@@ -173,3 +175,79 @@ def test_an_item_of_very_many_wrong_fields_costs_only_itself(api: TestClient) ->
     assert (bad["session_id"], bad["status"], good["status"]) == ("bad", "invalid", "created")
     assert "101 fields are wrong" in bad["error"]
     assert "(and 2 more)" in told["error"]
+
+
+class Slow:
+    """A request whose body comes when it is told to."""
+
+    def __init__(self, app: FastAPI, key: str) -> None:
+        self.parts: asyncio.Queue[bytes] = asyncio.Queue()
+        self.answer: dict[str, Any] = {}
+        headers = [(b"content-type", b"application/json"), (b"x-api-key", key.encode())]
+        scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATH}
+        scope |= {"headers": headers, "query_string": b"", "client": ("192.0.2.1", 1)}
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        part = await self.parts.get()
+        return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+    async def _send(self, message: Any) -> None:
+        self.answer |= message
+
+    async def end(self, body: bytes = b"") -> int:
+        """Send this and the end of the body, and return the answer's status."""
+        if body:
+            await self.parts.put(body)
+        await self.parts.put(b"")
+        await self.task
+        return int(self.answer["status"])
+
+
+def test_one_caller_does_not_take_all_connections(
+    store: Store, settings: Settings, clock: Clock
+) -> None:
+    """A tenth of them may be at work for one caller; what is more is 429, and others are served."""
+    app = create_app(store, settings.replaced(max_connections=20), clock)
+    keys = [add_key(store, Scope.INGEST), add_key(store, Scope.INGEST)]
+
+    async def ask() -> None:
+        slow = [Slow(app, keys[0]), Slow(app, keys[0])]
+        await asyncio.sleep(0.1)
+        third = Slow(app, keys[0])
+        await third.task
+        assert third.answer["status"] == 429
+        assert b"ES_MAX_CONNECTIONS" in third.answer["body"]
+        assert await Slow(app, keys[1]).end() == 422
+        assert [await one.end() for one in slow] == [422, 422]
+        assert await Slow(app, keys[0]).end() == 422
+
+    asyncio.run(ask())
+
+
+def test_the_bodies_of_one_caller_are_bounded_together(
+    store: Store, settings: Settings, clock: Clock
+) -> None:
+    """Four large bodies of one caller are kept at once; a fifth is 429 until one is answered. Small
+    ones are taken all the same, and so are those of others."""
+    app = create_app(store, settings.replaced(max_body_mb=1), clock)
+    keys = [add_key(store, Scope.INGEST), add_key(store, Scope.INGEST)]
+    large, small = b" " * 1024 * 1024, b" " * 1024
+
+    async def ask() -> None:
+        kept = [Slow(app, keys[0]) for _ in range(4)]
+        for one in kept:
+            await one.parts.put(large)
+            while not one.parts.empty():
+                await asyncio.sleep(0.01)
+        fifth = Slow(app, keys[0])
+        assert await fifth.end(large) == 429
+        assert b"ES_MAX_BODY_MB" in fifth.answer["body"]
+        assert await Slow(app, keys[0]).end(small) == 422
+        assert await Slow(app, keys[1]).end(large) == 422
+        assert await kept.pop().end() == 422
+        assert await Slow(app, keys[0]).end(large) == 422
+        for one in kept:
+            await one.end()
+
+    asyncio.run(ask())
