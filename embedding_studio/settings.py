@@ -150,8 +150,8 @@ class Settings(BaseSettings):
         50,
         gt=0,
         le=178,
-        description="largest image, in millions of pixels, and most that are decoded at a time, at "
-        "14 MB a million; what is larger is left out",
+        description="largest image, in millions of pixels; what is larger is left out. Decoding "
+        "takes about 30 MB of memory a million",
     )
     max_connections: int = Field(
         1000,

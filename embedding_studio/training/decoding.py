@@ -1,47 +1,56 @@
 """Image files of strangers as upright RGB images, within bounds of memory and time."""
 
 import io
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self, TypeVar
 
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from embedding_studio.errors import Unreadable
 
+Result = TypeVar("Result")
+
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP")
 """Those that browsers show. Other readers of Pillow start programs, or are seldom tried."""
-_ENLARGED = 8
-"""A JPEG that is larger than needed by this factor, twice, is decoded at half its size or less."""
+_ENLARGED = 4
+"""How many times what is needed of a large JPEG is decoded at least, in width and height."""
 _MOST_SCANS = 100
 # what a PNG says in words is not read, but kept: by default up to 64 MB of it
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
 
 class Decoder:
-    """Decodes images, in several threads at once as long as they fit into memory together.
+    """Decodes images for several threads, in about the memory that two of the largest take.
 
-    max_pixels: of one image, and of all that are being decoded. side: how many pixels of width and
-    height are needed of an image; one far larger may come out smaller than it is."""
+    max_pixels: of one image. side: how many pixels of width and height are needed of it.
+    threads: how many decode at a time. Images of more than their share of the pixels are decoded
+    one after the other, in one thread: C's allocator keeps what was freed for each thread."""
 
-    def __init__(self, max_pixels: int, side: int) -> None:
+    def __init__(self, max_pixels: int, side: int, threads: int) -> None:
         self._max_pixels = max_pixels
         self._side = side
-        self._free = max_pixels
-        self._changed = threading.Condition()
+        self._share = max_pixels // threads
+        self._for_large = ThreadPoolExecutor(1, thread_name_prefix="large-images")
 
-    @contextmanager
-    def decoded(self, content: bytes) -> Iterator[Image.Image]:
-        """Yield the image, set upright as its EXIF data say; others wait for its memory.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._for_large.shutdown()
+
+    def apply(self, use: Callable[[Image.Image], Result], content: bytes) -> Result:
+        """Return what `use` makes of the image, which is set upright as its EXIF data say, in RGB.
 
         Raises Unreadable before anything is decoded, and what Pillow raises."""
         image = self._open(content)
-        with self._room_for(self._pixels(image)):
-            image.draft("RGB", (_ENLARGED * self._side, _ENLARGED * self._side))
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode != "RGB":
-                image = image.convert("RGB")  # the other one is let go of
-            yield image
+        if self._pixels(image) <= self._share:
+            return use(_upright(image))
+        return self._for_large.submit(self._apply_to_large, use, image).result()
+
+    def _apply_to_large(self, use: Callable[[Image.Image], Result], image: Image.Image) -> Result:
+        image.draft("RGB", (_ENLARGED * self._side, _ENLARGED * self._side))
+        return use(_upright(image))
 
     def _open(self, content: bytes) -> Image.Image:
         # each scan of a JPEG takes as long as an image and may be a few bytes long
@@ -65,14 +74,7 @@ class Decoder:
         short, long = sorted(image.size)
         return max(short * long, self._side**2 * long // max(1, short))
 
-    @contextmanager
-    def _room_for(self, pixels: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: pixels <= self._free)
-            self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
+
+def _upright(image: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -207,7 +207,7 @@ def _write_pixels(
     )
 
     settings = Settings()
-    decoder = Decoder(settings.max_image_megapixels * 1_000_000, max(shape[1:]))
+    max_pixels = settings.max_image_megapixels * 1_000_000
     ends_at = time.monotonic() + _MOST_TIME * 60 * settings.max_job_minutes
 
     def read(row: int, address: str) -> str | _Unread:
@@ -215,14 +215,17 @@ def _write_pixels(
             return _TOO_LATE
         try:
             content = reader.read(address)
-            with decoder.decoded(content) as image:
-                pixels[row] = cut(image)
+            pixels[row] = decoder.apply(cut, content)
         except Exception as error:  # noqa: BLE001 - file systems and decoders raise what they like
             # its text alone: what it came from may hold the content
             return _Unread(f"{type(error).__name__}: {str(error)[:500]}")
         return hashlib.sha256(content).hexdigest()
 
-    with Reader(settings, allow_private) as reader, ThreadPoolExecutor(_READERS) as readers:
+    with (
+        Reader(settings, allow_private) as reader,
+        Decoder(max_pixels, max(shape[1:]), _READERS) as decoder,
+        ThreadPoolExecutor(_READERS) as readers,
+    ):
         found = list(readers.map(read, range(len(owners)), owners))
     pixels.flush()
     _require_most(owners, found)

@@ -5,7 +5,8 @@ import io
 import struct
 import threading
 import zlib
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image, PngImagePlugin
 
 from embedding_studio.errors import Unreadable
 from embedding_studio.training.decoding import Decoder
-from tests.waiting import wait_until
 
 PHOTO = Path(sklearn.__file__).parent / "datasets" / "images" / "china.jpg"
 SIDE = 16
@@ -43,9 +43,9 @@ def black(width: int, height: int) -> bytes:
     )
 
 
-def decode(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
-    with Decoder(max_pixels, SIDE).decoded(content) as image:
-        return image
+def decode(content: bytes, max_pixels: int = 50_000_000, threads: int = 16) -> Image.Image:
+    with Decoder(max_pixels, SIDE, threads) as decoder:
+        return decoder.apply(lambda image: image, content)
 
 
 def test_an_image_of_too_many_pixels_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,37 +74,23 @@ def test_a_narrow_image_is_as_large_as_it_becomes() -> None:
         decode(black(1, 50_000), 16 * 800_000 - 1)
 
 
-def test_images_wait_for_the_memory_of_others() -> None:
-    """What is decoded at a time has no more pixels than one image may have."""
-    decoder, content = Decoder(10_000, SIDE), black(80, 80)
-    entered = threading.Semaphore(0)
+def test_large_images_are_decoded_one_after_the_other() -> None:
+    """All in one thread; those of no more than their share stay where they were asked for."""
+    used: list[tuple[int, str]] = []
+    at_work = threading.Semaphore(1)
 
-    def enter() -> AbstractContextManager[Image.Image]:
-        block = decoder.decoded(content)
-        block.__enter__()
-        entered.release()
-        return block
+    def use(image: Image.Image) -> None:
+        if image.width > 100:
+            assert at_work.acquire(blocking=False)
+            threading.Event().wait(0.01)
+            at_work.release()
+        used.append((image.width, threading.current_thread().name))
 
-    first = enter()
-    with decoder.decoded(black(60, 60)):  # there is room for a small one beside it
-        second = threading.Thread(target=enter)
-        second.start()
-        wait_until(lambda: second.is_alive() and decoder._changed._waiters)  # type: ignore[attr-defined]
-        assert entered.acquire(blocking=False)
-        assert not entered.acquire(blocking=False)
-    first.__exit__(None, None, None)
-    second.join(10)
-    assert entered.acquire(blocking=False)
-
-
-def test_an_image_that_fails_gives_its_memory_back() -> None:
-    """Broken images do not use the room up."""
-    decoder, content = Decoder(640 * 427, SIDE), PHOTO.read_bytes()
-    for _ in range(3):
-        with pytest.raises(OSError, match="truncated"), decoder.decoded(content[:9999]):
-            pass
-    with decoder.decoded(content) as image:
-        assert image.mode == "RGB"
+    with Decoder(40_000, SIDE, 4) as decoder, ThreadPoolExecutor(4, "reader") as readers:
+        files = [black(width, 100) for width in (100, 101, 200, 300, 400, 100)]
+        list(readers.map(partial(decoder.apply, use), files))
+    assert {name.partition("_")[0] for width, name in used if width == 100} == {"reader"}
+    assert {name for width, name in used if width > 100} == {"large-images_0"}
 
 
 def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
@@ -144,15 +130,16 @@ def test_words_in_a_png_are_bounded() -> None:
 
 
 def test_a_photograph_far_larger_than_needed_is_decoded_smaller() -> None:
-    """A quarter of its pixels, which look the same at the size that is needed."""
-    photo = Image.open(PHOTO).resize((24 * SIDE, 20 * SIDE))
+    """A quarter of its pixels, which look the same at the size that is needed; others stay."""
+    photo = Image.open(PHOTO).resize((12 * SIDE, 10 * SIDE))
     content = file_of(photo, "JPEG", quality=95)
-    drafted = decode(content)
-    assert drafted.size == (12 * SIDE, 10 * SIDE)
+    drafted = decode(content, photo.width * photo.height)
+    assert drafted.size == (6 * SIDE, 5 * SIDE)
     small = [
         np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32)
         for image in (drafted, Image.open(io.BytesIO(content)))
     ]
     assert abs(small[0] - small[1]).mean() < 1.0
-    ordinary = photo.resize((15 * SIDE, 40 * SIDE))
-    assert decode(file_of(ordinary, "JPEG")).size == ordinary.size
+    assert decode(content).size == photo.size
+    narrow = photo.resize((7 * SIDE, 20 * SIDE))
+    assert decode(file_of(narrow, "JPEG"), narrow.width * narrow.height).size == narrow.size
