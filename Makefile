@@ -16,7 +16,8 @@ up: $(VENV)/.demo
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# Every step's crash, every kind of outage, then ES_FAULT_MINUTES (10) of random ones from ES_FAULT_SEED.
+# Every step's crash, every kind of outage, then ES_FAULT_MINUTES (10) of random ones from ES_FAULT_SEED, and
+# some in ES_FAULT_TASKS (1) tasks of the default method.
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m faults -s tests/faults tests/executors $(ARGS)
 

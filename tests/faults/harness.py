@@ -85,6 +85,7 @@ class WorkerProcess:
     nursery: Nursery
     pid: int
     marker: Path
+    fault: Fault | None = None
 
     def exit_code(self) -> int | None:
         """Return how it ended, None while it runs; negative: by that signal."""
@@ -135,7 +136,7 @@ class Yard:
             **(fault.as_variable(marker) if fault else {}),
             **self.variables,
         }
-        worker = WorkerProcess(self.nursery, self.nursery.ask(fork=environment), marker)
+        worker = WorkerProcess(self.nursery, self.nursery.ask(fork=environment), marker, fault)
         self.workers.append(worker)
         return worker
 
@@ -452,6 +453,5 @@ def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
         model = tracking.stored_model(run_id)
         folder = Path(model.artifact_uri.removeprefix("file://"))
         if folder.is_absolute():
-            assert {file.name for file in folder.rglob("*") if file.is_file()} == {
-                file.path for file in model.files
-            }
+            found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+            assert found == {Path(file.path) for file in model.files}

@@ -6,25 +6,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.worker import utc_now
+from tests.faults.chaos import SEED, Chaos
 from tests.faults.harness import (
     IMPATIENT,
     QUICK,
     Nursery,
     RemoteYard,
-    WorkerProcess,
     check_invariants,
 )
-from tests.faults.points import Fault
 from tests.faults.proxy import KINDS, Proxy, Trouble
-from tests.faults.test_crashes import CRASHES
 from tests.iterations import open_bench
 from tests.servers import MlflowServer, Secantus
 from tests.waiting import wait_until
@@ -32,25 +28,19 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 METHODS = ("Toy", "Paced", "Worse", "Counting", "Failing once")
-SEED = int(os.environ.get("ES_FAULT_SEED") or time.time_ns() % 1_000_000)
 MINUTES = float(os.environ.get("ES_FAULT_MINUTES") or 10)
 FAULTS_PER_EPISODE = 6
 END_SECONDS = 180.0
 
 
-class Chaos:
-    """One house on a database server and an MLflow server, and the dice."""
+class Outages(Chaos):
+    """One house on a database server and an MLflow server, which break too."""
+
+    yard: RemoteYard
 
     def __init__(self, yard: RemoteYard, secantus: Secantus, dice: random.Random) -> None:
-        self.yard = yard
+        super().__init__(yard, dice)
         self.secantus = secantus
-        self.dice = dice
-        self.told: list[str] = []
-
-    def tell(self, what: str) -> None:
-        self.told.append(what)
-        sys.stdout.write(f"    {what}\n")
-        sys.stdout.flush()
 
     def episode(self, number: int) -> None:
         self.told.clear()
@@ -85,27 +75,6 @@ class Chaos:
         self.tell(f"episode {number}: {methods}, {trials} trials")
         return [bench.post_task(name, trials=trials, batch_id=batch_id) for name in methods]
 
-    def start_worker(self) -> None:
-        executor = self.dice.choice(["inline", "process:1"])
-        fault = None
-        if self.dice.random() < 0.5:
-            point = self.dice.choice(CRASHES)
-            action = self.dice.choice(["kill", "kill_all", "kill_trials", "stop"])
-            nth = self.dice.randint(1, 6)
-            fault = Fault(point.function, self.dice.choice(["before", "after"]), nth, action)
-        self.tell(f"a worker, {executor}, {fault or 'no fault'}")
-        self.yard.start_worker(fault, executor=executor)
-
-    def start_sweeper(self) -> None:
-        """A worker that starts sweeps what the dead left; this one has nothing else to do."""
-        self.yard.wait_until_ready(self.yard.start_worker())
-        self.yard.drain()
-        self.yard.workers.clear()
-
-    def alive(self) -> list[WorkerProcess]:
-        """The workers that are neither dead nor frozen."""
-        return [one for one in self.yard.workers if one.exit_code() is None and not one.is_frozen()]
-
     def faults(self) -> list[Callable[[], None]]:
         return [
             lambda: self.signal_one(signal.SIGKILL),
@@ -123,11 +92,6 @@ class Chaos:
         if alive := self.alive():
             self.tell(f"{number.name} to a worker")
             self.dice.choice(alive).send(number)
-
-    def wake_all(self) -> None:
-        self.tell("SIGCONT to all")
-        for worker in self.yard.workers:
-            worker.send(signal.SIGCONT)
 
     def drain_one(self) -> None:
         if alive := self.alive():
@@ -165,12 +129,6 @@ class Chaos:
     def pause(self) -> None:
         time.sleep(self.dice.uniform(0.1, 4.0))  # how long a fault lasts is the fault
 
-    def are_done(self, tasks: list[FineTuningTask]) -> bool:
-        try:
-            return all(self.yard.now(task).status is TaskStatus.DONE for task in tasks)
-        except StoreUnavailable:  # it has just been broken, and may take a while
-            return False
-
     def wait_a_little(self, tasks: list[FineTuningTask]) -> None:
         end = time.monotonic() + self.dice.uniform(0.0, 3.0)
         wait_until(lambda: time.monotonic() > end or self.are_done(tasks))
@@ -185,7 +143,7 @@ class Chaos:
 
 
 @pytest.fixture
-def chaos(settings: Settings, nursery: Nursery, secantus: Secantus) -> Iterator[Chaos]:
+def chaos(settings: Settings, nursery: Nursery, secantus: Secantus) -> Iterator[Outages]:
     server = MlflowServer(settings.data_folder)
     proxy = Proxy(server.url, SEED)
     waits = "serverSelectionTimeoutMS=500&connectTimeoutMS=500&socketTimeoutMS=1000"
@@ -202,7 +160,7 @@ def chaos(settings: Settings, nursery: Nursery, secantus: Secantus) -> Iterator[
         variables=IMPATIENT,
         proxy=proxy,
     )
-    yield Chaos(yard, secantus, random.Random(SEED))
+    yield Outages(yard, secantus, random.Random(SEED))
     yard.close()
     proxy.close()
     server.close()
@@ -211,7 +169,7 @@ def chaos(settings: Settings, nursery: Nursery, secantus: Secantus) -> Iterator[
 
 
 @pytest.mark.timeout(0)
-def test_random_faults_break_no_promise(chaos: Chaos, tmp_path: Path) -> None:
+def test_random_faults_break_no_promise(chaos: Outages) -> None:
     """Episode after episode: whatever the dice choose, each task ends and the invariants hold."""
     sys.stdout.write(f"\nES_FAULT_SEED={SEED} ES_FAULT_MINUTES={MINUTES:g}\n")
     end = time.monotonic() + MINUTES * 60
