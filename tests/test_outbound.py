@@ -64,6 +64,13 @@ def test_a_receiver_that_drips_is_left_in_time(server: Server, answer: Answer) -
         post(server.url)
 
 
+def test_a_handshake_that_drips_is_left_in_time(server: Server) -> None:
+    """TLS begins with a message of 16 kB, which comes byte by byte."""
+    server.answer = endless(b"\x16\x03\x03\x40\x00", b"\x02", pause=0.02)
+    with pytest.raises(httpx.ConnectTimeout):
+        get(server.url.replace("http:", "https:"))
+
+
 def test_a_receiver_that_does_not_read_is_left_in_time(server: Server) -> None:
     """What is told goes into buffers until they are full, and then waits no longer than allowed."""
     server.answer = DRIPS["nothing"]

@@ -15,7 +15,7 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP")
 """Those that browsers show. Other readers of Pillow start programs, or are seldom tried."""
 _ENLARGED = 4
 """How many times what is needed of a large JPEG is decoded at least, in width and height."""
-_MOST_SCANS = 100
+_MOST_SCANS = 50
 # what a PNG says in words is not read, but kept: by default up to 64 MB of it
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
