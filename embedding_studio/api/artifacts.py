@@ -1,14 +1,16 @@
 """A model's files read back from where MLflow keeps them, without MLflow, and zipped on the way."""
 
+import asyncio
 import hashlib
 import io
 import posixpath
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx
@@ -20,6 +22,10 @@ _CHUNK_BYTES = 256 * 1024
 _TIMEOUT_SECONDS = 30.0
 _CARD = "README.md"
 _PROXY_ROUTE = "/api/2.0/mlflow-artifacts/artifacts"
+
+# of their own: where MLflow hangs, downloads wait for each other, and nobody else for them
+_threads = ThreadPoolExecutor(8, "download")
+T = TypeVar("T")
 
 
 class ModelFolder(ABC):
@@ -190,6 +196,17 @@ def zip_chunks(
             if digest.hexdigest() != file.sha256:
                 raise CorruptModel(f"the model's file {file.path!r} is not the one that was saved")
     yield sink.take()
+
+
+async def in_download_thread(call: Callable[..., T], *arguments: Any) -> T:
+    """Return what a call that reads models returns."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, call, *arguments)
+
+
+async def in_download_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks, each read in such a thread."""
+    while (chunk := await in_download_thread(next, chunks, None)) is not None:
+        yield chunk
 
 
 def _entry(path: str) -> zipfile.ZipInfo:

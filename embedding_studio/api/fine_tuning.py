@@ -7,7 +7,13 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from embedding_studio.api.artifacts import open_card, open_model, zip_chunks
+from embedding_studio.api.artifacts import (
+    in_download_thread,
+    in_download_threads,
+    open_card,
+    open_model,
+    zip_chunks,
+)
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
@@ -120,21 +126,11 @@ def cancel_task(task_id: str, request: Request, context: TuneContext) -> TaskVie
         **problems(404, 501),
     },
 )
-def download_model(task_id: str, context: ReadContext) -> StreamingResponse:
+async def download_model(task_id: str, context: ReadContext) -> StreamingResponse:
     """The model's files lie at the ZIP's root: unpacked, the folder loads with
     `SentenceTransformer(folder)` where the method makes such models. `README.md` tells what it is
     made of, how good it is and how to use it."""
-    task = context.store.get_task(task_id)
-    if task.best_model is None:
-        raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
-    folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
-    folder.check(task.best_model.files)
-    card = open_card(task.best_model, context.settings.resolved_tracking_uri)
-    return StreamingResponse(
-        zip_chunks(folder, task.best_model.files, card),
-        media_type="application/zip",
-        headers={"Content-Disposition": f'attachment; filename="model-{task.id}.zip"'},
-    )
+    return await in_download_thread(_open_zip, task_id, context)
 
 
 @router.get(
@@ -168,6 +164,20 @@ def list_events(
     return EventSourceResponse(
         follow_events(context.store, task_id, after, context.still_allowed),
         headers={"Cache-Control": "no-store"},
+    )
+
+
+def _open_zip(task_id: str, context: Context) -> StreamingResponse:
+    task = context.store.get_task(task_id)
+    if task.best_model is None:
+        raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
+    folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
+    folder.check(task.best_model.files)
+    card = open_card(task.best_model, context.settings.resolved_tracking_uri)
+    return StreamingResponse(
+        in_download_threads(zip_chunks(folder, task.best_model.files, card)),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="model-{task.id}.zip"'},
     )
 
 

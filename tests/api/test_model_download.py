@@ -1,3 +1,4 @@
+import asyncio
 import hashlib
 import io
 import threading
@@ -9,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -116,6 +118,40 @@ def test_a_model_behind_mlflows_server(store: Store, tmp_path: Path, clock: Cloc
     unreachable = open_model(StoredModel("r", "mlflow-artifacts:/1/m", files), tracking_uri)
     with pytest.raises(StoreUnavailable, match="does not answer"):
         unreachable.check(files)
+
+
+def test_downloads_that_hang_hold_up_nobody_else(
+    store: Store,
+    settings: Settings,
+    clock: Clock,
+    task_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While MLflow answers nobody who asks for a model, however many they are, tasks are listed."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        begun.set()
+        go_on.wait(30)
+        raise StoreUnavailable("MLflow's server does not answer")
+
+    finish_with_model(store, "/some/model", ())
+    monkeypatch.setattr("embedding_studio.api.fine_tuning.open_model", hang)
+    app = create_app(store, settings, clock)
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x/api/v1") as api:
+            asked = [asyncio.create_task(api.get(f"{task_url}/model")) for _ in range(60)]
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
+            listed = await asyncio.wait_for(api.get("/fine-tuning/task"), 10)
+            assert listed.status_code == 200
+            assert not any(one.done() for one in asked)
+            go_on.set()
+            return await asyncio.gather(*asked)
+
+    assert {answer.status_code for answer in asyncio.run(ask())} == {503}
 
 
 def test_no_model_yet_is_404(api: TestClient, task_url: str) -> None:
