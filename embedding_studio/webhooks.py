@@ -89,13 +89,18 @@ class Deliveries:
         if not self._lock.acquire(timeout=PATIENCE_SECONDS):
             return None  # the store hangs, and one that waits for it is enough
         try:
-            full = [project for project, number in self._under_way.items() if number >= SHARE]
-            task = self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, full)
+            # those first of whose project none is under way
+            task = self._claim_but(at_least=1) or self._claim_but(at_least=SHARE)
             if task is not None:
                 self._under_way[task.project] += 1
             return task
         finally:
             self._lock.release()
+
+    def _claim_but(self, at_least: int) -> FineTuningTask | None:
+        """Claim a delivery, but none of projects of which so many are under way."""
+        busy = [project for project, number in self._under_way.items() if number >= at_least]
+        return self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, busy)
 
     def _tell(self, task: FineTuningTask) -> None:
         assert task.delivery is not None

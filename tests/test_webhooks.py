@@ -233,6 +233,16 @@ def test_a_receiver_that_hangs_holds_up_its_own_project_alone(outbox: Outbox) ->
     assert outbox.told[-2:] == ["https://hangs.example/", "https://own.example/"]
 
 
+def test_projects_take_turns(outbox: Outbox) -> None:
+    """Who has none under way comes first, though others have waited for longer."""
+    outbox.end_tasks(*["https://hangs.example/"] * 2)
+    outbox.start()
+    wait_until(lambda: outbox.told)
+    outbox.end_tasks("https://other.example/", project="acme")
+    outbox.deliveries.tell_ends(is_over=lambda: len(outbox.told) > 1)
+    assert outbox.told == ["https://hangs.example/", "https://other.example/"]
+
+
 def test_whatever_fails_is_a_failed_delivery(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
