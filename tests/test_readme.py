@@ -9,7 +9,8 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskStatus
 from tests.iterations import Bench, open_bench
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def settings_table() -> str:
@@ -25,6 +26,15 @@ def test_the_settings_table_is_the_settings_class() -> None:
     """Every setting is in the README with its default and its description, and no other."""
     rows = [line for line in README.splitlines() if line.startswith("| `ES_")]
     assert "\n".join(rows) == settings_table()
+
+
+def test_the_page_on_security_names_every_limit() -> None:
+    """Each setting that bounds or allows something is in docs/security.md, and no other name is."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bES_[A-Z_]+", page))
+    settings = {f"ES_{name.upper()}" for name in Settings.model_fields}
+    limits = {name for name in settings if name.startswith(("ES_MAX_", "ES_ALLOW"))}
+    assert limits <= named <= settings
 
 
 def test_the_routes_in_the_readme_exist(bench: Bench) -> None:
@@ -58,6 +68,6 @@ def test_the_readmes_plugin_works(settings: Settings, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["demo", "test", "up"])
 def test_the_commands_in_the_readme_exist(target: str) -> None:
     """The make targets that the README names are in the Makefile."""
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"make {target}" in README
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
