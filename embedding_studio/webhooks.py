@@ -42,6 +42,7 @@ _MOST_TOLD = 3000
 _HOST = re.compile(
     r"(?=.{1,254}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?", re.ASCII | re.IGNORECASE
 )
+# what resolvers take for an IPv4 address, though it is not written as one: 127.1, 0x7f000001
 _IPV4_LIKE = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?", re.ASCII | re.IGNORECASE)
 
 
