@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import resource
+from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 from typing import Any, cast
 
 import h11
@@ -161,7 +163,8 @@ class Connection(H11Protocol):
             # not closed at once: a client that still sends would lose the answer
             self._is_over = True
             self._unset_keepalive_if_required()
-            self.transport.write_eof()
+            with suppress(OSError):  # the client is gone
+                self.transport.write_eof()
         self._watch()
 
     def pause_writing(self) -> None:
@@ -207,7 +210,7 @@ class Connection(H11Protocol):
         head = [("content-type", "application/json"), ("content-length", str(len(body)))]
         head += [("connection", "close"), ("retry-after", "2")]
         for event in (
-            h11.Response(status_code=status, headers=head),
+            h11.Response(status_code=status, headers=head, reason=HTTPStatus(status).phrase),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ):

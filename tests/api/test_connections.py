@@ -2,6 +2,7 @@
 
 import resource
 import socket
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -276,7 +277,8 @@ def test_the_room_keeps_below_the_limit_of_files(
 
 
 def test_what_is_no_request_of_ours_is_logged_once_a_minute(tmp_path: Path) -> None:
-    """However often it is sent, the log is not written full, and others are answered."""
+    """However often it is sent, the log is not written full, and others are answered; a client that
+    goes away is not told of at all."""
     strange = [
         b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20,
@@ -290,5 +292,7 @@ def test_what_is_no_request_of_ours_is_logged_once_a_minute(tmp_path: Path) -> N
                     connection.sendall(sent)
                     connection.shutdown(socket.SHUT_WR)
                     read(connection)
+            with server.connect(POST + b"Content-Length: 900000000\r\n\r\n{") as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert server.ping()
         assert len(server.log()) <= 4
