@@ -108,9 +108,10 @@ class Models:
 
     def is_outage(self, error: BaseException) -> bool:
         """Return whether an error says that the MLflow server is out of order, not that a call is
-        wrong. A local database is never out of order: its errors are the machine's."""
+        wrong. A local database is so only while another process, a frozen one say, holds its lock:
+        its other errors are the machine's."""
         if not self._is_server:
-            return False
+            return isinstance(error, MlflowException) and "database is locked" in str(error)
         if isinstance(error, MlflowException):
             return _http_status(error) >= 500
         if isinstance(error, requests.HTTPError) and error.response is not None:

@@ -1,10 +1,13 @@
 """MLflow's server fails: that costs a retry, and neither the task nor a finished trial."""
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from embedding_studio.tasks import TaskStatus
 from embedding_studio.worker import MAX_OUTAGES
-from tests.faults.harness import RemoteYard, check_invariants
+from tests.faults.harness import RemoteYard, Yard, check_invariants
 from tests.faults.proxy import Trouble
 from tests.waiting import wait_until
 
@@ -96,3 +99,24 @@ def test_a_request_that_always_fails_ends_the_task(remote_yard: RemoteYard) -> N
     assert yard.log.count(f"task {task.id}: waits for MLflow") == MAX_OUTAGES
     yard.proxy.heal()
     yard.drain()
+
+
+@pytest.mark.faults
+def test_a_lock_on_the_local_database_is_waited_out(yard: Yard) -> None:
+    """A process frozen in the middle of a write holds the lock for longer than MLflow waits for it:
+    the task goes on once it is let go."""
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Paced", trials=4)
+    yard.start_worker()
+    wait_until(lambda: "trial_finished" in {event.kind for event in yard.events(task)})
+    file = yard.settings.data_folder / "mlflow.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        waits = f"task {task.id}: waits for MLflow"
+        wait_until(lambda: waits in yard.log or yard.now(task).status is TaskStatus.ERROR, 120)
+        holder.execute("ROLLBACK")
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert (done.status, done.attempt) == (TaskStatus.DONE, 1), (done.error, yard.log)
+    yard.drain()
+    check_invariants(yard)
