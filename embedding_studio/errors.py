@@ -11,7 +11,7 @@ EmbeddingStudioError
 ├── TooManyRequests         a rate or a project's room is spent (HTTP 429); worth another try
 ├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
 ├── ExecutorUnavailable     the place where trials run did not answer; worth another try
-├── ForbiddenAddress        a host in a private network that this installation keeps out of
+├── ForbiddenAddress        a host or a place that this installation keeps out of
 ├── Unreadable              a content that is too large, say; another try gives the same
 ├── DeliveryFailed          a webhook was not taken; worth another try
 ├── LeaseLost               a write by a worker that no longer owns the task

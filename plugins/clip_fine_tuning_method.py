@@ -36,8 +36,8 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     """CLIP learns which shown images a query's searchers meant.
 
     Results name their image in meta {"image": ...}: a path, URL or data: URI; or, in S3, in
-    {"bucket": ..., "file": ...}. To turn a change of the training images off, subclass with
-    `augmentation = Augmentation(vertical_flip=False)`, say.
+    {"bucket": ..., "file": ...}. Paths and objects are below ES_ALLOWED_ROOTS. To turn a change of
+    the training images off, subclass with `augmentation = Augmentation(vertical_flip=False)`, say.
     """
 
     meta = PluginMeta("CLIP Fine Tuning Method", description="Text queries, image items, CLIP")
