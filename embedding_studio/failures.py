@@ -18,6 +18,8 @@ from embedding_studio.methods import AnyMethod
 
 PROPOSING = "proposing a hyperparameter set"
 TRACE_CHARACTERS = 16_000
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""All that numpy says of a full disk."""
 _FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
 
 
@@ -50,6 +52,8 @@ def is_plugins(error: BaseException) -> bool:
 def describe(error: BaseException, method: AnyMethod | None) -> str:
     """Return an error's name and message, while doing what it came, and the line of the plugin."""
     about = [note for note in getattr(error, "__notes__", ()) if note.startswith("while ")]
+    if isinstance(error, OSError) and _SHORT_WRITE.fullmatch(str(error)):
+        about.append("No space left on device?")
     if method and is_plugins(error):
         about.append(f"in {_place(error, method)}")
     first, end, rest = str(error).partition("\n")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from embedding_studio.failures import describe
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind, TaskStatus
 from tests.iterations import Bench, open_bench
@@ -48,6 +49,13 @@ def test_a_failure_of_the_search_has_a_run_with_its_traceback(bench: Bench) -> N
     assert traceback.read_text() == event.data["traceback"]
     assert "in suggest" in failure.data.tags["mlflow.note.content"]
     assert [run.info.status for run in bench.runs(task)] == ["FINISHED"]
+
+
+def test_a_full_disk_is_guessed_where_numpy_does_not_say_so() -> None:
+    """Of a file that was written in part it tells two numbers alone."""
+    said = describe(OSError("1000 requested and 24 written"), None)
+    assert said == "OSError: 1000 requested and 24 written (No space left on device?)"
+    assert "space" not in describe(OSError("1000 requested"), None)
 
 
 def test_a_plugin_does_not_end_the_worker(bench: Bench) -> None:

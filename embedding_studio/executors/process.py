@@ -262,9 +262,11 @@ class _Pipe:
 
 def _describe_exit(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
+        # a page of a file that is mapped into memory and that the disk has no room for
+        short_of = "disk space" if exit_code == -signal.SIGBUS else "memory"
         return (
             f"the trial's process was killed by {signal.Signals(-exit_code).name}; "
-            "if nobody sent it, the machine may be out of memory"
+            f"if nobody sent it, the machine may be out of {short_of}"
         )
     return f"the trial's process ended with exit status {exit_code} and no answer"
 

@@ -1,5 +1,6 @@
 """What frozen layers make of every input: computed once per model and depth, for all trials."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embedding_studio.training.inputs import padded_places
+from embedding_studio.training.inputs import new_array, padded_places
 
 _SHARE_OF_FREE_SPACE = 0.5
 
@@ -78,7 +79,8 @@ def open_activations(
 def _write(
     file: Path, shape: Activations, chunks: Iterable[tuple[NDArray[np.integer], Tensor]]
 ) -> bool:
-    """Write the rows and return whether all of them are finite; only then is there a file.
+    """Write the rows and return whether there is room and all of them are finite; only then is
+    there a file.
 
     shape: where they go."""
     chunks = iter(chunks)
@@ -87,12 +89,12 @@ def _write(
     os.close(handle)
     part = Path(name)
     try:
-        rows = np.lib.format.open_memmap(
-            part,
-            mode="w+",
-            dtype=np.float16,
-            shape=(int(shape.offsets[-1]), first[1].shape[-1]),
-        )
+        try:
+            rows = new_array(part, np.float16, (int(shape.offsets[-1]), first[1].shape[-1]))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return False  # others have filled the disk meanwhile
         for which, hidden in chain([first], chunks):
             places, mask = padded_places(shape.offsets, which, shape.is_left_padded)
             values = hidden.half().cpu().numpy()[mask]

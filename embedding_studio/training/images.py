@@ -28,6 +28,7 @@ from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
 from embedding_studio.training.decoding import Decoder
 from embedding_studio.training.encoder import device
+from embedding_studio.training.inputs import new_array
 from embedding_studio.training.texts import tokenize
 
 log = logging.getLogger(__name__)
@@ -202,9 +203,7 @@ def _write_pixels(
     }
     (folder / "images.json").write_text(json.dumps(description), encoding="utf-8")
     _require_room(folder, len(owners) * math.prod(shape))
-    pixels = np.lib.format.open_memmap(
-        folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=(max(1, len(owners)), *shape)
-    )
+    pixels = new_array(folder / "pixels.npy", np.uint8, (max(1, len(owners)), *shape))
 
     settings = Settings()
     max_pixels = settings.max_image_megapixels * 1_000_000

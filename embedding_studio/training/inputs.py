@@ -1,5 +1,6 @@
 """What a model encodes, by number, and how it is cut into passes."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,21 @@ Ints = NDArray[np.integer]
 
 _MAX_TOKENS = 4096
 _CALL_TOKENS = 64  # what one more pass through a model costs, in tokens
+
+
+def new_array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Make an .npy file, mapped into memory, for whose content the disk has set room aside.
+
+    Raises OSError where there is none: a process that writes to a map of a file with holes, on a
+    full disk, is killed instead.
+    """
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(
+        file, mode="w+", dtype=dtype, shape=shape
+    )
+    if hasattr(os, "posix_fallocate"):
+        with file.open("rb+") as content:
+            os.posix_fallocate(content.fileno(), 0, file.stat().st_size)
+    return array
 
 
 class Inputs(Protocol):

@@ -55,8 +55,10 @@ class Large(Job[bytes]):
 
 @dataclass(frozen=True)
 class Dying(Job[None]):
+    number: signal.Signals = signal.SIGKILL
+
     def __call__(self, report: Reporter) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), self.number)
 
 
 @dataclass(frozen=True)
@@ -375,6 +377,12 @@ def test_a_process_that_dies_gives_trial_crashed(processes: Executor) -> None:
     with pytest.raises(TrialCrashed, match="SIGKILL"):
         processes.submit(Dying(), go_on).result(60)
     assert processes.submit(Reporting(), go_on).result(60) > 0
+
+
+def test_a_process_that_sigbus_ends_may_have_filled_the_disk(forked: Executor) -> None:
+    """It is what comes of a page of a mapped file for which there is no room."""
+    with pytest.raises(TrialCrashed, match=r"SIGBUS; .* out of disk space"):
+        forked.submit(Dying(signal.SIGBUS), go_on).result(60)
 
 
 def test_kill_ends_a_job_that_never_reports(processes: Executor, tmp_path: Path) -> None:

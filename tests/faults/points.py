@@ -21,7 +21,8 @@ class Fault:
     """function: its module, a colon, and its name in it. moment: before or after its nth call.
 
     action: kill or stop (freeze) this process; kill_trials: its descendants that run trials;
-    kill_all: both. marker: a file that exists from that moment on; the fault happens only once.
+    kill_all, stop_all: both. marker: a file that exists from that moment on; the fault happens
+    only once.
     """
 
     function: str
@@ -70,12 +71,12 @@ def _faulty(fault: Fault, real: Callable[..., Any]) -> Callable[..., Any]:
 
 def _happen(fault: Fault) -> None:
     Path(fault.marker).touch()
-    if fault.action in ("kill_trials", "kill_all"):
+    if fault.action in ("kill_trials", "kill_all", "stop_all"):
         for pid in trial_processes(os.getpid()):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGSTOP if fault.action == "stop_all" else signal.SIGKILL)
     if fault.action in ("kill", "kill_all"):
         os.kill(os.getpid(), signal.SIGKILL)
-    if fault.action == "stop":
+    if fault.action in ("stop", "stop_all"):
         # to this very thread: another one might take it later, when this one is past the point
         signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 

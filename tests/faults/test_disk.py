@@ -3,15 +3,19 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from os import environ
 from pathlib import Path
 
 import pytest
 
 from embedding_studio.tasks import TaskStatus
-from tests.faults.harness import LOG, Yard
+from embedding_studio.worker import utc_now
+from tests.faults.harness import LOG, Yard, check_ledger
+from tests.training.tiny import searches, write_tiny_model
 
 pytestmark = pytest.mark.slow
+PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 @pytest.fixture
@@ -125,3 +129,30 @@ def test_a_full_disk_is_an_error_that_says_so(
     assert yard.bench.house.tracking.champion("Heavy") == former.best_model
     assert former.best_model is not None
     yard.bench.house.tracking.download_model(former.best_model, yard.settings.data_folder / "copy")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kilobytes", [2_500, 5_000, 9_500, 13_000, 17_000])
+def test_the_default_method_on_a_full_disk(
+    yard: Yard, on_small_disk: list[subprocess.Popen[bytes]], tmp_path: Path, kilobytes: int
+) -> None:
+    """Whatever there is no room for, the initial model, its copy, the data or a trial's model, the
+    task is an error that says so, the batch is as it was, and nothing is left."""
+    tiny = write_tiny_model(tmp_path / "tiny")  # of four megabytes, most of them its words
+    yard.settings = yard.settings.replaced(
+        plugins_folder=PLUGINS, initial_model=str(tiny), executor="process:2"
+    )
+    store, now = yard.bench.house.store, utc_now()
+    store.register_sessions([replace(one, created_at=now) for one in searches(400)], now)
+    task = yard.bench.post_task("Default Fine Tuning Method", trials=2)
+    yard.settings.work_folder.mkdir()
+    on_small_disk.append(start_on_small_disk(yard, yard.settings.work_folder, kilobytes))
+    yard.wait_for(task, seconds=200)
+    failed = yard.now(task)
+    assert failed.status is TaskStatus.ERROR
+    assert failed.error is not None
+    assert "No space left on device" in failed.error
+    assert "SIG" not in failed.error
+    batch = store.collecting_batch()
+    assert failed.batch_id is not None or (batch is not None and batch.session_count == 400)
+    check_ledger(yard.bench)

@@ -1,7 +1,9 @@
 """A worker that sleeps past its lease and wakes up when another has finished: it writes nothing."""
 
 import json
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,4 +127,37 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     wake_up(yard, zombie, first)
     yard.drain()
     assert yard.bench.house.tracking.champion("Toy") == champion
+    check_invariants(yard)
+
+
+@pytest.mark.parametrize("worker", ["killed", pytest.param("frozen", marks=pytest.mark.faults)])
+def test_a_frozen_trial_that_outlives_its_lease_writes_nothing(
+    shared_yard: Yard, worker: str
+) -> None:
+    """Its worker dies, or freezes with it; another takes the task over, removes what they wrote and
+    finishes. Awake again, the trial's process ends, and nothing changes."""
+    yard = shared_yard
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Paced", trials=2)
+    frozen = Fault(f"{TRACKING}.log_reports", "after", 2, action="stop_all")
+    first = yard.start_worker(frozen, executor="process:1", **ALONE)
+    first.wait_for_fault()
+    wait_until(first.is_frozen)
+    (trial,) = first.trials()
+    if worker == "killed":
+        first.send(signal.SIGKILL)
+    other = yard.start_worker(executor="process:1")
+    yard.wait_for(task)
+    assert yard.now(task).status is TaskStatus.DONE, (yard.now(task).error, yard.log)
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0
+    assert Path(f"/proc/{trial}").exists()
+    before = everything(yard)
+    os.kill(trial, signal.SIGCONT)
+    if worker == "frozen":
+        wake_up(yard, first, task)
+        first.send(signal.SIGTERM)
+        assert first.wait() == 0
+    wait_until(lambda: not Path(f"/proc/{trial}").exists())
+    assert everything(yard) == before
     check_invariants(yard)

@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,6 +130,21 @@ def test_activations_beyond_half_precision_are_not_kept(
     assert tower.vectors(EVERYTHING) == pytest.approx(
         embed_frozen(model, texts, EVERYTHING), abs=0.02
     )
+
+
+def test_activations_that_a_full_disk_has_no_room_for_are_not_kept(
+    model: SentenceTransformer, texts: TokenizedTexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may fill it after the look at what is free: they are computed each time."""
+
+    def refuse(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    Tower(model, texts, 1, learning_rate=1e-3)
+    assert texts.folder is not None
+    assert not files(texts)
+    assert not list(texts.folder.glob("*.part"))
 
 
 def test_changing_inputs_are_not_recalled(
