@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from ipaddress import ip_network
+from ipaddress import IPv6Address, IPv6Network
 
 import limits
 from fastapi import HTTPException
@@ -241,7 +241,7 @@ class Gate:
     ) -> None:
         # fastapi's own limit, max_body_size, answers in plain text, which cannot be worded
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if declared.isdecimal() and int(declared) > self._max_bytes:
             await JSONResponse({"detail": self._too_large}, 413)(scope, receive, send)
             return
         taken = 0
@@ -285,7 +285,9 @@ def _address_of(scope: ASGIScope) -> str:
     if not client:
         return "unknown"
     host: str = client[0]
+    if ":" not in host:
+        return host
     with suppress(ValueError):
-        if ":" in host:
-            return str(ip_network((host.partition("%")[0], 64), strict=False))
+        address = IPv6Address(host)
+        return str(address.ipv4_mapped or IPv6Network((int(address), 64), strict=False))
     return host

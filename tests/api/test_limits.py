@@ -186,15 +186,17 @@ def test_the_rate_of_what_anyone_may_ask(store: Store, settings: Settings, path:
 
 
 def test_the_rate_of_a_network(store: Store, settings: Settings) -> None:
-    """Who has a network of IPv6 addresses gains nothing by using all of them."""
+    """Who has a network of IPv6 addresses gains nothing by using all of them; IPv4 addresses that
+    are written as such are counted each."""
     app = create_app(store, settings.replaced(rate_limit="3/hour"), Clock())
-    statuses = []
-    for last in range(4):
-        client = TestClient(app, client=(f"2001:db8:0:1::{last}", 1))
-        statuses.append(client.get("http://studio/api/v1/ping").status_code)
-    other = TestClient(app, client=("2001:db8:0:2::1", 1))
-    assert statuses == [200, 200, 200, 429]
-    assert other.get("http://studio/api/v1/ping").status_code == 200
+
+    def ping_from(address: str) -> int:
+        client = TestClient(app, client=(address, 1))
+        return client.get("http://studio/api/v1/ping").status_code
+
+    assert [ping_from(f"2001:db8:0:1::{last}%eth0") for last in range(4)] == [200, 200, 200, 429]
+    assert ping_from("2001:db8:0:2::1") == 200
+    assert {ping_from(f"::ffff:192.0.2.{last}") for last in range(4)} == {200}
 
 
 def test_the_rate_of_an_address(store: Store, settings: Settings) -> None:
