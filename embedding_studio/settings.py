@@ -114,8 +114,8 @@ class Settings(BaseSettings):
     max_project_mb: int = Field(
         10_240,
         gt=0,
-        description="most megabytes of a project's sessions and events, as JSON; a database takes "
-        "more for them",
+        description="most megabytes of a project's sessions, events and tasks, as JSON; a database "
+        "takes more for them",
     )
     max_query_chars: int = Field(4096, gt=0, description="longest query, in characters")
     max_id_chars: int = Field(

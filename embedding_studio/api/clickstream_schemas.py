@@ -270,7 +270,9 @@ class BatchView(BaseModel):
         0, description="of all the project's batches; ES_MAX_PROJECT_SESSIONS at most"
     )
     project_bytes: int = Field(
-        0, description="of the JSON of those sessions and their events; ES_MAX_PROJECT_MB at most"
+        0,
+        description="of the JSON of those sessions, their events and the project's tasks; "
+        "ES_MAX_PROJECT_MB at most",
     )
 
     @staticmethod

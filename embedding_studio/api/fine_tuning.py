@@ -58,7 +58,7 @@ def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext
         if key is None or context.store.find_task(key) is None:
             raise
     most = context.settings.max_pending_tasks
-    task, _is_new = context.store.add_task(wanted, context.clock(), most)
+    task, _is_new = context.store.add_task(wanted, context.clock(), most, context.most)
     return _view(task, request, context)
 
 

@@ -229,14 +229,19 @@ class Store(ABC):
 
     @abstractmethod
     def add_task(
-        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+        self,
+        request: TaskRequest,
+        now: datetime,
+        most_pending: int | None = None,
+        most: Usage | None = None,
     ) -> tuple[FineTuningTask, bool]:
         """Add a pending task; True if it is new.
 
         The same idempotency_key with the same request gives the task that exists already, also
         under concurrent posts; with another request it raises Conflict. So it does where
         `most_pending` of the project are pending already; in MongoDB those that are added at the
-        same moment may pass it.
+        same moment may pass it. most: what the project may hold, as in `register_sessions`; tasks
+        are never deleted.
         """
 
     @abstractmethod
@@ -282,7 +287,8 @@ class Store(ABC):
     @abstractmethod
     def restart_task(self, task_id: str, now: datetime, fresh: bool = False) -> FineTuningTask:
         """Set a stopped, canceled or failed task to pending, error, progress, promotion, best model
-        and expired_leases cleared, the batch kept. A pending task stays as it is.
+        and expired_leases cleared, the batch kept. A pending task stays as it is. One with a very
+        long history is not restarted (Conflict).
 
         fresh: count one more fresh start, by which the next attempt forgets earlier trials.
         Raises Conflict for a task at work or done, and while a canceled task's owner still holds an

@@ -19,6 +19,7 @@ from pymongo import errors as mongo_errors
 from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern
 
+from embedding_studio.clickstream import Usage
 from embedding_studio.clock import latest_end
 from embedding_studio.errors import (
     ConfigurationError,
@@ -33,6 +34,7 @@ from embedding_studio.store.mongo_clickstream import MongoClickstream
 from embedding_studio.store.mongo_models import BY_NAME, MongoModels
 from embedding_studio.store.mongo_schedules import MongoSchedules
 from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
+from embedding_studio.store.usage import size_of_request
 from embedding_studio.tasks import (
     OWNED,
     TERMINAL,
@@ -135,16 +137,22 @@ class MongoStore(
 
     @answering()
     def add_task(
-        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+        self,
+        request: TaskRequest,
+        now: datetime,
+        most_pending: int | None = None,
+        most: Usage | None = None,
     ) -> tuple[FineTuningTask, bool]:
         task = {
             **new_task(self.project, request, now),
             "events": [TASK_EVENT.dump_python(created(now))],
         }
+        added = Usage(0, size_of_request(request))
         if request.idempotency_key is None:
             del task["idempotency_key"]  # the partial index would take None for a key
         if request.idempotency_key is None or self._with_key(request.idempotency_key) is None:
             ensure_room(self.count_tasks(TaskStatus.PENDING), most_pending)
+            self._ensure_room(added, most)
         try:
             self._tasks.insert_one(task)
         except mongo_errors.DuplicateKeyError:
@@ -153,6 +161,7 @@ class MongoStore(
                 raise StoreUnavailable("the task is just being added by another call") from None
             ensure_same_request(str(stored["_id"]), stored["request"], request)
             return _task(stored), False
+        self._count(None, added)
         return _task(task), True
 
     @answering()

@@ -14,7 +14,7 @@ from pymongo.database import Database
 from embedding_studio.clickstream import Usage
 from embedding_studio.store.base import Store
 from embedding_studio.store.mongo_answers import answering
-from embedding_studio.store.usage import SAMPLE, ensure_room
+from embedding_studio.store.usage import SAMPLE, ensure_within
 
 Document = dict[str, Any]
 
@@ -37,16 +37,16 @@ class MongoUsage(Store):
             return
         while (used := self._usage.find_one({"_id": self.project})) is None:
             self._begin_to_count()
-        ensure_room(self.project, Usage(used["sessions"], used["bytes"]), added, most)
+        ensure_within(self.project, Usage(used["sessions"], used["bytes"]), added, most)
 
-    def _count(self, batch_id: str | ObjectId, added: Usage) -> None:
-        """Count what was added to a batch, or is removed with it, where it is negative."""
+    def _count(self, batch_id: str | ObjectId | None, added: Usage) -> None:
+        """Count what was added, to a batch if to any; negative is what was removed with it."""
         change = {"sessions": added.sessions, "bytes": added.bytes}
-        if self._usage.update_one({"_id": self.project}, {"$inc": change}).matched_count:
+        if not self._usage.update_one({"_id": self.project}, {"$inc": change}).matched_count:
+            self._begin_to_count()  # what was added is there
+        elif batch_id is not None:
             size = {"$inc": {"bytes": added.bytes}}
             self._sizes.update_one({"_id": ObjectId(batch_id)}, size)
-        else:
-            self._begin_to_count()  # what was added is there
 
     def _begin_to_count(self) -> None:
         """Estimate what a project holds that was there before it was counted."""

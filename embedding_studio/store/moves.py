@@ -33,6 +33,10 @@ NO_OWNER: Mapping[str, None] = {"worker_id": None, "lease_expires_at": None}
 CLEARED_BY_RESTART = ("error", "progress", "promotion", "best_model", "delivery", *NO_OWNER)
 
 
+MAX_HISTORY = 10_000
+"""A task to which more has happened is not restarted: MongoDB keeps a task in one document."""
+
+
 class TaskMoves(Store):
     @abstractmethod
     def _oldest_claimable(
@@ -100,6 +104,11 @@ class TaskMoves(Store):
             if task.status == TaskStatus.PENDING:
                 return task
             _ensure_restartable(task, now)
+            if self.list_events(task_id, MAX_HISTORY, limit=1):
+                raise Conflict(
+                    f"task {task_id} cannot be restarted any more: more than {MAX_HISTORY} things "
+                    "have happened to it already; ask for another task"
+                )
             changes = {
                 "status": TaskStatus.PENDING,
                 "updated_at": now,

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from embedding_studio.clickstream import Usage
 from embedding_studio.clock import latest_end
 from embedding_studio.store.base import ensure_room, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
@@ -29,6 +30,8 @@ from embedding_studio.store.sqlite_file import (
 )
 from embedding_studio.store.sqlite_models import SqliteModels
 from embedding_studio.store.sqlite_schedules import SqliteSchedules
+from embedding_studio.store.sqlite_usage import change_usage, usage_of
+from embedding_studio.store.usage import ensure_within, size_of_request
 from embedding_studio.tasks import (
     OWNED,
     TERMINAL,
@@ -60,7 +63,11 @@ class SqliteStore(
     # -- tasks, as their clients see them --------------------------------------------------------
 
     def add_task(
-        self, request: TaskRequest, now: datetime, most_pending: int | None = None
+        self,
+        request: TaskRequest,
+        now: datetime,
+        most_pending: int | None = None,
+        most: Usage | None = None,
     ) -> tuple[FineTuningTask, bool]:
         with self._writing() as connection:
             if request.idempotency_key is not None:
@@ -69,6 +76,9 @@ class SqliteStore(
                     ensure_same_request(row.id, row.request, request)
                     return _task(row), False
             ensure_room(self._count(connection, TaskStatus.PENDING), most_pending)
+            added = Usage(0, size_of_request(request))
+            ensure_within(self.project, usage_of(connection, self.project), added, most)
+            change_usage(connection, self.project, added)
             values = {"id": secrets.token_hex(12), **new_task(self.project, request, now)}
             insert = sa.insert(task_rows).values(values).returning(task_rows)
             task = _task(connection.execute(insert).one())

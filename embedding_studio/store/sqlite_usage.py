@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from embedding_studio.clickstream import Usage
 from embedding_studio.store.sqlite_file import batch_rows, event_rows, session_rows, usage_rows
-from embedding_studio.store.usage import SAMPLE, ensure_room
+from embedding_studio.store.usage import SAMPLE, ensure_within
 
 USAGE = TypeAdapter(Usage)
 
@@ -35,7 +35,7 @@ class Additions:
         added = Usage(self._sessions, self._bytes.total())
         if added == Usage():
             return
-        ensure_room(self._project, self._used, added, most)
+        ensure_within(self._project, self._used, added, most)
         change_usage(self.connection, self._project, added)
         for batch_id, size in self._bytes.items():
             of_batch = batch_rows.c.batch_id == batch_id

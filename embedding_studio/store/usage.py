@@ -1,4 +1,4 @@
-"""What a project's sessions take, and when there is room for no more."""
+"""What a project's sessions and tasks take, and when there is room for no more."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,9 +9,11 @@ from pydantic_core import PydanticSerializationError
 from embedding_studio.clickstream import Session, SessionEvent, Usage
 from embedding_studio.errors import TooManyRequests
 from embedding_studio.settings import Settings
+from embedding_studio.tasks import TaskRequest
 
 SESSION = TypeAdapter(Session)
 EVENT = TypeAdapter(SessionEvent)
+REQUEST = TypeAdapter(TaskRequest)
 SAMPLE = 100
 """How many sessions of a project from before they were counted tell how large one is."""
 
@@ -26,6 +28,11 @@ def size_of(session: Session) -> int:
     return _json_size(SESSION, session, exclude={"events"})
 
 
+def size_of_request(request: TaskRequest) -> int:
+    """Return the bytes of a new task: what was asked for is kept twice, as it was and as it is."""
+    return 2 * _json_size(REQUEST, request)
+
+
 def size_of_events(events: Iterable[SessionEvent]) -> int:
     """Return the bytes of events."""
     return sum(_json_size(EVENT, event) for event in events)
@@ -38,7 +45,7 @@ def _json_size(kind: TypeAdapter[Any], value: object, **options: Any) -> int:
         return len(repr(value))
 
 
-def ensure_room(project: str, used: Usage, added: Usage, most: Usage | None) -> None:
+def ensure_within(project: str, used: Usage, added: Usage, most: Usage | None) -> None:
     """Raise TooManyRequests where a project would hold more than it may; None: it may hold all.
 
     What adds nothing, such as a post that is repeated, has room.
@@ -47,7 +54,7 @@ def ensure_room(project: str, used: Usage, added: Usage, most: Usage | None) -> 
         return
     for what, there, new, limit, setting in (
         ("sessions", used.sessions, added.sessions, most.sessions, "ES_MAX_PROJECT_SESSIONS"),
-        ("bytes of sessions", used.bytes, added.bytes, most.bytes, "ES_MAX_PROJECT_MB"),
+        ("bytes of sessions and tasks", used.bytes, added.bytes, most.bytes, "ES_MAX_PROJECT_MB"),
     ):
         if new and there + new > limit:
             raise TooManyRequests(

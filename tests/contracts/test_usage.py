@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from embedding_studio.clickstream import Session, SessionEvent, Usage
-from embedding_studio.errors import TooManyRequests
+from embedding_studio.errors import Conflict, TooManyRequests
 from embedding_studio.store import Store
 from embedding_studio.store.base import EarlyFeedback
-from embedding_studio.store.usage import size_of, size_of_events
+from embedding_studio.store.usage import size_of, size_of_events, size_of_request
+from embedding_studio.tasks import TaskRequest
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW, make_session
 
@@ -148,3 +149,30 @@ def test_what_came_before_it_was_counted_is_estimated(backend: Backend) -> None:
         store.delete_older_batches(1)
         assert store.usage()["default"].sessions == 1
         assert store.usage()["default"].bytes < estimated.bytes / 10
+
+
+def test_tasks_count_too(store: Store) -> None:
+    """So nobody fills a disk with tasks; one that is asked for again is there already."""
+    request = TaskRequest("m", metadata={"note": "x" * 1000}, idempotency_key="key")
+    most = Usage(PLENTY, size_of_request(request) + 1000)
+    for _ in range(2):
+        store.add_task(request, NOW, most=most)
+    assert store.usage() == {"default": Usage(0, size_of_request(request))}
+    with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
+        store.add_task(replace(request, idempotency_key="another"), NOW, most=most)
+    assert len(store.list_tasks()) == 1
+
+
+def test_a_tasks_history_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody makes it longer and longer by restarting and canceling."""
+    monkeypatch.setattr("embedding_studio.store.moves.MAX_HISTORY", 5)
+    task, _ = store.add_task(TaskRequest("m"), NOW)
+
+    def go_round() -> None:
+        while True:
+            store.cancel_task(task.id, NOW)
+            store.restart_task(task.id, NOW)
+
+    with pytest.raises(Conflict, match=f"{task.id} cannot be restarted any more"):
+        go_round()
+    assert len(store.list_events(task.id)) == 6
