@@ -62,8 +62,8 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
     Raises LeaseLost or Draining when the task is no longer to be worked on, IterationError and
     MethodError when it cannot succeed; the caller ends the task accordingly.
     """
-    for stale in house.settings.work_folder.glob(f"{task.id}-*"):
-        remove_tree(stale, ignore_errors=True)  # of an attempt on this machine that was killed
+    for attempt in range(1, task.attempt + 1):  # a later one may be at work while we slept
+        remove_tree(house.settings.work_folder / f"{task.id}-{attempt}", ignore_errors=True)
     iteration = _Iteration(house, task, lease, method)
     try:
         if task.promotion is None:

@@ -10,10 +10,10 @@ import pytest
 from mlflow.entities import ViewType
 
 from embedding_studio.store.moves import to_document
-from embedding_studio.tasks import FineTuningTask, TaskStatus
+from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from tests.faults.harness import WorkerProcess, Yard, check_invariants, in_every_run
 from tests.faults.points import Fault
-from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, TRACKING
+from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, MOVES, TRACKING
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -160,4 +160,24 @@ def test_a_frozen_trial_that_outlives_its_lease_writes_nothing(
         assert first.wait() == 0
     wait_until(lambda: not Path(f"/proc/{trial}").exists())
     assert everything(yard) == before
+    check_invariants(yard)
+
+
+def test_a_zombie_leaves_the_next_attempts_files_alone(shared_yard: Yard) -> None:
+    """Frozen right after its claim, and woken while another worker is at the task: that one goes on
+    with what it has on the disk that they share."""
+    yard = shared_yard
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Paced", trials=4)
+    zombie = yard.start_worker(Fault(f"{MOVES}.claim_task", "after", action="stop"), **ALONE)
+    zombie.wait_for_fault()
+    wait_until(zombie.is_frozen)
+    yard.start_worker()
+    wait_until(lambda: TaskEventKind.TRIAL_FINISHED in {one.kind for one in yard.events(task)})
+    wake_up(yard, zombie, task)
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert (done.status, done.attempt) == (TaskStatus.DONE, 2), (done.error, yard.log)
+    assert [run.info.status for run in yard.bench.runs(done)] == ["FINISHED"] * 4
+    yard.drain()
     check_invariants(yard)
