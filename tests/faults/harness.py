@@ -53,11 +53,11 @@ def in_every_run(faults: Sequence[Fault], names: set[str]) -> list[ParameterSet]
 
 
 class Nursery:
-    """Forks workers in no time; see `tests.faults.nursery`."""
+    """Forks workers in no time; see `tests.faults.nursery`. modules: more that they import."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery"],
+            [sys.executable, "-m", "tests.faults.nursery", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

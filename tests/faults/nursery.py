@@ -2,7 +2,7 @@
 
 Reads one JSON order a line from standard input: {"fork": {...}} starts a worker with these
 variables in its environment and answers its pid; {"status": pid} answers its exit code, null while
-it runs.
+it runs. Arguments are names of more modules to import.
 A worker under test dies or freezes where ES_TEST_FAULT says (see `tests.faults.points`).
 """
 
@@ -31,7 +31,7 @@ _PRELOADED = (
 
 
 def main() -> None:
-    for name in _PRELOADED:
+    for name in (*_PRELOADED, *sys.argv[1:]):
         __import__(name)
     ended: dict[int, int] = {}
     for line in sys.stdin:

@@ -114,7 +114,7 @@ class Assault(Chaos):
                 reached_at = now
             return self.are_done([task]) or (reached_at is not None and now - reached_at >= pause)
 
-        wait_until(is_now, END_SECONDS)
+        wait_until(is_now, END_SECONDS, pause=0.1)
 
     def keep_at_work(self, task: FineTuningTask) -> None:
         """See to it that somebody can work on the task, which has not failed."""
@@ -259,10 +259,7 @@ class Assault(Chaos):
         assert {one.id for one in store.list_tasks(limit=1000)} == {one.id for one in tasks}
         assert len({task.batch_id for task in tasks}) == len(tasks)
         for task, posted in zip(tasks, self.posted, strict=True):
-            found = [(one.session_id, one.events) for one in self.sessions_of(task)]
-            assert sorted(found, key=str) == sorted(
-                ((one.session_id, one.events) for one in posted), key=str
-            )
+            assert sorted(map(ids_of, self.sessions_of(task))) == sorted(map(ids_of, posted))
             assert len(tracking.task_experiments(task.id)) <= 1
             kinds = Counter(event.kind for event in self.yard.events(task))
             assert kinds[TaskEventKind.BATCH_RELEASED] == 1
@@ -286,10 +283,13 @@ class Assault(Chaos):
             after = page[-1].number
 
 
+def ids_of(session: Session) -> tuple[str, ...]:
+    """Return a session's id, then those of its events."""
+    return session.session_id, *sorted(event.event_id for event in session.events)
+
+
 @pytest.fixture(params=["local", "served"])
-def assault(
-    request: pytest.FixtureRequest, settings: Settings, nursery: Nursery
-) -> Iterator[Assault]:
+def assault(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Assault]:
     """A house of its own: SQLite and a local MLflow database, or a server for each."""
     with ExitStack() as stack:
         if request.param == "served":
@@ -308,6 +308,7 @@ def assault(
         bench = open_bench(settings)
         stack.callback(bench.house.store.close)
         stack.callback(bench.house.executor.close)
+        nursery = stack.enter_context(closing(Nursery("sentence_transformers")))
         yard = Yard(bench, nursery, settings)
         stack.callback(yard.close)
         yield Assault(yard, random.Random(f"{SEED} {request.param}"))
