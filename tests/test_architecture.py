@@ -56,6 +56,8 @@ HOMES = {
     "apscheduler": {"worker"},
     "fastapi": {"api"},
     "limits": {"api"},
+    "uvicorn": {"api.connections", "api.server"},
+    "h11": {"api.connections"},
     "torch": {"training"},
     "sentence_transformers": {"training"},
     "transformers": {"training"},
