@@ -102,7 +102,7 @@ class _StrictReader(h11.Connection):
             ):
                 raise h11.RemoteProtocolError("two lengths of one body")
         elif isinstance(event, h11.Data) and event.chunk_start:
-            self._chunks += 1  # each costs as much as a small body
+            self._chunks += 1  # each costs the same, however few bytes it has
             if self._chunks > _MAX_CHUNKS:
                 raise h11.RemoteProtocolError("too many chunks")
         return event

@@ -16,7 +16,7 @@ from embedding_studio.webhooks import check_url
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_TOLD_ERRORS = 100
-"""Each takes a hundred times as long to tell as it took to post."""
+"""Each takes far longer to tell than to post."""
 
 
 def validated(kind: type[Body], posted: object, context: Context) -> Body:

@@ -55,7 +55,7 @@ class _JsonRequest(Request):
 
 def _check_values(body: bytes, max_body_mb: int) -> None:
     """Raise a 413 for a body of more values than a large body has. Its punctuation bounds them, and
-    is counted a thousand times as fast as values are made."""
+    is counted far faster than values are made."""
     most = max_body_mb * VALUES_PER_MB
     if body.count(b",") + body.count(b"[") + body.count(b"{") > most:
         raise HTTPException(
