@@ -194,7 +194,7 @@ def test_health_of_what_hangs_costs_others_nothing(
 
     monkeypatch.setattr(health, "LOOK_SECONDS", 1.0)
     monkeypatch.setattr(health, "_mlflow", hang)
-    app = create_app(store, settings, clock)
+    app = create_app(store, settings.replaced(max_connections=2000), clock)
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
