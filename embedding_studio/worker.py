@@ -11,6 +11,8 @@ import signal
 import socket
 import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -349,7 +351,7 @@ class Worker:
         traceback: str | None = None,
     ) -> None:
         """End a task that has no verdict. A traceback is kept in its history, and in MLflow."""
-        store, tracking, now = self._house.store, self._house.tracking, self._house.clock()
+        store, now = self._house.store, self._house.clock()
         try:
             data = {"traceback": traceback} if traceback else {}
             end = store.finish_task(lease.claim, now, status, why, data)
@@ -360,12 +362,13 @@ class Worker:
         level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
         shown = f"\n{traceback}" if traceback else ""
         log.log(level, "%s: %s%s", end, why, shown)
-        for attempted in tracking.task_experiments(task.id):
-            tracking.kill_unfinished(attempted)
-            tracking.set_iteration_state(attempted, end, why)
         experiment_id = store.in_project(task.project).get_task(task.id).experiment_id
-        if traceback and experiment_id:
-            tracking.store_failure(experiment_id, traceback)
+        with self._while_ended(task, end) as tracking:
+            for attempted in tracking.task_experiments(task.id):
+                tracking.kill_unfinished(attempted)
+                tracking.set_iteration_state(attempted, end, why)
+            if traceback and experiment_id:
+                tracking.store_failure(experiment_id, traceback)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         store = self._house.store.in_project(task.project)
@@ -373,9 +376,26 @@ class Worker:
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
         model = store.find_model(task.fine_tuning_method)
-        self._house.tracking.discard_task(task.id, model.kept_run_ids if model else ())
-        self._house.store.release_canceled(lease.claim)
-        log.info("canceled, what it wrote is removed")
+        with self._while_ended(task, TaskStatus.CANCELED) as tracking:
+            tracking.discard_task(task.id, model.kept_run_ids if model else ())
+            self._house.store.release_canceled(lease.claim)
+            log.info("canceled, what it wrote is removed")
+
+    @contextmanager
+    def _while_ended(self, task: FineTuningTask, end: TaskStatus) -> Iterator[Tracking]:
+        """Yield MLflow to write to for as long as this attempt is the last, and the task stands as
+        it ended: once it is restarted, what is there is another worker's."""
+        store = self._house.store.in_project(task.project)
+
+        def ensure_ended() -> None:
+            now = store.get_task(task.id)
+            if (now.status, now.attempt) != (end, task.attempt):
+                raise LeaseLost(f"task {task.id} is no longer {end} as this worker left it")
+
+        try:
+            yield self._house.tracking.guarded(ensure_ended)
+        except LeaseLost as error:
+            log.info("%s", error)
 
 
 def _describe(settings: Settings, task: FineTuningTask) -> bytes:

@@ -11,7 +11,14 @@ from mlflow.entities import ViewType
 
 from embedding_studio.store.moves import to_document
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
-from tests.faults.harness import WorkerProcess, Yard, check_invariants, in_every_run
+from embedding_studio.worker import utc_now
+from tests.faults.harness import (
+    WorkerProcess,
+    Yard,
+    check_champions,
+    check_invariants,
+    in_every_run,
+)
 from tests.faults.points import Fault
 from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, MOVES, TRACKING
 from tests.waiting import wait_until
@@ -181,3 +188,32 @@ def test_a_zombie_leaves_the_next_attempts_files_alone(shared_yard: Yard) -> Non
     assert [run.info.status for run in yard.bench.runs(done)] == ["FINISHED"] * 4
     yard.drain()
     check_invariants(yard)
+
+
+@pytest.mark.faults
+def test_a_zombie_that_cleans_up_leaves_a_restarted_task_alone(shared_yard: Yard) -> None:
+    """Frozen when it was about to remove what a canceled task had written, and woken when another
+    worker has finished the restarted task: its model stays, and so does its champion."""
+    yard = shared_yard
+    yard.bench.post_sessions()
+    task = yard.bench.post_task("Paced", trials=2)
+    frozen = Fault(f"{TRACKING}.discard_task", "before", action="stop")
+    zombie = yard.start_worker(frozen, **ALONE)
+    wait_until(lambda: TaskEventKind.TRIAL_FINISHED in {one.kind for one in yard.events(task)})
+    store = yard.bench.house.store
+    store.cancel_task(task.id, utc_now())
+    zombie.wait_for_fault()
+    wait_until(zombie.is_frozen)
+    let_go_at = yard.now(task).lease_expires_at
+    wait_until(lambda: let_go_at is None or utc_now() > let_go_at)
+    store.restart_task(task.id, utc_now())
+    other = yard.start_worker(**ALONE)
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert done.status is TaskStatus.DONE, (done.error, yard.log)
+    before = everything(yard)
+    wake_up(yard, zombie, task)
+    yard.wait_until_ready(other)
+    yard.drain()
+    assert everything(yard) == before
+    check_champions(yard.bench, {"Paced"}, yard.settings.keep_champions)
