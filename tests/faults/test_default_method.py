@@ -1,7 +1,6 @@
 """Random kills and freezes of workers at the default method's real work: `make test-faults`.
 
-ES_FAULT_TASKS (1) tasks in each of two houses; 10 for the long run, of some 45 minutes on two cores
-that do nothing else.
+ES_FAULT_TASKS (1) tasks in each of two houses, at least five faults per task.
 """
 
 import os
