@@ -11,7 +11,7 @@ from tests.faults.harness import Yard, check_invariants
 from tests.faults.points import CLOCK_AHEAD
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 DAY_SECONDS = 86_400
 

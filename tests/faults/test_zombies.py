@@ -137,7 +137,8 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     check_invariants(yard)
 
 
-@pytest.mark.parametrize("worker", ["killed", pytest.param("frozen", marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("worker", ["killed", "frozen"])
 def test_a_frozen_trial_that_outlives_its_lease_writes_nothing(
     shared_yard: Yard, worker: str
 ) -> None:
