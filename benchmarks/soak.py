@@ -62,19 +62,20 @@ class Load:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    options.add_argument("--minutes", type=float, default=15.0)
+    options.add_argument("--minutes", type=float, help="15, and 4 with --hostile")
     options.add_argument("--store-url", help="of a MongoDB; without it, SQLite")
     options.add_argument("--hostile", action="store_true", help="beside a hostile neighbour")
     args = options.parse_args()
+    seconds = 60 * (args.minutes or (4 if args.hostile else 15))
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         settings = Settings(
             data_folder=Path(folder), initial_model=str(packaged_model()), rate_limit="",
             **({"store_url": args.store_url} if args.store_url else {}),
         )  # fmt: skip
         if args.hostile:
-            report_neighbour(*soak_beside_neighbour(settings, 60 * args.minutes))
+            report_neighbour(*soak_beside_neighbour(settings, seconds))
         else:
-            report(*soak(settings, 60 * args.minutes))
+            report(*soak(settings, seconds))
 
 
 def soak(settings: Settings, seconds: float) -> tuple[Load, dict[str, list[tuple[float, float]]]]:
@@ -94,18 +95,18 @@ def soak(settings: Settings, seconds: float) -> tuple[Load, dict[str, list[tuple
     return load, memory
 
 
-def soak_beside_neighbour(settings: Settings, duration: float) -> tuple[Load, Load, dict[str, Any]]:
+def soak_beside_neighbour(settings: Settings, seconds: float) -> tuple[Load, Load, dict[str, Any]]:
     """Return what the clients saw alone and, by turns, beside the neighbour; and what it got."""
     admin, read, slow, *own = make_keys(settings)
     settings = settings.replaced(api_key=admin, rate_limit=Settings().rate_limit)
     most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (USUAL_FILES, most_files))  # the services' too
-    turns = max(1, round(duration / 2 / TURN_SECONDS))
+    turns = max(1, round(seconds / 2 / TURN_SECONDS))
     alone, beside = Load(turns * TURN_SECONDS), Load(turns * TURN_SECONDS)
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     with Services(settings, logs=settings.data_folder / "logs") as services:
-        seconds = str(TURN_SECONDS + HEAD_START_SECONDS)
-        command = [sys.executable, "-m", "benchmarks.hostile", services.api_url, seconds]
+        lasts = str(TURN_SECONDS + HEAD_START_SECONDS)
+        command = [sys.executable, "-m", "benchmarks.hostile", services.api_url, lasts]
         keys = {"HOSTILE_INGEST_KEY": slow, "HOSTILE_READ_KEY": read}
         for turn in range(turns):
             take_turn(services, own, 2 * turn, alone)
