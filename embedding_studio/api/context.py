@@ -1,6 +1,6 @@
 """What every route works with: the store as the caller sees it, the settings and the clock."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -62,19 +62,21 @@ class Context:
         return limit
 
 
-async def _context_of(request: Request) -> Context:
+async def _context_of(request: Request) -> AsyncIterator[Context]:
     house: House = request.app.state.house
     caller: Caller = request.state.caller
-    return Context(
-        store=house.store.in_project(caller.project),
-        settings=house.settings,
-        clock=house.clock,
-        caller=caller,
-        still_allowed=request.state.still_allowed,
-    )
+    async with request.state.turns:
+        yield Context(
+            store=house.store.in_project(caller.project),
+            settings=house.settings,
+            clock=house.clock,
+            caller=caller,
+            still_allowed=request.state.still_allowed,
+        )
 
 
-OpenContext = Annotated[Context, Depends(_context_of)]
+# a turn begins with the body there and ends before the answer is sent: no slow client keeps it
+OpenContext = Annotated[Context, Depends(_context_of, scope="function")]
 """Of a route that needs no key."""
 
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
@@ -47,6 +47,8 @@ OPEN_PATHS = frozenset(
 """What anyone may ask; ping, health and the manual tell nothing of any project."""
 CALLERS = 10
 """How many of them it takes at least to have all connections at work."""
+TURNS = 10
+"""How many calls of one caller are answered at a time, of some forty threads that there are."""
 BODIES_AT_ONCE = 4
 FREE_BYTES = 64 * 1024
 """What a body may have however many others of its sender are under way."""
@@ -166,10 +168,11 @@ class RateLimit:
 
 @dataclass(slots=True)
 class _Share:
-    """What one caller has under way."""
+    """What one caller has under way. turns: of calls that are being answered; the others wait."""
 
     requests: int = 0
     bytes: int = 0
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TURNS))
 
 
 class Gate:
@@ -259,6 +262,7 @@ class Gate:
             return message
 
         share = self._shares.setdefault(who, _Share())
+        scope["state"]["turns"] = share.turns
         share.requests += 1
         try:
             if share.requests > self._most_at_once:

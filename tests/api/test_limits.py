@@ -1,8 +1,11 @@
 """What one request, one project and one caller may ask for at most."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -176,6 +179,39 @@ def test_the_rate_of_each_key(store: Store, settings: Settings) -> None:
         assert [ask("es_wrong").status_code for _ in range(4)] == [401, 401, 401, 429]
         assert_names(ask("es_wrong"), 429, "without a valid key", "ES_RATE_LIMIT")
         assert ask(texts[1]).status_code == 200
+
+
+def test_calls_of_one_key_that_take_long_hold_up_no_other(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key whose calls would take all threads waits for its own: another one's is answered
+    meanwhile, and in the end all are."""
+    slow, other = ({"X-API-Key": add_key(store)} for _ in range(2))
+    may_go_on, at_work = threading.Event(), threading.Semaphore(0)
+
+    def count(*_: object) -> int:
+        at_work.release()
+        may_go_on.wait(60)
+        return 0
+
+    monkeypatch.setattr(type(store), "count_clicked_sessions", count)
+    app = create_app(store, settings, Clock())
+
+    async def ask() -> tuple[int, set[int]]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://studio/api/v1") as api:
+            posted = await api.post("/clickstream/session", json=session_json(), headers=slow)
+            assert posted.status_code == 200
+            path = "/clickstream/internal/batch"
+            calls = [asyncio.create_task(api.get(path, headers=slow)) for _ in range(60)]
+            await asyncio.to_thread(at_work.acquire)
+            try:
+                answer = await asyncio.wait_for(api.get("/fine-tuning/task", headers=other), 30)
+            finally:
+                may_go_on.set()
+            return answer.status_code, {one.status_code for one in await asyncio.gather(*calls)}
+
+    assert asyncio.run(ask()) == (200, {200})
 
 
 @pytest.mark.parametrize("path", ["/ping", "/health", "http://studio/docs", "http://studio/no"])
