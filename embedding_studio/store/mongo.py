@@ -161,7 +161,7 @@ class MongoStore(
                 raise StoreUnavailable("the task is just being added by another call") from None
             ensure_same_request(str(stored["_id"]), stored["request"], request)
             return _task(stored), False
-        self._count(None, added)
+        self._count_task(added)
         return _task(task), True
 
     @answering()

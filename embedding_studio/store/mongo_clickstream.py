@@ -39,7 +39,7 @@ from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
 from embedding_studio.store.mongo_answers import answering, id_of, unstorable
 from embedding_studio.store.mongo_early import DUPLICATE_KEY, EVENT, MongoEarly
-from embedding_studio.store.mongo_usage import MongoUsage
+from embedding_studio.store.mongo_usage import DELETING, MongoUsage
 from embedding_studio.store.usage import size_of, size_of_events
 from embedding_studio.tasks import TERMINAL
 
@@ -52,8 +52,6 @@ WITH_EVENT_IDS = {
 WITHOUT_META = {**WITH_EVENT_IDS, "search_meta": 0, "search_results.meta": 0}
 # A batch whose release has begun; to the outside it is still collecting.
 RELEASING = "releasing"
-# A batch whose deletion has begun; to the outside it is gone.
-DELETING = "deleting"
 
 BATCH = TypeAdapter(SessionBatch)
 SESSION = TypeAdapter(Session)
@@ -247,13 +245,14 @@ class MongoClickstream(MongoEarly, MongoUsage):
 
     def _open_batch(self, last: Document | None, now: datetime) -> None:
         if last is None:
-            self._begin_to_count()
+            self._count_batches()
         batch = {
             "project": self.project,
             "ordinal": 1 if last is None else last["ordinal"] + 1,
             "status": BatchStatus.COLLECTING,
             "created_at": now,
             "has_shown_kinds": True,
+            "bytes": 0,
             "since": last and last["released_at"],
         }
         with suppress(mongo_errors.DuplicateKeyError):  # someone else opened it
@@ -411,10 +410,9 @@ class MongoClickstream(MongoEarly, MongoUsage):
         deleted = []
         for batch in self._batches.find({"project": self.project, "status": DELETING}):
             self._sessions.delete_many({"batch_id": batch["_id"]})
-            if self._batches.delete_one({"_id": batch["_id"]}).deleted_count:
-                freed = Usage(-batch["session_count"], -batch.get("bytes", 0))
-                self._count(batch["_id"], freed)
+            self._batches.delete_one({"_id": batch["_id"]})
             deleted.append(str(batch["_id"]))
+        self._count_batches()  # also where none were: somebody may have died right before this
         return deleted
 
     def _find_batch(self, batch_id: str) -> Document:

@@ -1,19 +1,20 @@
 """The contract of every store: what a project's sessions take is counted, and kept to a limit."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from embedding_studio.clickstream import Session, SessionEvent, Usage
-from embedding_studio.errors import Conflict, TooManyRequests
+from embedding_studio.errors import Conflict, StoreUnavailable, TooManyRequests
 from embedding_studio.store import Store
 from embedding_studio.store.base import EarlyFeedback
 from embedding_studio.store.usage import size_of, size_of_events, size_of_request
 from embedding_studio.tasks import TaskRequest
-from tests.contracts.store_backends import Backend
+from tests.contracts.store_backends import Backend, Moment
 from tests.contracts.store_processes import NOW, make_session
 
 PLENTY = 10**9
@@ -67,6 +68,29 @@ def test_deleted_batches_are_room_again(store: Store) -> None:
     assert store.usage() == {"default": Usage(1, size(left))}
     assert store.delete_older_batches(0)
     assert store.usage() == {"default": Usage(0, 0)}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_deletion_that_is_cut_off_leaves_no_room_taken(backend: Backend, moment: Moment) -> None:
+    """Wherever it ends, the next one makes room of all that is gone; tasks stay counted."""
+    for nth in itertools.count(1):
+        another = backend.another()
+        with closing(another.open()) as store:
+            store.add_task(TaskRequest("method", metadata={"x": "y"}), NOW)
+            of_tasks = store.usage()["default"].bytes
+            for number in range(3):
+                store.register_sessions(
+                    [replace(make_session(f"s-{number}"), events=(CLICK,))], NOW
+                )
+                store.release_batch(f"r-{number}", NOW.replace(month=number + 1))
+            with another.failing(nth, moment) as failure, suppress(StoreUnavailable):
+                store.delete_older_batches(1)
+            store.delete_older_batches(1)
+            left = replace(make_session("s-2"), events=(CLICK,))
+            assert store.usage() == {"default": Usage(1, of_tasks + size(left))}
+        another.drop()
+        if not failure.happened:
+            return
 
 
 @pytest.mark.parametrize(
