@@ -202,10 +202,20 @@ class Connection(H11Protocol):
         else:
             self.transport.abort()
 
-    def _refuse(self, status: int, why: str) -> None:
+    def send_400_response(self, msg: str) -> None:
+        self._end_cycle()
+        if self.conn.our_state is h11.SEND_BODY:  # another answer has begun
+            self.transport.abort()
+        else:
+            super().send_400_response(msg)
+
+    def _end_cycle(self) -> None:
         if self.cycle is not None:
             self.cycle.disconnected = True  # the application has nothing to answer any more
             self.cycle.message_event.set()
+
+    def _refuse(self, status: int, why: str) -> None:
+        self._end_cycle()
         body = b'{"detail": "%s"}' % why.encode()
         head = [("content-type", "application/json"), ("content-length", str(len(body)))]
         head += [("connection", "close"), ("retry-after", "2")]
