@@ -152,7 +152,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_over:
             return
-        if self.timeout_keep_alive_task is not None:
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self._stop_waiting()  # a request's time begins with its first byte
         super().data_received(data)
         self._watch()

@@ -177,6 +177,22 @@ def test_an_idle_connection_has_the_time_of_a_new_one(hasty: Server) -> None:
     assert len(ports) == 1
 
 
+def test_a_new_connection_may_be_idle_before_its_request(hasty: Server) -> None:
+    """The time of the first request begins with its first byte, too."""
+
+    def is_answered() -> bool:
+        with hasty.connect() as connection:
+            time.sleep(0.2)
+            connection.sendall(PING)
+            time.sleep(0.15)
+            with suppress(ConnectionError):
+                connection.sendall(ENDED)
+                return connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        return False
+
+    wait_until(is_answered)  # this process may have slept longer
+
+
 def test_an_answer_that_nobody_reads_is_not_kept(tmp_path: Path) -> None:
     """A client that asks for a long answer, and reads none of it, is not waited for."""
     with serving(tmp_path, ES_REQUEST_SECONDS="0.5") as server:
