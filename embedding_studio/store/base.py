@@ -49,6 +49,11 @@ from embedding_studio.tasks import (
     WorkerRecord,
 )
 
+PAGE_BYTES = 4 * 1024 * 1024
+"""What the sessions of a page come to at most, as the database keeps them, or it is one session."""
+EVENTS_BYTES = 16 * 1024 * 1024
+"""What the events of a session come to at most; in MongoDB it is all of the session."""
+
 
 def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
     """Return the error that names what was asked for and its id, which nobody knows."""
@@ -219,7 +224,8 @@ class Store(ABC):
     def read_batch(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:
-        """Return up to `limit` sessions numbered above `after_number`, in order.
+        """Return up to `limit` sessions numbered above `after_number`, in order; fewer where they
+        are large (PAGE_BYTES), but none only where there are none.
 
         Each carries its first `events_limit` events (all when None). Takes a fixed number of
         queries, whatever `limit` is. Raises NotFound for an unknown batch.

@@ -36,7 +36,13 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.errors import InvalidInput, StoreUnavailable
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
+from embedding_studio.store.base import (
+    PAGE_BYTES,
+    EarlyFeedback,
+    Registered,
+    cannot_release,
+    unknown,
+)
 from embedding_studio.store.mongo_answers import answering, id_of, unstorable
 from embedding_studio.store.mongo_early import DUPLICATE_KEY, EVENT, MongoEarly
 from embedding_studio.store.mongo_usage import DELETING, MongoUsage
@@ -429,14 +435,22 @@ class MongoClickstream(MongoEarly, MongoUsage):
         batch = self._find_batch(batch_id)
         if limit < 1:
             return []  # to MongoDB a limit of 0 means none
-        page = self._sessions.find(
+        found = self._sessions.find(
             {"batch_id": batch["_id"], "number": {"$gt": after_number}, "is_end": None},
             None if events_limit is None else {"events": {"$slice": events_limit}},
             sort=[("number", ASCENDING)],
             limit=limit,
             batch_size=limit,
         )
-        return [_numbered(document) for document in page]
+        page: list[NumberedSession] = []
+        size = 0
+        with found:
+            for document in found:
+                size += len(encode(document))
+                if page and size > PAGE_BYTES:
+                    break
+                page.append(_numbered(document))
+        return page
 
 
 def _usage_of(

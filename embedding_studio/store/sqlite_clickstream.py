@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -24,7 +24,14 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.errors import InvalidInput
-from embedding_studio.store.base import EarlyFeedback, Registered, cannot_release, unknown
+from embedding_studio.store.base import (
+    EVENTS_BYTES,
+    PAGE_BYTES,
+    EarlyFeedback,
+    Registered,
+    cannot_release,
+    unknown,
+)
 from embedding_studio.store.sqlite_early import (
     EVENT,
     add_early,
@@ -78,8 +85,11 @@ class SqliteClickstream(SqliteFile):
             added = _add_events(additions, [(key, session.events) for key, session in posted])
             joined = _join_early(additions, [key for key, _ in posted], now)
             additions.settle(most)
-        answers = []
-        for (key, _), new_events in zip(posted, added, strict=True):
+        answers: list[Registered | InvalidInput] = []
+        for (key, session), new_events in zip(posted, added, strict=True):
+            if new_events is None:
+                answers.append(_overfull(session.session_id))
+                continue
             answer = replace(placed.get(key) or known[key], new_events=new_events)
             answers.append(replace(answer, early_events=joined.pop(key, 0)))
             if key in placed:  # if it is posted a second time, it is known
@@ -217,15 +227,38 @@ class SqliteClickstream(SqliteFile):
     def read_batch(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:
-        page = (
-            sa.select(session_rows)
+        of_session = event_rows.c.session_id == session_rows.c.session_id
+        events = sa.select(sa.func.total(_size(event_rows))).where(of_session).scalar_subquery()
+        sizes = (
+            sa.select(session_rows.c.number, (_size(session_rows) + events).label("size"))
             .where(session_rows.c.batch_id == batch_id, session_rows.c.number > after_number)
             .order_by(session_rows.c.number)
             .limit(limit)
         )
         with self._reading() as connection:
             _get_batch(connection, self.project, batch_id)
-            return _read_sessions(connection, page, events_limit)
+            last = _end_of_page(connection.execute(sizes), after_number)
+            page = sa.select(session_rows).where(
+                session_rows.c.batch_id == batch_id,
+                session_rows.c.number > after_number,
+                session_rows.c.number <= last,
+            )
+            return _read_sessions(connection, page.order_by(session_rows.c.number), events_limit)
+
+
+def _size(table: sa.Table) -> sa.ColumnElement[int]:
+    return sa.func.length(sa.cast(table.c.document, sa.LargeBinary))
+
+
+def _end_of_page(sizes: Iterable[sa.Row[Any]], after_number: int) -> int:
+    """Return the number of the last session that PAGE_BYTES have room for, or of the first."""
+    last, total = after_number, 0
+    for row in sizes:
+        total += row.size
+        if last > after_number and total > PAGE_BYTES:
+            break
+        last = row.number
+    return last
 
 
 def _refusal(session: Session) -> InvalidInput | None:
@@ -239,6 +272,13 @@ def _refusal(session: Session) -> InvalidInput | None:
     except (UnicodeEncodeError, OverflowError, PydanticSerializationError) as error:
         return InvalidInput(f"session {session.session_id!r}: SQLite cannot store this: {error}")
     return None
+
+
+def _overfull(session_id: str) -> InvalidInput:
+    return InvalidInput(
+        f"session {session_id!r} would have more than {EVENTS_BYTES} bytes of events, the most "
+        "that it may: none of these are kept"
+    )
 
 
 def _document(session: Session) -> Any:
@@ -316,37 +356,50 @@ def _add_to_known(
     additions.batches[key] = known.stored.batch_id
     (new_events,) = _add_events(additions, [(key, events)])
     additions.settle(most)
+    if new_events is None:
+        raise _overfull(known.stored.session.session_id)
     return replace(known, new_events=new_events)
 
 
 def _add_events(
     additions: Additions, posted: Sequence[tuple[str, Sequence[SessionEvent]]]
-) -> list[int]:
-    """Add the unknown events of sessions, by their keys; return how many, in the order given."""
+) -> list[int | None]:
+    """Add the unknown events of sessions, by their keys; return how many, in the order given, and
+    None where a session has some and would have more than EVENTS_BYTES."""
     connection = additions.connection
-    known_pairs = sa.select(event_rows.c.session_id, event_rows.c.event_id).where(
-        is_one_of(event_rows.c.session_id, {key for key, _ in posted})
-    )
-    known = {(row.session_id, row.event_id) for row in connection.execute(known_pairs)}
+    there = sa.select(
+        event_rows.c.session_id, event_rows.c.event_id, _size(event_rows).label("size")
+    ).where(is_one_of(event_rows.c.session_id, {key for key, _ in posted}))
+    known: set[tuple[str, str]] = set()
+    sizes: Counter[str] = Counter()
+    for row in connection.execute(there):
+        known.add((row.session_id, row.event_id))
+        sizes[row.session_id] += row.size
     rows: list[dict[str, Any]] = []
-    counts = []
+    counts: list[int | None] = []
     for key, events in posted:
-        already = len(rows)
+        new: dict[str, SessionEvent] = {}
         for event in events:
-            if (key, event.event_id) in known:
-                continue
-            known.add((key, event.event_id))
-            additions.count(key, Usage(0, size_of_events([event])))
-            rows.append(
-                {
-                    "key": key,
-                    "id": event.event_id,
-                    "event": EVENT.dump_python(event, mode="json", exclude={"weight"}),
-                    "kind": event.kind,
-                    "object": event.object_id,
-                }
-            )
-        counts.append(len(rows) - already)
+            if (key, event.event_id) not in known:
+                new.setdefault(event.event_id, event)
+        size = size_of_events(new.values())
+        if new and sizes[key] and sizes[key] + size > EVENTS_BYTES:
+            counts.append(None)
+            continue
+        sizes[key] += size
+        known.update((key, event_id) for event_id in new)
+        additions.count(key, Usage(0, size))
+        rows += [
+            {
+                "key": key,
+                "id": event.event_id,
+                "event": EVENT.dump_python(event, mode="json", exclude={"weight"}),
+                "kind": event.kind,
+                "object": event.object_id,
+            }
+            for event in new.values()
+        ]
+        counts.append(len(new))
     if rows:
         connection.execute(_ADD_EVENT, rows)
     return counts
@@ -359,7 +412,7 @@ def _join_early(additions: Additions, keys: Iterable[str], now: datetime) -> dic
     if marked:
         _mark(connection, marked)
     added = _add_events(additions, list(events.items())) if events else []
-    return dict(zip(events, added, strict=True))
+    return {key: count or 0 for key, count in zip(events, added, strict=True)}
 
 
 def _mark(connection: Connection, keys: Iterable[str]) -> int:

@@ -91,6 +91,7 @@ class Backend(ABC):
     url: str
     is_shared = True  # by threads and processes
     can_slice = True  # a list within a document, leaving its other fields
+    is_bounded = True  # no document is larger than 16 MB
 
     def open(self) -> Store:
         return open_store(self.url)
@@ -298,6 +299,7 @@ BulkOperationBuilder.add_update = add_update_without_sort
 class MongomockBackend(MongoBackend):
     is_shared = False
     can_slice = False
+    is_bounded = False
     collection_class = mongomock.collection.Collection
     interruptible = (*WRITES, "find")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_studio.clickstream import Session, SessionEvent
+from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
@@ -120,7 +120,9 @@ def check_clicks(store: Store, searchers: list[Searcher]) -> None:
     """Each acknowledged session is there once with each of its acknowledged events once, and the
     batch's numbers have no gaps."""
     batch = store.release_batch("all", utc_now())
-    stored = store.read_batch(batch.batch_id, 0, 1_000_000)
+    stored: list[NumberedSession] = []
+    while page := store.read_batch(batch.batch_id, len(stored), 1_000_000):
+        stored += page
     assert [one.number for one in stored] == list(range(1, batch.session_count + 1))
     events = {
         one.session.session_id: Counter(event.event_id for event in one.session.events)
