@@ -1,6 +1,7 @@
 """Where errors become HTTP answers: the one place, and how the routes document them."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from embedding_studio.access import Scope
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
@@ -23,6 +25,8 @@ from embedding_studio.errors import (
     Unauthorized,
     UnknownMethod,
 )
+
+log = logging.getLogger(__name__)
 
 HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"WWW-Authenticate": 'Bearer realm="embedding-studio"'},
@@ -124,15 +128,24 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
-def answer(error: Exception, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the answer to one of the errors that STATUS_BY_ERROR names."""
+def answer(
+    error: Exception, headers: Mapping[str, str] | None = None, is_admins: bool = False
+) -> Response:
+    """Return the answer to one of the errors that STATUS_BY_ERROR names.
+
+    What is wrong with the installation tells of hosts and paths: it is logged, and only admins are
+    answered with it."""
     status = next(code for kind, code in STATUS_BY_ERROR.items() if isinstance(error, kind))
-    return JSONResponse({"detail": str(error)}, status, headers or HEADERS.get(status))
+    detail = str(error)
+    if status >= 500 and not is_admins:
+        log.warning("answered %d: %s", status, error)
+        detail = f"{_DESCRIPTIONS[status]}. Keys of scope admin, and the API's log, are told more"
+    return JSONResponse({"detail": detail}, status, headers or HEADERS.get(status))
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    async def answer_error(_request: Request, error: Exception) -> Response:
-        return answer(error)
+    async def answer_error(request: Request, error: Exception) -> Response:
+        return answer(error, is_admins=request.state.caller.allows(Scope.ADMIN))
 
     async def answer_invalid_request(request: Request, error: Exception) -> Response:
         errors = error.errors() if isinstance(error, RequestValidationError) else []

@@ -48,7 +48,7 @@ OPEN_PATHS = frozenset(
 CALLERS = 10
 """How many of them it takes at least to have all connections at work."""
 TURNS = 10
-"""How many calls of one caller are answered at a time, of some forty threads that there are."""
+"""How many calls of one caller have a thread at a time, of forty that there are."""
 BODIES_AT_ONCE = 4
 FREE_BYTES = 64 * 1024
 """What a body may have however many others of its sender are under way."""
@@ -168,7 +168,7 @@ class RateLimit:
 
 @dataclass(slots=True)
 class _Share:
-    """What one caller has under way. turns: of calls that are being answered; the others wait."""
+    """What one caller has under way. turns: of calls that have a thread; the others wait."""
 
     requests: int = 0
     bytes: int = 0

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from inspect import iscoroutinefunction
 from json import loads
 from typing import Any
 
@@ -33,9 +35,13 @@ class Route(APIRoute):
         handle = super().get_route_handler()
         needs = [one.call for one in self.dependant.dependencies if isinstance(one.call, Needs)]
 
+        is_async = iscoroutinefunction(self.endpoint)
+
         async def handle_allowed(request: Request) -> Response:
             for need in needs:
                 request.state.caller.require(need.scope)
+            if is_async:
+                request.state.turns = nullcontext()  # it has no others to wait for
             return await handle(_JsonRequest(request.scope, request.receive))
 
         return handle_allowed

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 import uvicorn
 
-from embedding_studio.api import connections
+from embedding_studio.api import connections, errors
 from embedding_studio.api.app import create_app
 from embedding_studio.api.connections import Room
 from embedding_studio.errors import ConfigurationError
@@ -19,7 +19,7 @@ from embedding_studio.store import Store, open_store
 _logger = logging.getLogger(__name__)
 
 _DRAIN_SECONDS = 10
-_OF_STRANGERS = ("asyncio", "uvicorn.error", connections.__name__)
+_OF_STRANGERS = ("asyncio", "uvicorn.error", connections.__name__, errors.__name__)
 """Loggers that anyone who connects can make write."""
 
 

@@ -436,6 +436,28 @@ def test_a_known_key_is_not_asked_for_again(
     assert api.get("/fine-tuning/task").status_code == 503
 
 
+def test_what_is_wrong_with_the_installation_is_for_admins(
+    store: Store,
+    connect: Callable[..., TestClient],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 503 names hosts and paths to keys of scope admin; others read what to do, and the log has
+    the rest."""
+
+    def fail(*_: object) -> None:
+        raise StoreUnavailable("/data/store.db is gone")
+
+    texts = [add_key(store, scope)[1] for scope in (Scope.ADMIN, Scope.READ)]
+    monkeypatch.setattr(type(store), "list_tasks", fail)
+    told, untold = (connect(text).get("/fine-tuning/task") for text in texts)
+    assert told.status_code == untold.status_code == 503
+    assert told.json() == {"detail": "/data/store.db is gone"}
+    assert "admin" in untold.json()["detail"]
+    assert "store.db" not in untold.text
+    assert "answered 503: /data/store.db is gone" in caplog.text
+
+
 def test_guessing_makes_the_store_work_once_a_second(
     store: Store,
     connect: Callable[..., TestClient],
