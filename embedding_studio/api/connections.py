@@ -19,6 +19,8 @@ BACKLOG = 512
 """Connections that wait to be accepted; as many may be accepted at once."""
 OTHER_FILES = 128
 """What the process has open besides connections: the database, the log, model files."""
+UNREAD_BYTES = 256 * 1024 * 1024
+"""What answers that their clients have not taken yet may take of memory, altogether."""
 _READ_BYTES = 16 * 1024
 _MAX_CHUNKS = 100_000
 
@@ -76,6 +78,22 @@ class Room:
         if longest is not connection:
             longest.transport.abort()
         return longest is not connection
+
+    def limit_unread(self) -> None:
+        """Close the connections with the most that waits to be read, as long as all together have
+        too much."""
+        unread = {one: one.transport.get_write_buffer_size() for one in self.waiting}
+        total = sum(unread.values())
+        while total > UNREAD_BYTES:
+            largest = max(unread, key=unread.__getitem__)
+            total -= unread.pop(largest)
+            _logger.warning(
+                "answers of more than %d bytes wait for their clients to read them: the connection "
+                "with the most is closed",
+                UNREAD_BYTES,
+            )
+            self.leave(largest)
+            largest.transport.abort()
 
     def leave(self, connection: "Connection") -> None:
         self.open.discard(connection)
@@ -170,6 +188,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._watch()
+        self._room.limit_unread()
 
     def resume_writing(self) -> None:
         super().resume_writing()

@@ -7,8 +7,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -207,6 +209,23 @@ def test_an_answer_that_nobody_reads_is_not_kept(tmp_path: Path) -> None:
             connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
             wait_until(lambda: sockets_of(server) > before)
             wait_until(lambda: sockets_of(server) <= before, 10)
+
+
+def test_answers_that_nobody_reads_take_so_much_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above it the connection with the most is closed, however short it waits."""
+    monkeypatch.setattr(connections, "UNREAD_BYTES", 100)
+    room = Room(9, 60)
+    aborted: list[int] = []
+    for unread in (50, 51, 0):
+        waiting = object.__new__(connections.Connection)
+        waiting.transport = mock.Mock()
+        waiting.transport.get_write_buffer_size.return_value = unread
+        waiting.transport.abort.side_effect = partial(aborted.append, unread)
+        room.waiting[waiting] = None
+    room.limit_unread()
+    assert aborted == [51]
+    room.limit_unread()
+    assert aborted == [51]
 
 
 def sockets_of(server: Server) -> int:
