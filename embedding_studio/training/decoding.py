@@ -1,6 +1,7 @@
 """Image files of strangers as upright RGB images, within bounds of memory and time."""
 
 import io
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
@@ -16,6 +17,9 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP")
 _ENLARGED = 4
 """How many times what is needed of a large JPEG is decoded at least, in width and height."""
 _MOST_SCANS = 50
+_MOST_SEGMENTS = 10_000
+# but those that stand alone: restarts and the beginning
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 # what a PNG says in words is not read, but kept: by default up to 64 MB of it
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 1024 * 1024
 
@@ -53,9 +57,10 @@ class Decoder:
         return use(_upright(image))
 
     def _open(self, content: bytes) -> Image.Image:
-        # each scan of a JPEG takes as long as an image and may be a few bytes long
-        if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MOST_SCANS:
-            raise Unreadable(f"it is a JPEG of more than {_MOST_SCANS} scans")
+        if content.startswith(b"\xff\xd8") and _has_many_scans(content):
+            raise Unreadable(
+                f"it is a JPEG of more than {_MOST_SCANS} scans, or {_MOST_SEGMENTS:,} segments"
+            )
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
         except UnidentifiedImageError as error:
@@ -73,6 +78,23 @@ class Decoder:
         before it is cropped: it brings the shorter side to the size that is needed."""
         short, long = sorted(image.size)
         return max(short * long, self._side**2 * long // max(1, short))
+
+
+def _has_many_scans(jpeg: bytes) -> bool:
+    """Return whether a JPEG has more scans, each of which takes as long as an image and may be a
+    few bytes long, or more segments than any real one.
+
+    Counted as libjpeg reads it, to its end: phones append films, in which any bytes may occur."""
+    scans, at = 0, 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = _MARKER.search(jpeg, at)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return False
+        scans += marker[0] == b"\xff\xda"
+        if scans > _MOST_SCANS:
+            return True
+        at = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2]))
+    return True
 
 
 def _upright(image: Image.Image) -> Image.Image:

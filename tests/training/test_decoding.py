@@ -98,6 +98,19 @@ def test_a_jpeg_of_many_scans_is_not_decoded() -> None:
     assert decode(content).mode == "RGB"
 
 
+def test_what_phones_append_to_a_jpeg_is_no_scan() -> None:
+    """A film of some megabytes has the bytes of a scan's marker by chance, as have its own data."""
+    content = file_of(Image.open(PHOTO), "JPEG", progressive=True, exif=100 * b"\xff\xda")
+    assert decode(content + 100 * b"\xff\xda").mode == "RGB"
+
+
+def test_a_jpeg_of_many_segments_is_not_decoded() -> None:
+    """Looking at each would take longer than an image."""
+    content = file_of(Image.open(PHOTO), "JPEG")
+    with pytest.raises(Unreadable, match="scans"):
+        decode(content[:2] + 20_000 * b"\xff\xfe\0\2" + content[2:])
+
+
 @pytest.mark.parametrize("kind", ["EPS", "TIFF", "PSD", "PPM", "ICO", "PCX", "PDF"])
 def test_formats_that_browsers_do_not_show_are_refused(kind: str) -> None:
     """Pillow reads some by other programs, or by code that is seldom tried."""
