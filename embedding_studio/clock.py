@@ -7,14 +7,16 @@ from datetime import datetime, timedelta
 Clock = Callable[[], datetime]
 
 MAX_LEASE_SECONDS = 3600.0
-"""No lease is longer. One that ends later was written by a clock that was wrong."""
+"""No lease is longer. One that ends much later was written by a clock that was wrong."""
+MAX_APART_SECONDS = 60.0
+"""How far the clocks of two workers may be apart that ask one database."""
 MAX_ROUND_TRIP_SECONDS = 1.0
 """An answer that took longer says too little of the time."""
 
 
 def latest_end(now: datetime) -> datetime:
     """Return when a lease that holds now may end at the latest."""
-    return now + timedelta(seconds=MAX_LEASE_SECONDS)
+    return now + timedelta(seconds=MAX_LEASE_SECONDS + MAX_APART_SECONDS)
 
 
 def is_held(until: datetime | None, now: datetime) -> bool:
