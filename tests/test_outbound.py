@@ -144,6 +144,14 @@ def test_compressed_answers_are_refused(server: Server) -> None:
     assert b"accept-encoding: identity" in server.got[0].lower()
 
 
+@pytest.mark.parametrize("encoding", [b"", b"Identity", b"aws-chunked", b"utf-8"])
+def test_what_object_stores_say_of_plain_bytes_is_taken(server: Server, encoding: bytes) -> None:
+    """Some keep how an object was uploaded, and tell it with each answer."""
+    told = b"Content-Encoding: " + encoding
+    server.answer = once(OK + told + b"\r\nContent-Length: 3\r\n\r\nabc")
+    assert get(server.url) == b"abc"
+
+
 def test_cookies_are_not_kept(server: Server) -> None:
     """Who hands out pictures neither fills memory with cookies nor knows us again."""
     server.answer = once(OK + b"Set-Cookie: a=b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
