@@ -70,11 +70,15 @@ def configure(level: int, own_level: int | None = None) -> None:
 
 
 def adopt_libraries() -> None:
-    """Have the libraries that are loaded, and write log lines of their own form, write ours."""
-    for logger in logging.root.manager.loggerDict.values():
+    """Have the libraries that are loaded, and write log lines of their own form, write ours.
+
+    What writes elsewhere, as a plugin's to a file, or nowhere, stays as it is."""
+    for logger in list(logging.root.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger) and not logger.propagate:
-            logger.handlers.clear()
-            logger.propagate = True
+            for handler in logger.handlers[:]:
+                if type(handler) is logging.StreamHandler:
+                    logger.removeHandler(handler)
+                    logger.propagate = True
 
 
 def _add_about(record: logging.LogRecord) -> bool:

@@ -72,6 +72,25 @@ def test_nothing_in_a_record_looks_like_a_line_of_ours() -> None:
     assert not {"\r", "\x1b", "\u2028"} & set(told)
 
 
+ELSEWHERE = """
+import logging, os
+from embedding_studio import logs
+
+own, silent = loggers = [logging.getLogger("own"), logging.getLogger("silent")]
+own.addHandler(logging.FileHandler(os.devnull))
+for logger in loggers:
+    logger.propagate = False
+logs.adopt_libraries()
+print([(logger.propagate, len(logger.handlers)) for logger in loggers])
+"""
+
+
+def test_loggers_that_write_elsewhere_stay_as_they_are() -> None:
+    """A plugin's that writes to a file, or one that is silent, is not what writes to a terminal."""
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], capture_output=True, check=True)
+    assert done.stdout.decode() == "[(False, 1), (False, 0)]\n"
+
+
 def test_one_line_of_a_kind_in_a_minute() -> None:
     """The next one says how many were left out; other kinds, and other errors, are not held up."""
     now = 0.0
