@@ -70,6 +70,15 @@ def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
     )
 
 
+def ensure_page(size: int) -> None:
+    """Raise InvalidInput if the metadata of a page of tasks are larger than a page may be."""
+    if size > PAGE_BYTES:
+        raise InvalidInput(
+            f"the metadata of these tasks come to more than {PAGE_BYTES} bytes: ask for fewer at a "
+            "time (limit)"
+        )
+
+
 def ensure_room(pending: int, most: int | None) -> None:
     """Raise Conflict if so many tasks of a project are pending that no other may be."""
     if most is not None and pending >= most:
@@ -262,7 +271,8 @@ class Store(ABC):
     def list_tasks(
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:
-        """Return tasks newest first."""
+        """Return tasks newest first. Raises InvalidInput where their metadata are too large for a
+        page (PAGE_BYTES)."""
 
     @abstractmethod
     def count_tasks(self, status: TaskStatus) -> int:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from bson import CodecOptions, ObjectId
+from bson import CodecOptions, ObjectId, encode
 from pydantic import TypeAdapter
 from pymongo import (
     ASCENDING,
@@ -26,7 +26,7 @@ from embedding_studio.errors import (
     StoreUnavailable,
 )
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import ensure_room, unknown
+from embedding_studio.store.base import ensure_page, ensure_room, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.mongo_access import MongoKeys
 from embedding_studio.store.mongo_answers import answering, id_of
@@ -196,7 +196,11 @@ class MongoStore(
             skip=skip,
             limit=limit,
         )
-        return [_task(document) for document in newest]
+        tasks, total = [], 0
+        for document in newest:
+            ensure_page(total := total + len(encode(document.get("metadata") or {})))
+            tasks.append(_task(document))
+        return tasks
 
     @answering()
     def count_tasks(self, status: TaskStatus) -> int:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import latest_end
-from embedding_studio.store.base import ensure_room, unknown
+from embedding_studio.store.base import ensure_page, ensure_room, unknown
 from embedding_studio.store.deliveries import TaskDeliveries
 from embedding_studio.store.moves import (
     TaskMoves,
@@ -97,15 +97,20 @@ class SqliteStore(
     def list_tasks(
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:
+        size = sa.func.coalesce(sa.func.length(task_rows.c.metadata), 0).label("size")
         newest = (
-            sa.select(task_rows)
+            sa.select(task_rows, size)
             .where(task_rows.c.project == self.project)
             .order_by(task_rows.c.created_at.desc(), task_rows.c.arrival.desc())
         )
         if status is not None:
             newest = newest.where(task_rows.c.status == status)
         with self._reading() as connection:
-            return [_task(row) for row in connection.execute(newest.offset(skip).limit(limit))]
+            tasks, total = [], 0
+            for row in connection.execute(newest.offset(skip).limit(limit)):
+                ensure_page(total := total + row.size)
+                tasks.append(_task(row))
+            return tasks
 
     def count_tasks(self, status: TaskStatus) -> int:
         with self._reading() as connection:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from embedding_studio.clickstream import Session, SessionEvent, Usage
-from embedding_studio.errors import Conflict, StoreUnavailable, TooManyRequests
-from embedding_studio.store import Store
+from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable, TooManyRequests
+from embedding_studio.store import Store, base
 from embedding_studio.store.base import EarlyFeedback
 from embedding_studio.store.usage import size_of, size_of_events, size_of_request
 from embedding_studio.tasks import TaskRequest
@@ -200,3 +200,15 @@ def test_a_tasks_history_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Conflict, match=f"{task.id} cannot be restarted any more"):
         go_round()
     assert len(store.list_events(task.id)) == 6
+
+
+def test_a_page_of_tasks_is_no_larger_than_one_of_sessions(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger one is refused, for a part of it would look like the last page."""
+    monkeypatch.setattr(base, "PAGE_BYTES", 1000)
+    for _ in range(4):
+        store.add_task(TaskRequest("method", metadata={"x": "y" * 300}), NOW)
+    assert len(store.list_tasks(limit=3)) == 3
+    with pytest.raises(InvalidInput, match="limit"):
+        store.list_tasks(limit=4)
