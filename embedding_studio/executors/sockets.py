@@ -19,8 +19,9 @@ def claim_folder() -> None:
     if not (folder / _OWNER).exists():
         _remove_dead()
         owner = os.open(folder / "new", os.O_CREAT | os.O_RDWR, 0o600)  # open until the end
-        fcntl.flock(owner, fcntl.LOCK_EX)
-        (folder / "new").rename(folder / _OWNER)  # only now does anyone look at the folder
+        with suppress(OSError):  # a file system without locks: the folder is never tidied
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            (folder / "new").rename(folder / _OWNER)  # only now does anyone look at the folder
 
 
 def _remove_dead() -> None:

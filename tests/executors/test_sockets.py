@@ -1,11 +1,14 @@
 """What a worker that is killed leaves in the folder for temporary files."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from embedding_studio.executors.sockets import claim_folder
 
 _WORKER = """
 import sys
@@ -52,6 +55,20 @@ def test_a_killed_workers_folder_is_removed_by_the_next(
     living.communicate("")
     third.communicate("")
     assert set(tmp_path.iterdir()) == strangers
+
+
+def test_a_worker_starts_where_files_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems know no locks; nobody takes its folder for a dead one's."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("embedding_studio.executors.sockets.fcntl.flock", no_locks)
+    claim_folder()
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_link_in_the_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
