@@ -48,6 +48,31 @@ def test_a_finished_house_has_nothing_to_sweep(bench: Bench) -> None:
     assert everything(bench) == before
 
 
+def test_an_iteration_that_another_worker_removes_meanwhile_is_passed_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow reads experiments and then their tags: one that was removed between the two has none,
+    and no search of ours finds it."""
+    bench.run_task()
+    bench.run_task("Worse", start=60)
+    (first, *_), tracking = bench.experiments(), bench.house.tracking
+    search = tracking._client.search_experiments
+
+    def search_late(**options: Any) -> Any:
+        page = search(**options)
+        for experiment in page:
+            if experiment.experiment_id == first.experiment_id:
+                experiment._tags = {}
+        return page
+
+    monkeypatch.setattr(tracking._client, "search_experiments", search_late)
+    assert first.tags["es.kind"] == "iteration"
+    found = [one.experiment_id for one in tracking.iterations_with_models()]
+    assert first.experiment_id not in found
+    tracking.remove_older_iterations(first.tags["es.method"], first.experiment_id)
+    assert tracking.previous_search(first.tags["es.method"], first.experiment_id) is None
+
+
 def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither that of a task at work nor that of one whose worker died and whose turn will come."""
     bench.post_sessions()

@@ -518,13 +518,15 @@ class Models:
 
         since: when they were made or removed at the earliest, in ms since the epoch."""
         wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-        return _pages(
+        found = _pages(
             self._client.search_experiments,
             view_type=view_type,
             filter_string=" AND ".join([*wanted, f"last_update_time >= {since}"]),
             order_by=list(order_by),
             max_results=page_size,
         )
+        # MLflow reads tags by a second query: those of what was removed between the two are missing
+        return (experiment for experiment in found if tags.items() <= experiment.tags.items())
 
     def _removed_lately(self) -> Iterator[Experiment]:
         """Yield the iterations that were removed within a week: MLflow forgets none of them."""

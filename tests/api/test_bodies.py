@@ -183,12 +183,14 @@ class Slow:
     def __init__(self, app: FastAPI, key: str) -> None:
         self.parts: asyncio.Queue[bytes] = asyncio.Queue()
         self.answer: dict[str, Any] = {}
+        self.is_at_work = asyncio.Event()
         headers = [(b"content-type", b"application/json"), (b"x-api-key", key.encode())]
         scope: dict[str, Any] = {"type": "http", "method": "POST", "path": PATH}
         scope |= {"headers": headers, "query_string": b"", "client": ("192.0.2.1", 1)}
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 
     async def _receive(self) -> dict[str, Any]:
+        self.is_at_work.set()
         part = await self.parts.get()
         return {"type": "http.request", "body": part, "more_body": bool(part)}
 
@@ -213,7 +215,8 @@ def test_one_caller_does_not_take_all_connections(
 
     async def ask() -> None:
         slow = [Slow(app, keys[0]), Slow(app, keys[0])]
-        await asyncio.sleep(0.1)
+        for one in slow:
+            await one.is_at_work.wait()
         third = Slow(app, keys[0])
         await third.task
         assert third.answer["status"] == 429

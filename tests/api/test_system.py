@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from embedding_studio.api import health
+from embedding_studio.api import gate, health
 from embedding_studio.api.app import create_app
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
@@ -193,6 +193,7 @@ def test_health_of_what_hangs_costs_others_nothing(
         go_on.wait(30)
 
     monkeypatch.setattr(health, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(gate, "HEALTH_KEY_SECONDS", 30.0)
     monkeypatch.setattr(health, "_mlflow", hang)
     app = create_app(store, settings.replaced(max_connections=2000), clock)
 
