@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, closing
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from embedding_studio.access import Scope
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.logs import configure
 from embedding_studio.plain import escape, escape_lines
@@ -97,7 +98,7 @@ def create_key(
     """Make a key and print it; it is shown this once."""
     from embedding_studio.access import make_key, parse_expiry
 
-    now = _now()
+    now = utc_now()
     key, text = make_key(name, scope, project, now, parse_expiry(expires, now) if expires else None)
     with _store() as store:
         store.add_key(key)
@@ -119,7 +120,7 @@ def list_keys() -> None:
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """End a key, within five seconds and for good."""
     with _store() as store:
-        store.end_key(key_id, revoked_at=_now())
+        store.end_key(key_id, revoked_at=utc_now())
     typer.echo(f"key {key_id} is revoked")
 
 
@@ -132,7 +133,7 @@ def rotate_key(
     from embedding_studio.access import make_successor, parse_duration
     from embedding_studio.errors import NotFound
 
-    now, both_for = _now(), parse_duration(overlap)
+    now, both_for = utc_now(), parse_duration(overlap)
     with _store() as store:
         former = store.find_key(key_id)
         if former is None:
@@ -192,7 +193,7 @@ def sweep(
     settings = Settings()
     tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
     with _store() as store:
-        found = sweeping.sweep(store, tracking, settings, _now(), dry_run)
+        found = sweeping.sweep(store, tracking, settings, utc_now(), dry_run)
     for what in found:
         typer.echo(escape(what))
     typer.echo(f"{len(found)} left behind" if dry_run else f"{len(found)} removed or ended")
@@ -233,10 +234,6 @@ def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _minute(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M}" if time else ""
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ Everything here may be interrupted anywhere, repeated, and done by several worke
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from embedding_studio.clock import Clock
 from embedding_studio.errors import Conflict, CorruptModel, StoreUnavailable
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.store.base import Store
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 class Champions:
     """Those of one project's methods. store: as that project sees it."""
 
-    def __init__(self, store: Store, tracking: Tracking, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: Store, tracking: Tracking, clock: Clock) -> None:
         self._store = store
         self._tracking = tracking
         self._clock = clock
@@ -143,9 +144,7 @@ class Champions:
         return ChampionMove(kind, self._clock(), from_version, to_version, by, why)
 
 
-def bring_along(
-    store: Store, tracking: Tracking, methods: Collection[str], clock: Callable[[], datetime]
-) -> None:
+def bring_along(store: Store, tracking: Tracking, methods: Collection[str], clock: Clock) -> None:
     """Take over from MLflow's registry which version of these methods is champion, in all
     projects, and its iterations of before they told whether their models are kept."""
     tracking.adopt_older_iterations()
@@ -159,9 +158,7 @@ def bring_along(
             log.warning("the champion of %r in MLflow cannot be taken over: %s", name, error)
 
 
-def mirror_all(
-    store: Store, tracking: Tracking, seconds: float, clock: Callable[[], datetime]
-) -> None:
+def mirror_all(store: Store, tracking: Tracking, seconds: float, clock: Clock) -> None:
     """Point every alias that is behind to its champion."""
     for model in store.all_models(are_mirrored=False):
         champions = Champions(store.in_project(model.project), tracking, clock)

@@ -1,10 +1,11 @@
-"""The clock that all workers share: the database's."""
+"""Clocks: this machine's, and the one that all workers share, the database's."""
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 Clock = Callable[[], datetime]
+"""Tells the time, in UTC."""
 
 MAX_LEASE_SECONDS = 3600.0
 """No lease is longer. One that ends much later was written by a clock that was wrong."""
@@ -12,6 +13,11 @@ MAX_APART_SECONDS = 60.0
 """How far the clocks of two workers may be apart that ask one database."""
 MAX_ROUND_TRIP_SECONDS = 1.0
 """An answer that took longer says too little of the time."""
+
+
+def utc_now() -> datetime:
+    """Return the time by this machine's clock."""
+    return datetime.now(UTC)
 
 
 def latest_end(now: datetime) -> datetime:

@@ -19,6 +19,7 @@ from functools import cached_property
 
 import httpx
 
+from embedding_studio.clock import Clock
 from embedding_studio.errors import ConfigurationError, DeliveryFailed, InvalidInput
 from embedding_studio.outbound import Outbound, is_public
 from embedding_studio.plain import escape
@@ -65,7 +66,7 @@ class Deliveries:
         self,
         store: Store,
         settings: Settings,
-        clock: Callable[[], datetime],
+        clock: Clock,
         describe: Callable[[FineTuningTask], bytes],
     ) -> None:
         self._store = store

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from functools import partial
 from types import FrameType
 
@@ -25,7 +25,7 @@ from embedding_studio import webhooks
 from embedding_studio.api.schemas import TaskView
 from embedding_studio.attempt import House
 from embedding_studio.champions import bring_along, mirror_all
-from embedding_studio.clock import DatabaseClock
+from embedding_studio.clock import DatabaseClock, utc_now
 from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
@@ -61,10 +61,6 @@ ERRANDS_SECONDS = 2.0
 """How often schedules, webhooks and champions' aliases are looked after."""
 BEAT_SECONDS = 1.0
 """How often the lease is renewed at least, and so how soon a cancel is noticed."""
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Worker:

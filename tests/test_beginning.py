@@ -8,12 +8,12 @@ import pytest
 
 from embedding_studio import iteration, trial
 from embedding_studio.clickstream import SessionEvent
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.iteration import _Iteration
 from embedding_studio.schedules import run_due
 from embedding_studio.store.moves import TaskMoves
 from embedding_studio.tasks import Schedule, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.iterations import Bench
 
 

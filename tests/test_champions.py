@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
 from embedding_studio.champions import Champions
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import Conflict
 from embedding_studio.iteration import _Iteration
 from embedding_studio.models import MoveKind, RegisteredModel
@@ -19,7 +20,7 @@ from embedding_studio.store.sqlite_file import SqliteFile, model_rows
 from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from embedding_studio.trial import MethodRef
-from embedding_studio.worker import Worker, utc_now
+from embedding_studio.worker import Worker
 from tests.iterations import Bench
 from tests.test_iteration import after_trials
 

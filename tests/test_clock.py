@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from embedding_studio.clock import DatabaseClock, is_held
+from embedding_studio.clock import DatabaseClock, is_held, utc_now
 from embedding_studio.tasks import FineTuningTask
-from embedding_studio.worker import Worker, utc_now
+from embedding_studio.worker import Worker
 from tests.iterations import NOW, Bench
 
 DAY = timedelta(days=1)

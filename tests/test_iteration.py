@@ -18,6 +18,7 @@ from mlflow.models import Model
 
 from embedding_studio import iteration
 from embedding_studio.champions import Champions
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import LeaseLost, MethodError
 from embedding_studio.executors.base import Report
 from embedding_studio.lease import Lease
@@ -25,7 +26,7 @@ from embedding_studio.methods import Scores
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
 from embedding_studio.trial import MethodRef, Train
-from embedding_studio.worker import Worker, utc_now
+from embedding_studio.worker import Worker
 from tests.iterations import TOYS, Bench, make_session, open_bench
 from tests.toys.toys import Toy
 

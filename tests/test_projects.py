@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from embedding_studio.clickstream import BatchStatus
+from embedding_studio.clock import utc_now
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus, line_of
-from embedding_studio.worker import utc_now
 from tests.iterations import Bench, make_session
 
 

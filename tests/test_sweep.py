@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import LeaseLost
 from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.iterations import Bench
 
 

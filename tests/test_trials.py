@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
@@ -31,7 +32,7 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
-from embedding_studio.worker import Worker, utc_now
+from embedding_studio.worker import Worker
 from tests.contracts.test_executor import Reporting, go_on
 from tests.iterations import Bench, open_bench
 from tests.waiting import wait_until

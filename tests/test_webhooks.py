@@ -15,6 +15,7 @@ import pytest
 
 from embedding_studio import webhooks
 from embedding_studio.api.app import create_app
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import ConfigurationError, DeliveryFailed
 from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
@@ -30,7 +31,7 @@ from embedding_studio.webhooks import (
     parse_secret,
     pause_after,
 )
-from embedding_studio.worker import Worker, open_worker, utc_now
+from embedding_studio.worker import Worker, open_worker
 from tests.iterations import Bench
 from tests.waiting import wait_until
 

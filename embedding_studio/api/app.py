@@ -1,7 +1,5 @@
 """The application, put together from its resources."""
 
-from collections.abc import Callable
-from datetime import datetime
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -10,19 +8,18 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from embedding_studio.api import champions, clickstream, fine_tuning, schedules, system
-from embedding_studio.api.context import House, utc_now
+from embedding_studio.api.context import House
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
 from embedding_studio.api.health import Health
+from embedding_studio.clock import Clock, utc_now
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.webhooks import check_secret
 
 
-def create_app(
-    store: Store, settings: Settings, clock: Callable[[], datetime] = utc_now
-) -> FastAPI:
+def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> FastAPI:
     """Return the API over a store that the caller opened and will close.
 
     Raises ConfigurationError for a rate limit, a webhook secret or an origin that cannot be

@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -11,14 +10,11 @@ from embedding_studio.access import Scope
 from embedding_studio.api.gate import Caller
 from embedding_studio.api.health import Health
 from embedding_studio.clickstream import Usage
+from embedding_studio.clock import Clock
 from embedding_studio.errors import InvalidInput
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +23,7 @@ class House:
 
     store: Store
     settings: Settings
-    clock: Callable[[], datetime]
+    clock: Clock
     health: Health
 
 
@@ -38,7 +34,7 @@ class Context:
 
     store: Store
     settings: Settings
-    clock: Callable[[], datetime]
+    clock: Clock
     caller: Caller
     still_allowed: Callable[[], Awaitable[bool]]
 

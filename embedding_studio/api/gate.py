@@ -3,10 +3,10 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 
@@ -23,6 +23,7 @@ from embedding_studio import access
 from embedding_studio.access import ApiKey, Scope
 from embedding_studio.api.errors import answer
 from embedding_studio.api.looks import Look
+from embedding_studio.clock import Clock
 from embedding_studio.errors import (
     ConfigurationError,
     Forbidden,
@@ -52,8 +53,6 @@ TURNS = 10
 BODIES_AT_ONCE = 4
 FREE_BYTES = 64 * 1024
 """What a body may have however many others of its sender are under way."""
-
-Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True)

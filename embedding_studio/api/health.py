@@ -3,9 +3,9 @@
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from embedding_studio.api.schemas import (
     WorkerView,
 )
 from embedding_studio.clickstream import Usage
+from embedding_studio.clock import Clock
 from embedding_studio.errors import StoreUnavailable, Unreadable
 from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
@@ -40,7 +41,6 @@ _MLFLOW_SECONDS = 2.0
 _MLFLOW_BYTES = 64 * 1024
 _UNTOLD = "told to callers whose API key has the scope admin"
 
-Clock = Callable[[], datetime]
 Part = TypeVar("Part", bound=PartHealth)
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Generic, TypeVar
 
+from embedding_studio.clock import Clock
+
 T = TypeVar("T")
 
 
@@ -18,9 +20,7 @@ class Look(Generic[T]):
     than that does not wait at all.
     """
 
-    def __init__(
-        self, look: Callable[[], T], clock: Callable[[], datetime], seconds: float
-    ) -> None:
+    def __init__(self, look: Callable[[], T], clock: Clock, seconds: float) -> None:
         self._look = look
         self._clock = clock
         self._seconds = seconds

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from embedding_studio.clock import utc_now
 from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.demo.searchers import simulate_sessions
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask
 from embedding_studio.tracking import story
 from embedding_studio.training.encoder import load_encoder
-from embedding_studio.worker import utc_now
 from tests.iterations import Bench, open_bench
 from tests.servers import MlflowServer
 from tests.training.tiny import PACKAGED_MODEL

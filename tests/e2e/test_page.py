@@ -14,9 +14,9 @@ from playwright.sync_api import Browser
 from embedding_studio.access import Scope, make_key
 from embedding_studio.api.app import create_app
 from embedding_studio.api.server import listen
+from embedding_studio.clock import utc_now
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
-from embedding_studio.worker import utc_now
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import pytest
 
 from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.clock import utc_now
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
-from embedding_studio.worker import utc_now
 from tests.iterations import make_session
 from tests.servers import Secantus, free_port
 from tests.waiting import wait_until

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.tasks import TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.harness import Yard, check_invariants
 from tests.faults.points import CLOCK_AHEAD
 from tests.waiting import wait_until

@@ -21,11 +21,11 @@ import pytest
 from benchmarks.corpora import generated_corpus
 from benchmarks.iteration import packaged_model
 from embedding_studio.clickstream import Session
+from embedding_studio.clock import utc_now
 from embedding_studio.demo.searchers import Behaviour, simulate_sessions
 from embedding_studio.models import MoveKind
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskEventKind, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.chaos import SEED, Chaos
 from tests.faults.harness import Nursery, WorkerProcess, Yard, check_invariants
 from tests.iterations import open_bench

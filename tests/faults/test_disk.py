@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.tasks import TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.harness import LOG, Yard, check_ledger
 from tests.training.tiny import searches, write_tiny_model
 

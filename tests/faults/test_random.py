@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.chaos import SEED, Chaos
 from tests.faults.harness import (
     IMPATIENT,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.clock import utc_now
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.points import trial_processes
 from tests.iterations import Bench
 from tests.waiting import wait_until

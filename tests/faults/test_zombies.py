@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from mlflow.entities import ViewType
 
+from embedding_studio.clock import utc_now
 from embedding_studio.store.moves import to_document
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
-from embedding_studio.worker import utc_now
 from tests.faults.harness import (
     WorkerProcess,
     Yard,
