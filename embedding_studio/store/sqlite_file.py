@@ -4,6 +4,7 @@ Every write is one transaction that takes the write lock at its beginning (BEGIN
 what it reads stays true until it commits; unique indexes hold the same promises a second time.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -244,7 +245,7 @@ class SqliteFile(Store):
     def __init__(self, url: str) -> None:
         self._path = _path_of(url)
         self._held: Connection | None = None
-        self._files: dict[Path, tuple[int, int]] = {}
+        self._files: dict[Path, os.stat_result] = {}
         self._refusals: list[tuple[float, str]] = []  # the last write's, if it was refused
         self._engine = sa.create_engine(
             sa.URL.create(
@@ -265,7 +266,7 @@ class SqliteFile(Store):
             with self._answering():
                 self._held = self._engine.connect()  # while one is open, its files stay the same
                 files = [Path(f"{self._path}{end}") for end in ("", "-wal", "-shm")]
-                self._files = {file: _identity(file) for file in files if file.exists()}
+                self._files = {file: file.stat() for file in files if file.exists()}
         except Exception:
             self.close()
             raise
@@ -305,7 +306,7 @@ class SqliteFile(Store):
         what no longer has a name, and nobody would find it again."""
         for file, opened in self._files.items():
             try:
-                is_same = _identity(file) == opened
+                is_same = os.path.samestat(file.stat(), opened)
             except FileNotFoundError:
                 is_same = False
             if not is_same:
@@ -344,11 +345,6 @@ class SqliteFile(Store):
         if self._held is not None:
             self._held.close()
         self._engine.dispose()
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    there = file.stat()
-    return there.st_dev, there.st_ino
 
 
 def _path_of(url: str) -> Path:

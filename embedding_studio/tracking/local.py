@@ -6,6 +6,7 @@ the machine's power; `settle` waits for the disk, before anything elsewhere reli
 notices a file that was removed or replaced: SQLite would go on writing to what nobody finds again.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -19,8 +20,8 @@ from embedding_studio.errors import ConfigurationError
 
 SCHEME = "sqlite:///"
 BUSY_SECONDS = 30.0
-_quick: dict[Path, tuple[int, int] | None] = {}
-"""The device and inode of each such file when it was first opened."""
+_quick: dict[Path, os.stat_result | None] = {}
+"""What each such file was when it was first opened."""
 
 
 def speed_up(tracking_uri: str) -> Callable[[], None]:
@@ -34,7 +35,8 @@ def speed_up(tracking_uri: str) -> Callable[[], None]:
     _quick.setdefault(file, None)
 
     def settle() -> None:
-        if not file.exists() or _quick[file] not in (None, _identity(file)):
+        opened = _quick[file]
+        if not file.exists() or (opened and not os.path.samestat(file.stat(), opened)):
             raise ConfigurationError(
                 f"MLflow's database {file} was removed or replaced while this worker used it: "
                 "put it back, or restore a backup, and restart the worker and MLflow"
@@ -54,16 +56,11 @@ def _relax(connection: Any, _: object) -> None:
     file = _file_of(connection)
     if file not in _quick:
         return
-    _quick[file] = _quick[file] or _identity(file)
+    _quick[file] = _quick[file] or file.stat()
     with suppress(sqlite3.OperationalError):  # in use as it was: so it stays for now
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
-
-
-def _identity(file: Path) -> tuple[int, int]:
-    there = file.stat()
-    return there.st_dev, there.st_ino
 
 
 def _file_of(connection: sqlite3.Connection) -> Path:
