@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -94,6 +94,17 @@ class SessionEvent:
     def kind(self) -> str:
         """Its type, whatever its spelling."""
         return event_kind(self.event_type)
+
+
+def fresh_events(
+    events: Iterable[SessionEvent], known_ids: Collection[str] = ()
+) -> list[SessionEvent]:
+    """Return the first event of each id, but of those that are known."""
+    first: dict[str, SessionEvent] = {}
+    for event in events:
+        if event.event_id not in known_ids:
+            first.setdefault(event.event_id, event)
+    return list(first.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class MongoStore(
             del task["idempotency_key"]  # the partial index would take None for a key
         if request.idempotency_key is None or self._with_key(request.idempotency_key) is None:
             ensure_room(self.count_tasks(TaskStatus.PENDING), most_pending)
-            self._ensure_room(added, most)
+            self._ensure_within(added, most)
         try:
             self._tasks.insert_one(task)
         except mongo_errors.DuplicateKeyError:

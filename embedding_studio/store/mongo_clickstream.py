@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bson import ObjectId, encode
@@ -33,6 +32,7 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
     Usage,
+    fresh_events,
 )
 from embedding_studio.errors import InvalidInput, StoreUnavailable
 from embedding_studio.projects import DEFAULT_PROJECT
@@ -101,8 +101,17 @@ class MongoClickstream(MongoEarly, MongoUsage):
                     refused[place] = refusal
                 else:
                     new.setdefault(session.session_id, session)
-        self._ensure_room(_usage_of(new.values(), sessions, known), most)
-        placed = self._place(list(new.values()), now)
+        sizes = {
+            session_id: size_of(session) + size_of_events(fresh_events(session.events))
+            for session_id, session in new.items()
+        }
+        added_to_known = sum(
+            size_of_events(fresh_events(session.events, known[session.session_id].event_ids))
+            for session in sessions
+            if session.session_id in known
+        )
+        self._ensure_within(Usage(len(new), sum(sizes.values()) + added_to_known), most)
+        placed = self._place(list(new.values()), sizes, now)
         # those that someone else posted meanwhile
         known |= self._known(new.keys() - placed.keys(), WITH_EVENT_IDS)
         answers: list[Registered | InvalidInput] = []
@@ -184,9 +193,11 @@ class MongoClickstream(MongoEarly, MongoUsage):
         }
 
     def _place(
-        self, sessions: Sequence[Session], now: datetime
+        self, sessions: Sequence[Session], sizes: Mapping[str, int], now: datetime
     ) -> dict[str, Registered | InvalidInput]:
-        """Insert each session at the end of the log; return those that were not there before."""
+        """Insert each session at the end of the log; return those that were not there before.
+
+        sizes: in bytes, by their ids."""
         placed: dict[str, Registered | InvalidInput] = {}
         waiting = list(sessions)
         give_up = time.monotonic() + CONTENTION_SECONDS
@@ -198,7 +209,8 @@ class MongoClickstream(MongoEarly, MongoUsage):
             ]
             inserted, refusal = self._insert_run(documents)
             if inserted:
-                self._count(batch["_id"], _usage_of(waiting[:inserted]))
+                size = sum(sizes[session.session_id] for session in waiting[:inserted])
+                self._count(batch["_id"], Usage(inserted, size))
             for session, document in zip(waiting, documents[:inserted], strict=False):
                 stored = NumberedSession(session, str(batch["_id"]), document["number"])
                 since = batch.get("since")
@@ -273,7 +285,7 @@ class MongoClickstream(MongoEarly, MongoUsage):
     def _push(self, known: Known, events: Sequence[SessionEvent]) -> int:
         """Add the events that the session does not have in one atomic step; return how many."""
         session = known.registered.stored.session
-        while fresh := _fresh(events, known):
+        while fresh := fresh_events(events, known.event_ids):
             adding = {
                 "$push": {"events": {"$each": [_event_document(event) for event in fresh]}},
                 "$addToSet": {
@@ -308,7 +320,8 @@ class MongoClickstream(MongoEarly, MongoUsage):
         known = self._known([session_id]).get(session_id)
         if known is None:
             raise unknown("session", session_id, ": register it first")
-        self._ensure_room(Usage(0, size_of_events(_fresh(events, known))), most)
+        fresh = fresh_events(events, known.event_ids)
+        self._ensure_within(Usage(0, size_of_events(fresh)), most)
         answer = self._add_to(known, events)
         if isinstance(answer, InvalidInput):
             raise answer
@@ -453,32 +466,6 @@ class MongoClickstream(MongoEarly, MongoUsage):
         return page
 
 
-def _usage_of(
-    new: Iterable[Session],
-    posted: Iterable[Session] = (),
-    known: Mapping[str, Known] = MappingProxyType({}),
-) -> Usage:
-    """Return what new sessions are, and what is posted of events to known ones."""
-    sizes = [size_of(session) + size_of_events(_distinct(session.events)) for session in new]
-    fresh = (
-        size_of_events(_fresh(session.events, known[session.session_id]))
-        for session in posted
-        if session.session_id in known
-    )
-    return Usage(len(sizes), sum(sizes) + sum(fresh))
-
-
-def _fresh(events: Iterable[SessionEvent], known: Known) -> list[SessionEvent]:
-    return [event for event in _distinct(events) if event.event_id not in known.event_ids]
-
-
-def _distinct(events: Iterable[SessionEvent]) -> list[SessionEvent]:
-    first: dict[str, SessionEvent] = {}
-    for event in events:
-        first.setdefault(event.event_id, event)
-    return list(first.values())
-
-
 def _ids_of(events: Iterable[SessionEvent]) -> set[str]:
     return {event.event_id for event in events}
 
@@ -508,7 +495,7 @@ def _session_document(key: str, session: Session, batch_id: ObjectId, number: in
         "batch_id": batch_id,
         "number": number,
         **SESSION.dump_python(session),
-        "events": [_event_document(event) for event in _distinct(session.events)],
+        "events": [_event_document(event) for event in fresh_events(session.events)],
         "shown_kinds": sorted(session.shown_kinds()),
     }
 

@@ -35,7 +35,7 @@ class MongoUsage(Store):
     def usage(self) -> dict[str, Usage]:
         return {one["_id"]: _held(one) for one in self._usage.find()}
 
-    def _ensure_room(self, added: Usage, most: Usage | None) -> None:
+    def _ensure_within(self, added: Usage, most: Usage | None) -> None:
         if most is None or added == Usage():
             return
         while (used := self._usage.find_one({"_id": self.project})) is None:

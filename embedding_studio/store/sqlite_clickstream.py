@@ -22,6 +22,7 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
     Usage,
+    fresh_events,
 )
 from embedding_studio.errors import InvalidInput
 from embedding_studio.store.base import (
@@ -50,7 +51,7 @@ from embedding_studio.store.sqlite_file import (
     task_rows,
     usage_rows,
 )
-from embedding_studio.store.sqlite_usage import Additions, change_usage
+from embedding_studio.store.sqlite_usage import Additions, change_usage, document_size
 from embedding_studio.store.usage import size_of, size_of_events
 from embedding_studio.tasks import TERMINAL
 
@@ -228,9 +229,11 @@ class SqliteClickstream(SqliteFile):
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:
         of_session = event_rows.c.session_id == session_rows.c.session_id
-        events = sa.select(sa.func.total(_size(event_rows))).where(of_session).scalar_subquery()
+        events = (
+            sa.select(sa.func.total(document_size(event_rows))).where(of_session).scalar_subquery()
+        )
         sizes = (
-            sa.select(session_rows.c.number, (_size(session_rows) + events).label("size"))
+            sa.select(session_rows.c.number, (document_size(session_rows) + events).label("size"))
             .where(session_rows.c.batch_id == batch_id, session_rows.c.number > after_number)
             .order_by(session_rows.c.number)
             .limit(limit)
@@ -244,10 +247,6 @@ class SqliteClickstream(SqliteFile):
                 session_rows.c.number <= last,
             )
             return _read_sessions(connection, page.order_by(session_rows.c.number), events_limit)
-
-
-def _size(table: sa.Table) -> sa.ColumnElement[int]:
-    return sa.func.length(sa.cast(table.c.document, sa.LargeBinary))
 
 
 def _end_of_page(sizes: Iterable[sa.Row[Any]], after_number: int) -> int:
@@ -368,26 +367,23 @@ def _add_events(
     None where a session has some and would have more than EVENTS_BYTES."""
     connection = additions.connection
     there = sa.select(
-        event_rows.c.session_id, event_rows.c.event_id, _size(event_rows).label("size")
+        event_rows.c.session_id, event_rows.c.event_id, document_size(event_rows).label("size")
     ).where(is_one_of(event_rows.c.session_id, {key for key, _ in posted}))
-    known: set[tuple[str, str]] = set()
+    known: defaultdict[str, set[str]] = defaultdict(set)
     sizes: Counter[str] = Counter()
     for row in connection.execute(there):
-        known.add((row.session_id, row.event_id))
+        known[row.session_id].add(row.event_id)
         sizes[row.session_id] += row.size
     rows: list[dict[str, Any]] = []
     counts: list[int | None] = []
     for key, events in posted:
-        new: dict[str, SessionEvent] = {}
-        for event in events:
-            if (key, event.event_id) not in known:
-                new.setdefault(event.event_id, event)
-        size = size_of_events(new.values())
+        new = fresh_events(events, known[key])
+        size = size_of_events(new)
         if new and sizes[key] and sizes[key] + size > EVENTS_BYTES:
             counts.append(None)
             continue
         sizes[key] += size
-        known.update((key, event_id) for event_id in new)
+        known[key].update(event.event_id for event in new)
         additions.count(key, Usage(0, size))
         rows += [
             {
@@ -397,7 +393,7 @@ def _add_events(
                 "kind": event.kind,
                 "object": event.object_id,
             }
-            for event in new.values()
+            for event in new
         ]
         counts.append(len(new))
     if rows:

@@ -77,6 +77,11 @@ def _begin_to_count(connection: Connection, project: str) -> Usage:
     return estimated
 
 
+def document_size(table: sa.Table) -> sa.ColumnElement[int]:
+    """Return the bytes of a row's document: JSON is kept with nothing but ASCII in it."""
+    return sa.func.length(table.c.document)
+
+
 def _mean_size(connection: Connection, project: str) -> int:
     """Return how large the latest sessions are, a few of them, with their events."""
     newest = (
@@ -86,12 +91,12 @@ def _mean_size(connection: Connection, project: str) -> int:
         .limit(1)
     ).scalar_subquery()
     latest = (
-        sa.select(session_rows.c.session_id, sa.func.length(session_rows.c.document).label("size"))
+        sa.select(session_rows.c.session_id, document_size(session_rows).label("size"))
         .where(session_rows.c.batch_id == newest)
         .order_by(session_rows.c.number.desc())
         .limit(SAMPLE)
     ).subquery()
     of_latest = event_rows.c.session_id.in_(sa.select(latest.c.session_id))
-    of_events = sa.select(sa.func.sum(sa.func.length(event_rows.c.document))).where(of_latest)
+    of_events = sa.select(sa.func.sum(document_size(event_rows))).where(of_latest)
     count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(latest.c.size))).one()
     return (size + (connection.scalar(of_events) or 0)) // count if count else 0
