@@ -124,10 +124,8 @@ class Worker:
         """Say that this worker lives, and renew the lease of its task."""
         if (lease := self._lease) is not None:
             lease.beat()
-        try:
+        with _tried_again():
             self._clock.ask(partial(self._house.store.record_worker, self._record()))
-        except StoreUnavailable as error:
-            log.warning("the store does not answer: %s", error)
 
     def _record(self) -> WorkerRecord:
         return WorkerRecord(
@@ -157,28 +155,23 @@ class Worker:
         """Create the tasks of schedules whose time has come."""
         house, methods = self._house, self._catalog.methods.items()
         weights = {name: method.event_weights for name, method in methods}
-        try:
+        with _tried_again():
             run_due(house.store, house.clock(), house.settings.max_pending_tasks, weights)
-        except StoreUnavailable as error:
-            log.warning("the store does not answer: %s", error)
 
     def tell_ends(self) -> None:
         """Tell webhooks of ended tasks."""
-        try:
+        with _tried_again():
             self._deliveries.tell_ends(self._is_draining.is_set)
-        except StoreUnavailable as error:
-            log.warning("the store does not answer: %s", error)
 
     def mirror(self) -> None:
         """Point MLflow's aliases to the champions, after those from before were brought along."""
         house, clock = self._house, self._house.clock
         try:
-            if not self._has_brought_along:
-                bring_along(house.store, house.tracking, self._catalog.methods, clock)
-                self._has_brought_along = True
-            mirror_all(house.store, house.tracking, house.settings.lease_seconds, clock)
-        except StoreUnavailable as error:
-            log.warning("the store does not answer: %s", error)
+            with _tried_again():
+                if not self._has_brought_along:
+                    bring_along(house.store, house.tracking, self._catalog.methods, clock)
+                    self._has_brought_along = True
+                mirror_all(house.store, house.tracking, house.settings.lease_seconds, clock)
         except Exception:  # the next time may go better
             log.exception("MLflow's aliases may be behind the champions")
 
@@ -392,6 +385,15 @@ class Worker:
             yield self._house.tracking.guarded(ensure_ended)
         except LeaseLost as error:
             log.info("%s", error)
+
+
+@contextmanager
+def _tried_again() -> Iterator[None]:
+    """Around what is done again soon: a store that does not answer is no more than a warning."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        log.warning("the store does not answer: %s", error)
 
 
 def _describe(settings: Settings, task: FineTuningTask) -> bytes:
