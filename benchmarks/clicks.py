@@ -39,8 +39,8 @@ from benchmarks.corpora import generated_corpus
 from embedding_studio.clickstream import Session, SessionEvent, Splits, split_by_query
 from embedding_studio.demo.corpus import Corpus, load_corpus
 from embedding_studio.demo.searchers import Behaviour, held_out_quality, simulate_sessions
+from embedding_studio.engine.promotion import decide
 from embedding_studio.methods import Scores, TrialRun
-from embedding_studio.promotion import decide
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.evaluation import evaluate

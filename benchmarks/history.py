@@ -21,11 +21,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from embedding_studio.errands.sweep import sweep
 from embedding_studio.executors.base import Report
 from embedding_studio.search import Search
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
-from embedding_studio.sweep import sweep
 from embedding_studio.tasks import TaskRequest, TaskStatus
 from embedding_studio.tracking import Tracking
 

@@ -79,8 +79,8 @@ def packaged_model() -> Path:
 def measure(settings: Settings) -> dict[str, Any]:
     """Run one iteration and return what it cost."""
     started = time.monotonic()
+    from embedding_studio.engine.worker import open_worker
     from embedding_studio.executors.base import Verdict
-    from embedding_studio.worker import open_worker
 
     worker = open_worker(settings)
     house = worker._house
@@ -152,7 +152,7 @@ def watch(recorder: Recorder, calls: Calls) -> None:
     """Put clocks and counters around what the worker's own process does."""
     from mlflow import MlflowClient
 
-    from embedding_studio import iteration
+    from embedding_studio.engine import iteration
     from embedding_studio.executors.process import ProcessExecutor, _Supervised
     from embedding_studio.tracking import Tracking
 

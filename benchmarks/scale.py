@@ -378,12 +378,13 @@ def cost(trial: Seconds) -> float:
 
 def run_study(trials: int) -> Study:
     """Run one iteration of so many trials, each of which reports and returns at once."""
-    from embedding_studio import iteration, trial
-    from embedding_studio.attempt import Attempt
+    from embedding_studio.engine import iteration
+    from embedding_studio.engine import jobs as trial
+    from embedding_studio.engine.attempt import Attempt
+    from embedding_studio.engine.trials import Trials
+    from embedding_studio.engine.worker import open_worker
     from embedding_studio.search import Search
     from embedding_studio.tracking import Tracking
-    from embedding_studio.trials import Trials
-    from embedding_studio.worker import open_worker
 
     meter = Meter()
     for owner, name, phase in (

@@ -146,7 +146,7 @@ def search(
             seed=seed,
         )
         os.environ.update(settings.as_environment())
-        from embedding_studio.worker import open_worker
+        from embedding_studio.engine.worker import open_worker
 
         worker = open_worker(settings)
         store, now = worker._house.store, datetime.now(UTC)

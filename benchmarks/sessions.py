@@ -18,13 +18,13 @@ def simulate_sessions(corpus: str, count: int) -> list[Session]:
 
 
 def write_sessions(file: Path, corpus: str, count: int) -> None:
-    from embedding_studio.trial import SESSION_LINES
+    from embedding_studio.engine.jobs import SESSION_LINES
 
     sessions = simulate_sessions(corpus, count)
     file.write_bytes(b"".join(SESSION_LINES.dump_json(session) + b"\n" for session in sessions))
 
 
 def read_sessions(file: Path) -> list[Session]:
-    from embedding_studio.trial import SESSION_LINES
+    from embedding_studio.engine.jobs import SESSION_LINES
 
     return [SESSION_LINES.validate_json(line) for line in file.read_bytes().splitlines()]

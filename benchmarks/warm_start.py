@@ -24,10 +24,10 @@ from rich.table import Table
 from benchmarks.clicks import CORPORA, Arena
 from benchmarks.iteration import packaged_model
 from embedding_studio.demo.searchers import Behaviour
+from embedding_studio.engine.worker import Worker, open_worker
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, Pruner, SearchOptions, TaskRequest, TaskStatus
 from embedding_studio.training.encoder import load_encoder
-from embedding_studio.worker import Worker, open_worker
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -50,8 +50,8 @@ def api() -> None:
 @app.command()
 def worker() -> None:
     """Run fine-tuning tasks until asked to end."""
+    from embedding_studio.engine.worker import open_worker
     from embedding_studio.settings import Settings
-    from embedding_studio.worker import open_worker
 
     configure(logging.INFO)
     open_worker(Settings()).run_forever()
@@ -186,7 +186,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option(help="tell what would be removed, and leave it")] = False,
 ) -> None:
     """Remove what crashes left behind; champions and live iterations are never touched."""
-    from embedding_studio import sweep as sweeping
+    from embedding_studio.errands import sweep as sweeping
     from embedding_studio.settings import Settings
     from embedding_studio.tracking import Tracking
 

@@ -17,26 +17,6 @@ import httpx
 import stamina
 from pydantic import TypeAdapter
 
-from embedding_studio.api.champion_schemas import ChampionView
-from embedding_studio.api.clickstream_schemas import (
-    BatchPage,
-    BatchView,
-    EventsOutcome,
-    ReleaseView,
-    SessionOutcome,
-    SessionOutcomes,
-    from_unix_seconds,
-)
-from embedding_studio.api.schemas import (
-    MAX_PAGE_OFFSET,
-    HealthView,
-    Pong,
-    ScheduleView,
-    TaskEventsPage,
-    TaskEventView,
-    TaskView,
-    summarize_field_errors,
-)
 from embedding_studio.clickstream import (
     MIN_NEW_SESSIONS,
     NumberedSession,
@@ -56,6 +36,26 @@ from embedding_studio.errors import (
     Unauthorized,
 )
 from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
+from embedding_studio.wire.clickstream import (
+    BatchPage,
+    BatchView,
+    EventsOutcome,
+    ReleaseView,
+    SessionOutcome,
+    SessionOutcomes,
+    from_unix_seconds,
+)
+from embedding_studio.wire.models import ChampionView
+from embedding_studio.wire.tasks import (
+    MAX_PAGE_OFFSET,
+    HealthView,
+    Pong,
+    ScheduleView,
+    TaskEventsPage,
+    TaskEventView,
+    TaskView,
+    summarize_field_errors,
+)
 
 _ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     400: InvalidInput,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from embedding_studio.lease import Lease
+from embedding_studio.engine.lease import Lease
 from embedding_studio.search import FinishedTrial
 from embedding_studio.tasks import Budget
 

@@ -12,9 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
 
-from embedding_studio.attempt import House
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.attempt import House
+from embedding_studio.engine.jobs import DrawSearch
+from embedding_studio.engine.worker import Worker
 from embedding_studio.executors import open_executor
 from embedding_studio.executors.base import Reporter
 from embedding_studio.methods import discover_methods
@@ -22,8 +24,6 @@ from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest
 from embedding_studio.tracking import Tracking, _read_tag
-from embedding_studio.trial import DrawSearch
-from embedding_studio.worker import Worker
 
 TOYS = Path(__file__).parent / "toys"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

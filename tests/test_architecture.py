@@ -14,10 +14,11 @@ TIERS = [
     {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
     | {"logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
     {"methods", "plugin_checks", "executors.base"},
-    {"search", "store", "executors", "training", "promotion", "trial"} | {"failures"},
-    {"tracking", "lease", "schedules", "webhooks"},
-    {"attempt", "limits", "trials", "champions", "iteration", "sweep", "api"},
-    {"worker", "client"},
+    {"search", "store", "executors", "training", "wire"}
+    | {"engine.promotion", "engine.jobs", "engine.failures"},
+    {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
+    {"engine", "limits", "errands", "api"},
+    {"engine.worker", "client"},
     {"services", "demo"},
     {"__main__"},
 ]
@@ -53,7 +54,7 @@ HOMES = {
         "store.sqlite_schedules",
         "store.sqlite_usage",
     },
-    "apscheduler": {"worker"},
+    "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},
     "uvicorn": {"api.connections", "api.server"},
@@ -61,7 +62,7 @@ HOMES = {
     "torch": {"training"},
     "sentence_transformers": {"training"},
     "transformers": {"training"},
-    "cronsim": {"schedules"},
+    "cronsim": {"errands.schedules"},
     "httpcore": {"outbound"},
     "typer": {"__main__"},
     "ray": {"executors.ray_driver", "executors.ray_node"},

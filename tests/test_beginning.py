@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from embedding_studio import iteration, trial
 from embedding_studio.clickstream import SessionEvent
 from embedding_studio.clock import utc_now
+from embedding_studio.engine import iteration
+from embedding_studio.engine import jobs as trial
+from embedding_studio.engine.iteration import _Iteration
+from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
-from embedding_studio.iteration import _Iteration
-from embedding_studio.schedules import run_due
 from embedding_studio.store.moves import TaskMoves
 from embedding_studio.tasks import Schedule, TaskStatus
 from tests.iterations import Bench

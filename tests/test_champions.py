@@ -11,16 +11,16 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
-from embedding_studio.champions import Champions
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.iteration import _Iteration
+from embedding_studio.engine.jobs import MethodRef
+from embedding_studio.engine.worker import Worker
+from embedding_studio.errands.champions import Champions
+from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
-from embedding_studio.iteration import _Iteration
 from embedding_studio.models import MoveKind, RegisteredModel
 from embedding_studio.store.sqlite_file import SqliteFile, model_rows
-from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
-from embedding_studio.trial import MethodRef
-from embedding_studio.worker import Worker
 from tests.iterations import Bench
 from tests.test_iteration import after_trials
 
@@ -197,7 +197,7 @@ def stopped_after_promotion(bench: Bench) -> FineTuningTask:
     )
     with pytest.MonkeyPatch.context() as stopping:
         stopping.setattr(_Iteration, "score_baseline", stop)
-        stopping.setattr("embedding_studio.attempt.Attempt.has_model", True, raising=False)
+        stopping.setattr("embedding_studio.engine.attempt.Attempt.has_model", True, raising=False)
         bench.worker.work_once()
     return bench.house.store.get_task(task.id)
 

@@ -18,8 +18,6 @@ from typer.testing import CliRunner, Result
 
 from embedding_studio.__main__ import app
 from embedding_studio.api.app import create_app
-from embedding_studio.api.clickstream_schemas import PostStatus
-from embedding_studio.api.schemas import TaskView
 from embedding_studio.api.server import listen
 from embedding_studio.clickstream import BatchCount, SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
@@ -38,6 +36,8 @@ from embedding_studio.errors import (
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
+from embedding_studio.wire.clickstream import PostStatus
+from embedding_studio.wire.tasks import TaskView
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
 from tests.api.test_champions import register
 

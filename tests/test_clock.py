@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from embedding_studio.clock import DatabaseClock, is_held, utc_now
+from embedding_studio.engine.worker import Worker
 from embedding_studio.tasks import FineTuningTask
-from embedding_studio.worker import Worker
 from tests.iterations import NOW, Bench
 
 DAY = timedelta(days=1)
@@ -54,7 +54,7 @@ def test_a_worker_whose_clock_is_a_day_off(
     than others would, and says how far its clock is off."""
     claimed: list[FineTuningTask] = []
     monkeypatch.setattr(
-        "embedding_studio.worker.run_iteration", lambda house, task, *_: claimed.append(task)
+        "embedding_studio.engine.worker.run_iteration", lambda house, task, *_: claimed.append(task)
     )
     bench.post_sessions()
     bench.post_task()

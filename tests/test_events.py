@@ -18,9 +18,9 @@ from embedding_studio.clickstream import (
     sessions_to_fill,
     split_by_query,
 )
+from embedding_studio.engine.jobs import SESSION_LINES, MethodRef, Prepared, PrepareData
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.tasks import TaskEventKind, TaskStatus
-from embedding_studio.trial import SESSION_LINES, MethodRef, Prepared, PrepareData
 from tests.iterations import NOW, TOYS, Bench, make_session
 
 MANUAL = Path(__file__).parent.parent / "docs" / "training.md"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from embedding_studio.failures import describe
+from embedding_studio.engine.failures import describe
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind, TaskStatus
 from tests.iterations import Bench, open_bench

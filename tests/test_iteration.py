@@ -16,17 +16,17 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from embedding_studio import iteration
-from embedding_studio.champions import Champions
 from embedding_studio.clock import utc_now
+from embedding_studio.engine import iteration
+from embedding_studio.engine.jobs import MethodRef, Train
+from embedding_studio.engine.lease import Lease
+from embedding_studio.engine.worker import Worker
+from embedding_studio.errands.champions import Champions
 from embedding_studio.errors import LeaseLost, MethodError
 from embedding_studio.executors.base import Report
-from embedding_studio.lease import Lease
 from embedding_studio.methods import Scores
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
-from embedding_studio.trial import MethodRef, Train
-from embedding_studio.worker import Worker
 from tests.iterations import TOYS, Bench, make_session, open_bench
 from tests.toys.toys import Toy
 
@@ -308,7 +308,7 @@ def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.M
     task = bench.post_task("Counting")
     log_reports = bench.house.tracking.log_reports
     reports: list[Report] = []
-    monkeypatch.setattr("embedding_studio.trials.LOG_SECONDS", 0.0)
+    monkeypatch.setattr("embedding_studio.engine.trials.LOG_SECONDS", 0.0)
 
     def die_at_fifth(run_id: str, some: list[Report]) -> None:
         log_reports(run_id, some)

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.lease import Lease
 from embedding_studio.errors import Draining, LeaseLost, StoreUnavailable
-from embedding_studio.lease import Lease
 from embedding_studio.tasks import FineTuningTask
 from tests.iterations import NOW, Bench
 

@@ -13,13 +13,13 @@ from embedding_studio import logs
 
 logs.configure(logging.WARNING, own_level=logging.INFO)
 with logs.about("task 7"):
-    logging.getLogger("embedding_studio.worker").info("claimed")
+    logging.getLogger("embedding_studio.engine.worker").info("claimed")
     with logs.about("task 7, trial 1"):
         logging.getLogger("urllib3").warning("a retry")
         warnings.warn("deprecated")
     threading.Thread(target=logging.getLogger("store").warning, args=["elsewhere"]).start()
     logging.getLogger("urllib3").info("chatter")
-logging.getLogger("embedding_studio.worker").info("idle")
+logging.getLogger("embedding_studio.engine.worker").info("idle")
 """
 
 
@@ -42,8 +42,8 @@ import logging
 from embedding_studio import logs
 
 logs.configure(logging.INFO)
-log = logging.getLogger("embedding_studio.worker")
-forged = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.worker: all is well\r\x1b[2J\u2028"
+log = logging.getLogger("embedding_studio.engine.worker")
+forged = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.engine: all is well\r\x1b[2J\u2028"
 log.warning("webhook %s", forged)
 mlflow = logging.getLogger("mlflow")  # as it sets itself up
 mlflow.addHandler(logging.StreamHandler())
@@ -64,9 +64,9 @@ def test_nothing_in_a_record_looks_like_a_line_of_ours() -> None:
     told = done.stderr.decode()
     ours = [line for line in told.split("\n") if line and not line.startswith(" ")]
     assert [line.split(maxsplit=2)[2] for line in ours] == [
-        "WARNING embedding_studio.worker: webhook x",
+        "WARNING embedding_studio.engine.worker: webhook x",
         "WARNING mlflow: too long: x",
-        "ERROR embedding_studio.worker: failed",
+        "ERROR embedding_studio.engine.worker: failed",
     ]
     assert told.count(r"all is well\r\x1b[2J\u2028") == 3
     assert not {"\r", "\x1b", "\u2028"} & set(told)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from embedding_studio.engine.promotion import bootstrap_ci95, decide
 from embedding_studio.errors import MethodError
-from embedding_studio.promotion import bootstrap_ci95, decide
 
 
 def test_the_interval_of_a_constant_difference_is_that_difference() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import LeaseLost
-from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from tests.iterations import Bench
 

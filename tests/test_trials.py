@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.worker import Worker
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
@@ -32,7 +33,6 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
-from embedding_studio.worker import Worker
 from tests.contracts.test_executor import Reporting, go_on
 from tests.iterations import Bench, open_bench
 from tests.waiting import wait_until
@@ -292,7 +292,7 @@ def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
     house = replace(
         bench.house, settings=bench.house.settings.replaced(seed=0, warm_start_trials=0)
     )
-    monkeypatch.setattr("embedding_studio.iteration.SEEDS_PER_GENERATION", 0)
+    monkeypatch.setattr("embedding_studio.engine.iteration.SEEDS_PER_GENERATION", 0)
     with monkeypatch.context() as dying:
         dying.setattr(Search, "report", die_in_fourth)
         with pytest.raises(KeyboardInterrupt):

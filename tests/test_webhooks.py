@@ -13,15 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from embedding_studio import webhooks
 from embedding_studio.api.app import create_app
 from embedding_studio.clock import utc_now
-from embedding_studio.errors import ConfigurationError, DeliveryFailed
-from embedding_studio.outbound import Outbound
-from embedding_studio.settings import Settings
-from embedding_studio.store import Store, open_store
-from embedding_studio.tasks import TaskRequest
-from embedding_studio.webhooks import (
+from embedding_studio.engine.worker import Worker, open_worker
+from embedding_studio.errands import webhooks
+from embedding_studio.errands.webhooks import (
     AT_A_TIME,
     MAX_ATTEMPTS,
     SHARE,
@@ -31,7 +27,11 @@ from embedding_studio.webhooks import (
     parse_secret,
     pause_after,
 )
-from embedding_studio.worker import Worker, open_worker
+from embedding_studio.errors import ConfigurationError, DeliveryFailed
+from embedding_studio.outbound import Outbound
+from embedding_studio.settings import Settings
+from embedding_studio.store import Store, open_store
+from embedding_studio.tasks import TaskRequest
 from tests.iterations import Bench
 from tests.waiting import wait_until
 

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.spans import Recorder
-from embedding_studio import Parameters, PluginMeta, trial
+from embedding_studio import Parameters, PluginMeta
+from embedding_studio.engine import jobs as trial
 from embedding_studio.methods import discover_methods
 from embedding_studio.settings import Settings
 

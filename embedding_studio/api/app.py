@@ -7,16 +7,18 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import champions, clickstream, fine_tuning, schedules, system
+from embedding_studio.api import clickstream, schedules, system
+from embedding_studio.api import models as champions
+from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.context import House
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
 from embedding_studio.api.health import Health
 from embedding_studio.clock import Clock, utc_now
+from embedding_studio.errands.webhooks import check_secret
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
-from embedding_studio.webhooks import check_secret
 
 
 def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> FastAPI:

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import TypeAdapter, ValidationError
 
-from embedding_studio.api.clickstream_schemas import (
+from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
+from embedding_studio.api.errors import describe_fields, problems
+from embedding_studio.api.notices import Notices, look_at, look_at_events
+from embedding_studio.api.requests import judged, validated
+from embedding_studio.api.routing import Route
+from embedding_studio.clickstream import BatchCount, Session, Usage
+from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
+from embedding_studio.store.base import EarlyFeedback, Registered
+from embedding_studio.wire.clickstream import (
     BatchPage,
     BatchSessionView,
     BatchView,
@@ -28,20 +36,12 @@ from embedding_studio.api.clickstream_schemas import (
     ToInstant,
     from_unix_seconds,
 )
-from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
-from embedding_studio.api.errors import describe_fields, problems
-from embedding_studio.api.notices import Notices, look_at, look_at_events
-from embedding_studio.api.requests import judged, validated
-from embedding_studio.api.routing import Route
-from embedding_studio.api.schemas import (
+from embedding_studio.wire.tasks import (
     MAX_PAGE_OFFSET,
     SUMMARIZED,
     AsPosted,
     summarize_field_errors,
 )
-from embedding_studio.clickstream import BatchCount, Session, Usage
-from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
-from embedding_studio.store.base import EarlyFeedback, Registered
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
-from embedding_studio.api.schemas import TaskEventView
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import TERMINAL
+from embedding_studio.wire.tasks import TaskEventView
 
 POLL_SECONDS = 0.5
 KEEP_ALIVE_SECONDS = 15.0

@@ -13,13 +13,6 @@ from urllib.parse import quote
 import httpx
 
 from embedding_studio.api.looks import Look
-from embedding_studio.api.schemas import (
-    HealthView,
-    PartHealth,
-    PartStatus,
-    WorkerHealth,
-    WorkerView,
-)
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
 from embedding_studio.errors import StoreUnavailable, Unreadable
@@ -28,6 +21,13 @@ from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
 from embedding_studio.tasks import WorkerRecord
+from embedding_studio.wire.tasks import (
+    HealthView,
+    PartHealth,
+    PartStatus,
+    WorkerHealth,
+    WorkerView,
+)
 
 AGE = timedelta(seconds=1)
 """How old what is told may be."""

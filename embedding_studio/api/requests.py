@@ -7,11 +7,11 @@ from uuid import UUID
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from embedding_studio.api.clickstream_schemas import Posted
 from embedding_studio.api.context import Context
+from embedding_studio.errands.webhooks import check_url
 from embedding_studio.errors import InvalidInput, UnknownMethod
 from embedding_studio.tasks import Budget
-from embedding_studio.webhooks import check_url
+from embedding_studio.wire.clickstream import Posted
 
 Body = TypeVar("Body", bound=BaseModel)
 

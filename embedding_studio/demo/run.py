@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from embedding_studio.api.schemas import TaskView
 from embedding_studio.clickstream import Session
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.deletion import remove_tree
 from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
 from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
+from embedding_studio.engine.promotion import bootstrap_ci95
 from embedding_studio.errors import ConfigurationError
-from embedding_studio.promotion import bootstrap_ci95
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskStatus
 from embedding_studio.training.encoder import load_encoder
+from embedding_studio.wire.tasks import TaskView
 
 METHOD = "Default Fine Tuning Method"
 POST_CHUNK = 1000

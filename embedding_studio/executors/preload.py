@@ -2,8 +2,8 @@
 
 import gc
 
+from embedding_studio.engine.jobs import load_catalog
 from embedding_studio.settings import Settings
-from embedding_studio.trial import load_catalog
 
 load_catalog(Settings().plugins_folder)
 # what the imports made lives for ever: no trial's collector goes through it, nor copies its pages

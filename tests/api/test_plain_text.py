@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
 
-from embedding_studio.api.champion_schemas import RollbackBody
-from embedding_studio.api.clickstream_schemas import (
+from embedding_studio.store import Store
+from embedding_studio.wire.clickstream import (
     EventBody,
     EventsBody,
     EventView,
@@ -18,12 +18,12 @@ from embedding_studio.api.clickstream_schemas import (
     SessionBody,
     SessionView,
 )
-from embedding_studio.api.schemas import ScheduleBody, TaskBody
-from embedding_studio.store import Store
+from embedding_studio.wire.models import RollbackBody
+from embedding_studio.wire.tasks import ScheduleBody, TaskBody
 from tests.api.samples import METHOD, event_json, session_json
 
 SESSION = "/clickstream/session"
-FORGED = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.worker: done"
+FORGED = "x\n2026-01-31 12:00:00,000 INFO embedding_studio.engine.worker: done"
 CONTENT = {"search_query", "meta", "search_meta", "metadata"}
 """What people wrote, rather than what they call something."""
 

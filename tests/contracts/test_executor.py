@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.errors import ConfigurationError, TrialCanceled, TrialCrashed, TrialPruned
 from embedding_studio.executors import Executor, open_executor
 from embedding_studio.executors.base import (
@@ -24,7 +25,6 @@ from embedding_studio.executors.base import (
     relocated,
 )
 from embedding_studio.methods import discover_methods
-from embedding_studio.trial import MethodRef
 from tests.executors.clusters import RayCluster, join
 from tests.waiting import wait_until
 

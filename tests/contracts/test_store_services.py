@@ -9,10 +9,10 @@ from threading import Barrier
 
 import pytest
 
-from embedding_studio import schedules
 from embedding_studio.clickstream import SessionEvent
+from embedding_studio.errands import schedules
+from embedding_studio.errands.schedules import next_time, run_due
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
-from embedding_studio.schedules import next_time, run_due
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
 from embedding_studio.store.sqlite import SqliteStore

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.errors import (
     ConfigurationError,
     ExecutorUnavailable,
@@ -19,7 +20,6 @@ from embedding_studio.executors import Executor, open_executor
 from embedding_studio.executors.base import Job, Report, Reporter, Resources, Verdict
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskStatus
-from embedding_studio.trial import MethodRef
 from tests.contracts.test_executor import (
     Copying,
     CountingThreads,

@@ -3,8 +3,8 @@
 import time
 from datetime import UTC, datetime
 
+from embedding_studio.engine.lease import Lease
 from embedding_studio.errors import LeaseLost
-from embedding_studio.lease import Lease
 from embedding_studio.store import open_store
 from embedding_studio.tasks import OWNED, TaskEvent, TaskEventKind, TaskStatus
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from embedding_studio import logs, worker
+from embedding_studio import logs
+from embedding_studio.engine import worker
+from embedding_studio.engine.jobs import DrawSearch
+from embedding_studio.engine.worker import Worker
 from embedding_studio.settings import Settings
-from embedding_studio.trial import DrawSearch
-from embedding_studio.worker import Worker
 from tests.faults.points import CLOCK_AHEAD, VARIABLE, arm
 from tests.iterations import write_table
 

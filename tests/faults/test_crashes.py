@@ -8,10 +8,10 @@ from tests.faults.points import Fault
 
 pytestmark = pytest.mark.slow
 
-ITERATION = "embedding_studio.iteration:_Iteration"
+ITERATION = "embedding_studio.engine.iteration:_Iteration"
 TRACKING = "embedding_studio.tracking:Tracking"
 MODELS = "embedding_studio.tracking.models:Models"
-CHAMPIONS = "embedding_studio.champions:Champions"
+CHAMPIONS = "embedding_studio.errands.champions:Champions"
 MOVES = "embedding_studio.store.moves:TaskMoves"
 CLIENT = "mlflow:MlflowClient"
 

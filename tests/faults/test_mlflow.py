@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
+from embedding_studio.engine.worker import MAX_OUTAGES
 from embedding_studio.tasks import TaskStatus
-from embedding_studio.worker import MAX_OUTAGES
 from tests.faults.harness import RemoteYard, Yard, check_invariants
 from tests.faults.proxy import Trouble
 from tests.waiting import wait_until

@@ -13,8 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from embedding_studio.attempt import Attempt
 from embedding_studio.deletion import remove_tree
+from embedding_studio.engine.attempt import Attempt
+from embedding_studio.engine.failures import PROPOSING, describe, trace
+from embedding_studio.engine.jobs import Train, TrialResult, are_close, mean_metrics
 from embedding_studio.errors import (
     AllTrialsFailed,
     CorruptModel,
@@ -26,13 +28,11 @@ from embedding_studio.errors import (
     TrialTimedOut,
 )
 from embedding_studio.executors.base import Report, Verdict
-from embedding_studio.failures import PROPOSING, describe, trace
 from embedding_studio.limits import Limits, seconds_at_work
 from embedding_studio.logs import about
 from embedding_studio.methods import is_better
 from embedding_studio.search import FinishedTrial, Outcome, Proposal, Search, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
-from embedding_studio.trial import Train, TrialResult, are_close, mean_metrics
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from embedding_studio.api.schemas import MAX_PAGE_OFFSET, Id, Plain
 from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.tasks import Promotion
+from embedding_studio.wire.tasks import MAX_PAGE_OFFSET, Id, Plain
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET, strict=True)]
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from embedding_studio.clock import Clock
+from embedding_studio.engine.failures import during
+from embedding_studio.engine.jobs import MethodRef, Score
+from embedding_studio.engine.lease import Lease
 from embedding_studio.errors import MethodError, Stopped, StoreUnavailable
 from embedding_studio.executors.base import Executor, Job, Resources, Verdict
-from embedding_studio.failures import during
-from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind, line_of
 from embedding_studio.tracking import Tracking
-from embedding_studio.trial import MethodRef, Score
 
 Result = TypeVar("Result")
 

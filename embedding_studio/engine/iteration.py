@@ -10,10 +10,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from embedding_studio.attempt import POLL_SECONDS, Attempt, House
-from embedding_studio.champions import Champions
 from embedding_studio.clickstream import BatchStatus, SessionBatch
 from embedding_studio.deletion import remove_tree
+from embedding_studio.engine.attempt import POLL_SECONDS, Attempt, House
+from embedding_studio.engine.failures import PROPOSING
+from embedding_studio.engine.jobs import (
+    SESSION_LINES,
+    BaselineResult,
+    DrawSearch,
+    PrepareData,
+    SaveInitialModel,
+    ScoreBaseline,
+    mean_metrics,
+)
+from embedding_studio.engine.lease import Lease
+from embedding_studio.engine.promotion import decide
+from embedding_studio.engine.trials import Trials
+from embedding_studio.errands.champions import Champions
 from embedding_studio.errors import (
     Conflict,
     CorruptModel,
@@ -22,10 +35,7 @@ from embedding_studio.errors import (
     LeaseLost,
     NotFound,
 )
-from embedding_studio.failures import PROPOSING
-from embedding_studio.lease import Lease
 from embedding_studio.methods import AnyMethod, Parameters, Scores
-from embedding_studio.promotion import decide
 from embedding_studio.search import FinishedTrial, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
@@ -36,16 +46,6 @@ from embedding_studio.tasks import (
 )
 from embedding_studio.tracking import OlderIteration, story
 from embedding_studio.tracking.models import OTHER_CHAMPION
-from embedding_studio.trial import (
-    SESSION_LINES,
-    BaselineResult,
-    DrawSearch,
-    PrepareData,
-    SaveInitialModel,
-    ScoreBaseline,
-    mean_metrics,
-)
-from embedding_studio.trials import Trials
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,16 @@ from types import FrameType
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from embedding_studio import webhooks
-from embedding_studio.api.schemas import TaskView
-from embedding_studio.attempt import House
-from embedding_studio.champions import bring_along, mirror_all
 from embedding_studio.clock import DatabaseClock, utc_now
+from embedding_studio.engine.attempt import House
+from embedding_studio.engine.failures import describe, is_plugins, trace
+from embedding_studio.engine.iteration import run_iteration
+from embedding_studio.engine.lease import Lease
+from embedding_studio.errands import webhooks
+from embedding_studio.errands.champions import bring_along, mirror_all
+from embedding_studio.errands.schedules import run_due
+from embedding_studio.errands.sweep import sweep
+from embedding_studio.errands.webhooks import AT_A_TIME, Deliveries, check_secret
 from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
@@ -35,18 +40,13 @@ from embedding_studio.errors import (
     TrialCrashed,
 )
 from embedding_studio.executors import open_executor
-from embedding_studio.failures import describe, is_plugins, trace
-from embedding_studio.iteration import run_iteration
-from embedding_studio.lease import Lease
 from embedding_studio.logs import OncePerMinute, about, adopt_libraries
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
-from embedding_studio.schedules import run_due
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
-from embedding_studio.sweep import sweep
 from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
 from embedding_studio.tracking import Tracking
-from embedding_studio.webhooks import AT_A_TIME, Deliveries, check_secret
+from embedding_studio.wire.tasks import TaskView
 
 log = logging.getLogger(__name__)
 

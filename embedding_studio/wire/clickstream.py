@@ -24,7 +24,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from embedding_studio.api.schemas import AsPosted, Id, Meta
 from embedding_studio.clickstream import (
     MIN_NEW_SESSIONS,
     BatchCount,
@@ -37,6 +36,7 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.plain import check_plain
+from embedding_studio.wire.tasks import AsPosted, Id, Meta
 
 
 def _at_most(setting: str, units: str, kind: type[str] | type[list[Any]] = str) -> BeforeValidator:

@@ -25,17 +25,17 @@ from embedding_studio.api.requests import (
     spellings_of,
 )
 from embedding_studio.api.routing import Route
-from embedding_studio.api.schemas import (
+from embedding_studio.clickstream import BatchStatus
+from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
+from embedding_studio.store.base import ensure_room
+from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.wire.tasks import (
     MAX_PAGE_OFFSET,
     AsPosted,
     TaskBody,
     TaskEventsPage,
     TaskView,
 )
-from embedding_studio.clickstream import BatchStatus
-from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
-from embedding_studio.store.base import ensure_room
-from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
 

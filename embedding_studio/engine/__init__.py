@@ -1,0 +1,1 @@
+"""One task's way: it is claimed, learnt from, judged and ended."""
