@@ -118,18 +118,18 @@ def time_tasks(store: Store, sizes: list[int]) -> dict[str, dict[int, float]]:
     """Return the seconds of each call to the store by the number of ended tasks."""
     seconds: dict[str, dict[int, float]] = {}
     calls: Calls = {
-        "list_tasks": store.list_tasks,
-        "list_tasks by status": lambda: store.list_tasks(TaskStatus.CANCELED),
-        "count_tasks": lambda: store.count_tasks(TaskStatus.PENDING),
-        "claim_task": lambda: store.claim_task("worker", datetime.now(UTC), 60),
-        "claim_delivery": lambda: store.claim_delivery(datetime.now(UTC), 60),
-        "tasks_at_work": store.tasks_at_work,
+        "list_tasks": store.tasks.page,
+        "list_tasks by status": lambda: store.tasks.page(TaskStatus.CANCELED),
+        "count_tasks": lambda: store.tasks.count(TaskStatus.PENDING),
+        "claim_task": lambda: store.tasks.claim("worker", datetime.now(UTC), 60),
+        "claim_delivery": lambda: store.deliveries.claim(datetime.now(UTC), 60),
+        "tasks_at_work": store.tasks.at_work,
     }
     there = 0
     for size in sizes:
         for _ in range(there, size):
-            task, _ = store.add_task(TaskRequest(METHOD), datetime.now(UTC))
-            store.cancel_task(task.id, datetime.now(UTC))
+            task, _ = store.tasks.add(TaskRequest(METHOD), datetime.now(UTC))
+            store.tasks.cancel(task.id, datetime.now(UTC))
         there = size
         time_calls(calls, size, seconds)
     return seconds

@@ -132,13 +132,13 @@ def run_iteration(folder: Path, trials: int) -> tuple[Outcome, list[dict[str, An
     store = open_store(settings.resolved_store_url)
     sessions = read_sessions(folder.parent / "sessions.jsonl")
     for start in range(0, len(sessions), PAGE):
-        store.register_sessions(sessions[start : start + PAGE], datetime.now(UTC))
+        store.clickstream.register(sessions[start : start + PAGE], datetime.now(UTC))
     with worker(settings) as process:
         budget = Budget(trials, max_minutes=None)
-        task, _ = store.add_task(TaskRequest(METHOD, budget=budget), datetime.now(UTC))
+        task, _ = store.tasks.add(TaskRequest(METHOD, budget=budget), datetime.now(UTC))
         wait_for(store, task.id, process)
-    task = store.get_task(task.id)
-    events = [numbered.event for numbered in store.list_events(task.id, 0, PAGE)]
+    task = store.tasks.get(task.id)
+    events = [numbered.event for numbered in store.tasks.events(task.id, 0, PAGE)]
     claimed = next(event.at for event in events if event.kind is TaskEventKind.CLAIMED)
     runs = trial_runs(settings, store, task.id)
     store.close()

@@ -109,8 +109,8 @@ def settings_for(executor: str) -> Iterator[Settings]:
 
 def post_task(store: Store, trials: int, first_session: int = 0) -> str:
     """Post sessions and a task; return its id."""
-    store.register_sessions(list(make_sessions(first_session)), datetime.now(UTC))
-    task, _ = store.add_task(TaskRequest(METHOD, budget=Budget(trials)), datetime.now(UTC))
+    store.clickstream.register(list(make_sessions(first_session)), datetime.now(UTC))
+    task, _ = store.tasks.add(TaskRequest(METHOD, budget=Budget(trials)), datetime.now(UTC))
     return task.id
 
 
@@ -131,7 +131,7 @@ def trial_runs(settings: Settings, store: Store, task_id: str) -> list[Any]:
     """Return the MLflow runs of a task's trials, once it is done."""
     from embedding_studio.tracking import Tracking
 
-    task = store.get_task(task_id)
+    task = store.tasks.get(task_id)
     if task.status is not TaskStatus.DONE or task.experiment_id is None:
         raise SystemExit(f"the task ended as {task.status}: {task.error}")
     tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
@@ -233,7 +233,7 @@ def worker(
 
 def wait_for(store: Store, task_id: str, worker: Process) -> None:
     deadline = time.monotonic() + TASK_SECONDS
-    while store.get_task(task_id).status in (TaskStatus.PENDING, TaskStatus.PROCESSING):
+    while store.tasks.get(task_id).status in (TaskStatus.PENDING, TaskStatus.PROCESSING):
         if worker.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"task {task_id} is not done")
         time.sleep(0.5)

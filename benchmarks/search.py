@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="search-") as folder:
         house = Path(folder)
         store = open_store(Settings(data_folder=house).resolved_store_url)
-        store.register_sessions(simulate_sessions("catalogue", args.sessions), datetime.now(UTC))
+        store.clickstream.register(simulate_sessions("catalogue", args.sessions), datetime.now(UTC))
         store.close()
         compare(args, house)
 
@@ -151,12 +151,12 @@ def search(
         worker = open_worker(settings)
         store, now = worker._house.store, datetime.now(UTC)
         options = SearchOptions(pruner=Pruner(pruner))
-        task, _ = store.add_task(TaskRequest(method, budget=Budget(**budget), search=options), now)
+        task, _ = store.tasks.add(TaskRequest(method, budget=Budget(**budget), search=options), now)
         done = threading.Event()
         threading.Thread(target=beat_until, args=(worker, done), daemon=True).start()
         worker.work_once()
         done.set()
-        ended = store.get_task(task.id)
+        ended = store.tasks.get(task.id)
         assert ended.status is TaskStatus.DONE, ended.error
         assert ended.progress is not None
         worker._house.executor.close()

@@ -136,7 +136,7 @@ def make_keys(settings: Settings) -> list[str]:
     with closing(open_store(settings.resolved_store_url)) as store:
         for project, scope in kinds:
             key, secret = make_key("soak", [scope], project, datetime.now(UTC))
-            store.add_key(key)
+            store.keys.add(key)
             shown.append(secret)
     return shown
 

@@ -111,13 +111,13 @@ def second_search(
 
 def run(worker: Worker, arena: Arena, seed: int, args: Any, trials: int) -> str:
     store, now = worker._house.store, datetime.now(UTC)
-    store.register_sessions(arena.sessions(args.sessions, seed, Behaviour()), now)
+    store.clickstream.register(arena.sessions(args.sessions, seed, Behaviour()), now)
     request = TaskRequest(
         args.method, budget=Budget(trials), search=SearchOptions(pruner=Pruner.NONE)
     )
-    task, _ = store.add_task(request, now)
+    task, _ = store.tasks.add(request, now)
     worker.work_once()
-    ended = store.get_task(task.id)
+    ended = store.tasks.get(task.id)
     assert ended.status is TaskStatus.DONE, ended.error
     return str(ended.experiment_id)
 

@@ -101,7 +101,7 @@ def create_key(
     now = utc_now()
     key, text = make_key(name, scope, project, now, parse_expiry(expires, now) if expires else None)
     with _store() as store:
-        store.add_key(key)
+        store.keys.add(key)
     typer.echo(text)
 
 
@@ -110,7 +110,7 @@ def list_keys() -> None:
     """Show all keys, without their secrets."""
     rows = []
     with _store() as store:
-        for key in store.list_keys():
+        for key in store.keys.all():
             times = map(_minute, (key.created_at, key.expires_at, key.revoked_at))
             rows.append([key.id, key.name, ",".join(key.scopes), key.project, *times])
     _print_table(["id", "name", "scopes", "project", "created", "expires", "revoked"], rows)
@@ -120,7 +120,7 @@ def list_keys() -> None:
 def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """End a key, within five seconds and for good."""
     with _store() as store:
-        store.end_key(key_id, revoked_at=utc_now())
+        store.keys.end(key_id, revoked_at=utc_now())
     typer.echo(f"key {key_id} is revoked")
 
 
@@ -135,12 +135,12 @@ def rotate_key(
 
     now, both_for = utc_now(), parse_duration(overlap)
     with _store() as store:
-        former = store.find_key(key_id)
+        former = store.keys.find(key_id)
         if former is None:
             raise NotFound(f"no API key has the id {key_id!r}")
         key, text = make_successor(former, now)
-        store.add_key(key)
-        store.end_key(key_id, expires_at=now + both_for)
+        store.keys.add(key)
+        store.keys.end(key_id, expires_at=now + both_for)
     typer.echo(text)
 
 

@@ -52,11 +52,11 @@ class Bench:
 
     def post_sessions(self, start: int = 0, count: int = 60) -> None:
         sessions = [make_session(number) for number in range(start, start + count)]
-        self.house.store.register_sessions(sessions, utc_now())
+        self.house.store.clickstream.register(sessions, utc_now())
 
     def post_task(self, method: str = "Toy", **changes: Any) -> FineTuningTask:
         request = TaskRequest(method, budget=Budget(changes.pop("trials", None)), **changes)
-        return self.house.store.add_task(request, utc_now())[0]
+        return self.house.store.tasks.add(request, utc_now())[0]
 
     def run_task(
         self, method: str = "Toy", start: int = 0, count: int = 60, **changes: Any
@@ -65,7 +65,7 @@ class Bench:
         self.post_sessions(start, count)
         task = self.post_task(method, **changes)
         assert self.worker.work_once()
-        return self.house.store.get_task(task.id)
+        return self.house.store.tasks.get(task.id)
 
     @property
     def mlflow(self) -> MlflowClient:

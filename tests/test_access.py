@@ -153,7 +153,7 @@ def test_a_created_key_is_printed_once_and_listed(
     presented = read_key(made.output.strip())
     assert presented is not None
     with closing(opened(tmp_path)) as store:
-        (key,) = store.list_keys()
+        (key,) = store.keys.all()
     assert matches(presented, key)
     assert key.expires_at is not None
     assert key.expires_at - key.created_at == 90 * DAY
@@ -170,8 +170,8 @@ def test_a_name_is_shown_as_it_is(run: Callable[..., Result], tmp_path: Path) ->
     letters; a new one is refused."""
     key, _ = make_key("[/x] :smile:", [Scope.READ], "default", NOW)
     with closing(opened(tmp_path)) as store:
-        store.add_key(key)
-        store.add_key(replace(key, id="former", name="shop\x1b[2J\nadmin"))
+        store.keys.add(key)
+        store.keys.add(replace(key, id="former", name="shop\x1b[2J\nadmin"))
     listed = run("list").output
     assert "[/x] :smile:" in listed
     assert r"shop\x1b[2J\nadmin" in listed
@@ -186,7 +186,7 @@ def test_a_revoked_key_has_ended(run: Callable[..., Result], tmp_path: Path) -> 
     assert presented is not None
     assert run("revoke", presented.id).exit_code == 0
     with closing(opened(tmp_path)) as store:
-        (key,) = store.list_keys()
+        (key,) = store.keys.all()
     assert not key.is_valid(datetime.now(UTC))
     error = run("revoke", "nobody").exception
     assert isinstance(error, NotFound)
@@ -200,7 +200,7 @@ def test_rotation_overlaps(run: Callable[..., Result], tmp_path: Path) -> None:
     second = read_key(run("rotate", first.id, "--overlap", "2h").output.strip())
     assert second is not None
     with closing(opened(tmp_path)) as store:
-        former, key = store.list_keys()
+        former, key = store.keys.all()
     assert (former.id, key.id) == (first.id, second.id)
     assert (key.name, key.scopes, key.project) == (former.name, former.scopes, former.project)
     assert key.expires_at is None
@@ -229,7 +229,7 @@ def test_a_wrong_command_makes_no_key(
     assert done.exit_code != 0
     assert done.exception is None or isinstance(done.exception, SystemExit | EmbeddingStudioError)
     with closing(opened(tmp_path)) as store:
-        assert store.list_keys() == []
+        assert store.keys.all() == []
 
 
 def test_a_setting_that_cannot_be_is_named(

@@ -20,7 +20,7 @@ from tests.iterations import Bench
 
 def collected(bench: Bench) -> int:
     """Return how many sessions the next task would learn from."""
-    batch = bench.house.store.collecting_batch()
+    batch = bench.house.store.clickstream.collecting_batch()
     return 0 if batch is None else batch.session_count
 
 
@@ -72,7 +72,7 @@ def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
     """Its task fails for too little data, and that of the next time learns from all there is."""
     store = bench.house.store
     start = utc_now()
-    store.add_schedule(
+    store.schedules.add(
         Schedule("s", "default", "Choosy", start, start, interval_seconds=3600, min_new_sessions=66)
     )
     bench.post_sessions(0, 70)
@@ -80,7 +80,7 @@ def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
         run_due(store, start + timedelta(hours=hours), 100)
         assert bench.worker.work_once()
         bench.post_sessions(1000, 30)  # known from the second time on
-    late, early = store.list_tasks()
+    late, early = store.tasks.page()
     assert "NotEnoughData" in (early.error or "")
     assert (late.status, learned_from(bench, late)) == (TaskStatus.DONE, 100)
 
@@ -117,7 +117,7 @@ def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> 
         task = bench.run_task()
     assert task.status is TaskStatus.DONE
     assert task.batch_id is not None
-    assert bench.house.store.get_batch(task.batch_id).session_count == 75
+    assert bench.house.store.clickstream.get_batch(task.batch_id).session_count == 75
     assert (learned_from(bench, task), collected(bench)) == (75, 0)
     assert len(bench.runs(task, "baseline")) == 1
 
@@ -127,7 +127,7 @@ def test_events_that_come_while_it_prepares_are_learned_from(bench: Bench) -> No
 
     def view() -> None:
         event = SessionEvent("late", "item-1", utc_now(), "view")
-        bench.house.store.append_events("session-7", [event])
+        bench.house.store.clickstream.append_events("session-7", [event])
 
     with pytest.MonkeyPatch.context() as patch:
         before(patch, _Iteration, "release_batch", view)
@@ -151,7 +151,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
     has come since to the next."""
 
     def take() -> None:
-        bench.house.store.release_batch("another", utc_now())
+        bench.house.store.clickstream.release("another", utc_now())
         bench.post_sessions(start=500)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -162,7 +162,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
     assert (failed.batch_id, collected(bench)) == (None, 60)
     late = bench.post_task()
     assert bench.worker.work_once()
-    assert learned_from(bench, bench.house.store.get_task(late.id)) == 60
+    assert learned_from(bench, bench.house.store.tasks.get(late.id)) == 60
 
 
 def test_a_restart_finds_the_batch_that_was_released_for_it(bench: Bench) -> None:
@@ -172,9 +172,9 @@ def test_a_restart_finds_the_batch_that_was_released_for_it(bench: Bench) -> Non
         failed = bench.run_task()
     assert (failed.batch_id, collected(bench)) == (None, 0)
     bench.post_sessions(start=500, count=70)
-    bench.house.store.restart_task(failed.id, utc_now())
+    bench.house.store.tasks.restart(failed.id, utc_now())
     assert bench.worker.work_once()
-    done = bench.house.store.get_task(failed.id)
+    done = bench.house.store.tasks.get(failed.id)
     assert (done.status, learned_from(bench, done)) == (TaskStatus.DONE, 60)
     assert collected(bench) == 70
 
@@ -205,9 +205,9 @@ def test_a_task_that_is_ended_while_it_prepares_uses_nothing_up(bench: Bench, en
             lambda: ask(bench.house.store, task.id, utc_now()),
         )
         assert bench.worker.work_once()
-    ended = bench.house.store.get_task(task.id)
+    ended = bench.house.store.tasks.get(task.id)
     assert ended.status in (TaskStatus.STOPPED, TaskStatus.CANCELED)
     assert (ended.batch_id, collected(bench)) == (None, 60)
-    bench.house.store.restart_task(task.id, utc_now())
+    bench.house.store.tasks.restart(task.id, utc_now())
     assert bench.worker.work_once()
-    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.DONE

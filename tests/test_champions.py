@@ -26,7 +26,7 @@ from tests.test_iteration import after_trials
 
 
 def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
-    found = bench.house.store.find_model(method)
+    found = bench.house.store.models.find(method)
     assert found is not None
     return found
 
@@ -36,7 +36,7 @@ def alias(bench: Bench, method: str = "Toy") -> int | None:
 
 
 def roll_back(bench: Bench, to_version: int | None = None) -> None:
-    bench.house.store.update_model(
+    bench.house.store.models.update(
         "Toy", lambda model: model.rolled_back(to_version, "ann", "it was worse", utc_now())
     )
 
@@ -144,7 +144,7 @@ def test_a_rollback_between_verdict_and_consequence_wins(
     assert not task.promotion.promoted
     assert "rolled back by ann" in task.promotion.reason
     assert (registered(bench).champion, alias(bench)) == (1, 1)
-    kinds = [numbered.event.kind for numbered in bench.house.store.list_events(task.id)]
+    kinds = [numbered.event.kind for numbered in bench.house.store.tasks.events(task.id)]
     assert kinds[-3:] == [TaskEventKind.PROMOTED, TaskEventKind.REFUSED, TaskEventKind.DONE]
     assert task.experiment_id is not None
     note = bench.mlflow.get_experiment(task.experiment_id).tags["mlflow.note.content"]
@@ -166,7 +166,7 @@ def test_a_crash_between_champion_and_alias_is_made_up_for(
     bench.worker.mirror()
     assert alias(bench) == 2  # somebody may still be at it
     work_later(bench)
-    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.DONE
     assert (registered(bench).champion, alias(bench)) == (3, 3)
     assert len(registered(bench).moves) == 3
 
@@ -182,7 +182,7 @@ def test_a_crash_does_not_undo_a_rollback(bench: Bench, monkeypatch: pytest.Monk
             bench.worker.work_once()
     roll_back(bench)
     work_later(bench)
-    done = bench.house.store.get_task(task.id)
+    done = bench.house.store.tasks.get(task.id)
     assert done.status is TaskStatus.DONE
     assert done.promotion is not None
     assert done.promotion.promoted
@@ -193,13 +193,13 @@ def stopped_after_promotion(bench: Bench) -> FineTuningTask:
     bench.post_sessions()
     task = bench.post_task()
     stop = doing_first(
-        lambda: bench.house.store.stop_task(task.id, utc_now()), _Iteration.score_baseline
+        lambda: bench.house.store.tasks.stop(task.id, utc_now()), _Iteration.score_baseline
     )
     with pytest.MonkeyPatch.context() as stopping:
         stopping.setattr(_Iteration, "score_baseline", stop)
         stopping.setattr("embedding_studio.engine.attempt.Attempt.has_model", True, raising=False)
         bench.worker.work_once()
-    return bench.house.store.get_task(task.id)
+    return bench.house.store.tasks.get(task.id)
 
 
 def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench: Bench) -> None:
@@ -208,9 +208,9 @@ def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench:
     assert task.status is TaskStatus.STOPPED
     assert registered(bench).champion == 2
     roll_back(bench)
-    bench.house.store.restart_task(task.id, utc_now())
+    bench.house.store.tasks.restart(task.id, utc_now())
     bench.worker.work_once()
-    again = bench.house.store.get_task(task.id)
+    again = bench.house.store.tasks.get(task.id)
     assert again.promotion is not None
     assert again.promotion.reason == "it was champion as version 2 and was rolled back"
     assert registered(bench).champion == 1
@@ -239,7 +239,7 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     assert isinstance(store, SqliteFile)
     with store._writing() as connection:
         connection.execute(model_rows.delete())
-    assert store.find_model("Toy") is None
+    assert store.models.find("Toy") is None
     tracking = bench.house.tracking
     # one whose files nobody can read keeps none of the others from being taken over
     bench.mlflow.create_registered_model("Climbing")
@@ -257,7 +257,7 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     acme = store.in_project("acme").find_model("Toy")
     assert acme is not None
     assert acme.champion == 1
-    assert len(store.all_models()) == 2
+    assert len(store.models.all()) == 2
 
 
 def test_a_rollback_reaches_the_alias_without_an_iteration(bench: Bench) -> None:
@@ -300,7 +300,7 @@ def promote_four(bench: Bench, **settings: int) -> list[FineTuningTask]:
         with pytest.MonkeyPatch.context() as rising:
             rising.setattr(toy, "suggest", lambda *_, n=number: {"skill": 0.3 + n / 10})
             tasks.append(bench.run_task(start=1000 * number, trials=1))
-    return [bench.house.store.get_task(task.id) for task in tasks]
+    return [bench.house.store.tasks.get(task.id) for task in tasks]
 
 
 @pytest.mark.parametrize(
@@ -366,12 +366,12 @@ def test_a_canceled_restart_keeps_what_was_champion(bench: Bench) -> None:
     task = stopped_after_promotion(bench)
     roll_back(bench)
     store = bench.house.store
-    store.restart_task(task.id, utc_now())
-    cancel = doing_first(lambda: store.cancel_task(task.id, utc_now()), _Iteration.judge)
+    store.tasks.restart(task.id, utc_now())
+    cancel = doing_first(lambda: store.tasks.cancel(task.id, utc_now()), _Iteration.judge)
     with pytest.MonkeyPatch.context() as canceling:
         canceling.setattr(_Iteration, "judge", cancel)
         bench.worker.work_once()
-    assert store.get_task(task.id).status is TaskStatus.CANCELED
+    assert store.tasks.get(task.id).status is TaskStatus.CANCELED
     copy = bench.house.settings.data_folder / "copy"
     bench.house.tracking.download_model(registered(bench).version(2).model, copy)
 
@@ -474,12 +474,12 @@ def test_a_restart_does_not_delete_what_was_champion(
     store = bench.house.store
     task = bench.post_task(trials=4)
     with monkeypatch.context() as stopping:
-        after_trials(stopping, bench, 2, lambda: store.stop_task(task.id, utc_now()))
+        after_trials(stopping, bench, 2, lambda: store.tasks.stop(task.id, utc_now()))
         bench.worker.work_once()
-    assert (store.get_task(task.id).status, registered(bench).champion) == (TaskStatus.STOPPED, 2)
+    assert (store.tasks.get(task.id).status, registered(bench).champion) == (TaskStatus.STOPPED, 2)
     roll_back(bench)
     monkeypatch.setattr(toy, "train", lambda self, *_: np.array([0.8]))
-    store.restart_task(task.id, utc_now())
+    store.tasks.restart(task.id, utc_now())
     bench.worker.work_once()
     assert len(bench.experiments()) == 1
     assert registered(bench).champion == 3
@@ -497,7 +497,7 @@ def test_one_alias_that_cannot_be_set_holds_up_no_other(bench: Bench) -> None:
     gone = replace(
         lost.versions[0], model=replace(lost.versions[0].model, run_id="models:/Worse/1")
     )
-    bench.house.store.change_model(replace(lost, versions=(gone,), mirrored=None))
+    bench.house.store.models.change(replace(lost, versions=(gone,), mirrored=None))
     roll_back(bench)
     bench.worker.mirror()
     assert (alias(bench), registered(bench, "Worse").is_mirrored) == (1, False)

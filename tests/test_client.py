@@ -155,7 +155,7 @@ def test_a_task_from_post_to_model(
             finish_with_model(store, str(tmp_path / "artifacts"), files)
         elif view.status is TaskStatus.PROCESSING:
             owner = claim(store, datetime.now(UTC) + timedelta(days=1))
-            store.finish_task(owner, datetime.now(UTC), TaskStatus.DONE)
+            store.tasks.finish(owner, datetime.now(UTC), TaskStatus.DONE)
 
     done = client.wait_for_task(task.id, work, poll_seconds=0)
     assert [view.status for view in seen] == ["pending", "processing", "done"]
@@ -177,12 +177,12 @@ def test_stopping_and_reading_the_history(client: EmbeddingStudioClient, store: 
     assert client.stop_task(task.id).status is TaskStatus.STOPPING
     for _ in range(60):
         client.cancel_task(task.id)
-        store.release_canceled(Claim(task.id, 1, "worker-1"))
+        store.tasks.release_canceled(Claim(task.id, 1, "worker-1"))
         client.restart_task(task.id, fresh=True)
     events = list(client.task_events(task.id))
     assert [event.number for event in events] == list(range(1, 124))
     assert [event.kind for event in events[:3]] == ["created", "claimed", "stop_requested"]
-    assert store.get_task(task.id).fresh_starts == 60
+    assert store.tasks.get(task.id).fresh_starts == 60
 
 
 def test_rolling_back(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:

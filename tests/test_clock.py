@@ -61,14 +61,14 @@ def test_a_worker_whose_clock_is_a_day_off(
     store = bench.house.store
     lost = Worker(replace(bench.house, clock=lambda: utc_now() + off), bench.worker._catalog, "off")
     lost.beat()
-    assert store.claim_task("live", utc_now(), lease_seconds=60)
+    assert store.tasks.claim("live", utc_now(), lease_seconds=60)
     assert not lost.work_once()
     later = utc_now() + timedelta(seconds=90)
-    assert store.claim_task("dead", later, lease_seconds=-180)
+    assert store.tasks.claim("dead", later, lease_seconds=-180)
     assert lost.work_once()
     (task,) = claimed
     assert task.attempt == 3
     assert is_held(task.lease_expires_at, utc_now())
     lost.beat()
-    (record,) = store.list_workers(utc_now() - timedelta(seconds=30))
+    (record,) = store.workers.seen(utc_now() - timedelta(seconds=30))
     assert record.clock_ahead_seconds == pytest.approx(off.total_seconds(), abs=5)

@@ -122,14 +122,14 @@ def test_a_task_tells_which_events_it_learned_from(bench: Bench) -> None:
     counts them."""
     events = [SessionEvent(str(n), "item-0", NOW, kind) for n, kind in enumerate(("view", "a.$b"))]
     sessions = [make_session(n, events=tuple(events)) for n in range(60)]
-    bench.house.store.register_sessions(sessions, NOW)
+    bench.house.store.clickstream.register(sessions, NOW)
     task = bench.post_task(event_weights={"buy": 5.0})
     assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert (task.status, task.event_weights) == (TaskStatus.DONE, {"buy": 5.0})
     (told,) = [
         numbered.event
-        for numbered in bench.house.store.list_events(task.id)
+        for numbered in bench.house.store.tasks.events(task.id)
         if numbered.event.kind is TaskEventKind.DATA_PREPARED
     ]
     assert "60 events ignored, for their weight is 0 ('view')" in told.detail

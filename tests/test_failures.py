@@ -17,7 +17,7 @@ def fail(bench: Bench, method: str) -> tuple[FineTuningTask, str, TaskEvent]:
 
 
 def last_event(bench: Bench, task: FineTuningTask) -> TaskEvent:
-    events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
+    events = [numbered.event for numbered in bench.house.store.tasks.events(task.id)]
     assert events[-1].kind is TaskEventKind.ERROR
     return events[-1]
 

@@ -102,9 +102,9 @@ def test_a_task_whose_iteration_is_removed_says_so(bench: Bench) -> None:
     assert first.best_model is not None
     second = bench.run_task("Worse", start=1000)
     assert second.best_model is not None
-    first = bench.house.store.get_task(first.id)
+    first = bench.house.store.tasks.get(first.id)
     assert (first.best_model, first.experiment_id) == (None, None)
-    last = bench.house.store.list_events(first.id, 0, 1000)[-1].event
+    last = bench.house.store.tasks.events(first.id, 0, 1000)[-1].event
     assert last.kind is TaskEventKind.ITERATION_REMOVED
     assert second.id in last.detail
 
@@ -229,13 +229,13 @@ def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.Mon
     monkeypatch.setattr(bench.house.tracking, "start_trial", die_at_third)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work_once()
-    assert bench.house.store.get_task(task.id).status is TaskStatus.PROCESSING
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.PROCESSING
 
     later = Worker(
         replace(bench.house, clock=lambda: utc_now() + timedelta(days=1)), bench.worker._catalog
     )
     assert later.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.DONE
     assert (task.attempt, task.expired_leases) == (2, 1)
     assert started == [0, 1, 2, 2, 3]
@@ -265,7 +265,7 @@ def test_a_crash_after_the_verdict_is_carried_out_by_the_next_worker(
         replace(bench.house, clock=lambda: utc_now() + timedelta(days=1)), bench.worker._catalog
     )
     assert later.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.DONE
     assert task.best_model is not None
     assert champion_run_id(bench.mlflow) == task.best_model.run_id
@@ -333,7 +333,7 @@ def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             work_later(1)
     work_later(2)
-    done = bench.house.store.get_task(task.id)
+    done = bench.house.store.tasks.get(task.id)
     assert done.status is TaskStatus.DONE
     assert done.progress is not None
     assert done.progress.trained_tokens == spent + 200
@@ -382,7 +382,7 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     log_reports = bench.house.tracking.log_reports
 
     def cancel_and_log(run_id: str, reports: list[Report]) -> None:
-        bench.house.store.cancel_task(task.id, utc_now())
+        bench.house.store.tasks.cancel(task.id, utc_now())
         if failure is not None:
             raise failure
         log_reports(run_id, reports)
@@ -390,7 +390,7 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     monkeypatch.setattr(bench.house.tracking, "log_reports", cancel_and_log)
     monkeypatch.setattr(Lease, "check", check_against_store)
     assert bench.worker.work_once()
-    assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.CANCELED
     (experiment,) = bench.experiments()
     assert experiment.tags["es.state"] == "canceled"
     assert bench.house.tracking.finished_trials(experiment.experiment_id) == []
@@ -398,7 +398,7 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     assert [champion_run_id(bench.mlflow)] == initial_run_ids(bench)
     assert list(bench.house.settings.work_folder.iterdir()) == []
     # its owner has let go, so it can be restarted at once
-    assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING
+    assert bench.house.store.tasks.restart(task.id, utc_now()).status is TaskStatus.PENDING
 
 
 def test_a_restart_of_a_canceled_task_goes_on_from_its_trials(
@@ -408,18 +408,20 @@ def test_a_restart_of_a_canceled_task_goes_on_from_its_trials(
     bench.post_sessions()
     task = bench.post_task(trials=4)
     with monkeypatch.context() as canceling:
-        after_trials(canceling, bench, 2, lambda: bench.house.store.cancel_task(task.id, utc_now()))
+        after_trials(
+            canceling, bench, 2, lambda: bench.house.store.tasks.cancel(task.id, utc_now())
+        )
         assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.CANCELED
     assert len(bench.model_files()) == 1
     before = bench.runs(task) + bench.runs(task, "superseded")
     best = max(before, key=lambda run: float(run.data.tags["es.value"]))
     assert bench.runs(task, "superseded")[0].info.run_id == best.info.run_id
 
-    bench.house.store.restart_task(task.id, utc_now())
+    bench.house.store.tasks.restart(task.id, utc_now())
     assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.DONE
     assert len(bench.experiments()) == 1
     runs = bench.runs(task)
@@ -435,7 +437,7 @@ def test_a_fresh_restart_forgets_earlier_trials(bench: Bench) -> None:
     bench.post_sessions()
     task = bench.post_task("Failing", trials=2)
     bench.worker.work_once()
-    bench.house.store.restart_task(task.id, utc_now(), fresh=True)
+    bench.house.store.tasks.restart(task.id, utc_now(), fresh=True)
     bench.worker.work_once()
     first, second = bench.experiments()
     assert {first.tags["es.fresh_starts"], second.tags["es.fresh_starts"]} == {"0", "1"}
@@ -466,9 +468,9 @@ def test_a_stopped_task_keeps_the_best_model_so_far(
     """The search ends; the best model is judged, promoted and kept, and the task is stopped."""
     bench.post_sessions()
     task = bench.post_task(trials=5)
-    after_trials(monkeypatch, bench, 2, lambda: bench.house.store.stop_task(task.id, utc_now()))
+    after_trials(monkeypatch, bench, 2, lambda: bench.house.store.tasks.stop(task.id, utc_now()))
     assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.STOPPED
     assert [run.info.status for run in bench.runs(task)].count("FINISHED") == 2
     assert len(bench.runs(task)) < 5
@@ -488,13 +490,13 @@ def test_a_trial_that_is_stopped_counts_as_it_stands(
     log_reports = bench.house.tracking.log_reports
 
     def stop_and_log(run_id: str, reports: list[Report]) -> None:
-        bench.house.store.stop_task(task.id, utc_now())
+        bench.house.store.tasks.stop(task.id, utc_now())
         log_reports(run_id, reports)
 
     monkeypatch.setattr(bench.house.tracking, "log_reports", stop_and_log)
     monkeypatch.setattr(Lease, "show", show_and_beat)
     assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.STOPPED
     (run,) = bench.runs(task)
     assert run.info.status == "FINISHED"
@@ -503,7 +505,7 @@ def test_a_trial_that_is_stopped_counts_as_it_stands(
 
     task = bench.post_task("Slow", batch_id=task.batch_id, trials=5)
     assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.STOPPED
     assert task.error == "stopped before any hyperparameter set had given a model"
     assert [run.info.status for run in bench.runs(task)] == ["KILLED"]
@@ -526,25 +528,25 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     prepare = iteration._Iteration.prepare_data
 
     def stop_and_prepare(self: Any) -> None:
-        bench.house.store.stop_task(task.id, utc_now())
+        bench.house.store.tasks.stop(task.id, utc_now())
         prepare(self)
 
     with monkeypatch.context() as stopping:
         stopping.setattr(iteration._Iteration, "prepare_data", stop_and_prepare)
         stopping.setattr(Lease, "check", check_against_store)
         assert bench.worker.work_once()
-    task = bench.house.store.get_task(task.id)
+    task = bench.house.store.tasks.get(task.id)
     assert (task.status, task.best_model) == (TaskStatus.STOPPED, None)
     assert task.error is not None
-    bench.house.store.restart_task(task.id, utc_now())
+    bench.house.store.tasks.restart(task.id, utc_now())
     assert bench.worker.work_once()
-    assert bench.house.store.get_task(task.id).status is TaskStatus.DONE
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.DONE
 
 
 def test_the_history_tells_an_iteration(bench: Bench) -> None:
     """Each trial, best model and verdict leaves its event, with figures."""
     task = bench.run_task(trials=2)
-    events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
+    events = [numbered.event for numbered in bench.house.store.tasks.events(task.id)]
     kinds = [event.kind for event in events]
     assert kinds[:6] == [
         "created", "claimed", "data_prepared", "batch_released", "experiment_opened",
@@ -570,9 +572,9 @@ def test_a_failed_task_can_be_restarted(bench: Bench, monkeypatch: pytest.Monkey
         broken.setattr(Train, "__call__", lambda *_: 1 / 0)
         task = bench.run_task()
         assert task.status is TaskStatus.ERROR
-    assert bench.house.store.restart_task(task.id, utc_now()).status is TaskStatus.PENDING
+    assert bench.house.store.tasks.restart(task.id, utc_now()).status is TaskStatus.PENDING
     assert bench.worker.work_once()
-    again = bench.house.store.get_task(task.id)
+    again = bench.house.store.tasks.get(task.id)
     assert again.status is TaskStatus.DONE
     assert again.batch_id == task.batch_id
 
@@ -580,12 +582,12 @@ def test_a_failed_task_can_be_restarted(bench: Bench, monkeypatch: pytest.Monkey
 def test_irrelevant_sessions_are_kept_out_and_reported(bench: Bench) -> None:
     """Sessions marked irrelevant count in the figures of the data and nowhere else."""
     store = bench.house.store
-    store.register_sessions(
+    store.clickstream.register(
         [make_session(number, is_irrelevant=number < 10) for number in range(70)], utc_now()
     )
     task = bench.post_task()
     bench.worker.work_once()
-    (data,) = bench.runs(bench.house.store.get_task(task.id), "data")
+    (data,) = bench.runs(bench.house.store.tasks.get(task.id), "data")
     figures = data.data.metrics
     assert figures["data/sessions"] == 70
     assert figures["data/irrelevant_sessions"] == 10
@@ -606,7 +608,7 @@ def test_nothing_collecting_is_a_clear_error(bench: Bench) -> None:
     """A task without a batch, with no session to learn from, ends as an error that says so."""
     task = bench.post_task()
     bench.worker.work_once()
-    done = bench.house.store.get_task(task.id)
+    done = bench.house.store.tasks.get(task.id)
     assert done.status is TaskStatus.ERROR
     assert done.error is not None
     assert "no batch is collecting" in done.error
@@ -616,9 +618,9 @@ def test_the_minutes_of_the_budget_end_the_search(bench: Bench) -> None:
     """No set is started once the minutes are spent; what finished by then counts."""
     bench.post_sessions()
     store = bench.house.store
-    task, _ = store.add_task(TaskRequest("Toy", budget=Budget(500, 0.02)), utc_now())
+    task, _ = store.tasks.add(TaskRequest("Toy", budget=Budget(500, 0.02)), utc_now())
     bench.worker.work_once()
-    done = store.get_task(task.id)
+    done = store.tasks.get(task.id)
     assert done.status is TaskStatus.DONE
     assert 1 <= len(bench.runs(done)) < 500
 
@@ -675,7 +677,7 @@ def test_a_model_that_somebody_else_registered_is_started_from(
     assert task.promotion is not None
     assert task.promotion.promoted
     assert task.promotion.baseline == pytest.approx(0.25)
-    registered = bench.house.store.find_model("Toy")
+    registered = bench.house.store.models.find("Toy")
     assert registered is not None
     assert registered.champion == 2
     assert registered.previous_version() == 1
@@ -793,7 +795,7 @@ def test_a_changed_space_is_no_error_and_said(
 def warnings_of(bench: Bench, task_id: str) -> list[str]:
     return [
         numbered.event.detail
-        for numbered in bench.house.store.list_events(task_id, 0, 1000)
+        for numbered in bench.house.store.tasks.events(task_id, 0, 1000)
         if numbered.event.kind is TaskEventKind.WARNING
     ]
 
@@ -814,7 +816,7 @@ def test_a_changed_plugin_runs_from_the_next_task_on(settings: Settings, tmp_pat
     file.write_text(f"{text[: len(text) // 2]}\n(")  # half of it may be whole by chance
     third = bench.run_task(start=2000)
     assert (third.status, third.error) == (TaskStatus.DONE, None)
-    (worker,) = bench.house.store.list_workers(utc_now() - timedelta(minutes=1))
+    (worker,) = bench.house.store.workers.seen(utc_now() - timedelta(minutes=1))
     assert "stays as it was before" in worker.plugin_failures[str(file)]
     assert "Toy" in worker.methods
     bench.house.store.close()
@@ -937,7 +939,7 @@ def test_a_missing_initial_model_is_told_by_the_worker_and_the_task(
     monkeypatch.setattr(method, "check_initial_model", check)
     bench.worker.check_initial_models()
     bench.worker.beat()
-    (worker,) = bench.house.store.list_workers(utc_now() - timedelta(minutes=1))
+    (worker,) = bench.house.store.workers.seen(utc_now() - timedelta(minutes=1))
     assert worker.missing_models == {"Toy": "ES_TOY names nothing"}
     task = bench.run_task(start=1000)
     assert "MethodError: ES_TOY names nothing" in (task.error or "")

@@ -25,7 +25,7 @@ def claim(bench: Bench, clock: Clock) -> tuple[FineTuningTask, Lease]:
     bench.post_sessions()
     bench.post_task()
     store = bench.house.store
-    task = store.claim_task("w", clock(), lease_seconds=10)
+    task = store.tasks.claim("w", clock(), lease_seconds=10)
     assert task is not None
     return task, Lease(store, task, "w", seconds=10, clock=clock)
 
@@ -38,7 +38,7 @@ def test_a_beat_renews_the_lease_and_writes_the_progress(bench: Bench) -> None:
     lease.show(phase="search", trial=2)
     lease.beat()
     lease.check()
-    now = bench.house.store.get_task(task.id)
+    now = bench.house.store.tasks.get(task.id)
     assert now.lease_expires_at == clock.now + timedelta(seconds=10)
     assert now.progress is not None
     assert (now.progress.phase, now.progress.trial) == ("search", 2)
@@ -47,7 +47,7 @@ def test_a_beat_renews_the_lease_and_writes_the_progress(bench: Bench) -> None:
 def test_a_canceled_task_is_noticed_by_the_next_beat(bench: Bench) -> None:
     """After a cancel the owner's next check raises LeaseLost."""
     task, lease = claim(bench, Clock())
-    bench.house.store.cancel_task(task.id, utc_now())
+    bench.house.store.tasks.cancel(task.id, utc_now())
     lease.check()
     lease.beat()
     with pytest.raises(LeaseLost, match=task.id):

@@ -14,10 +14,10 @@ from tests.iterations import Bench, make_session
 def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
     """Post sessions and a task in a project, work, and return the task as its project sees it."""
     store = bench.house.store.in_project(project)
-    store.register_sessions([make_session(n) for n in range(start, start + 60)], utc_now())
-    task, _ = store.add_task(TaskRequest("Toy"), utc_now())
+    store.clickstream.register([make_session(n) for n in range(start, start + 60)], utc_now())
+    task, _ = store.tasks.add(TaskRequest("Toy"), utc_now())
     assert bench.worker.work_once()
-    return store.get_task(task.id)
+    return store.tasks.get(task.id)
 
 
 @pytest.mark.parametrize(("project", "line"), [("default", "Toy"), ("acme", "Toy (acme)")])
@@ -59,16 +59,16 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
 def test_a_canceled_task_of_a_project_is_cleaned_up(bench: Bench) -> None:
     """The worker finds out that the task was canceled, in whatever project, and lets go of it."""
     store = bench.house.store.in_project("acme")
-    store.register_sessions([make_session(n) for n in range(60)], utc_now())
-    task, _ = store.add_task(TaskRequest("Toy"), utc_now())
+    store.clickstream.register([make_session(n) for n in range(60)], utc_now())
+    task, _ = store.tasks.add(TaskRequest("Toy"), utc_now())
     release = store.__class__.release_batch
 
     def cancel_first(*asked: Any) -> object:
-        store.cancel_task(task.id, utc_now())
+        store.tasks.cancel(task.id, utc_now())
         return release(*asked)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.__class__, "release_batch", cancel_first)
         assert bench.worker.work_once()
-    ended = store.get_task(task.id)
+    ended = store.tasks.get(task.id)
     assert (ended.status, ended.worker_id) == (TaskStatus.CANCELED, None)

@@ -70,9 +70,9 @@ def test_a_restarted_task_marks_the_runs_that_count_no_more(bench: Bench) -> Non
     """What failed before a restart keeps its name and is called superseded, once."""
     task = bench.run_task("Failing")
     for _ in range(2):
-        bench.house.store.restart_task(task.id, bench.house.clock())
+        bench.house.store.tasks.restart(task.id, bench.house.clock())
         bench.worker.work_once()
-    superseded = names(bench, bench.house.store.get_task(task.id), "superseded")
+    superseded = names(bench, bench.house.store.tasks.get(task.id), "superseded")
     assert set(superseded) == {f"{n} failed: RuntimeError, superseded" for n in (1, 2, 3)}
 
 

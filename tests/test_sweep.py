@@ -88,7 +88,7 @@ def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.Monke
     house = bench.house
     later = utc_now() + timedelta(days=1)
     assert sweep(house.store, house.tracking, house.settings, later) == []  # it may wake up
-    assert house.store.claim_task("another", later, lease_seconds=60)
+    assert house.store.tasks.claim("another", later, lease_seconds=60)
     (only,) = sweep(house.store, house.tracking, house.settings, later)
     assert str(work) in only
     assert (everything(bench), work.exists()) == (before, False)
@@ -102,12 +102,12 @@ def test_what_a_dead_owner_left_of_an_ended_task_is_removed(
     lease is out; a dry run only tells."""
     task = dead_in_mid_upload(bench, monkeypatch)
     if end == "canceled":
-        bench.house.store.cancel_task(task.id, utc_now())
+        bench.house.store.tasks.cancel(task.id, utc_now())
     else:
         for _ in range(5):
             late = utc_now() + timedelta(days=1)
-            bench.house.store.claim_task("w", late, -1, max_expired_leases=1)
-        assert bench.house.store.get_task(task.id).status is TaskStatus.ERROR
+            bench.house.store.tasks.claim("w", late, -1, max_expired_leases=1)
+        assert bench.house.store.tasks.get(task.id).status is TaskStatus.ERROR
     now = utc_now() + timedelta(days=2)
     house = bench.house
     before = everything(bench)
@@ -313,7 +313,7 @@ def test_a_sweep_beside_a_task_that_was_taken_over(
     bench.post_sessions()
     task = bench.post_task()
     store = bench.house.store
-    assert store.claim_task("killed", utc_now() - timedelta(days=1), lease_seconds=1)
+    assert store.tasks.claim("killed", utc_now() - timedelta(days=1), lease_seconds=1)
     left = bench.house.settings.work_folder / f"{task.id}-1" / "data"
     left.mkdir(parents=True)
     for number in range(9):
@@ -321,7 +321,7 @@ def test_a_sweep_beside_a_task_that_was_taken_over(
     happened = interposed(monkeypatch, lambda: swept(bench))
     assert bench.worker.work_once()
     assert happened
-    done = store.get_task(task.id)
+    done = store.tasks.get(task.id)
     assert (done.status, done.error) == (TaskStatus.DONE, None)
     assert not left.exists()
 

@@ -41,9 +41,9 @@ from tests.waiting import wait_until
 def run(bench: Bench, method: str, start: int = 0, **request: Any) -> FineTuningTask:
     """Post sessions and a task, work until it ends, and return it."""
     bench.post_sessions(start)
-    task, _ = bench.house.store.add_task(TaskRequest(method, **request), utc_now())
+    task, _ = bench.house.store.tasks.add(TaskRequest(method, **request), utc_now())
     assert bench.worker.work_once()
-    return bench.house.store.get_task(task.id)
+    return bench.house.store.tasks.get(task.id)
 
 
 def test_trials_run_side_by_side_and_progress_shows_each(
@@ -59,7 +59,7 @@ def test_trials_run_side_by_side_and_progress_shows_each(
 
     def running() -> tuple[RunningTrial, ...]:
         bench.worker.beat()
-        progress = bench.house.store.get_task(task.id).progress
+        progress = bench.house.store.tasks.get(task.id).progress
         return progress.running_trials if progress else ()
 
     wait_until(lambda: [one.step for one in running()] == [0, 0])
@@ -67,7 +67,7 @@ def test_trials_run_side_by_side_and_progress_shows_each(
     assert all(one.main_metric == pytest.approx(0.2) for one in running())
     (tmp_path / "go on").touch()
     working.join(60)
-    done = bench.house.store.get_task(task.id)
+    done = bench.house.store.tasks.get(task.id)
     assert done.status is TaskStatus.DONE, done.error
     assert done.progress is not None
     assert done.progress.running_trials == ()
@@ -192,7 +192,7 @@ def test_trials_that_never_report_are_told_of_once(bench: Bench) -> None:
 
 
 def warnings(bench: Bench, task: FineTuningTask) -> list[str]:
-    events = [numbered.event for numbered in bench.house.store.list_events(task.id)]
+    events = [numbered.event for numbered in bench.house.store.tasks.events(task.id)]
     return [event.detail for event in events if event.kind is TaskEventKind.WARNING]
 
 
@@ -280,7 +280,7 @@ def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
         bench.suggested(one) for one in bench.runs(run(bench, "Climbing", budget=Budget(6)))
     ]
     bench.post_sessions(start=1000)
-    task, _ = bench.house.store.add_task(TaskRequest("Climbing", budget=Budget(6)), utc_now())
+    task, _ = bench.house.store.tasks.add(TaskRequest("Climbing", budget=Budget(6)), utc_now())
     report, reports = Search.report, []
 
     def die_in_fourth(self: Search, number: int, value: float, step: int) -> bool:
@@ -299,7 +299,7 @@ def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
             Worker(house, bench.worker._catalog).work_once()
     later = replace(house, clock=lambda: utc_now() + timedelta(days=1))
     assert Worker(later, bench.worker._catalog).work_once()
-    done = bench.house.store.get_task(task.id)
+    done = bench.house.store.tasks.get(task.id)
     assert done.status is TaskStatus.DONE
     counted = [one for one in bench.runs(done) if "es.outcome" in one.data.tags]
     assert [one.data.tags["es.trial"] for one in counted] == list("012345")
@@ -352,9 +352,9 @@ def test_the_sampler_may_learn_from_the_iteration_before(bench: Bench) -> None:
     settings = bench.house.settings.replaced(learn_from_previous=True, warm_start_trials=0)
     bench.worker._house = replace(bench.house, settings=settings)
     bench.post_sessions(start=1000)
-    task, _ = bench.house.store.add_task(TaskRequest("Toy", budget=Budget(4)), utc_now())
+    task, _ = bench.house.store.tasks.add(TaskRequest("Toy", budget=Budget(4)), utc_now())
     assert bench.worker.work_once()
-    runs = bench.runs(bench.house.store.get_task(task.id))
+    runs = bench.runs(bench.house.store.tasks.get(task.id))
     assert [one.data.tags["es.trial"] for one in runs] == ["0", "1", "2", "3"]
     assert min(bench.suggested(one)["skill"] for one in runs) > 0.6
 

@@ -150,7 +150,7 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     bench.worker.tell_ends()
     bench.worker.tell_ends()
     assert len(receiver.got) == 1
-    failed = bench.house.store.get_task(task.id).delivery
+    failed = bench.house.store.tasks.get(task.id).delivery
     assert failed is not None
     assert failed.error is not None
     assert "503" in failed.error
@@ -167,7 +167,7 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     assert told["data"]["best_model_url"] == (
         f"https://es.example/api/v1/fine-tuning/task/{task.id}/model"
     )
-    heard = bench.house.store.get_task(task.id).delivery
+    heard = bench.house.store.tasks.get(task.id).delivery
     assert heard is not None
     assert heard.delivered_at is not None
 
@@ -197,8 +197,8 @@ class Outbox:
     def end_tasks(self, *urls: str, project: str = "default") -> list[str]:
         """Add tasks that have ended, each with its webhook."""
         store = self.store.in_project(project)
-        tasks = [store.add_task(TaskRequest("m", webhook_url=url), NOW)[0] for url in urls]
-        return [store.cancel_task(task.id, NOW).id for task in tasks]
+        tasks = [store.tasks.add(TaskRequest("m", webhook_url=url), NOW)[0] for url in urls]
+        return [store.tasks.cancel(task.id, NOW).id for task in tasks]
 
     def start(self) -> None:
         """Begin to tell ends beside what is under way."""
@@ -253,7 +253,7 @@ def test_whatever_fails_is_a_failed_delivery(
     tasks = outbox.end_tasks(*urls)
     outbox.deliveries.tell_ends()
     for task_id, url in zip(tasks, urls, strict=True):
-        task = outbox.store.get_task(task_id)
+        task = outbox.store.tasks.get(task_id)
         assert task.delivery is not None
         assert task.delivery.attempts == 1
         assert url in (task.delivery.error or "")
@@ -264,10 +264,10 @@ def test_a_delivery_that_kills_workers_is_given_up(outbox: Outbox) -> None:
     """Attempts of which nobody knows how they went count like those that failed."""
     (deadly,) = outbox.end_tasks("https://deadly.example/")
     for number in range(MAX_ATTEMPTS):
-        assert outbox.store.claim_delivery(NOW + timedelta(minutes=number), 60)
+        assert outbox.store.deliveries.claim(NOW + timedelta(minutes=number), 60)
     outbox.now = NOW + timedelta(days=1)
     outbox.deliveries.tell_ends()
-    task = outbox.store.get_task(deadly)
+    task = outbox.store.tasks.get(deadly)
     assert task.delivery is not None
     assert "given up" in (task.delivery.error or "")
     assert (outbox.told, task.delivery_due_at) == ([], None)
@@ -294,7 +294,7 @@ def test_a_worker_that_drains_begins_no_delivery(outbox: Outbox) -> None:
     (waiting,) = outbox.end_tasks("https://own.example/")
     outbox.deliveries.tell_ends(is_over=lambda: True)
     assert outbox.told == []
-    assert outbox.store.get_task(waiting).delivery_due_at == NOW
+    assert outbox.store.tasks.get(waiting).delivery_due_at == NOW
 
 
 def test_without_a_secret_nothing_is_sent(bench: Bench, receiver: Receiver) -> None:
@@ -303,7 +303,7 @@ def test_without_a_secret_nothing_is_sent(bench: Bench, receiver: Receiver) -> N
     task = bench.post_task("Failing", trials=1, webhook_url=receiver.url)
     bench.worker.work_once()
     bench.worker.tell_ends()
-    waiting = bench.house.store.get_task(task.id)
+    waiting = bench.house.store.tasks.get(task.id)
     assert waiting.delivery is not None
     assert waiting.delivery.error is not None
     assert "ES_WEBHOOK_SECRET" in waiting.delivery.error

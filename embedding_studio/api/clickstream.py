@@ -54,7 +54,7 @@ def register_session(body: AsPosted[SessionBody], context: IngestContext) -> Ses
     now = context.clock()
     posted = judged(SessionBody, body, context)
     session = posted.to_session(_accepted_instant(context, now))
-    (answer,) = context.store.register_sessions([session], now, context.most)
+    (answer,) = context.store.clickstream.register([session], now, context.most)
     if isinstance(answer, InvalidInput):
         raise answer
     return _outcomes(context, [(session, answer)])[0]
@@ -73,7 +73,7 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
     now = context.clock()
     sessions, refused = _read(items, context, now)
     new = list(sessions.values())
-    answers = context.store.register_sessions(new, now, context.most) if new else []
+    answers = context.store.clickstream.register(new, now, context.most) if new else []
     kept: list[tuple[Session, Registered]] = []
     for (place, session), answer in zip(sessions.items(), answers, strict=True):
         if isinstance(answer, Registered):
@@ -93,7 +93,7 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
 def get_session(
     session_id: Annotated[str, Query(min_length=1)], context: ReadContext
 ) -> SessionView:
-    return SessionView.of(context.store.get_session(session_id).session)
+    return SessionView.of(context.store.clickstream.get(session_id).session)
 
 
 @router.post("/session/events", summary="Add clicks", responses=problems(400, 413, 404, 422))
@@ -104,7 +104,7 @@ def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsO
     to_instant = _accepted_instant(context, context.clock())
     events = tuple(event.to_event(posted.session_id, to_instant) for event in posted.events)
     try:
-        answer = context.store.append_events(posted.session_id, events, context.most)
+        answer = context.store.clickstream.append_events(posted.session_id, events, context.most)
     except NotFound:
         if not (events and context.settings.max_early_events):
             raise
@@ -127,7 +127,7 @@ def mark_irrelevant(body: AsPosted[IrrelevantBody], context: IngestContext) -> N
     has not come yet waits for it."""
     session_id = judged(IrrelevantBody, body, context).session_id
     try:
-        context.store.mark_irrelevant(session_id)
+        context.store.clickstream.mark_irrelevant(session_id)
     except NotFound:
         if not context.settings.max_early_events:
             raise
@@ -143,7 +143,7 @@ def release_batch(body: AsPosted[ReleaseBody], context: TuneContext) -> ReleaseV
     """Nothing joins a released batch. The same release_id gives the same batch again."""
     now = context.clock()
     release_id = judged(ReleaseBody, body, context).release_id
-    batch = context.store.release_batch(release_id, now)
+    batch = context.store.clickstream.release(release_id, now)
     return ReleaseView(
         release_id=release_id,
         batch_id=batch.batch_id,
@@ -160,12 +160,16 @@ def get_batch(
 ) -> BatchView:
     """How many sessions it has, how many of them count, and how often what was noticed as they
     came."""
-    batch = context.store.get_batch(batch_id) if batch_id else context.store.collecting_batch()
+    batch = (
+        context.store.clickstream.get_batch(batch_id)
+        if batch_id
+        else context.store.clickstream.collecting_batch()
+    )
     if batch is None:
         raise NotFound("no batch is collecting: no session came since the last release")
-    clicked = context.store.count_clicked_sessions(batch.batch_id)
-    waiting = context.store.count_early(context.clock())
-    usage = context.store.usage().get(context.store.project, Usage())
+    clicked = context.store.clickstream.count_clicked(batch.batch_id)
+    waiting = context.store.clickstream.count_early(context.clock())
+    usage = context.store.clickstream.usage().get(context.store.project, Usage())
     return BatchView.of(batch, clicked, waiting, usage)
 
 
@@ -181,7 +185,7 @@ def read_batch(
 ) -> BatchPage:
     """Sessions numbered above `after_number`, each with its first `events_limit` events."""
     size = context.page_size(limit, default=10)
-    sessions = context.store.read_batch(batch_id, after_number, size, events_limit)
+    sessions = context.store.clickstream.read(batch_id, after_number, size, events_limit)
     return BatchPage(
         batch_id=batch_id,
         last_number=sessions[-1].number if sessions else None,
@@ -234,7 +238,7 @@ def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> l
     notices = [look_at(session, answer) for session, answer in kept]
     for session, answer in kept:
         if session.is_irrelevant and not answer.is_new:
-            context.store.mark_irrelevant(session.session_id)
+            context.store.clickstream.mark_irrelevant(session.session_id)
     _add_counts(context, [(answer, one) for (_, answer), one in zip(kept, notices, strict=True)])
     return [
         SessionOutcome(
@@ -253,7 +257,7 @@ def _keep_early(context: Context, feedback: EarlyFeedback) -> None:
     most = context.settings.max_early_events
     now = context.clock()
     expires_at = now + timedelta(seconds=context.settings.max_event_age_seconds)
-    if not context.store.keep_early(feedback, now, expires_at, most):
+    if not context.store.clickstream.keep_early(feedback, now, expires_at, most):
         raise TooManyRequests(
             f"session {feedback.session_id!r} has not come yet, and {most} events wait for theirs "
             "already (ES_MAX_EARLY_EVENTS): post the session first, or post this again later"
@@ -267,7 +271,7 @@ def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]])
     for batch_id, counts in sums.items():
         if counts:
             with suppress(NotFound):  # deleted meanwhile
-                context.store.add_counts(batch_id, counts)
+                context.store.clickstream.add_counts(batch_id, counts)
 
 
 def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:

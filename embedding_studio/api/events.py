@@ -28,8 +28,8 @@ async def follow_events(
     while await still_allowed():
         try:
             # the status first: what had ended by then has no event after those that follow
-            task = await run_in_threadpool(store.get_task, task_id)
-            events = await run_in_threadpool(store.list_events, task_id, after_number, PAGE)
+            task = await run_in_threadpool(store.tasks.get, task_id)
+            events = await run_in_threadpool(store.tasks.events, task_id, after_number, PAGE)
         except StoreUnavailable:
             events = []
         else:

@@ -93,7 +93,7 @@ class KeyRing:
         self._may_be_open = settings.is_loopback or settings.allow_open
         self._had_keys = False  # once there was one, never again without
         self._look = Look(
-            lambda: {key.id: key for key in store.list_keys()}, clock, STORE_ANSWER_SECONDS
+            lambda: {key.id: key for key in store.keys.all()}, clock, STORE_ANSWER_SECONDS
         )
 
     async def caller_of(self, headers: Headers) -> Caller:

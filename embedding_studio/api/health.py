@@ -105,7 +105,7 @@ def _store(store: Store, settings: Settings) -> PartHealth:
 
 
 def _full_projects(store: Store, most: Usage) -> Iterator[str]:
-    for project, used in sorted(store.usage().items()):
+    for project, used in sorted(store.clickstream.usage().items()):
         for share, what in (
             (used.sessions / most.sessions, "ES_MAX_PROJECT_SESSIONS"),
             (used.bytes / most.bytes, "ES_MAX_PROJECT_MB"),
@@ -158,7 +158,7 @@ def _mlflow_database(file: Path) -> PartHealth:
 def _worker(store: Store, settings: Settings, clock: Clock) -> WorkerHealth:
     silence_seconds = max(settings.lease_seconds, 3 * settings.poll_seconds)
     try:
-        workers = store.list_workers(clock() - timedelta(seconds=silence_seconds))
+        workers = store.workers.seen(clock() - timedelta(seconds=silence_seconds))
     except StoreUnavailable as error:
         return WorkerHealth(status=PartStatus.UNAVAILABLE, detail=f"unknown: {error}")
     if not workers:

@@ -24,7 +24,7 @@ def get_champion(
     context: ReadContext,
 ) -> ChampionView:
     """With the verdict of each, which of them is champion, and who moved it when."""
-    found = context.store.find_model(fine_tuning_method)
+    found = context.store.models.find(fine_tuning_method)
     return ChampionView.of(_there(found, fine_tuning_method))
 
 
@@ -51,7 +51,7 @@ def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionVie
         _check_files(context, changed.version(changed.champion))
         return changed
 
-    return ChampionView.of(context.store.update_model(wanted.fine_tuning_method, change))
+    return ChampionView.of(context.store.models.update(wanted.fine_tuning_method, change))
 
 
 def _there(model: RegisteredModel | None, method: str) -> RegisteredModel:

@@ -60,7 +60,7 @@ def check_method(context: Context, name: str) -> None:
     """Raise UnknownMethod if there are workers and none of them carries the method."""
     recent = context.clock() - timedelta(seconds=10 * context.settings.lease_seconds)
     ever = datetime(1970, 1, 1, tzinfo=UTC)
-    workers = context.store.list_workers(recent) or context.store.list_workers(ever)
+    workers = context.store.workers.seen(recent) or context.store.workers.seen(ever)
     known = sorted({method for worker in workers for method in worker.methods})
     if workers and name not in known:
         names = ", ".join(map(repr, known)) or "none"

@@ -46,12 +46,12 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
     most = context.settings.max_schedules
-    if not context.store.add_schedule(wanted, most):
+    if not context.store.schedules.add(wanted, most):
         raise Conflict(
             f"the project has {most} schedules already, the most there may be "
             "(ES_MAX_SCHEDULES): delete one"
         )
-    kept = context.store.get_schedule(wanted.id)
+    kept = context.store.schedules.get(wanted.id)
     different = [name for name in _GIVEN if getattr(kept, name) != getattr(wanted, name)]
     if different:
         raise Conflict(
@@ -63,30 +63,30 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
 
 @router.get("", summary="List schedules, oldest first")
 def list_schedules(context: ReadContext) -> list[ScheduleView]:
-    return [ScheduleView.model_validate(found) for found in context.store.list_schedules()]
+    return [ScheduleView.model_validate(found) for found in context.store.schedules.all()]
 
 
 @router.get("/{schedule_id}", summary="Read one schedule", responses=problems(404))
 def get_schedule(schedule_id: str, context: ReadContext) -> ScheduleView:
-    return ScheduleView.model_validate(context.store.get_schedule(schedule_id))
+    return ScheduleView.model_validate(context.store.schedules.get(schedule_id))
 
 
 @router.put("/{schedule_id}/pause", summary="Create no more tasks", responses=problems(404))
 def pause_schedule(schedule_id: str, context: TuneContext) -> ScheduleView:
     """Until it is resumed. Pausing it again changes nothing."""
-    seen = context.store.get_schedule(schedule_id)
-    paused = context.store.pause_schedule(schedule_id, True, seen.next_at)
+    seen = context.store.schedules.get(schedule_id)
+    paused = context.store.schedules.pause(schedule_id, True, seen.next_at)
     return ScheduleView.model_validate(paused)
 
 
 @router.put("/{schedule_id}/resume", summary="Go on creating tasks", responses=problems(404))
 def resume_schedule(schedule_id: str, context: TuneContext) -> ScheduleView:
     """From the next time on: what passed meanwhile is not made up for."""
-    seen = context.store.get_schedule(schedule_id)
+    seen = context.store.schedules.get(schedule_id)
     next_at = seen.next_at
     if seen.is_paused:
         next_at = next_time(seen.cron, seen.interval_seconds, seen.created_at, context.clock())
-    resumed = context.store.pause_schedule(schedule_id, False, next_at)
+    resumed = context.store.schedules.pause(schedule_id, False, next_at)
     return ScheduleView.model_validate(resumed)
 
 
@@ -99,14 +99,14 @@ def resume_schedule(schedule_id: str, context: TuneContext) -> ScheduleView:
 )
 def delete_schedule(schedule_id: str, context: TuneContext) -> None:
     """The tasks that it created stay."""
-    context.store.remove_schedule(schedule_id)
+    context.store.schedules.remove(schedule_id)
 
 
 def _id_of(context: Context, idempotency_key: str | None) -> str:
     """Return the id that the key gives, of its spellings the one that made a schedule."""
     if idempotency_key is None:
         return secrets.token_hex(12)
-    known = {schedule.id for schedule in context.store.list_schedules()}
+    known = {schedule.id for schedule in context.store.schedules.all()}
     project = context.store.project
     ids = [_hash(f"{project}:{spelling}") for spelling in spellings_of(idempotency_key)]
     return next(filter(known.__contains__, ids), ids[0])

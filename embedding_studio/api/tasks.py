@@ -55,10 +55,10 @@ def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext
         # looked up after the check: if the check failed because this very task has taken the
         # batch meanwhile, the task is there to be found
         key = wanted.idempotency_key
-        if key is None or context.store.find_task(key) is None:
+        if key is None or context.store.tasks.find(key) is None:
             raise
     most = context.settings.max_pending_tasks
-    task, _is_new = context.store.add_task(wanted, context.clock(), most, context.most)
+    task, _is_new = context.store.tasks.add(wanted, context.clock(), most, context.most)
     return _view(task, request, context)
 
 
@@ -76,13 +76,13 @@ def list_tasks(
     if skip is not None and offset is not None and skip != offset:
         raise InvalidInput(f"skip is {skip} but offset is {offset}: they are one thing, send one")
     size = context.page_size(limit, default=100)
-    tasks = context.store.list_tasks(status, skip or offset or 0, size)
+    tasks = context.store.tasks.page(status, skip or offset or 0, size)
     return [_view(task, request, context) for task in tasks]
 
 
 @router.get("/task/{task_id}", summary="Read one task", responses=problems(404))
 def get_task(task_id: str, request: Request, context: ReadContext) -> TaskView:
-    return _view(context.store.get_task(task_id), request, context)
+    return _view(context.store.tasks.get(task_id), request, context)
 
 
 @router.put("/task/{task_id}/restart", summary="Run it again", responses=problems(404, 409, 422))
@@ -95,23 +95,23 @@ def restart_task(
     """For a stopped, canceled or failed task, which goes on from its finished trials. Its batch is
     kept; if it never had one, it takes the one that then collects. A pending task stays as it is.
     """
-    if context.store.get_task(task_id).status is not TaskStatus.PENDING:
-        pending = context.store.count_tasks(TaskStatus.PENDING)
+    if context.store.tasks.get(task_id).status is not TaskStatus.PENDING:
+        pending = context.store.tasks.count(TaskStatus.PENDING)
         ensure_room(pending, context.settings.max_pending_tasks)
-    return _view(context.store.restart_task(task_id, context.clock(), fresh), request, context)
+    return _view(context.store.tasks.restart(task_id, context.clock(), fresh), request, context)
 
 
 @router.put("/task/{task_id}/stop", summary="End it with what it has", responses=problems(404, 409))
 def stop_task(task_id: str, request: Request, context: TuneContext) -> TaskView:
     """The running trial ends at its next report and counts as it stands; the best model so far is
     judged and kept. The task is stopping, then stopped. Stopping it again changes nothing."""
-    return _view(context.store.stop_task(task_id, context.clock()), request, context)
+    return _view(context.store.tasks.stop(task_id, context.clock()), request, context)
 
 
 @router.put("/task/{task_id}/cancel", summary="Give it up", responses=problems(404, 409))
 def cancel_task(task_id: str, request: Request, context: TuneContext) -> TaskView:
     """Nothing of a canceled task is kept. Canceling it again changes nothing."""
-    return _view(context.store.cancel_task(task_id, context.clock()), request, context)
+    return _view(context.store.tasks.cancel(task_id, context.clock()), request, context)
 
 
 @router.get(
@@ -156,10 +156,10 @@ def list_events(
     connects again; it ends when the task has."""
     size = context.page_size(limit, default=100)
     if EventSourceResponse.media_type not in accept:
-        return TaskEventsPage.of(task_id, context.store.list_events(task_id, after_number, size))
+        return TaskEventsPage.of(task_id, context.store.tasks.events(task_id, after_number, size))
     after = max(after_number, _number_of(last_event_id))
-    is_over = context.store.get_task(task_id).status in TERMINAL
-    if is_over and not context.store.list_events(task_id, after, 1):
+    is_over = context.store.tasks.get(task_id).status in TERMINAL
+    if is_over and not context.store.tasks.events(task_id, after, 1):
         return Response(status_code=204)
     return EventSourceResponse(
         follow_events(context.store, task_id, after, context.still_allowed),
@@ -168,7 +168,7 @@ def list_events(
 
 
 def _open_zip(task_id: str, context: Context) -> StreamingResponse:
-    task = context.store.get_task(task_id)
+    task = context.store.tasks.get(task_id)
     if task.best_model is None:
         raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
     folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
@@ -186,7 +186,7 @@ def _with_its_key(context: Context, wanted: TaskRequest) -> TaskRequest:
     if wanted.idempotency_key is None:
         return wanted
     spellings = spellings_of(wanted.idempotency_key)
-    known = next(filter(context.store.find_task, spellings), spellings[0])
+    known = next(filter(context.store.tasks.find, spellings), spellings[0])
     return replace(wanted, idempotency_key=known)
 
 
@@ -198,12 +198,12 @@ def _number_of(last_event_id: str | None) -> int:
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
     if wanted.batch_id is None:
-        if context.store.collecting_batch() is None:
+        if context.store.clickstream.collecting_batch() is None:
             raise Conflict(
                 "no batch is collecting, so there is nothing to learn from: post sessions first, "
                 "or name a released batch in batch_id"
             )
-    elif context.store.get_batch(wanted.batch_id).status is BatchStatus.COLLECTING:
+    elif context.store.clickstream.get_batch(wanted.batch_id).status is BatchStatus.COLLECTING:
         raise Conflict(
             f"batch {wanted.batch_id!r} is still collecting: release it first with "
             f"{_RELEASE_ROUTE}, or leave batch_id out"

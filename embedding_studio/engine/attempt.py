@@ -164,7 +164,7 @@ class Attempt:
 
     def kept_run_ids(self) -> Collection[str]:
         """Return the runs whose models are those of registered versions, not to be deleted."""
-        find = partial(self.store.find_model, self.task.fine_tuning_method)
+        find = partial(self.store.models.find, self.task.fine_tuning_method)
         model = self.patiently(find)
         return model.kept_run_ids if model else ()
 
@@ -178,7 +178,9 @@ class Attempt:
             self.tracking.settle()
         now = self.clock()
         event = TaskEvent(kind, now, detail, data)
-        self.patiently(partial(self.store.record, self.lease.claim, now, event=event, **fields))
+        self.patiently(
+            partial(self.store.tasks.record, self.lease.claim, now, event=event, **fields)
+        )
 
     def warn(self, what: str, run_id: str | None = None) -> None:
         """Tell of what is no failure, in the log, the task's history and the run's note."""

@@ -120,17 +120,19 @@ class _Iteration:
         released for it, else the one now collecting."""
         named = self._task.batch_id
         if named is not None:
-            batch = self._attempt.patiently(partial(self._store.get_batch, named))
+            batch = self._attempt.patiently(partial(self._store.clickstream.get_batch, named))
             if batch.status is not BatchStatus.RELEASED:
                 raise Conflict(
                     f"batch {named} is still collecting: release it, then restart the task"
                 )
             return batch
-        released = self._attempt.patiently(partial(self._store.find_release, self._release_id))
+        released = self._attempt.patiently(
+            partial(self._store.clickstream.find_release, self._release_id)
+        )
         if released is not None:  # before the attempt could say so
             self._record_release(released)
             return released
-        collecting = self._attempt.patiently(self._store.collecting_batch)
+        collecting = self._attempt.patiently(self._store.clickstream.collecting_batch)
         if collecting is None:
             raise Conflict(
                 "no batch is collecting, so there is nothing to learn from: post sessions, then "
@@ -171,7 +173,7 @@ class _Iteration:
         with self._snapshot.open("wb") as lines:
             after = 0
             while page := self._attempt.patiently(
-                partial(self._store.read_batch, batch.batch_id, after, SNAPSHOT_PAGE)
+                partial(self._store.clickstream.read, batch.batch_id, after, SNAPSHOT_PAGE)
             ):
                 self._lease.check()
                 for numbered in page:
@@ -210,7 +212,7 @@ class _Iteration:
         self._lease.beat()
         self._attempt.check()  # a task that was ended by now takes nothing along
         now, batch_id = self._attempt.clock(), batch.batch_id
-        release = partial(self._store.release_batch, self._release_id, now, batch_id)
+        release = partial(self._store.clickstream.release, self._release_id, now, batch_id)
         released = self._attempt.patiently(release)
         self._record_release(released)
         if self.take_snapshot(released) != digest:
@@ -393,7 +395,7 @@ class _Iteration:
         )
         if self._settings.keep_batches:
             self._attempt.patiently(
-                partial(self._store.delete_older_batches, self._settings.keep_batches)
+                partial(self._store.clickstream.delete_older, self._settings.keep_batches)
             )
 
     def _promote(self, best: StoredModel, promotion: Promotion) -> Promotion:
@@ -412,7 +414,7 @@ class _Iteration:
         """Note in the store that an iteration goes, before it does; False if it has to stay."""
         now, keep = self._attempt.clock(), self._settings.keep_champions
         retire = partial(
-            self._store.update_model,
+            self._store.models.update,
             self._method_name,
             lambda model: model.retired(older.run_ids, keep, now),
         )
@@ -425,7 +427,7 @@ class _Iteration:
         with suppress(NotFound):
             self._attempt.patiently(
                 partial(
-                    self._store.forget_iteration,
+                    self._store.tasks.forget_iteration,
                     older.task_id,
                     older.experiment_id,
                     now,
@@ -441,7 +443,7 @@ class _Iteration:
         self._tracking.set_iteration_state(self._experiment_id, "done")
         self._tracking.settle()
         claim, now = self._lease.claim, self._attempt.clock()
-        self._attempt.patiently(partial(self._store.finish_task, claim, now, TaskStatus.DONE))
+        self._attempt.patiently(partial(self._store.tasks.finish, claim, now, TaskStatus.DONE))
 
     def remove_local_copies(self) -> None:
         if self._drawing is not None:

@@ -42,7 +42,7 @@ class Lease:
         """
         now = self._clock()
         try:
-            status = self._store.renew_lease(self.claim, now, self._seconds, self._progress)
+            status = self._store.tasks.renew(self.claim, now, self._seconds, self._progress)
         except LeaseLost:
             self._is_lost = True
         except StoreUnavailable:

@@ -85,7 +85,7 @@ class Worker:
             return False
         self._renew_catalog()
         settings = self._house.settings
-        task = self._house.store.claim_task(
+        task = self._house.store.tasks.claim(
             self.worker_id,
             self._house.clock(),
             settings.lease_seconds,
@@ -125,7 +125,7 @@ class Worker:
         if (lease := self._lease) is not None:
             lease.beat()
         with _tried_again():
-            self._clock.ask(partial(self._house.store.record_worker, self._record()))
+            self._clock.ask(partial(self._house.store.workers.record, self._record()))
 
     def _record(self) -> WorkerRecord:
         return WorkerRecord(
@@ -241,7 +241,7 @@ class Worker:
             pass  # woken every second, for Python handles signals between waits only
         scheduler.shutdown(wait=True)
         self._house.executor.close()
-        self._house.store.remove_worker(self.worker_id)
+        self._house.store.workers.remove(self.worker_id)
         log.info("worker %s has drained", self.worker_id)
 
     def _tick(self) -> None:
@@ -256,7 +256,7 @@ class Worker:
     def _methods_of_others(self) -> frozenset[str]:
         """Return the methods that only other live workers carry: their tasks are theirs."""
         silence = timedelta(seconds=self._house.settings.lease_seconds)
-        workers = self._house.store.list_workers(self._house.clock() - silence)
+        workers = self._house.store.workers.seen(self._house.clock() - silence)
         carried = {name for worker in workers for name in worker.methods}
         return frozenset(carried - set(self._catalog.methods))
 
@@ -272,7 +272,7 @@ class Worker:
             log.warning("%s", error)
             self._clean_up_if_canceled(task, lease)
         except Draining as error:
-            store.release_task(lease.claim, clock())
+            store.tasks.give_back(lease.claim, clock())
             log.info("%s", error)
         except StoreUnavailable as error:
             # nothing can be written: the lease runs out and the task is claimed again
@@ -343,7 +343,7 @@ class Worker:
         store, now = self._house.store, self._house.clock()
         try:
             data = {"traceback": traceback} if traceback else {}
-            end = store.finish_task(lease.claim, now, status, why, data)
+            end = store.tasks.finish(lease.claim, now, status, why, data)
         except LeaseLost as error:
             log.warning("%s: %s", error, why)
             self._clean_up_if_canceled(task, lease)
@@ -361,13 +361,13 @@ class Worker:
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         store = self._house.store.in_project(task.project)
-        now = store.get_task(task.id)
+        now = store.tasks.get(task.id)
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
-        model = store.find_model(task.fine_tuning_method)
+        model = store.models.find(task.fine_tuning_method)
         with self._while_ended(task, TaskStatus.CANCELED) as tracking:
             tracking.discard_task(task.id, model.kept_run_ids if model else ())
-            self._house.store.release_canceled(lease.claim)
+            self._house.store.tasks.release_canceled(lease.claim)
             log.info("canceled, what it wrote is removed")
 
     @contextmanager
@@ -377,7 +377,7 @@ class Worker:
         store = self._house.store.in_project(task.project)
 
         def ensure_ended() -> None:
-            now = store.get_task(task.id)
+            now = store.tasks.get(task.id)
             if (now.status, now.attempt) != (end, task.attempt):
                 raise LeaseLost(f"task {task.id} is no longer {end} as this worker left it")
 

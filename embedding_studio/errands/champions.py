@@ -44,7 +44,7 @@ class Champions:
             changed = model.moved(move, self._new(model, shown, found))
             return replace(changed, mirrored=shown, mirroring=None, mirroring_until=None)
 
-        return self._store.update_model(method, follow)
+        return self._store.models.update(method, follow)
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
         """Register an initial model and make it champion, unless another one was meanwhile."""
@@ -57,7 +57,7 @@ class Champions:
             move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
             return model.moved(move, self._new(model, number, initial))
 
-        return self._store.update_model(task.fine_tuning_method, begin)
+        return self._store.models.update(task.fine_tuning_method, begin)
 
     def promote(
         self, task: FineTuningTask, model: StoredModel, promotion: Promotion, start_run_id: str
@@ -81,20 +81,20 @@ class Champions:
         def take_the_place(found: RegisteredModel) -> RegisteredModel:
             return found if found.version_of(model.run_id) else found.moved(move, new)
 
-        self._store.update_model(task.fine_tuning_method, take_the_place)
+        self._store.models.update(task.fine_tuning_method, take_the_place)
 
     def mirror(self, method: str, seconds: float) -> bool:
         """Point MLflow's alias to the champion; False while another worker is at it.
 
         seconds: for how long nobody else sets the alias of this method.
         """
-        seen = self._store.find_model(method)
+        seen = self._store.models.find(method)
         if seen is None or seen.is_mirrored:
             return True
         now = self._clock()
         until = now + timedelta(seconds=seconds)
         claimed = seen.mirroring_to(until, now)
-        if claimed is None or (claimed := self._store.change_model(claimed)) is None:
+        if claimed is None or (claimed := self._store.models.change(claimed)) is None:
             return False
         assert claimed.champion is not None
 
@@ -110,7 +110,7 @@ class Champions:
             guarded.set_champion(claimed.name, claimed.champion)
         except Conflict:
             return False
-        self._store.update_model(method, lambda model: model.mirrored_as(claimed))
+        self._store.models.update(method, lambda model: model.mirrored_as(claimed))
         return True
 
     def _register_anew(self, model: RegisteredModel) -> None:
@@ -126,7 +126,7 @@ class Champions:
             changed = found.moved(move, self._new(found, number, lost.model))
             return replace(changed, mirroring=None, mirroring_until=None)
 
-        self._store.update_model(model.method, renumber)
+        self._store.models.update(model.method, renumber)
 
     def _new(self, model: RegisteredModel, number: int, stored: StoredModel) -> ModelVersion | None:
         """Return what is to be on record of a model that MLflow has under this number; None if it
@@ -160,7 +160,7 @@ def bring_along(store: Store, tracking: Tracking, methods: Collection[str], cloc
 
 def mirror_all(store: Store, tracking: Tracking, seconds: float, clock: Clock) -> None:
     """Point every alias that is behind to its champion."""
-    for model in store.all_models(are_mirrored=False):
+    for model in store.models.all(are_mirrored=False):
         champions = Champions(store.in_project(model.project), tracking, clock)
         try:
             champions.mirror(model.method, seconds)

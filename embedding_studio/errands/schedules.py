@@ -61,7 +61,7 @@ def run_due(
     most_pending: of a project's tasks. weights: of events, by the method that says so.
     """
     spent: defaultdict[str, float] = defaultdict(float)
-    for schedule in store.due_schedules(now):
+    for schedule in store.schedules.due(now):
         if spent[schedule.project] > MOST_SECONDS:
             continue  # it stays due
         began = time.monotonic()
@@ -92,7 +92,7 @@ def _run(
     except (Conflict, InvalidInput) as error:
         task, outcome = None, f"no task: {error}"
     next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)
-    store.advance_schedule(schedule, next_at, task.id if task else None, outcome)
+    store.schedules.advance(schedule, next_at, task.id if task else None, outcome)
     # strangers make schedules that come to nothing, as many as they may
     level = logging.INFO if task else logging.DEBUG
     log.log(level, "schedule %s: %s; next at %s", schedule.id, outcome, next_at.isoformat())
@@ -103,15 +103,15 @@ def _look(
 ) -> tuple[FineTuningTask | None, str]:
     """Return the task of this time, if there is one, and what there is to say. Raises Conflict."""
     key = f"schedule {schedule.id} at {schedule.next_at.isoformat()}"
-    if (task := store.find_task(key)) is None:
-        if (rival := store.waiting_for_batch()) is not None:
+    if (task := store.tasks.find(key)) is None:
+        if (rival := store.tasks.waiting_for_batch()) is not None:
             return None, (
                 f"no task: task {rival.id} is {rival.status} and has not taken its batch yet; the "
                 "new sessions are for it"
             )
-        batch = store.collecting_batch()
+        batch = store.clickstream.collecting_batch()
         ignored = ignored_kinds(merge_weights(weights, schedule.event_weights or {}))
-        clicked = 0 if batch is None else store.count_clicked_sessions(batch.batch_id, ignored)
+        clicked = 0 if batch is None else store.clickstream.count_clicked(batch.batch_id, ignored)
         if clicked < schedule.min_new_sessions:
             least = schedule.min_new_sessions
             return None, f"no task: {clicked} new sessions with clicks of {least}"
@@ -124,5 +124,5 @@ def _look(
         event_weights=schedule.event_weights,
         webhook_url=schedule.webhook_url,
     )
-    task, is_new = store.add_task(request, now, most_pending)
+    task, is_new = store.tasks.add(request, now, most_pending)
     return task, f"task {task.id} {'was created' if is_new else 'is there already'}"

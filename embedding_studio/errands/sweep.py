@@ -29,7 +29,7 @@ def sweep(
     so do files of runs and experiments that are gone, and work folders that no attempt owns.
     """
     models = [
-        _retire_initial_models(store, model, settings, now, dry_run) for model in store.all_models()
+        _retire_initial_models(store, model, settings, now, dry_run) for model in store.models.all()
     ]
     kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
     found = [
@@ -94,7 +94,7 @@ def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Itera
     # in this order: a folder that is there was made by an attempt that is at work by now
     folders = list(settings.work_folder.iterdir())
     # also one whose lease is over: until another claims the task, its worker may wake up and go on
-    owned = {f"{task.id}-{task.attempt}" for task in store.tasks_at_work()}
+    owned = {f"{task.id}-{task.attempt}" for task in store.tasks.at_work()}
     for folder in folders:
         if folder.name not in owned:
             yield f"{folder} belongs to no attempt at work"

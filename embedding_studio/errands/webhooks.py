@@ -102,7 +102,7 @@ class Deliveries:
     def _claim_but(self, at_least: int) -> FineTuningTask | None:
         """Claim a delivery, but none of projects of which so many are under way."""
         busy = [project for project, number in self._under_way.items() if number >= at_least]
-        return self._store.claim_delivery(self._clock(), 3 * TIMEOUT_SECONDS, busy)
+        return self._store.deliveries.claim(self._clock(), 3 * TIMEOUT_SECONDS, busy)
 
     def _tell(self, task: FineTuningTask) -> None:
         assert task.delivery is not None
@@ -114,7 +114,7 @@ class Deliveries:
             pause = pause_after(task.delivery.attempts)
             due_at = None if pause is None else self._clock() + pause
             log.warning("task %s: its webhook: %s", task.id, error)
-        self._store.settle_delivery(task, self._clock(), error, due_at)
+        self._store.deliveries.settle(task, self._clock(), error, due_at)
 
     def _deliver(self, task: FineTuningTask) -> None:
         assert task.delivery is not None

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Self
 
 from embedding_studio.access import ApiKey
@@ -129,6 +129,96 @@ class Store(ABC):
         view = copy.copy(self)
         view.project = check_project(project)
         return view
+
+    # the nouns, as they will be called
+
+    @property
+    def clickstream(self) -> Any:
+        return SimpleNamespace(
+            register=self.register_sessions,
+            get=self.get_session,
+            append_events=self.append_events,
+            keep_early=self.keep_early,
+            count_early=self.count_early,
+            mark_irrelevant=self.mark_irrelevant,
+            release=self.release_batch,
+            find_release=self.find_release,
+            get_batch=self.get_batch,
+            collecting_batch=self.collecting_batch,
+            add_counts=self.add_counts,
+            count_clicked=self.count_clicked_sessions,
+            delete_older=self.delete_older_batches,
+            read=self.read_batch,
+            usage=self.usage,
+        )
+
+    @property
+    def tasks(self) -> Any:
+        return SimpleNamespace(
+            add=self.add_task,
+            get=self.get_task,
+            find=self.find_task,
+            page=self.list_tasks,
+            count=self.count_tasks,
+            waiting_for_batch=self.waiting_for_batch,
+            cancel=self.cancel_task,
+            stop=self.stop_task,
+            restart=self.restart_task,
+            events=self.list_events,
+            claim=self.claim_task,
+            renew=self.renew_lease,
+            record=self.record,
+            finish=self.finish_task,
+            give_back=self.release_task,
+            release_canceled=self.release_canceled,
+            forget_iteration=self.forget_iteration,
+            at_work=self.tasks_at_work,
+        )
+
+    @property
+    def deliveries(self) -> Any:
+        return SimpleNamespace(
+            claim=self.claim_delivery,
+            settle=self.settle_delivery,
+        )
+
+    @property
+    def keys(self) -> Any:
+        return SimpleNamespace(
+            add=self.add_key,
+            find=self.find_key,
+            all=self.list_keys,
+            end=self.end_key,
+        )
+
+    @property
+    def models(self) -> Any:
+        return SimpleNamespace(
+            find=self.find_model,
+            change=self.change_model,
+            update=self.update_model,
+            all=self.all_models,
+        )
+
+    @property
+    def schedules(self) -> Any:
+        return SimpleNamespace(
+            add=self.add_schedule,
+            get=self.get_schedule,
+            all=self.list_schedules,
+            pause=self.pause_schedule,
+            remove=self.remove_schedule,
+            due=self.due_schedules,
+            advance=self.advance_schedule,
+        )
+
+    @property
+    def workers(self) -> Any:
+        return SimpleNamespace(
+            record=self.record_worker,
+            seen=self.list_workers,
+            remove=self.remove_worker,
+        )
 
     # -- clickstream ---------------------------------------------------------------------------
 

@@ -38,12 +38,12 @@ def event_json(event_id: str = "e-1", **more: Any) -> dict[str, Any]:
 
 
 def record_worker(store: Store, *methods: str, seen_at: datetime = START) -> None:
-    store.record_worker(WorkerRecord("worker-1", methods or (METHOD,), seen_at))
+    store.workers.record(WorkerRecord("worker-1", methods or (METHOD,), seen_at))
 
 
 def claim(store: Store, now: datetime = START) -> Claim:
     """Take the one task that waits, as a worker would."""
-    task = store.claim_task("worker-1", now, lease_seconds=60)
+    task = store.tasks.claim("worker-1", now, lease_seconds=60)
     assert task is not None
     return Claim(task.id, task.attempt, "worker-1")
 
@@ -68,11 +68,11 @@ def finish_with_model(store: Store, artifact_uri: str, files: tuple[ModelFile, .
     """Give the one waiting task a model and end it."""
     owner = claim(store)
     later = START + timedelta(seconds=1)
-    store.record(
+    store.tasks.record(
         owner, later, experiment_id="7", best_model=StoredModel("run-1", artifact_uri, files)
     )
 
 
 def only_task(store: Store) -> FineTuningTask:
-    (task,) = store.list_tasks()
+    (task,) = store.tasks.page()
     return task

@@ -197,7 +197,7 @@ def add_key(
     store: Store, *scopes: Scope, project: str = "default", **more: Any
 ) -> tuple[ApiKey, str]:
     key, text = make_key("test", scopes or [Scope.ADMIN], project, START, **more)
-    store.add_key(key)
+    store.keys.add(key)
     return key, text
 
 
@@ -211,11 +211,11 @@ def ids(store: Store, tmp_path: Path) -> Ids:
     a.register_sessions([replace(session, session_id="s")], START)
     task, _ = a.add_task(TaskRequest(METHOD, batch_id, idempotency_key="key"), START)
     finish_with_model(a, str(tmp_path / "model"), write_model(tmp_path / "model"))
-    store.finish_task(Claim(task.id, 1, "worker-1"), START, TaskStatus.ERROR, SECRET)
+    store.tasks.finish(Claim(task.id, 1, "worker-1"), START, TaskStatus.ERROR, SECRET)
     schedule = Schedule(
         "5c", "a", METHOD, START, START, interval_seconds=60.0, metadata={"what": SECRET}
     )
-    store.add_schedule(schedule)
+    store.schedules.add(schedule)
     register(a, tmp_path)
     return Ids(batch_id, task.id, schedule.id)
 
@@ -301,12 +301,12 @@ REFUSED: dict[str, Callable[[Store, Clock, str], str | None]] = {
 
 
 def revoked(store: Store, text: str) -> str:
-    store.end_key(text.split("_")[1], revoked_at=START)
+    store.keys.end(text.split("_")[1], revoked_at=START)
     return text
 
 
 def expired(store: Store, clock: Clock, text: str) -> str:
-    store.end_key(text.split("_")[1], expires_at=START + timedelta(seconds=1))
+    store.keys.end(text.split("_")[1], expires_at=START + timedelta(seconds=1))
     clock.now += timedelta(seconds=1)
     return text
 
@@ -383,7 +383,7 @@ def test_the_first_key_closes_the_api_within_five_seconds(
     key, _ = add_key(store)
     clock.now += timedelta(seconds=5)
     assert connect(None).get("/fine-tuning/task").status_code == 401
-    store.end_key(key.id, revoked_at=START)
+    store.keys.end(key.id, revoked_at=START)
     clock.now += timedelta(minutes=1)
     assert connect(None).get("/fine-tuning/task").status_code == 401
 
@@ -395,7 +395,7 @@ def test_a_revocation_takes_effect_within_five_seconds(
     key, text = add_key(store)
     _, other = add_key(store)
     assert connect(text).get("/fine-tuning/task").status_code == 200
-    store.end_key(key.id, revoked_at=START)
+    store.keys.end(key.id, revoked_at=START)
     clock.now += timedelta(seconds=5)
     assert connect(text).get("/fine-tuning/task").status_code == 401
     assert connect(other).get("/fine-tuning/task").status_code == 200
@@ -407,7 +407,7 @@ def test_a_clock_that_is_set_back_keeps_no_key_alive(
     """What was looked up in what is now the future is looked up again."""
     key, text = add_key(store)
     assert connect(text).get("/fine-tuning/task").status_code == 200
-    store.end_key(key.id, revoked_at=START)
+    store.keys.end(key.id, revoked_at=START)
     clock.now -= timedelta(hours=1)
     assert connect(text).get("/fine-tuning/task").status_code == 401
 
@@ -468,7 +468,7 @@ def test_guessing_makes_the_store_work_once_a_second(
     made meanwhile counts by then."""
     _, text = add_key(store)
     looks: list[int] = []
-    list_keys = store.list_keys
+    list_keys = store.keys.all
 
     def look() -> list[ApiKey]:
         looks.append(1)
@@ -506,7 +506,7 @@ def test_a_followed_history_ends_with_the_key(
         def get_task(self, task_id: str) -> Any:
             asked.append(task_id)
             if len(asked) == 3:
-                store.end_key(key.id, revoked_at=START)
+                store.keys.end(key.id, revoked_at=START)
                 clock.now += timedelta(seconds=5)
             return super().get_task(task_id)
 
@@ -515,7 +515,7 @@ def test_a_followed_history_ends_with_the_key(
         f"/fine-tuning/task/{task['id']}/events", headers={"Accept": "text/event-stream"}
     )
     assert "event: claimed" in stream.text
-    assert store.get_task(task["id"]).status is TaskStatus.PROCESSING
+    assert store.tasks.get(task["id"]).status is TaskStatus.PROCESSING
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "studio.example.org"])

@@ -59,7 +59,7 @@ def app(store: Store, settings: Settings, clock: Clock) -> FastAPI:
 
 def add_key(store: Store, *scopes: Scope) -> str:
     key, text = make_key("test", scopes, "default", START)
-    store.add_key(key)
+    store.keys.add(key)
     return text
 
 

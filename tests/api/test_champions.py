@@ -25,7 +25,7 @@ def register(store: Store, folder: Path, count: int = 3) -> None:
         new = ModelVersion(number, model, START, f"task-{number}" if verdict else None, verdict)
         kind = MoveKind.PROMOTED if verdict else MoveKind.INITIAL
         move = ChampionMove(kind, START, number - 1 or None, number, f"task task-{number}", "")
-        store.update_model(METHOD, lambda model, m=move, new=new: model.moved(m, new))  # type: ignore[misc]
+        store.models.update(METHOD, lambda model, m=move, new=new: model.moved(m, new))  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_what_nobody_registered_is_404(api: TestClient, store: Store, tmp_path: 
     for refused in (api.get(CHAMPION, params={"fine_tuning_method": METHOD}), roll_back(api)):
         assert refused.status_code == 404
         assert METHOD in refused.json()["detail"]
-    assert store.find_model(METHOD) is None
+    assert store.models.find(METHOD) is None
     register(store, tmp_path)
     refused = roll_back(api, version=9)
     assert refused.status_code == 404
@@ -116,7 +116,7 @@ def test_what_nobody_registered_is_404(api: TestClient, store: Store, tmp_path: 
 @pytest.mark.usefixtures("three")
 def test_a_version_without_files_is_409(api: TestClient, store: Store, tmp_path: Path) -> None:
     """Whether retention removed them or somebody else: the champion stays."""
-    store.update_model(METHOD, lambda model: model.retired(["run-1"], 1, START))
+    store.models.update(METHOD, lambda model: model.retired(["run-1"], 1, START))
     refused = roll_back(api, version=1)
     assert refused.status_code == 409
     assert "files of version 1" in refused.json()["detail"]

@@ -27,7 +27,7 @@ def open_api(store: Store, settings: Settings, origins: str | None, **more: Any)
 def key(store: Store) -> str:
     """A key that may post clicks, as a page would carry."""
     key, text = make_key("page", [Scope.INGEST], "default", START)
-    store.add_key(key)
+    store.keys.add(key)
     return text
 
 

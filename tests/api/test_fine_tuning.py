@@ -82,9 +82,9 @@ def test_a_running_task_shows_where_it_stands(
         "search", "val_ndcg10", trial=2, max_trials=3, main_metric=float("nan"),
         trained_tokens=40_000, estimated_trained_tokens=90_000,
     )  # fmt: skip
-    store.renew_lease(owner, START, 60, progress)
+    store.tasks.renew(owner, START, 60, progress)
     verdict = Promotion(True, "better", "ndcg10", 0.4, 0.5, 0.1, (0.05, 0.15), 700)
-    store.record(owner, START, batch_id="b-1", experiment_id="7", promotion=verdict)
+    store.tasks.record(owner, START, batch_id="b-1", experiment_id="7", promotion=verdict)
     task = api.get(f"{TASK}/{owner.task_id}").json()
     assert task["status"] == "processing"
     assert task["batch_id"] == "b-1"
@@ -123,7 +123,7 @@ def test_a_uuid_is_one_key_however_it_is_spelt(api: TestClient, store: Store) ->
 @pytest.mark.usefixtures("collecting")
 def test_a_key_that_was_kept_as_posted_is_found(api: TestClient, store: Store, kept: str) -> None:
     """A task that an earlier version kept under another spelling of the key is that key's task."""
-    task, _ = store.add_task(TaskRequest(METHOD, idempotency_key=kept), START)
+    task, _ = store.tasks.add(TaskRequest(METHOD, idempotency_key=kept), START)
     assert create(api, idempotency_key=kept)["id"] == task.id
     if kept.isupper():
         assert create(api, idempotency_key=str(UUID(kept)))["id"] == task.id
@@ -154,7 +154,7 @@ def test_a_repost_finds_its_task_whatever_happened_since(api: TestClient, store:
 def test_without_a_key_each_post_is_a_task(api: TestClient, store: Store) -> None:
     """Two posts without a key are two requests."""
     assert create(api)["id"] != create(api)["id"]
-    assert len(store.list_tasks()) == 2
+    assert len(store.tasks.page()) == 2
 
 
 def test_nothing_collecting_is_refused(api: TestClient, store: Store) -> None:
@@ -166,13 +166,13 @@ def test_nothing_collecting_is_refused(api: TestClient, store: Store) -> None:
     api.post("/clickstream/session", json=session_json())
     release(api)
     assert api.post(TASK, json=body).status_code == 409
-    assert store.list_tasks() == []
+    assert store.tasks.page() == []
 
 
 @pytest.mark.usefixtures("collecting")
 def test_a_named_batch_must_be_released(api: TestClient, store: Store) -> None:
     """An unknown batch is 404, a collecting one 409, a released one is taken."""
-    collecting = store.collecting_batch()
+    collecting = store.clickstream.collecting_batch()
     assert collecting is not None
     unknown = api.post(TASK, json={"fine_tuning_method": METHOD, "batch_id": "nowhere"})
     early = api.post(TASK, json={"fine_tuning_method": METHOD, "batch_id": collecting.batch_id})
@@ -227,7 +227,7 @@ def test_bad_task_fields_are_422(api: TestClient, store: Store, fields: dict[str
     response = api.post(TASK, json={"fine_tuning_method": METHOD, **fields})
     assert response.status_code == 422
     assert next(iter(fields)) in response.json()["detail"][0]["loc"]
-    assert store.list_tasks() == []
+    assert store.tasks.page() == []
 
 
 @pytest.mark.usefixtures("collecting")
@@ -266,7 +266,7 @@ def test_cancel_and_restart(api: TestClient, store: Store) -> None:
         assert api.put(f"{task_url}/cancel").json()["status"] == "canceled"
     assert api.get(task_url).json()["status"] == "canceled"
     assert api.put(f"{task_url}/restart").json()["status"] == "pending"
-    store.finish_task(claim(store), START, TaskStatus.DONE)
+    store.tasks.finish(claim(store), START, TaskStatus.DONE)
     for action in ("cancel", "restart", "stop"):
         refused = api.put(f"{task_url}/{action}")
         assert refused.status_code == 409
@@ -301,10 +301,10 @@ def test_stop_answers_at_once_and_repeats(api: TestClient, store: Store) -> None
     owner = claim(store)
     for _ in range(2):
         assert api.put(f"{task_url}/stop").json()["status"] == "stopping"
-    store.finish_task(owner, START, TaskStatus.DONE)
+    store.tasks.finish(owner, START, TaskStatus.DONE)
     assert api.put(f"{task_url}/stop").json()["status"] == "stopped"
     assert api.put(f"{task_url}/restart?fresh=true").json()["status"] == "pending"
-    assert store.get_task(owner.task_id).fresh_starts == 1
+    assert store.tasks.get(owner.task_id).fresh_starts == 1
 
 
 @pytest.mark.usefixtures("collecting")
@@ -312,7 +312,7 @@ def test_a_history_is_paged(api: TestClient, store: Store) -> None:
     """Events come oldest first; a page's last number leads to the next, null ends it."""
     url = f"{TASK}/{create(api)['id']}/events"
     owner = claim(store)
-    store.finish_task(owner, START, TaskStatus.ERROR, "no data")
+    store.tasks.finish(owner, START, TaskStatus.ERROR, "no data")
     first = api.get(url, params={"limit": 2}).json()
     assert [event["kind"] for event in first["events"]] == ["created", "claimed"]
     assert first["events"][1]["data"] == {"attempt": 1, "worker_id": "worker-1"}
@@ -327,7 +327,7 @@ def test_a_history_is_followed_until_the_task_ends(api: TestClient, store: Store
     the last event is told that nothing more will come."""
     url = f"{TASK}/{create(api)['id']}/events"
     owner = claim(store)
-    threading.Timer(0.2, store.finish_task, (owner, START, TaskStatus.DONE)).start()
+    threading.Timer(0.2, store.tasks.finish, (owner, START, TaskStatus.DONE)).start()
     stream = api.get(url, headers={"Accept": "text/event-stream"})
     assert stream.headers["content-type"].startswith("text/event-stream")
     assert re.findall("^(?:event|id): (.*)$", stream.text, re.M) == [
@@ -342,9 +342,9 @@ def test_a_history_is_followed_until_the_task_ends(api: TestClient, store: Store
 
 def test_the_store_agrees_on_what_is_unknown(store: Store) -> None:
     """A key that was never posted finds nothing; an unknown id raises."""
-    assert store.find_task("k-1") is None
+    assert store.tasks.find("k-1") is None
     with pytest.raises(NotFound):
-        store.get_task("k-1")
+        store.tasks.get("k-1")
 
 
 @pytest.mark.usefixtures("collecting")
@@ -354,8 +354,8 @@ def test_a_concurrent_post_of_the_key_may_take_the_batch(
     """A post that finds the batch gone because its twin's task has it gets that task, not 409."""
 
     def twin_was_faster() -> None:
-        store.add_task(TaskRequest(METHOD, idempotency_key="k-1"), START)
-        store.release_batch("twin", START)
+        store.tasks.add(TaskRequest(METHOD, idempotency_key="k-1"), START)
+        store.clickstream.release("twin", START)
 
     monkeypatch.setattr(store, "collecting_batch", twin_was_faster)
     assert create(api, idempotency_key="k-1")["id"] == only_task(store).id

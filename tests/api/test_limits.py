@@ -29,7 +29,7 @@ def open_api(store: Store, settings: Settings, **limits: Any) -> TestClient:
 
 def add_key(store: Store, project: str = "default") -> str:
     key, text = make_key("test", [Scope.ADMIN], project, START)
-    store.add_key(key)
+    store.keys.add(key)
     return text
 
 
@@ -126,7 +126,7 @@ def test_trials_per_task(store: Store, settings: Settings) -> None:
         body = {"fine_tuning_method": METHOD, "budget": {"max_trials": 6}}
         response = api.post("/fine-tuning/task", json=body)
         assert_names(response, 422, "6", "at most 5", "ES_MAX_TRIALS_PER_TASK")
-        assert store.list_tasks() == []
+        assert store.tasks.page() == []
         assert api.post("/fine-tuning/task", json={**body, "budget": {"max_trials": 5}}).is_success
 
 
@@ -150,7 +150,7 @@ def test_pending_tasks_per_project(store: Store, settings: Settings) -> None:
         claim(store)
         assert post("3").is_success
         api.put(f"/fine-tuning/task/{first['id']}/cancel")
-        store.release_canceled(Claim(first["id"], 1, "worker-1"))
+        store.tasks.release_canceled(Claim(first["id"], 1, "worker-1"))
         restart = f"/fine-tuning/task/{first['id']}/restart"
         assert_names(api.put(restart), 409, "ES_MAX_PENDING_TASKS")
         waiting = post("2").json()["id"]
@@ -284,7 +284,7 @@ def test_events_of_a_full_project_are_refused(store: Store, settings: Settings) 
         assert (statuses[0], statuses[-1]) == (200, 429)
         full = statuses.index(429)
         assert set(statuses[full:]) == {429}
-        usage = store.usage()["default"]
+        usage = store.clickstream.usage()["default"]
         assert usage.sessions == full
         assert 0.95 * MB < usage.bytes <= MB
         event = {**event_json(), "meta": {"x": "y" * 32_000}}

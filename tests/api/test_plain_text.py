@@ -99,7 +99,11 @@ def test_control_characters_are_refused(
     answer = api.post(route, json=body)
     assert answer.status_code == 422
     assert "control character U+000A" in answer.json()["detail"][0]["msg"]
-    assert (store.list_tasks(), store.list_schedules(), store.collecting_batch()) == ([], [], None)
+    assert (store.tasks.page(), store.schedules.all(), store.clickstream.collecting_batch()) == (
+        [],
+        [],
+        None,
+    )
 
 
 @pytest.mark.parametrize(

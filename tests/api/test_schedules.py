@@ -68,7 +68,7 @@ def test_a_uuid_is_one_schedule_however_it_is_spelt(api: TestClient, store: Stor
     """In hex or capitals it is one key, also of a schedule that an earlier version made."""
     former = hashlib.sha256(b"default:0F8FAD5BD9CB469FA16570867728950E").hexdigest()[:24]
     body: dict[str, Any] = {"cron": "0 3 * * *", "min_new_sessions": 1}
-    store.add_schedule(Schedule(former, "default", METHOD, START, START, **body))
+    store.schedules.add(Schedule(former, "default", METHOD, START, START, **body))
     for key in ("0f8fad5b-d9cb-469f-a165-70867728950e", "0F8FAD5BD9CB469FA16570867728950E"):
         assert create(api, **body, idempotency_key=key)["id"] == former
     keys = ("1F8FAD5BD9CB469FA16570867728950E", "1f8fad5b-d9cb-469f-a165-70867728950e")
@@ -99,7 +99,7 @@ def test_a_project_has_so_many_schedules(store: Store, settings: Settings, clock
     """One more is 409 with the setting's name; those that are there are given again, and one that
     is deleted makes room."""
     app = create_app(store, settings.replaced(max_schedules=2), clock)
-    store.add_schedule(Schedule("s", "acme", METHOD, START, START, cron="0 3 * * *"))
+    store.schedules.add(Schedule("s", "acme", METHOD, START, START, cron="0 3 * * *"))
     api = TestClient(app, base_url="http://studio/api/v1")
     bodies = [{"cron": "0 3 * * *", "idempotency_key": str(number)} for number in range(3)]
     first, second = (create(api, **body) for body in bodies[:2])
@@ -126,7 +126,7 @@ def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:
     assert task["webhook_url"] == "https://example.com/hook"
     assert "delivery" not in task
     signing.put(f"{TASK}/{task['id']}/cancel")
-    claimed = store.claim_delivery(store.get_task(task["id"]).updated_at, 30)
+    claimed = store.deliveries.claim(store.tasks.get(task["id"]).updated_at, 30)
     assert claimed is not None
     shown = signing.get(f"{TASK}/{task['id']}").json()
     assert shown["delivery"]["attempts"] == 1
@@ -152,7 +152,7 @@ def test_a_webhook_that_cannot_be_told_is_422(signing: TestClient, store: Store,
     ):
         assert response.status_code == 422
         assert "webhook_url" in response.json()["detail"]
-    assert (store.list_tasks(), store.list_schedules()) == ([], [])
+    assert (store.tasks.page(), store.schedules.all()) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_health_when_all_is_there(api: TestClient, store: Store, tmp_path: Path)
 def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> None:
     """The installation is well, for the others work, but says which file is broken and why."""
     why = {"plugins/bad.py": "ImportError: no module"}
-    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, why))
+    store.workers.record(WorkerRecord("worker-1", (METHOD,), START, why))
     worker = api.get("/health").json()["worker"]
     assert worker["status"] == "ok"
     assert worker["detail"] == "1 live; plugins that did not load: plugins/bad.py"
@@ -58,8 +58,8 @@ def test_plugins_that_did_not_load_are_named(api: TestClient, store: Store) -> N
 
 def test_a_worker_whose_clock_is_off_is_named(api: TestClient, store: Store) -> None:
     """It works on, by the database's clock; somebody has to set its own."""
-    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, clock_ahead_seconds=4.0))
-    store.record_worker(WorkerRecord("worker-2", (METHOD,), START, clock_ahead_seconds=-86400.0))
+    store.workers.record(WorkerRecord("worker-1", (METHOD,), START, clock_ahead_seconds=4.0))
+    store.workers.record(WorkerRecord("worker-2", (METHOD,), START, clock_ahead_seconds=-86400.0))
     worker = api.get("/health").json()["worker"]
     assert worker["status"] == "ok"
     assert worker["detail"] == (
@@ -72,7 +72,7 @@ def test_a_missing_initial_model_is_known_before_the_first_task(
 ) -> None:
     """Health says which method could not start, and why."""
     why = {METHOD: "ES_INITIAL_MODEL names 'x'"}
-    store.record_worker(WorkerRecord("worker-1", (METHOD,), START, {}, why))
+    store.workers.record(WorkerRecord("worker-1", (METHOD,), START, {}, why))
     worker = api.get("/health").json()["worker"]
     assert worker["status"] == "ok"
     assert (

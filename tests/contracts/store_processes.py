@@ -38,7 +38,7 @@ def make_session(session_id: str, events: Iterable[str] = (), query: str = "blue
 def register(store: Store, sessions: Sequence[Session]) -> list[Registered]:
     """Post sessions, each of which must be kept."""
     kept = []
-    for answer in store.register_sessions(sessions, NOW):
+    for answer in store.clickstream.register(sessions, NOW):
         assert isinstance(answer, Registered), answer
         kept.append(answer)
     return kept
@@ -57,7 +57,7 @@ def claim_all(url: str, worker_id: str) -> list[str]:
     store = open_store(url)
     claimed = []
     start_line.wait(START_SECONDS)
-    while (task := store.claim_task(worker_id, NOW, lease_seconds=60)) is not None:
+    while (task := store.tasks.claim(worker_id, NOW, lease_seconds=60)) is not None:
         claimed.append(task.id)
     store.close()
     return claimed
@@ -67,7 +67,7 @@ def add_tasks(url: str, keys: list[str]) -> list[tuple[str, bool]]:
     """Add one task per key; return their ids and whether they were new."""
     store = open_store(url)
     start_line.wait(START_SECONDS)
-    added = [store.add_task(TaskRequest("m", idempotency_key=key), NOW) for key in keys]
+    added = [store.tasks.add(TaskRequest("m", idempotency_key=key), NOW) for key in keys]
     store.close()
     return [(task.id, is_new) for task, is_new in added]
 
@@ -88,7 +88,7 @@ def post_and_release(url: str, name: str, session_ids: list[str]) -> tuple[list[
         new += [s.session_id for s, answer in zip(posted, answers, strict=True) if answer.is_new]
         if place % 12 == 9:
             with suppress(NotFound):
-                released.append(store.release_batch(f"{name}-{place}", NOW).batch_id)
+                released.append(store.clickstream.release(f"{name}-{place}", NOW).batch_id)
     store.close()
     return new, released
 
@@ -98,6 +98,6 @@ def post_until_killed(url: str) -> None:
     store = open_store(url)
     for number in count():
         session_ids = [f"{number}-{place}" for place in range(3)]
-        store.register_sessions([make_session(id_, ["click"]) for id_ in session_ids], NOW)
+        store.clickstream.register([make_session(id_, ["click"]) for id_ in session_ids], NOW)
         sys.stdout.write(" ".join(session_ids) + "\n")
         sys.stdout.flush()

@@ -31,36 +31,36 @@ def fill(store: Store, count: int = 2) -> RegisteredModel:
     for number in range(1, count + 1):
         moved = move(number - 1 or None, number)
         new = version(number)
-        store.update_model("m", lambda model, moved=moved, new=new: model.moved(moved, new))  # type: ignore[misc]
-    found = store.find_model("m")
+        store.models.update("m", lambda model, moved=moved, new=new: model.moved(moved, new))  # type: ignore[misc]
+    found = store.models.find("m")
     assert found is not None
     return found
 
 
 def test_a_model_comes_back_as_it_was_kept(store: Store) -> None:
     """Every field is read back equal, under its project and method alone, its revision counted."""
-    assert store.find_model("m") is None
+    assert store.models.find("m") is None
     kept = replace(fill(store), mirrored=1, mirroring=2, mirroring_until=NOW)
-    changed = store.change_model(kept)
+    changed = store.models.change(kept)
     assert changed == replace(kept, revision=3)
-    assert store.find_model("m") == changed
-    assert store.find_model("n") is None
+    assert store.models.find("m") == changed
+    assert store.models.find("n") is None
     other = store.in_project("other")
     assert other.find_model("m") is None
     assert fill(other).project == "other"
-    assert store.find_model("m") == changed
+    assert store.models.find("m") == changed
 
 
 def test_a_change_of_what_was_changed_meanwhile_is_refused(store: Store) -> None:
     """Of two changes of one revision the first is kept, be it the model's first or a later one."""
     new = RegisteredModel("default", "m")
-    assert store.change_model(replace(new, champion=1)) is not None
-    assert store.change_model(replace(new, champion=2)) is None
-    seen = store.find_model("m")
+    assert store.models.change(replace(new, champion=1)) is not None
+    assert store.models.change(replace(new, champion=2)) is None
+    seen = store.models.find("m")
     assert seen is not None
-    assert store.change_model(replace(seen, champion=3)) is not None
-    assert store.change_model(replace(seen, champion=4)) is None
-    after = store.find_model("m")
+    assert store.models.change(replace(seen, champion=3)) is not None
+    assert store.models.change(replace(seen, champion=4)) is None
+    after = store.models.find("m")
     assert after is not None
     assert (after.champion, after.revision) == (3, 2)
 
@@ -70,14 +70,14 @@ def test_a_rule_is_asked_again_when_somebody_was_quicker(backend: Backend, store
     fill(store, 3)
 
     def be_quicker() -> None:
-        store.update_model("m", lambda model: model.moved(move(3, 1, "bob")))
+        store.models.update("m", lambda model: model.moved(move(3, 1, "bob")))
 
     # SQLite's first step is the look, MongoDB's the write
     with backend.interrupted(2 if "sqlite" in backend.url else 1, be_quicker) as interruption:
         with pytest.raises(Conflict, match=r"is version 1 \(rolled back by bob .* not version 3"):
-            store.update_model("m", lambda model: model.moved(move(3, 2)))
+            store.models.update("m", lambda model: model.moved(move(3, 2)))
         assert interruption.happened
-    after = store.find_model("m")
+    after = store.models.find("m")
     assert after is not None
     assert (after.champion, len(after.moves)) == (1, 4)
 
@@ -89,14 +89,14 @@ def test_of_moves_at_once_one_is_made(shared: Backend) -> None:
 
         def roll_back(to_version: int) -> bool:
             try:
-                store.update_model("m", lambda model: model.moved(move(9, to_version)))
+                store.models.update("m", lambda model: model.moved(move(9, to_version)))
             except Conflict:
                 return False
             return True
 
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(roll_back, range(1, 9))).count(True) == 1
-        after = store.find_model("m")
+        after = store.models.find("m")
         assert after is not None
         assert len(after.moves) == 10
         assert after.moves[-1].to_version == after.champion
@@ -107,8 +107,8 @@ def test_a_change_whose_answer_was_lost_is_repeated(backend: Backend, store: Sto
     fill(store, 2)
     for moment in ("before", "after"):
         with backend.failing(1, moment), pytest.raises(StoreUnavailable):
-            store.update_model("m", lambda model: model.moved(move(2, 1)))
-    again = store.update_model("m", lambda model: model.moved(move(2, 1)))
+            store.models.update("m", lambda model: model.moved(move(2, 1)))
+    again = store.models.update("m", lambda model: model.moved(move(2, 1)))
     assert (again.champion, len(again.moves)) == (1, 3)
 
 
@@ -116,15 +116,15 @@ def test_models_of_all_projects_are_found_by_what_is_mirrored(store: Store) -> N
     """Who tidies up sees every project; asked for those whose alias is behind, only these."""
     fill(store)
     fill(store.in_project("other"))
-    assert [model.project for model in store.all_models()] == ["default", "other"]
+    assert [model.project for model in store.models.all()] == ["default", "other"]
     assert len(store.in_project("other").all_models(are_mirrored=False)) == 2
     until = NOW + timedelta(seconds=60)
 
     def claim(model: RegisteredModel) -> RegisteredModel:
         return model.mirroring_to(until, NOW) or model
 
-    store.update_model("m", claim)
-    assert len(store.all_models(are_mirrored=False)) == 2  # somebody is at it
-    store.update_model("m", lambda model: replace(model, mirrored=2, mirroring=None))
-    assert [model.project for model in store.all_models(are_mirrored=False)] == ["other"]
-    assert [model.project for model in store.all_models(are_mirrored=True)] == ["default"]
+    store.models.update("m", claim)
+    assert len(store.models.all(are_mirrored=False)) == 2  # somebody is at it
+    store.models.update("m", lambda model: replace(model, mirrored=2, mirroring=None))
+    assert [model.project for model in store.models.all(are_mirrored=False)] == ["other"]
+    assert [model.project for model in store.models.all(are_mirrored=True)] == ["default"]

@@ -26,30 +26,32 @@ KEYED = TaskRequest("m", idempotency_key="key")
 
 # what another project asks about the ids of this one, and how it is answered
 ASK_ABOUT_IDS: dict[str, Callable[[Store, str, str], object]] = {
-    "get_session": lambda store, batch_id, task_id: store.get_session("s"),
-    "append_events": lambda store, batch_id, task_id: store.append_events("s", [CLICK]),
-    "add_counts": lambda store, batch_id, task_id: store.add_counts(
+    "get_session": lambda store, batch_id, task_id: store.clickstream.get("s"),
+    "append_events": lambda store, batch_id, task_id: store.clickstream.append_events("s", [CLICK]),
+    "add_counts": lambda store, batch_id, task_id: store.clickstream.add_counts(
         batch_id, {BatchCount.LATE_EVENTS: 1}
     ),
-    "mark_irrelevant": lambda store, batch_id, task_id: store.mark_irrelevant("s"),
-    "get_batch": lambda store, batch_id, task_id: store.get_batch(batch_id),
-    "release_batch": lambda store, batch_id, task_id: store.release_batch("new", NOW, batch_id),
-    "read_batch": lambda store, batch_id, task_id: store.read_batch(batch_id, 0, 10),
-    "count_clicked_sessions": lambda store, batch_id, task_id: store.count_clicked_sessions(
+    "mark_irrelevant": lambda store, batch_id, task_id: store.clickstream.mark_irrelevant("s"),
+    "get_batch": lambda store, batch_id, task_id: store.clickstream.get_batch(batch_id),
+    "release_batch": lambda store, batch_id, task_id: store.clickstream.release(
+        "new", NOW, batch_id
+    ),
+    "read_batch": lambda store, batch_id, task_id: store.clickstream.read(batch_id, 0, 10),
+    "count_clicked_sessions": lambda store, batch_id, task_id: store.clickstream.count_clicked(
         batch_id
     ),
-    "get_schedule": lambda store, batch_id, task_id: store.get_schedule("sched"),
-    "pause_schedule": lambda store, batch_id, task_id: store.pause_schedule("sched", True, NOW),
-    "remove_schedule": lambda store, batch_id, task_id: store.remove_schedule("sched"),
-    "get_task": lambda store, batch_id, task_id: store.get_task(task_id),
-    "cancel_task": lambda store, batch_id, task_id: store.cancel_task(task_id, NOW),
-    "stop_task": lambda store, batch_id, task_id: store.stop_task(task_id, NOW),
-    "restart_task": lambda store, batch_id, task_id: store.restart_task(task_id, NOW),
-    "forget_iteration": lambda store, batch_id, task_id: store.forget_iteration(
+    "get_schedule": lambda store, batch_id, task_id: store.schedules.get("sched"),
+    "pause_schedule": lambda store, batch_id, task_id: store.schedules.pause("sched", True, NOW),
+    "remove_schedule": lambda store, batch_id, task_id: store.schedules.remove("sched"),
+    "get_task": lambda store, batch_id, task_id: store.tasks.get(task_id),
+    "cancel_task": lambda store, batch_id, task_id: store.tasks.cancel(task_id, NOW),
+    "stop_task": lambda store, batch_id, task_id: store.tasks.stop(task_id, NOW),
+    "restart_task": lambda store, batch_id, task_id: store.tasks.restart(task_id, NOW),
+    "forget_iteration": lambda store, batch_id, task_id: store.tasks.forget_iteration(
         task_id, "7", NOW, "gone", is_whole=True
     ),
-    "list_events": lambda store, batch_id, task_id: store.list_events(task_id),
-    "list_events, a later page": lambda store, batch_id, task_id: store.list_events(task_id, 5),
+    "list_events": lambda store, batch_id, task_id: store.tasks.events(task_id),
+    "list_events, a later page": lambda store, batch_id, task_id: store.tasks.events(task_id, 5),
 }
 NO_SLUGS = ["", "A", "a b", "-a", "a.b", "a:b", "a/b", "a" * 64, "é", "a\n"]
 PAIRS = [("default", "other"), ("other", "default"), ("a", "a-b")]
@@ -58,14 +60,14 @@ PAIRS = [("default", "other"), ("other", "default"), ("a", "a-b")]
 def everything(store: Store, batch_id: str, task_id: str) -> list[Any]:
     """Return all that a project's clients may read."""
     return [
-        store.get_session("s"),
-        store.get_batch(batch_id),
-        store.read_batch(batch_id, 0, 10),
-        store.get_task(task_id),
-        store.list_events(task_id),
-        store.list_tasks(),
-        store.collecting_batch(),
-        store.list_schedules(),
+        store.clickstream.get("s"),
+        store.clickstream.get_batch(batch_id),
+        store.clickstream.read(batch_id, 0, 10),
+        store.tasks.get(task_id),
+        store.tasks.events(task_id),
+        store.tasks.page(),
+        store.clickstream.collecting_batch(),
+        store.schedules.all(),
     ]
 
 
@@ -196,8 +198,8 @@ def test_old_batches_go_in_their_project_only(store: Store) -> None:
         view.register_sessions([make_session("s")], NOW)
         batches[project] = view.release_batch("r", NOW).batch_id
     assert store.in_project("a").delete_older_batches(0) == [batches["a"]]
-    assert len(store.read_batch(batches["default"], 0, 10)) == 1
-    assert store.get_session("s").number == 1
+    assert len(store.clickstream.read(batches["default"], 0, 10)) == 1
+    assert store.clickstream.get("s").number == 1
 
 
 def test_an_owner_works_for_all_projects(store: Store) -> None:
@@ -205,20 +207,20 @@ def test_an_owner_works_for_all_projects(store: Store) -> None:
     projects = ["a", "default", "b"]
     ids = [store.in_project(project).add_task(KEYED, NOW)[0].id for project in projects]
     for task_id, project in zip(ids, projects, strict=True):
-        task = store.claim_task("w", NOW, 60)
+        task = store.tasks.claim("w", NOW, 60)
         assert task is not None
         assert (task.id, task.project) == (task_id, project)
         claim = Claim(task.id, task.attempt, "w")
         store.in_project("c").record(claim, NOW, batch_id="batch")
-        store.finish_task(claim, NOW, TaskStatus.DONE)
+        store.tasks.finish(claim, NOW, TaskStatus.DONE)
         assert store.in_project(project).get_task(task.id).status is TaskStatus.DONE
     store.in_project("a").record_worker(WorkerRecord("w", ("m",), NOW))
-    assert len(store.list_workers(NOW.replace(year=2000))) == 1
+    assert len(store.workers.seen(NOW.replace(year=2000))) == 1
 
 
 def test_an_opened_store_is_the_default_projects(store: Store) -> None:
     """A store just opened, and its view of `default`, are the same."""
-    store.register_sessions([make_session("s")], NOW)
+    store.clickstream.register([make_session("s")], NOW)
     assert store.in_project("other").in_project("default").get_session("s").number == 1
     assert store.project == "default"
 
@@ -236,23 +238,26 @@ def test_what_cannot_be_a_project_is_refused(store: Store, project: str) -> None
 def fill(store: Store) -> tuple[str, str]:
     """Leave a released batch, a collecting one and a task; return the batch's and task's ids."""
     odd = make_session("p:other:s", ["e"])
-    store.register_sessions([make_session("s", ["e"]), odd], NOW)
-    batch = store.release_batch("r", NOW)
-    store.register_sessions([make_session("t")], NOW)
-    task, _ = store.add_task(KEYED, NOW)
+    store.clickstream.register([make_session("s", ["e"]), odd], NOW)
+    batch = store.clickstream.release("r", NOW)
+    store.clickstream.register([make_session("t")], NOW)
+    task, _ = store.tasks.add(KEYED, NOW)
     return batch.batch_id, task.id
 
 
 def assert_is_the_default_projects(store: Store, batch_id: str, task_id: str) -> None:
     """Check that what `fill` left is in `default`, whole, and that other projects may begin."""
-    assert [m.session.session_id for m in store.read_batch(batch_id, 0, 9)] == ["s", "p:other:s"]
-    assert store.release_batch("r", NOW).batch_id == batch_id
-    assert len(store.get_session("p:other:s").session.events) == 1
+    assert [m.session.session_id for m in store.clickstream.read(batch_id, 0, 9)] == [
+        "s",
+        "p:other:s",
+    ]
+    assert store.clickstream.release("r", NOW).batch_id == batch_id
+    assert len(store.clickstream.get("p:other:s").session.events) == 1
     again = register(store, [make_session(id_) for id_ in ("s", "p:other:s", "t")])
     assert not any(answer.is_new for answer in again)
-    store.register_sessions([make_session("u")], NOW)
-    assert store.get_session("u").number == 2
-    task, is_new = store.add_task(KEYED, NOW)
+    store.clickstream.register([make_session("u")], NOW)
+    assert store.clickstream.get("u").number == 2
+    task, is_new = store.tasks.add(KEYED, NOW)
     assert (task.id, task.project, is_new) == (task_id, "default", False)
     other = store.in_project("other")
     assert other.list_tasks() == []

@@ -16,7 +16,7 @@ from tests.contracts.store_processes import NOW, make_session
 
 
 def post(store: Store, session_id: str, **changes: Any) -> None:
-    store.register_sessions([replace(make_session(session_id), **changes)], NOW)
+    store.clickstream.register([replace(make_session(session_id), **changes)], NOW)
 
 
 def test_a_ping_tells_whether_writes_are_taken(backend: Backend, store: Store) -> None:
@@ -28,7 +28,7 @@ def test_a_ping_tells_whether_writes_are_taken(backend: Backend, store: Store) -
             post(store, "s-1")
         with pytest.raises(StoreUnavailable, match=r"full|no space"):
             store.in_project("another").ping()
-        assert store.collecting_batch() is None  # reading goes on
+        assert store.clickstream.collecting_batch() is None  # reading goes on
     post(store, "s-1")
     store.ping()
 

@@ -47,7 +47,7 @@ def post(store: Store, *session_ids: str, clicked: bool = True) -> None:
     click = SessionEvent("e", "item-1", NOW)
     sessions = [make_session(session_id) for session_id in session_ids]
     changed = [replace(session, events=(click,) if clicked else ()) for session in sessions]
-    store.register_sessions(changed, NOW)
+    store.clickstream.register(changed, NOW)
 
 
 def event(event_id: str, object_id: str = "item-1", event_type: str = "click") -> SessionEvent:
@@ -66,75 +66,75 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
         metadata={"a.b": [1]}, webhook_url=URL,
     )  # fmt: skip
     for _ in range(2):
-        store.add_schedule(schedule)
-    assert store.get_schedule("s-1") == schedule
-    store.add_schedule(make_schedule("s-2", created_at=later(1)))
-    assert [found.id for found in store.list_schedules()] == ["s-1", "s-2"]
-    paused = store.pause_schedule("s-1", True, later(99))
+        store.schedules.add(schedule)
+    assert store.schedules.get("s-1") == schedule
+    store.schedules.add(make_schedule("s-2", created_at=later(1)))
+    assert [found.id for found in store.schedules.all()] == ["s-1", "s-2"]
+    paused = store.schedules.pause("s-1", True, later(99))
     assert paused == replace(schedule, is_paused=True, next_at=later(99))
-    store.remove_schedule("s-1")
-    for ask in (store.get_schedule, store.remove_schedule):
+    store.schedules.remove("s-1")
+    for ask in (store.schedules.get, store.schedules.remove):
         with pytest.raises(NotFound, match="s-1"):
             ask("s-1")
     with pytest.raises(NotFound, match="s-1"):
-        store.pause_schedule("s-1", False, NOW)
+        store.schedules.pause("s-1", False, NOW)
 
 
 def test_schedules_of_other_projects_are_not_seen(store: Store) -> None:
     """Only workers see those of all projects."""
-    store.add_schedule(make_schedule(project="acme"))
-    assert store.list_schedules() == []
+    store.schedules.add(make_schedule(project="acme"))
+    assert store.schedules.all() == []
     with pytest.raises(NotFound):
-        store.get_schedule("s-1")
+        store.schedules.get("s-1")
     with pytest.raises(NotFound):
-        store.pause_schedule("s-1", True, NOW)
+        store.schedules.pause("s-1", True, NOW)
     with pytest.raises(NotFound):
-        store.remove_schedule("s-1")
+        store.schedules.remove("s-1")
     assert store.in_project("acme").get_schedule("s-1").id == "s-1"
-    assert [schedule.id for schedule in store.due_schedules(later(60))] == ["s-1"]
+    assert [schedule.id for schedule in store.schedules.due(later(60))] == ["s-1"]
 
 
 def test_a_project_keeps_so_many_schedules(shared: Backend) -> None:
     """Of eight that come at once beyond the last place, SQLite keeps one; those that are there may
     be added again, and other projects' do not count."""
     with closing(shared.open()) as store:
-        store.add_schedule(make_schedule("other", project="acme"))
-        assert store.add_schedule(make_schedule(), 2)
+        store.schedules.add(make_schedule("other", project="acme"))
+        assert store.schedules.add(make_schedule(), 2)
         barrier = Barrier(8)
 
         def add(number: int) -> bool:
             barrier.wait(30)
-            return store.add_schedule(make_schedule(f"new-{number}"), 2)
+            return store.schedules.add(make_schedule(f"new-{number}"), 2)
 
         with ThreadPoolExecutor(8) as pool:
             kept = sum(pool.map(add, range(8)))
         assert kept == 1 or not isinstance(store, SqliteStore)
-        assert len(store.list_schedules()) == 1 + kept
-        assert store.add_schedule(make_schedule(), 2)
-        assert not store.add_schedule(make_schedule("late"), 2)
+        assert len(store.schedules.all()) == 1 + kept
+        assert store.schedules.add(make_schedule(), 2)
+        assert not store.schedules.add(make_schedule("late"), 2)
 
 
 def test_due_schedules_are_advanced_once(store: Store) -> None:
     """Due is what is not paused and whose time has come; a look that comes late changes nothing."""
-    store.add_schedule(make_schedule())
-    store.add_schedule(make_schedule("s-2", is_paused=True))
-    assert store.due_schedules(later(59)) == []
-    (due,) = store.due_schedules(later(60))
-    assert store.advance_schedule(due, later(120), "t-1", "created")
-    assert not store.advance_schedule(due, later(180), "t-2", "created again")
-    now = store.get_schedule("s-1")
+    store.schedules.add(make_schedule())
+    store.schedules.add(make_schedule("s-2", is_paused=True))
+    assert store.schedules.due(later(59)) == []
+    (due,) = store.schedules.due(later(60))
+    assert store.schedules.advance(due, later(120), "t-1", "created")
+    assert not store.schedules.advance(due, later(180), "t-2", "created again")
+    now = store.schedules.get("s-1")
     assert (now.next_at, now.last_task_id, now.last_outcome) == (later(120), "t-1", "created")
-    assert store.advance_schedule(now, later(180), None, "too few")
-    assert store.get_schedule("s-1").last_task_id == "t-1"
-    store.pause_schedule("s-1", True, later(180))
-    assert not store.advance_schedule(store.get_schedule("s-1"), later(240), None, "paused")
+    assert store.schedules.advance(now, later(180), None, "too few")
+    assert store.schedules.get("s-1").last_task_id == "t-1"
+    store.schedules.pause("s-1", True, later(180))
+    assert not store.schedules.advance(store.schedules.get("s-1"), later(240), None, "paused")
 
 
 def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> None:
     """Sessions without a click do not count, nor do those with what the method or the schedule
     ignores; the task carries what the schedule says; the next look is one interval on, and too few
     are told."""
-    store.add_schedule(
+    store.schedules.add(
         make_schedule(
             min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL,
             event_weights={"hover": 1, "buy": 0},
@@ -142,67 +142,69 @@ def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> N
     )  # fmt: skip
     post(store, "a")
     post(store, "b", "c", clicked=False)
-    store.append_events("b", [event("1", event_type="view")])
-    store.append_events("c", [event("1", event_type="swipe"), event("2", event_type="buy")])
+    store.clickstream.append_events("b", [event("1", event_type="view")])
+    store.clickstream.append_events(
+        "c", [event("1", event_type="swipe"), event("2", event_type="buy")]
+    )
     run_due(store, later(60), 100, {"m": {"Swipe": 0}, "another": {"click": 0}})
-    assert store.list_tasks() == []
-    assert store.get_schedule("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
-    store.append_events("b", [event("2", event_type="hover")])
+    assert store.tasks.page() == []
+    assert store.schedules.get("s-1").last_outcome == "no task: 1 new sessions with clicks of 2"
+    store.clickstream.append_events("b", [event("2", event_type="hover")])
     run_due(store, later(119), 100)
-    assert store.list_tasks() == []
+    assert store.tasks.page() == []
     run_due(store, later(120), 100)
-    (task,) = store.list_tasks()
+    (task,) = store.tasks.page()
     assert (task.fine_tuning_method, task.metadata, task.budget) == ("m", {"a": 1}, Budget(4))
     assert (task.webhook_url, task.event_weights) == (URL, {"hover": 1, "buy": 0})
-    after = store.get_schedule("s-1")
+    after = store.schedules.get("s-1")
     assert (after.last_task_id, after.next_at) == (task.id, later(180))
 
 
 def test_a_crash_between_task_and_schedule_adds_no_second_task(store: Store) -> None:
     """The look that is repeated finds the task of that time there."""
-    store.add_schedule(make_schedule())
+    store.schedules.add(make_schedule())
     post(store, "a")
-    (due,) = store.due_schedules(later(60))
+    (due,) = store.schedules.due(later(60))
     run_due(store, later(60), 100)
     # as it was before the crash: the task is there, the schedule was not advanced
-    store.remove_schedule("s-1")
-    store.add_schedule(due)
+    store.schedules.remove("s-1")
+    store.schedules.add(due)
     run_due(store, later(61), 100)
-    assert len(store.list_tasks()) == 1
-    assert "is there already" in (store.get_schedule("s-1").last_outcome or "")
+    assert len(store.tasks.page()) == 1
+    assert "is there already" in (store.schedules.get("s-1").last_outcome or "")
 
 
 def test_one_task_waits_for_a_batch(store: Store) -> None:
     """Schedules create none while another of the project has not taken its batch: the outcome says
     which. Once it has, or has ended, the next does."""
     for number in range(30):
-        store.add_schedule(make_schedule(f"s-{number}"))
+        store.schedules.add(make_schedule(f"s-{number}"))
     store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
     post(store, "a")
     post(store.in_project("acme"), "a")
     run_due(store, later(60), 100)
-    (task,) = store.list_tasks()
-    assert store.waiting_for_batch() == task
+    (task,) = store.tasks.page()
+    assert store.tasks.waiting_for_batch() == task
     (other,) = store.in_project("acme").list_tasks()
     store.in_project("acme").cancel_task(other.id, later(60))
-    outcomes = [schedule.last_outcome or "" for schedule in store.list_schedules()]
+    outcomes = [schedule.last_outcome or "" for schedule in store.schedules.all()]
     assert outcomes[0] == f"task {task.id} was created"
     assert all(f"task {task.id} is pending and has not" in outcome for outcome in outcomes[1:])
-    claim = store.claim_task("w", later(60), 60)
+    claim = store.tasks.claim("w", later(60), 60)
     assert claim is not None
     run_due(store, later(120), 100)
-    assert "is processing" in (store.get_schedule("s-0").last_outcome or "")
-    batch = store.release_batch("r", later(120))
-    store.record(Claim(task.id, claim.attempt, "w"), later(120), batch_id=batch.batch_id)
-    assert store.waiting_for_batch() is None
+    assert "is processing" in (store.schedules.get("s-0").last_outcome or "")
+    batch = store.clickstream.release("r", later(120))
+    store.tasks.record(Claim(task.id, claim.attempt, "w"), later(120), batch_id=batch.batch_id)
+    assert store.tasks.waiting_for_batch() is None
     run_due(store, later(180), 100)
-    assert store.get_schedule("s-0").last_outcome == "no task: 0 new sessions with clicks of 1"
+    assert store.schedules.get("s-0").last_outcome == "no task: 0 new sessions with clicks of 1"
     post(store, "b")
     run_due(store, later(240), 100)
-    waiting, _ = store.list_tasks()
-    store.cancel_task(waiting.id, later(240))
+    waiting, _ = store.tasks.page()
+    store.tasks.cancel(waiting.id, later(240))
     run_due(store, later(300), 100)
-    assert len(store.list_tasks()) == 3
+    assert len(store.tasks.page()) == 3
 
 
 def test_a_schedule_creates_no_more_tasks_than_may_wait(store: Store) -> None:
@@ -210,16 +212,16 @@ def test_a_schedule_creates_no_more_tasks_than_may_wait(store: Store) -> None:
     batch_ids = []
     for name in ("a", "b"):
         post(store, name)
-        batch_ids.append(store.release_batch(name, NOW).batch_id)
-    first, _ = (store.add_task(TaskRequest("m", batch_id), NOW)[0] for batch_id in batch_ids)
-    store.add_schedule(make_schedule())
+        batch_ids.append(store.clickstream.release(name, NOW).batch_id)
+    first, _ = (store.tasks.add(TaskRequest("m", batch_id), NOW)[0] for batch_id in batch_ids)
+    store.schedules.add(make_schedule())
     post(store, "c")
     run_due(store, later(60), 2)
-    assert "ES_MAX_PENDING_TASKS" in (store.get_schedule("s-1").last_outcome or "")
-    assert len(store.list_tasks()) == 2
-    store.cancel_task(first.id, later(60))
+    assert "ES_MAX_PENDING_TASKS" in (store.schedules.get("s-1").last_outcome or "")
+    assert len(store.tasks.page()) == 2
+    store.tasks.cancel(first.id, later(60))
     run_due(store, later(120), 2)
-    assert len(store.list_tasks()) == 3
+    assert len(store.tasks.page()) == 3
 
 
 def test_so_many_tasks_of_a_project_may_wait(shared: Backend) -> None:
@@ -228,39 +230,39 @@ def test_so_many_tasks_of_a_project_may_wait(shared: Backend) -> None:
     with closing(shared.open()) as store:
         store.in_project("acme").add_task(TaskRequest("m"), NOW)
         first = TaskRequest("m", idempotency_key="first")
-        store.add_task(first, NOW, 2)
+        store.tasks.add(first, NOW, 2)
         barrier = Barrier(8)
 
         def add(_: int) -> bool:
             barrier.wait(30)
             try:
-                return store.add_task(TaskRequest("m"), NOW, 2)[1]
+                return store.tasks.add(TaskRequest("m"), NOW, 2)[1]
             except Conflict:
                 return False
 
         with ThreadPoolExecutor(8) as pool:
             added = sum(pool.map(add, range(8)))
         assert added == 1 or not isinstance(store, SqliteStore)
-        assert store.count_tasks(TaskStatus.PENDING) == 1 + added
-        assert not store.add_task(first, NOW, 2)[1]
+        assert store.tasks.count(TaskStatus.PENDING) == 1 + added
+        assert not store.tasks.add(first, NOW, 2)[1]
         with pytest.raises(Conflict, match="ES_MAX_PENDING_TASKS"):
-            store.add_task(TaskRequest("m"), NOW, 2)
+            store.tasks.add(TaskRequest("m"), NOW, 2)
 
 
 def test_a_schedule_that_cannot_be_run_holds_up_no_other(store: Store) -> None:
     """Neither one whose idempotency key somebody has used for a task of their own, nor one that
     fails in a way that nobody thought of."""
-    store.add_schedule(make_schedule())
+    store.schedules.add(make_schedule())
     store.in_project("broken").add_schedule(make_schedule("s-2", project="broken", cron="never"))
     other = store.in_project("acme")
     other.add_schedule(make_schedule("s-3", project="acme"))
     key = f"schedule s-1 at {later(60).isoformat()}"
     forged = TaskRequest("m", metadata={"mine": 1}, idempotency_key=key)
-    taken, _ = store.add_task(forged, NOW)
+    taken, _ = store.tasks.add(forged, NOW)
     post(store, "a")
     post(other, "a")
     run_due(store, later(60), 100)
-    outcome = store.get_schedule("s-1").last_outcome or ""
+    outcome = store.schedules.get("s-1").last_outcome or ""
     assert outcome.startswith("no task: the idempotency key")
     assert taken.id in outcome
     assert len(other.list_tasks()) == 1
@@ -271,17 +273,17 @@ def test_projects_take_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     rest stays due for the next time."""
     monkeypatch.setattr(schedules, "MOST_SECONDS", 0.0)
     for number in range(3):
-        store.add_schedule(make_schedule(f"s-{number}"))
+        store.schedules.add(make_schedule(f"s-{number}"))
     store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
     for left in (["s-1", "s-2"], ["s-2"], []):
         run_due(store, later(60), 100)
-        assert [schedule.id for schedule in store.due_schedules(later(60))] == left
+        assert [schedule.id for schedule in store.schedules.due(later(60))] == left
 
 
 def test_workers_at_once_create_one_task(shared: Backend) -> None:
     """Eight that look at the same schedule at the same time make one task of it."""
     store = shared.open()
-    store.add_schedule(make_schedule())
+    store.schedules.add(make_schedule())
     post(store, "a")
     barrier = Barrier(8)
 
@@ -291,7 +293,7 @@ def test_workers_at_once_create_one_task(shared: Backend) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(look, range(8)))
-    assert len(store.list_tasks()) == 1
+    assert len(store.tasks.page()) == 1
     store.close()
 
 
@@ -321,58 +323,58 @@ def test_a_timing_that_is_none_is_refused(cron: str | None, interval: float | No
 
 
 def end_task(store: Store, url: str | None = URL) -> str:
-    task, _ = store.add_task(TaskRequest("m", webhook_url=url), NOW)
-    claimed = store.claim_task("w", NOW, 60)
+    task, _ = store.tasks.add(TaskRequest("m", webhook_url=url), NOW)
+    claimed = store.tasks.claim("w", NOW, 60)
     assert claimed is not None
-    store.finish_task(Claim(task.id, claimed.attempt, "w"), later(1), TaskStatus.DONE)
+    store.tasks.finish(Claim(task.id, claimed.attempt, "w"), later(1), TaskStatus.DONE)
     return task.id
 
 
 def test_an_end_is_due_to_be_told(store: Store) -> None:
     """Not before the task has ended, not for tasks without a webhook, and to one claimant."""
     end_task(store, None)
-    waiting, _ = store.add_task(TaskRequest("m", webhook_url=URL), NOW)
-    assert store.claim_delivery(later(9), 30) is None
-    store.cancel_task(waiting.id, later(9))
-    claimed = store.claim_delivery(later(9), 30)
+    waiting, _ = store.tasks.add(TaskRequest("m", webhook_url=URL), NOW)
+    assert store.deliveries.claim(later(9), 30) is None
+    store.tasks.cancel(waiting.id, later(9))
+    claimed = store.deliveries.claim(later(9), 30)
     assert claimed is not None
     assert (claimed.id, claimed.status) == (waiting.id, TaskStatus.CANCELED)
     assert claimed.delivery is not None
-    assert store.claim_delivery(later(10), 30) is None
+    assert store.deliveries.claim(later(10), 30) is None
 
 
 def test_projects_may_be_left_alone(store: Store) -> None:
     """A claimant that skips projects gets the oldest end of the others."""
     end_task(store)
     other = end_task(store.in_project("acme"))
-    claimed = store.claim_delivery(later(9), 30, skip_projects={"default"})
+    claimed = store.deliveries.claim(later(9), 30, skip_projects={"default"})
     assert claimed is not None
     assert claimed.id == other
-    assert store.claim_delivery(later(9), 30, skip_projects={"default", "acme"}) is None
-    assert store.claim_delivery(later(9), 30) is not None
+    assert store.deliveries.claim(later(9), 30, skip_projects={"default", "acme"}) is None
+    assert store.deliveries.claim(later(9), 30) is not None
 
 
 def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> None:
     """A claimant that died, and one that failed, are counted and followed by another; then nothing
     is due."""
     end_task(store)
-    first = store.claim_delivery(later(9), 30)
-    again = store.claim_delivery(later(39), 30)
+    first = store.deliveries.claim(later(9), 30)
+    again = store.deliveries.claim(later(39), 30)
     assert first is not None
     assert again is not None
     assert first.delivery is not None
     assert again.delivery == replace(first.delivery, attempts=2)
-    assert not store.settle_delivery(first, later(39), None, None)
-    assert store.settle_delivery(again, later(40), "503", later(60))
-    assert store.claim_delivery(later(59), 30) is None
-    last = store.claim_delivery(later(60), 30)
+    assert not store.deliveries.settle(first, later(39), None, None)
+    assert store.deliveries.settle(again, later(40), "503", later(60))
+    assert store.deliveries.claim(later(59), 30) is None
+    last = store.deliveries.claim(later(60), 30)
     assert last is not None
     assert last.delivery is not None
     assert again.delivery is not None
     assert last.delivery == replace(again.delivery, attempts=3, error="503")
-    assert store.settle_delivery(last, later(61), None, None)
-    assert store.claim_delivery(later(9999), 30) is None
-    heard = store.get_task(last.id).delivery
+    assert store.deliveries.settle(last, later(61), None, None)
+    assert store.deliveries.claim(later(9999), 30) is None
+    heard = store.tasks.get(last.id).delivery
     assert heard is not None
     assert (heard.attempts, heard.error, heard.delivered_at) == (3, None, later(61))
 
@@ -380,17 +382,17 @@ def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> 
 def test_a_restarted_task_tells_its_next_end_anew(store: Store) -> None:
     """Under another id, and a delivery of the former end that is under way settles nothing."""
     task_id = end_task(store)
-    store.claim_delivery(later(2), 30)
-    other, _ = store.add_task(TaskRequest("m", webhook_url=URL), NOW)
-    store.cancel_task(other.id, NOW)
-    former = store.claim_delivery(later(3), 30)
+    store.deliveries.claim(later(2), 30)
+    other, _ = store.tasks.add(TaskRequest("m", webhook_url=URL), NOW)
+    store.tasks.cancel(other.id, NOW)
+    former = store.deliveries.claim(later(3), 30)
     assert former is not None
     assert former.id == other.id
-    store.restart_task(other.id, later(4))
-    assert not store.settle_delivery(former, later(5), None, None)
-    assert store.claim_delivery(later(6), 30) is None
-    store.cancel_task(other.id, later(7))
-    anew = store.claim_delivery(later(8), 30)
+    store.tasks.restart(other.id, later(4))
+    assert not store.deliveries.settle(former, later(5), None, None)
+    assert store.deliveries.claim(later(6), 30) is None
+    store.tasks.cancel(other.id, later(7))
+    anew = store.deliveries.claim(later(8), 30)
     assert anew is not None
     assert anew.id != task_id
     assert anew.delivery is not None
@@ -408,28 +410,28 @@ def test_older_batches_are_deleted_with_their_sessions(store: Store) -> None:
     for number in range(4):
         post(store, f"s-{number}")
         post(store.in_project("acme"), f"s-{number}")
-        ids.append(store.release_batch(f"r-{number}", later(number)).batch_id)
+        ids.append(store.clickstream.release(f"r-{number}", later(number)).batch_id)
         store.in_project("acme").release_batch(f"r-{number}", later(number))
     post(store, "s-4")
-    store.add_task(TaskRequest("m", batch_id=ids[1]), NOW)
-    assert store.delete_older_batches(2) == [ids[0]]
-    assert store.delete_older_batches(2) == []
-    for gone in (lambda: store.get_batch(ids[0]), lambda: store.get_session("s-0")):
+    store.tasks.add(TaskRequest("m", batch_id=ids[1]), NOW)
+    assert store.clickstream.delete_older(2) == [ids[0]]
+    assert store.clickstream.delete_older(2) == []
+    for gone in (lambda: store.clickstream.get_batch(ids[0]), lambda: store.clickstream.get("s-0")):
         with pytest.raises(NotFound):
             gone()
     for batch_id in ids[1:]:
-        assert len(store.read_batch(batch_id, 0, 10)) == 1
-    assert store.get_session("s-4").number == 1
+        assert len(store.clickstream.read(batch_id, 0, 10)) == 1
+    assert store.clickstream.get("s-4").number == 1
     assert store.in_project("acme").get_session("s-0").number == 1
     post(store, "s-0")
-    assert store.get_session("s-0").number == 2
+    assert store.clickstream.get("s-0").number == 2
 
 
 def test_clicked_sessions_are_counted(store: Store) -> None:
     """Those of a batch with an event of a kind that is not ignored, on an item that was shown,
     unless they are marked irrelevant; each once. An unknown batch is not found."""
     post(store, "of an earlier batch")
-    store.release_batch("r", NOW)
+    store.clickstream.release("r", NOW)
     post(store, "clicked", "all wrong", "marked later")
     post(store, "nothing", "late", "late stray", clicked=False)
     posted = {
@@ -438,21 +440,23 @@ def test_clicked_sessions_are_counted(store: Store) -> None:
         "viewed and bought": [event("1", event_type="VIEW"), event("2", event_type="buy")],
         "twice": [event("1"), event("1"), event("2", "item-2")],
     }
-    store.register_sessions(
+    store.clickstream.register(
         [replace(make_session(id_), events=tuple(events)) for id_, events in posted.items()], NOW
     )
-    store.register_sessions([replace(make_session("marked"), is_irrelevant=True)], NOW)
-    store.append_events("marked", [event("1")])
-    store.append_events("late", [event("1")])
-    store.append_events("late stray", [event("1", "item-9"), event("2", event_type="view")])
-    store.register_sessions([make_session("clicked", ["1", "2"])], NOW)
+    store.clickstream.register([replace(make_session("marked"), is_irrelevant=True)], NOW)
+    store.clickstream.append_events("marked", [event("1")])
+    store.clickstream.append_events("late", [event("1")])
+    store.clickstream.append_events(
+        "late stray", [event("1", "item-9"), event("2", event_type="view")]
+    )
+    store.clickstream.register([make_session("clicked", ["1", "2"])], NOW)
     for session_id in ("all wrong", "marked later"):
-        store.mark_irrelevant(session_id)
-    batch = store.collecting_batch()
+        store.clickstream.mark_irrelevant(session_id)
+    batch = store.clickstream.collecting_batch()
     assert batch is not None
-    assert store.count_clicked_sessions(batch.batch_id) == 4
-    assert store.count_clicked_sessions(batch.batch_id, []) == 6
-    assert store.count_clicked_sessions(batch.batch_id, ["view", "click", "unheard of"]) == 1
+    assert store.clickstream.count_clicked(batch.batch_id) == 4
+    assert store.clickstream.count_clicked(batch.batch_id, []) == 6
+    assert store.clickstream.count_clicked(batch.batch_id, ["view", "click", "unheard of"]) == 1
     with pytest.raises(NotFound):
         store.in_project("acme").count_clicked_sessions(batch.batch_id)
 
@@ -483,23 +487,23 @@ def test_clicked_sessions_of_an_older_database_are_counted(backend: Backend) -> 
         backend.open().close()
     with closing(backend.open()) as opened:
         store = opened.in_project("acme")
-        batch = store.collecting_batch()
+        batch = store.clickstream.collecting_batch()
         assert batch is not None
-        assert store.count_clicked_sessions(batch.batch_id) == 1
-        assert store.count_clicked_sessions(batch.batch_id, []) == 2
-        store.append_events("viewed", [event("3")])
-        assert store.count_clicked_sessions(batch.batch_id) == 2
+        assert store.clickstream.count_clicked(batch.batch_id) == 1
+        assert store.clickstream.count_clicked(batch.batch_id, []) == 2
+        store.clickstream.append_events("viewed", [event("3")])
+        assert store.clickstream.count_clicked(batch.batch_id) == 2
 
 
 def test_tasks_at_work_are_those_of_all_projects(store: Store) -> None:
     """Processing and stopping ones, whoever's."""
     for project in ("default", "acme", "other"):
         store.in_project(project).add_task(TaskRequest("m"), NOW)
-    first, second = store.claim_task("w", NOW, 60), store.claim_task("w", NOW, 60)
+    first, second = store.tasks.claim("w", NOW, 60), store.tasks.claim("w", NOW, 60)
     assert first is not None
     assert second is not None
     store.in_project(second.project).stop_task(second.id, NOW)
-    at_work = {(task.id, task.status) for task in store.tasks_at_work()}
+    at_work = {(task.id, task.status) for task in store.tasks.at_work()}
     assert at_work == {(first.id, TaskStatus.PROCESSING), (second.id, TaskStatus.STOPPING)}
 
 

@@ -95,7 +95,7 @@ class TaskMachine(RuleBasedStateMachine):
     @rule()
     def add(self) -> None:
         self.seconds += 1  # so that their order is known
-        task, _ = self.store.add_task(TaskRequest("m"), self.now)
+        task, _ = self.store.tasks.add(TaskRequest("m"), self.now)
         self.expected[task.id] = Expected()
 
     @precondition(lambda self: self.expected)
@@ -104,11 +104,11 @@ class TaskMachine(RuleBasedStateMachine):
         task_id = data.draw(st.sampled_from(self.ids))
         expected = self.expected[task_id]
         calls: dict[str, tuple[Callable[[], object], Callable[[Expected], bool]]] = {
-            "cancel": (lambda: self.store.cancel_task(task_id, self.now), self._cancel),
-            "stop": (lambda: self.store.stop_task(task_id, self.now), self._stop),
-            "restart": (lambda: self.store.restart_task(task_id, self.now), self._restart),
+            "cancel": (lambda: self.store.tasks.cancel(task_id, self.now), self._cancel),
+            "stop": (lambda: self.store.tasks.stop(task_id, self.now), self._stop),
+            "restart": (lambda: self.store.tasks.restart(task_id, self.now), self._restart),
             "restart afresh": (
-                lambda: self.store.restart_task(task_id, self.now, fresh=True),
+                lambda: self.store.tasks.restart(task_id, self.now, fresh=True),
                 lambda expected: self._restart(expected, fresh=True),
             ),
         }
@@ -156,7 +156,7 @@ class TaskMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(["w-1", "w-2"]))
     def claim(self, worker: str) -> None:
-        claimed = self.store.claim_task(
+        claimed = self.store.tasks.claim(
             worker, self.now, LEASE_SECONDS, max_expired_leases=MAX_DEATHS
         )
         for task_id, expected in self.expected.items():  # oldest first
@@ -190,17 +190,17 @@ class TaskMachine(RuleBasedStateMachine):
         is_owner = expected.attempt == claim.attempt and expected.status in OWNED
         is_owner = is_owner and expected.lease_until is not None
         if action == "let go":
-            self.store.release_canceled(claim)
+            self.store.tasks.release_canceled(claim)
             is_last = expected.attempt == claim.attempt
             if is_last and expected.status is TaskStatus.CANCELED:
                 expected.let_go()
             return
         calls: dict[str, Callable[[], object]] = {
-            "renew": lambda: self.store.renew_lease(claim, self.now, LEASE_SECONDS),
-            "verdict": lambda: self.store.record(claim, self.now, promotion=PROMOTION),
-            "done": lambda: self.store.finish_task(claim, self.now, TaskStatus.DONE),
-            "error": lambda: self.store.finish_task(claim, self.now, TaskStatus.ERROR, "why"),
-            "release": lambda: self.store.release_task(claim, self.now),
+            "renew": lambda: self.store.tasks.renew(claim, self.now, LEASE_SECONDS),
+            "verdict": lambda: self.store.tasks.record(claim, self.now, promotion=PROMOTION),
+            "done": lambda: self.store.tasks.finish(claim, self.now, TaskStatus.DONE),
+            "error": lambda: self.store.tasks.finish(claim, self.now, TaskStatus.ERROR, "why"),
+            "release": lambda: self.store.tasks.give_back(claim, self.now),
         }
         if not is_owner:
             with pytest.raises(LeaseLost, match=claim.task_id):
@@ -233,7 +233,7 @@ class TaskMachine(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self) -> None:
         for task_id, expected in getattr(self, "expected", {}).items():
-            task = self.store.get_task(task_id)
+            task = self.store.tasks.get(task_id)
             assert task.status == expected.status
             assert (task.attempt, task.expired_leases) == (expected.attempt, expected.deaths)
             assert task.fresh_starts == expected.fresh_starts
@@ -244,7 +244,7 @@ class TaskMachine(RuleBasedStateMachine):
     def tells_a_legal_history(self) -> None:
         for task_id, expected in getattr(self, "expected", {}).items():
             statuses: list[TaskStatus] = []
-            for numbered in self.store.list_events(task_id, 0, 1000):
+            for numbered in self.store.tasks.events(task_id, 0, 1000):
                 kind = numbered.event.kind
                 if kind is TaskEventKind.CLAIMED and statuses[-1] is TaskStatus.PENDING:
                     statuses.append(TaskStatus.PROCESSING)

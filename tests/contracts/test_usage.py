@@ -30,19 +30,23 @@ def test_sessions_and_events_are_counted_once(store: Store) -> None:
     again is not; other projects count for themselves."""
     session = replace(make_session("s-1"), events=(CLICK,))
     for _ in range(2):
-        store.register_sessions([session, session], NOW)
-    assert store.usage() == {"default": Usage(1, size(session))}
+        store.clickstream.register([session, session], NOW)
+    assert store.clickstream.usage() == {"default": Usage(1, size(session))}
     later = replace(CLICK, event_id="e-2")
     for _ in range(2):
-        store.append_events("s-1", [CLICK, later])
+        store.clickstream.append_events("s-1", [CLICK, later])
     early = replace(CLICK, event_id="e-3")
-    store.keep_early(EarlyFeedback("s-2", (early,)), NOW, NOW.replace(year=9999), most=9)
+    store.clickstream.keep_early(
+        EarlyFeedback("s-2", (early,)), NOW, NOW.replace(year=9999), most=9
+    )
     second = make_session("s-2")
-    store.register_sessions([second], NOW)
-    store.keep_early(EarlyFeedback("s-2", (early, later)), NOW, NOW.replace(year=9999), most=9)
+    store.clickstream.register([second], NOW)
+    store.clickstream.keep_early(
+        EarlyFeedback("s-2", (early, later)), NOW, NOW.replace(year=9999), most=9
+    )
     store.in_project("another").register_sessions([second], NOW)
     whole = [replace(session, events=(CLICK, later)), replace(second, events=(early, later))]
-    assert store.usage() == {
+    assert store.clickstream.usage() == {
         "default": Usage(2, size(*whole)),
         "another": Usage(1, size(second)),
     }
@@ -51,23 +55,23 @@ def test_sessions_and_events_are_counted_once(store: Store) -> None:
 def test_odd_text_is_counted_too(store: Store) -> None:
     """What one database cannot hold and another can is no failure of the counting."""
     odd = replace(CLICK, event_id="e-2", meta={"half": "\ud800"})
-    store.register_sessions([make_session("s-1")], NOW)
-    store.register_sessions([replace(make_session("s-1"), events=(odd,))], NOW)
-    assert store.usage()["default"].sessions == 1
+    store.clickstream.register([make_session("s-1")], NOW)
+    store.clickstream.register([replace(make_session("s-1"), events=(odd,))], NOW)
+    assert store.clickstream.usage()["default"].sessions == 1
 
 
 def test_deleted_batches_are_room_again(store: Store) -> None:
     """What is left is what was counted of the batches that stay, later events included."""
     for number in range(3):
-        store.register_sessions([make_session(f"s-{number}")], NOW)
-        store.release_batch(f"r-{number}", NOW.replace(month=number + 1))
-    store.append_events("s-0", [CLICK])
-    store.append_events("s-2", [CLICK])
-    assert len(store.delete_older_batches(1)) == 2
+        store.clickstream.register([make_session(f"s-{number}")], NOW)
+        store.clickstream.release(f"r-{number}", NOW.replace(month=number + 1))
+    store.clickstream.append_events("s-0", [CLICK])
+    store.clickstream.append_events("s-2", [CLICK])
+    assert len(store.clickstream.delete_older(1)) == 2
     left = replace(make_session("s-2"), events=(CLICK,))
-    assert store.usage() == {"default": Usage(1, size(left))}
-    assert store.delete_older_batches(0)
-    assert store.usage() == {"default": Usage(0, 0)}
+    assert store.clickstream.usage() == {"default": Usage(1, size(left))}
+    assert store.clickstream.delete_older(0)
+    assert store.clickstream.usage() == {"default": Usage(0, 0)}
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -76,18 +80,18 @@ def test_a_deletion_that_is_cut_off_leaves_no_room_taken(backend: Backend, momen
     for nth in itertools.count(1):
         another = backend.another()
         with closing(another.open()) as store:
-            store.add_task(TaskRequest("method", metadata={"x": "y"}), NOW)
-            of_tasks = store.usage()["default"].bytes
+            store.tasks.add(TaskRequest("method", metadata={"x": "y"}), NOW)
+            of_tasks = store.clickstream.usage()["default"].bytes
             for number in range(3):
-                store.register_sessions(
+                store.clickstream.register(
                     [replace(make_session(f"s-{number}"), events=(CLICK,))], NOW
                 )
-                store.release_batch(f"r-{number}", NOW.replace(month=number + 1))
+                store.clickstream.release(f"r-{number}", NOW.replace(month=number + 1))
             with another.failing(nth, moment) as failure, suppress(StoreUnavailable):
-                store.delete_older_batches(1)
-            store.delete_older_batches(1)
+                store.clickstream.delete_older(1)
+            store.clickstream.delete_older(1)
             left = replace(make_session("s-2"), events=(CLICK,))
-            assert store.usage() == {"default": Usage(1, of_tasks + size(left))}
+            assert store.clickstream.usage() == {"default": Usage(1, of_tasks + size(left))}
         another.drop()
         if not failure.happened:
             return
@@ -104,35 +108,35 @@ def test_a_full_project_takes_nothing_more(store: Store, most: Usage, setting: s
     """The refusal names the project and the setting; nothing of the post is kept. What is there may
     be posted again, other projects go on, and what was deleted is room again."""
     first, second, third = (make_session(f"s-{number}") for number in (1, 2, 3))
-    store.register_sessions([first], NOW, most)
-    store.release_batch("r", NOW)
-    store.register_sessions([second], NOW, most)
+    store.clickstream.register([first], NOW, most)
+    store.clickstream.release("r", NOW)
+    store.clickstream.register([second], NOW, most)
     with pytest.raises(TooManyRequests, match=rf"'default' holds.*{setting}.*ES_KEEP_BATCHES"):
-        store.register_sessions([second, third], NOW, most)
-    answers: Any = store.register_sessions([second, first], NOW, most)
+        store.clickstream.register([second, third], NOW, most)
+    answers: Any = store.clickstream.register([second, first], NOW, most)
     assert [answer.is_new for answer in answers] == [False, False]
     store.in_project("another").register_sessions([third], NOW, most)
-    store.release_batch("r-2", NOW)
-    assert len(store.delete_older_batches(1)) == 1
-    store.register_sessions([third], NOW, most)
-    batch = store.collecting_batch()
+    store.clickstream.release("r-2", NOW)
+    assert len(store.clickstream.delete_older(1)) == 1
+    store.clickstream.register([third], NOW, most)
+    batch = store.clickstream.collecting_batch()
     assert batch is not None
     assert batch.session_count == 1
-    assert store.usage()["default"].sessions == 2
+    assert store.clickstream.usage()["default"].sessions == 2
 
 
 def test_events_of_a_full_project_are_refused(store: Store) -> None:
     """So are those that are posted with a known session; those that are there are not."""
     session = replace(make_session("s-1"), events=(CLICK,))
     most = Usage(PLENTY, size(session))
-    store.register_sessions([session], NOW, most)
+    store.clickstream.register([session], NOW, most)
     more = replace(CLICK, event_id="e-2")
     with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
-        store.append_events("s-1", [more], most)
+        store.clickstream.append_events("s-1", [more], most)
     with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
-        store.register_sessions([replace(session, events=(CLICK, more))], NOW, most)
-    assert store.append_events("s-1", [CLICK], most).new_events == 0
-    assert store.get_session("s-1").session.events == (CLICK,)
+        store.clickstream.register([replace(session, events=(CLICK, more))], NOW, most)
+    assert store.clickstream.append_events("s-1", [CLICK], most).new_events == 0
+    assert store.clickstream.get("s-1").session.events == (CLICK,)
 
 
 def test_writers_at_once_stay_near_the_limit(shared: Backend) -> None:
@@ -143,36 +147,38 @@ def test_writers_at_once_stay_near_the_limit(shared: Backend) -> None:
         def post(writer: int) -> None:
             for number in range(20):
                 try:
-                    store.register_sessions([make_session(f"s-{writer}-{number}")], NOW, most)
+                    store.clickstream.register([make_session(f"s-{writer}-{number}")], NOW, most)
                 except TooManyRequests:
                     return
 
         with ThreadPoolExecutor(writers) as pool:
             list(pool.map(post, range(writers)))
-        batch = store.collecting_batch()
+        batch = store.clickstream.collecting_batch()
         assert batch is not None
         assert 10 <= batch.session_count <= 10 + writers - 1
-        assert store.usage()["default"].sessions == batch.session_count
+        assert store.clickstream.usage()["default"].sessions == batch.session_count
 
 
 def test_what_came_before_it_was_counted_is_estimated(backend: Backend) -> None:
     """A database of an older version counts from its project's next post on, and what its batches
     took is room again when they are deleted."""
     with closing(backend.open()) as store:
-        store.register_sessions([make_session(f"s-{number}", ["e-1"]) for number in range(20)], NOW)
-        counted = store.usage()["default"]
-        store.release_batch("r", NOW)
+        store.clickstream.register(
+            [make_session(f"s-{number}", ["e-1"]) for number in range(20)], NOW
+        )
+        counted = store.clickstream.usage()["default"]
+        store.clickstream.release("r", NOW)
         backend.forget_usage(store)
-        assert store.usage() == {}
+        assert store.clickstream.usage() == {}
         new = make_session("new")
-        store.register_sessions([new], NOW, Usage(PLENTY, PLENTY))
-        estimated = store.usage()["default"]
+        store.clickstream.register([new], NOW, Usage(PLENTY, PLENTY))
+        estimated = store.clickstream.usage()["default"]
         assert estimated.sessions == 21
         assert 0.5 < estimated.bytes / counted.bytes < 2
-        store.release_batch("r-2", NOW.replace(year=2027))
-        store.delete_older_batches(1)
-        assert store.usage()["default"].sessions == 1
-        assert store.usage()["default"].bytes < estimated.bytes / 10
+        store.clickstream.release("r-2", NOW.replace(year=2027))
+        store.clickstream.delete_older(1)
+        assert store.clickstream.usage()["default"].sessions == 1
+        assert store.clickstream.usage()["default"].bytes < estimated.bytes / 10
 
 
 def test_tasks_count_too(store: Store) -> None:
@@ -180,26 +186,26 @@ def test_tasks_count_too(store: Store) -> None:
     request = TaskRequest("m", metadata={"note": "x" * 1000}, idempotency_key="key")
     most = Usage(PLENTY, size_of_request(request) + 1000)
     for _ in range(2):
-        store.add_task(request, NOW, most=most)
-    assert store.usage() == {"default": Usage(0, size_of_request(request))}
+        store.tasks.add(request, NOW, most=most)
+    assert store.clickstream.usage() == {"default": Usage(0, size_of_request(request))}
     with pytest.raises(TooManyRequests, match="ES_MAX_PROJECT_MB"):
-        store.add_task(replace(request, idempotency_key="another"), NOW, most=most)
-    assert len(store.list_tasks()) == 1
+        store.tasks.add(replace(request, idempotency_key="another"), NOW, most=most)
+    assert len(store.tasks.page()) == 1
 
 
 def test_a_tasks_history_has_an_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody makes it longer and longer by restarting and canceling."""
     monkeypatch.setattr("embedding_studio.store.moves.MAX_HISTORY", 5)
-    task, _ = store.add_task(TaskRequest("m"), NOW)
+    task, _ = store.tasks.add(TaskRequest("m"), NOW)
 
     def go_round() -> None:
         while True:
-            store.cancel_task(task.id, NOW)
-            store.restart_task(task.id, NOW)
+            store.tasks.cancel(task.id, NOW)
+            store.tasks.restart(task.id, NOW)
 
     with pytest.raises(Conflict, match=f"{task.id} cannot be restarted any more"):
         go_round()
-    assert len(store.list_events(task.id)) == 6
+    assert len(store.tasks.events(task.id)) == 6
 
 
 def test_a_page_of_tasks_is_no_larger_than_one_of_sessions(
@@ -208,7 +214,7 @@ def test_a_page_of_tasks_is_no_larger_than_one_of_sessions(
     """A larger one is refused, for a part of it would look like the last page."""
     monkeypatch.setattr(base, "PAGE_BYTES", 1000)
     for _ in range(4):
-        store.add_task(TaskRequest("method", metadata={"x": "y" * 300}), NOW)
-    assert len(store.list_tasks(limit=3)) == 3
+        store.tasks.add(TaskRequest("method", metadata={"x": "y" * 300}), NOW)
+    assert len(store.tasks.page(limit=3)) == 3
     with pytest.raises(InvalidInput, match="limit"):
-        store.list_tasks(limit=4)
+        store.tasks.page(limit=4)

@@ -57,7 +57,7 @@ def search_for_icons(bench: Bench, count: int) -> None:
     queries = encoder.encode(list(corpus.queries), show_progress_bar=False)
     items = encoder.encode([icon.label for icon in corpus.items], show_progress_bar=False)
     searches = simulate_sessions(corpus, queries, items, count, 0, datetime.now(UTC))
-    bench.house.store.register_sessions(list(searches), utc_now())
+    bench.house.store.clickstream.register(list(searches), utc_now())
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def task(
         search_for_icons(bench, 20_000)
         task = bench.post_task("Linear adapter", trials=12)
         assert bench.worker.work_once()
-        yield bench.house.store.get_task(task.id)
+        yield bench.house.store.tasks.get(task.id)
     bench.house.executor.close()
     bench.house.store.close()
 

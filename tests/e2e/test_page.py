@@ -59,7 +59,7 @@ def serving(settings: Settings) -> Iterator[tuple[str, str]]:
         closing(open_store(settings.resolved_store_url)) as store,
         closing(listen("127.0.0.1", 0)) as listener,
     ):
-        store.add_key(key)
+        store.keys.add(key)
         server = uvicorn.Server(uvicorn.Config(create_app(store, settings), log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

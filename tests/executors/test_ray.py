@@ -170,7 +170,7 @@ def test_an_iteration_survives_the_loss_of_a_node(
     remove_node(two_nodes, [entry.name.rpartition("-")[0] for entry in gate.iterdir()])
     (gate / "open").touch()
     work.join(180)
-    ended = bench.house.store.get_task(task.id)
+    ended = bench.house.store.tasks.get(task.id)
     assert ended.status is TaskStatus.DONE
     runs = bench.runs(ended)
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
@@ -244,7 +244,7 @@ def test_an_iteration_waits_for_its_cluster(
     (gate / "open").touch()
     own_cluster.start_head()
     work.join(180)
-    ended = bench.house.store.get_task(task.id)
+    ended = bench.house.store.tasks.get(task.id)
     assert ended.status is TaskStatus.DONE
     statuses = [run.info.status for run in bench.runs(ended)]
     assert statuses.count("FINISHED") == 3

@@ -29,10 +29,10 @@ def work_until_all_is_done(url: str, name: str) -> tuple[int, int]:
     while True:
         is_dawdling = claims % DAWDLES_EVERY == DAWDLES_EVERY - 1
         seconds = 0.2 if is_dawdling else LEASE_SECONDS
-        task = store.claim_task(name, now(), seconds, max_expired_leases=1000)
+        task = store.tasks.claim(name, now(), seconds, max_expired_leases=1000)
         if task is None:
-            if not store.list_tasks(TaskStatus.PENDING) and not any(
-                store.list_tasks(status) for status in OWNED
+            if not store.tasks.page(TaskStatus.PENDING) and not any(
+                store.tasks.page(status) for status in OWNED
             ):
                 store.close()
                 return finished, lost
@@ -41,18 +41,18 @@ def work_until_all_is_done(url: str, name: str) -> tuple[int, int]:
         claims += 1
         lease = Lease(store, task, name, LEASE_SECONDS, now)
         try:
-            history = [numbered.event for numbered in store.list_events(task.id, limit=10_000)]
+            history = [numbered.event for numbered in store.tasks.events(task.id, limit=10_000)]
             there = [one for one in history if one.kind is TaskEventKind.TRIAL_FINISHED]
             for effect in range(len(there), EFFECTS):
                 event = TaskEvent(
                     TaskEventKind.TRIAL_FINISHED, now(), f"by {name}", {"trial": effect}
                 )
-                store.record(lease.claim, now(), event=event)
+                store.tasks.record(lease.claim, now(), event=event)
                 if is_dawdling and effect == 1:
                     time.sleep(0.5)  # past the lease: this is the fault
             lease.beat()
             lease.check()
-            store.finish_task(lease.claim, now(), TaskStatus.DONE)
+            store.tasks.finish(lease.claim, now(), TaskStatus.DONE)
             finished += 1
         except LeaseLost:
             lost += 1

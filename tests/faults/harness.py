@@ -146,7 +146,7 @@ class Yard:
         wait_until(lambda: self.now(task).status in wanted, seconds)
 
     def now(self, task: FineTuningTask) -> FineTuningTask:
-        return self.bench.house.store.get_task(task.id)
+        return self.bench.house.store.tasks.get(task.id)
 
     def events(self, task: FineTuningTask) -> list[TaskEvent]:
         return events_of(self.bench.house.store, task)
@@ -226,7 +226,7 @@ class RemoteYard(Yard):
 
     def post_new_sessions(self) -> None:
         """Post sessions that no earlier test on this house has posted."""
-        known = len(self.bench.house.store.list_tasks(limit=1000))
+        known = len(self.bench.house.store.tasks.page(limit=1000))
         self.bench.post_sessions(start=1000 * (known + 1))
 
 
@@ -282,7 +282,7 @@ def check_invariants(yard: Yard, may_hold_work_folder: bool = False) -> None:
     """What holds once every task has ended and no worker is at work, whatever happened before.
 
     may_hold_work_folder: a frozen worker still has its local copies."""
-    tasks = yard.bench.house.store.list_tasks(limit=1000)
+    tasks = yard.bench.house.store.tasks.page(limit=1000)
     kept = {experiment.experiment_id for experiment in yard.bench.experiments()}
     for task in tasks:
         check_history(task, yard.events(task))
@@ -299,7 +299,7 @@ def check_invariants(yard: Yard, may_hold_work_folder: bool = False) -> None:
 
 def events_of(store: Store, task: FineTuningTask) -> list[TaskEvent]:
     """Return a task's whole history, whose numbers have no gaps."""
-    numbered = store.list_events(task.id, limit=10_000)
+    numbered = store.tasks.events(task.id, limit=10_000)
     assert [one.number for one in numbered] == list(range(1, len(numbered) + 1))
     return [one.event for one in numbered]
 
@@ -368,7 +368,7 @@ def check_trials(bench: Bench, task: FineTuningTask) -> None:
     assert {run.info.run_id for run in counted} == set(last.values()), "a trial was redone"
     finished = [
         event.data["trial"]
-        for numbered in bench.house.store.list_events(task.id, limit=10_000)
+        for numbered in bench.house.store.tasks.events(task.id, limit=10_000)
         if (event := numbered.event).kind is TaskEventKind.TRIAL_FINISHED
     ]
     assert len(set(finished)) == len(finished)
@@ -395,7 +395,7 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
     for method in methods:
         promoted = [
             task
-            for task in bench.house.store.list_tasks(limit=1000)
+            for task in bench.house.store.tasks.page(limit=1000)
             if task.fine_tuning_method == method
             and task.status in (TaskStatus.DONE, TaskStatus.STOPPED)
             and task.promotion is not None
@@ -403,7 +403,7 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
         ]
         if not promoted:
             continue
-        model = bench.house.store.find_model(method)
+        model = bench.house.store.models.find(method)
         assert model is not None
         champion = model.version(model.champion).model
         assert champion == promoted[0].best_model == tracking.champion(method)  # newest first
@@ -422,7 +422,7 @@ def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
     """Files lie on the runs of initial models, of versions that were not removed and of the latest
     best models, and on no other; of each such run its own files alone."""
     tracking = bench.house.tracking
-    kept = {run_id for model in bench.house.store.all_models() for run_id in model.kept_run_ids}
+    kept = {run_id for model in bench.house.store.models.all() for run_id in model.kept_run_ids}
     experiments = {experiment.experiment_id for experiment in bench.experiments()}
     kept |= {
         task.best_model.run_id

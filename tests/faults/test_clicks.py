@@ -119,9 +119,9 @@ def break_three_times(api: Api, break_and_mend: Callable[[], None]) -> list[Sear
 def check_clicks(store: Store, searchers: list[Searcher]) -> None:
     """Each acknowledged session is there once with each of its acknowledged events once, and the
     batch's numbers have no gaps."""
-    batch = store.release_batch("all", utc_now())
+    batch = store.clickstream.release("all", utc_now())
     stored: list[NumberedSession] = []
-    while page := store.read_batch(batch.batch_id, len(stored), 1_000_000):
+    while page := store.clickstream.read(batch.batch_id, len(stored), 1_000_000):
         stored += page
     assert [one.number for one in stored] == list(range(1, batch.session_count + 1))
     events = {

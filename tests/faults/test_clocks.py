@@ -34,8 +34,8 @@ def test_a_worker_a_day_ahead_takes_no_live_task(shared_yard: Yard) -> None:
     first.send(signal.SIGTERM)
     assert first.wait() == 0
     seen_after = utc_now() - timedelta(seconds=30)
-    wait_until(lambda: any(w.clock_ahead_seconds > 1000 for w in store.list_workers(seen_after)))
-    (record,) = store.list_workers(seen_after)
+    wait_until(lambda: any(w.clock_ahead_seconds > 1000 for w in store.workers.seen(seen_after)))
+    (record,) = store.workers.seen(seen_after)
     assert record.clock_ahead_seconds == pytest.approx(DAY_SECONDS, abs=5)
     yard.bench.post_sessions(start=1000)
     second = yard.bench.post_task("Paced", trials=1)

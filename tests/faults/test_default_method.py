@@ -136,7 +136,7 @@ class Assault(Chaos):
         number = len(self.tasks)
         sessions = list(self.searches(number))
         bench = self.yard.bench
-        bench.house.store.register_sessions(sessions, utc_now())
+        bench.house.store.clickstream.register(sessions, utc_now())
         task = bench.post_task(METHOD, trials=TRIALS)
         self.tell(f"task {number + 1}: {task.id}, {len(sessions)} sessions")
         self.tasks.append(task)
@@ -255,7 +255,7 @@ class Assault(Chaos):
         promotion is one version, in the store and in MLflow."""
         store, tracking = self.yard.bench.house.store, self.yard.bench.house.tracking
         tasks = [self.yard.now(task) for task in self.tasks]
-        assert {one.id for one in store.list_tasks(limit=1000)} == {one.id for one in tasks}
+        assert {one.id for one in store.tasks.page(limit=1000)} == {one.id for one in tasks}
         assert len({task.batch_id for task in tasks}) == len(tasks)
         for task, posted in zip(tasks, self.posted, strict=True):
             assert sorted(map(ids_of, self.sessions_of(task))) == sorted(map(ids_of, posted))
@@ -265,7 +265,7 @@ class Assault(Chaos):
             assert kinds[TaskEventKind.PROMOTED] + kinds[TaskEventKind.REFUSED] == 1
             assert kinds[TaskEventKind.DONE] == 1
         promoted = [task for task in tasks if task.promotion and task.promotion.promoted]
-        model = store.find_model(METHOD)
+        model = store.models.find(METHOD)
         assert model is not None
         moves = [move.kind for move in model.moves]
         assert moves == [MoveKind.INITIAL] + [MoveKind.PROMOTED] * len(promoted), moves
@@ -277,7 +277,7 @@ class Assault(Chaos):
     def sessions_of(self, task: FineTuningTask) -> Iterator[Session]:
         assert task.batch_id is not None
         after = 0
-        while page := self.yard.bench.house.store.read_batch(task.batch_id, after, 1000):
+        while page := self.yard.bench.house.store.clickstream.read(task.batch_id, after, 1000):
             yield from (numbered.session for numbered in page)
             after = page[-1].number
 

@@ -41,7 +41,7 @@ taken = 0
 
 def post():
     global taken
-    store.register_sessions([make_session(f"s-{taken}-{n}") for n in range(100)], NOW)
+    store.clickstream.register([make_session(f"s-{taken}-{n}") for n in range(100)], NOW)
     taken += 1
 
 def is_refused(call):
@@ -60,7 +60,8 @@ for _ in range(3):
 (folder / "ballast").unlink()
 post()
 store.ping()
-assert len(store.read_batch(store.collecting_batch().batch_id, 0, 10**6)) == 100 * taken
+batch_id = store.clickstream.collecting_batch().batch_id
+assert len(store.clickstream.read(batch_id, 0, 10**6)) == 100 * taken
 """
 
 
@@ -143,7 +144,7 @@ def test_the_default_method_on_a_full_disk(
         plugins_folder=PLUGINS, initial_model=str(tiny), executor="process:2"
     )
     store, now = yard.bench.house.store, utc_now()
-    store.register_sessions([replace(one, created_at=now) for one in searches(400)], now)
+    store.clickstream.register([replace(one, created_at=now) for one in searches(400)], now)
     task = yard.bench.post_task("Default Fine Tuning Method", trials=2)
     yard.settings.work_folder.mkdir()
     on_small_disk.append(start_on_small_disk(yard, yard.settings.work_folder, kilobytes))
@@ -153,6 +154,6 @@ def test_the_default_method_on_a_full_disk(
     assert failed.error is not None
     assert "No space left on device" in failed.error
     assert "SIG" not in failed.error
-    batch = store.collecting_batch()
+    batch = store.clickstream.collecting_batch()
     assert failed.batch_id is not None or (batch is not None and batch.session_count == 400)
     check_ledger(yard.bench)

@@ -32,12 +32,12 @@ def test_each_effect_of_each_task_happens_once(
     )
     store = open_store(url)
     for _ in range(tasks):
-        store.add_task(TaskRequest("m"), now())
+        store.tasks.add(TaskRequest("m"), now())
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         names = [f"worker-{number}" for number in range(PROCESSES)]
         done = list(pool.map(work_until_all_is_done, [url] * PROCESSES, names))
     assert sum(finished for finished, _ in done) == tasks
-    for task in store.list_tasks(limit=1000):
+    for task in store.tasks.page(limit=1000):
         assert task.status is TaskStatus.DONE
         events = events_of(store, task)
         check_history(task, events)

@@ -71,7 +71,9 @@ class Outages(Chaos):
         trials = self.dice.randint(2, 5)
         batch_id = None
         if len(methods) > 1:
-            batch_id = bench.house.store.release_batch(f"episode {number}", utc_now()).batch_id
+            batch_id = bench.house.store.clickstream.release(
+                f"episode {number}", utc_now()
+            ).batch_id
         self.tell(f"episode {number}: {methods}, {trials} trials")
         return [bench.post_task(name, trials=trials, batch_id=batch_id) for name in methods]
 

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.faults
 
 
 def end_task(store: Store, url: str) -> str:
-    task, _ = store.add_task(TaskRequest("Toy", webhook_url=url), utc_now())
-    return store.cancel_task(task.id, utc_now()).id
+    task, _ = store.tasks.add(TaskRequest("Toy", webhook_url=url), utc_now())
+    return store.tasks.cancel(task.id, utc_now()).id
 
 
 def test_receivers_that_drip_hold_up_nobody_else(yard: Yard) -> None:

@@ -44,18 +44,18 @@ def start_worker(settings: Settings) -> Iterator[Start]:
 
 def is_in_trial(bench: Bench, task: FineTuningTask) -> Callable[[], bool]:
     def check() -> bool:
-        now = bench.house.store.get_task(task.id)
+        now = bench.house.store.tasks.get(task.id)
         return now.progress is not None and now.progress.main_metric is not None
 
     return check
 
 
 def has_status(bench: Bench, task: FineTuningTask, status: TaskStatus) -> Callable[[], bool]:
-    return lambda: bench.house.store.get_task(task.id).status is status
+    return lambda: bench.house.store.tasks.get(task.id).status is status
 
 
 def task_now(bench: Bench, task: FineTuningTask) -> FineTuningTask:
-    return bench.house.store.get_task(task.id)
+    return bench.house.store.tasks.get(task.id)
 
 
 def test_a_canceled_trial_ends_within_seconds(bench: Bench, start_worker: Start) -> None:
@@ -65,10 +65,10 @@ def test_a_canceled_trial_ends_within_seconds(bench: Bench, start_worker: Start)
     task = bench.post_task("Stuck")
     wait_until(lambda: len(trial_processes(worker.pid)) == 1 and bench.experiments())
     wait_until(lambda: bench.runs(task_now(bench, task)))
-    bench.house.store.cancel_task(task.id, utc_now())
+    bench.house.store.tasks.cancel(task.id, utc_now())
     wait_until(lambda: [e.tags["es.state"] for e in bench.experiments()] == ["canceled"], seconds=6)
     wait_until(lambda: trial_processes(worker.pid) == [], seconds=6)
-    assert bench.house.store.get_task(task.id).status is TaskStatus.CANCELED
+    assert bench.house.store.tasks.get(task.id).status is TaskStatus.CANCELED
 
 
 def test_a_killed_workers_task_goes_on_elsewhere(bench: Bench, start_worker: Start) -> None:
@@ -83,7 +83,7 @@ def test_a_killed_workers_task_goes_on_elsewhere(bench: Bench, start_worker: Sta
     first.wait()
     wait_until(lambda: not Path(f"/proc/{orphan}").exists())
     start_worker()
-    wait_until(lambda: bench.house.store.get_task(task.id).attempt == 2)
+    wait_until(lambda: bench.house.store.tasks.get(task.id).attempt == 2)
     wait_until(lambda: len(bench.runs(task_now(bench, task))) == 2)
     statuses = sorted(run.info.status for run in bench.runs(task_now(bench, task)))
     assert statuses == ["KILLED", "RUNNING"]
@@ -93,11 +93,11 @@ def test_a_killed_workers_task_goes_on_elsewhere(bench: Bench, start_worker: Sta
 def test_two_workers_never_run_the_same_task(bench: Bench, start_worker: Start) -> None:
     """Of two workers on one database each task is claimed once, and every task is done."""
     bench.post_sessions()
-    batch = bench.house.store.release_batch("all", utc_now())
+    batch = bench.house.store.clickstream.release("all", utc_now())
     tasks = [bench.post_task("Worse", batch_id=batch.batch_id, trials=1) for _ in range(6)]
     start_worker()
     start_worker()
     for task in tasks:
         wait_until(has_status(bench, task, TaskStatus.DONE))
-    finished = [bench.house.store.get_task(task.id) for task in tasks]
+    finished = [bench.house.store.tasks.get(task.id) for task in tasks]
     assert [task.attempt for task in finished] == [1] * 6

@@ -62,7 +62,7 @@ def everything(yard: Yard) -> dict[str, str]:
         held[f"registered {model.name}"] = dict(model)
     for version in client.search_model_versions():
         held[f"version {version.name} {version.version}"] = dict(version)
-    for task in yard.bench.house.store.list_tasks():
+    for task in yard.bench.house.store.tasks.page():
         held[f"task {task.id}"] = [to_document(task), to_document(yard.events(task))]
     for file in sorted(yard.settings.artifacts_folder.rglob("*")):
         held[str(file)] = file.read_bytes().hex() if file.is_file() else "folder"
@@ -202,12 +202,12 @@ def test_a_zombie_that_cleans_up_leaves_a_restarted_task_alone(shared_yard: Yard
     zombie = yard.start_worker(frozen, **ALONE)
     wait_until(lambda: TaskEventKind.TRIAL_FINISHED in {one.kind for one in yard.events(task)})
     store = yard.bench.house.store
-    store.cancel_task(task.id, utc_now())
+    store.tasks.cancel(task.id, utc_now())
     zombie.wait_for_fault()
     wait_until(zombie.is_frozen)
     let_go_at = yard.now(task).lease_expires_at
     wait_until(lambda: let_go_at is None or utc_now() > let_go_at)
-    store.restart_task(task.id, utc_now())
+    store.tasks.restart(task.id, utc_now())
     other = yard.start_worker(**ALONE)
     yard.wait_for(task)
     done = yard.now(task)
