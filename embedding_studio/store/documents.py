@@ -136,7 +136,8 @@ class Documents(ABC):
         append: Sequence[Entry] = (),
     ) -> Changed | None:
         """Compare, set and append in one atomic step: change one document that meets the filter, or
-        return None. The filter names it by its id or a whole unique group.
+        return None, also where another document has the values of a unique group that it would get.
+        The filter names it by its id or a whole unique group.
 
         set: fields to replace, None to remove. add: to numbers, absent counts as 0; a dotted name
         is a field of an object. append: entries to its log; those whose key it has are left out.

@@ -1,0 +1,61 @@
+"""Dataclasses as documents, and back: JSON in which times are whole milliseconds since 1970."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+from embedding_studio.store.documents import Document
+
+Value = TypeVar("Value")
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MILLISECOND = timedelta(milliseconds=1)
+
+
+class Codec(Generic[Value]):
+    """The form in which a dataclass is kept as a document."""
+
+    def __init__(self, kind: type[Value]) -> None:
+        # a tuple of one, for pydantic takes no settings for a standard dataclass itself
+        self._adapter: TypeAdapter[tuple[Value]] = TypeAdapter(
+            tuple[kind],  # type: ignore[valid-type]
+            config=ConfigDict(val_temporal_unit="milliseconds"),
+        )
+
+    def encode(self, value: Value) -> Document:
+        """Return the document of a value; times are cut to the millisecond."""
+        document: Document = to_json(value)
+        return document
+
+    def decode(self, document: Mapping[str, Any]) -> Value:
+        """Return the value of a document. What the document has besides is left out."""
+        return self._adapter.validate_python((document,))[0]
+
+
+def to_json(value: Any) -> Any:
+    """Return a value, and what it is made of, as it is kept in a document."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return milliseconds(value)
+    if isinstance(value, Mapping):
+        return {name: to_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(part) for part in value]
+    if is_dataclass(value):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def milliseconds(moment: datetime) -> int:
+    """Return the whole milliseconds from 1970 to a moment."""
+    return (moment - EPOCH) // MILLISECOND
+
+
+def moment_of(milliseconds: int) -> datetime:
+    """Return the moment so many milliseconds after 1970, in UTC."""
+    return EPOCH + milliseconds * MILLISECOND
