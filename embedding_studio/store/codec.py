@@ -21,10 +21,9 @@ class Codec(Generic[Value]):
 
     def __init__(self, kind: type[Value]) -> None:
         # a tuple of one, for pydantic takes no settings for a standard dataclass itself
-        self._adapter: TypeAdapter[tuple[Value]] = TypeAdapter(
-            tuple[kind],  # type: ignore[valid-type]
-            config=ConfigDict(val_temporal_unit="milliseconds"),
-        )
+        one: Any = tuple[kind]  # type: ignore[valid-type]
+        settings = ConfigDict(val_temporal_unit="milliseconds")
+        self._adapter: TypeAdapter[tuple[Value]] = TypeAdapter(one, config=settings)
 
     def encode(self, value: Value) -> Document:
         """Return the document of a value; times are cut to the millisecond."""
