@@ -15,7 +15,7 @@ cannot hold raise InvalidInput. Calls are safe from several threads and processe
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from embedding_studio.errors import InvalidInput
 
 Document = dict[str, Any]
 Scalar = str | int | float | bool
+
+PAGE = 128
+"""How many documents are read at once, where it is not known how many are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,26 @@ class Documents(ABC):
     @abstractmethod
     def delete(self, kind: Kind, where: Filter) -> int:
         """Delete the documents that meet a filter, with their logs; return how many."""
+
+    # what is asked so often that it has a word, made of the calls above
+
+    def insert_one(self, kind: Kind, document: Document) -> bool:
+        """Insert a document; False when it is there already. Raises InvalidInput."""
+        [answer] = self.insert(kind, [document])
+        if isinstance(answer, InvalidInput):
+            raise answer
+        return answer
+
+    def find_one(self, kind: Kind, where: Filter, *, sort: Sequence[str] = ()) -> Document | None:
+        """Return the first document that meets a filter, None if none does."""
+        return next(iter(self.find(kind, where, sort=sort, limit=1)), None)
+
+    def each(self, kind: Kind, where: Filter, *, sort: Sequence[str]) -> Iterator[Document]:
+        """Give the documents that meet a filter one by one, read by pages that grow."""
+        skip, limit = 0, 1
+        while page := self.find(kind, where, sort=sort, skip=skip, limit=limit):
+            yield from page
+            skip, limit = skip + limit, min(2 * limit, PAGE)
 
     @abstractmethod
     def ping(self) -> int:
