@@ -42,7 +42,7 @@ def suggest_set(suggest: Suggest, trial: optuna.Trial) -> Parameters:
 class _MethodTrial(optuna.Trial):
     """Optuna's trial, whose choices may be anything: tuples, NumPy values, classes.
 
-    Optuna is shown their labels, for its samplers and the ledger want what JSON can hold.
+    Optuna is shown their labels: its samplers and the ledger hold only what JSON can.
     """
 
     def __init__(self, trial: optuna.Trial) -> None:
@@ -94,15 +94,13 @@ def _key(label: Label) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FittedSet:
-    """An older set as the present space holds it.
-
-    losses: what of it could not be kept, in words; none where it is the same set.
-    is_held: False where a choice went, so that it would be another set.
-    """
+    """An older set as the present space holds it."""
 
     params: Mapping[str, Any]
     distributions: Mapping[str, BaseDistribution]
+    #: what of it could not be kept, in words; none where it is the same set
     losses: Sequence[str]
+    #: False where a choice is gone, so that it would be another set
     is_held: bool
 
 
