@@ -23,13 +23,14 @@ from rich.table import Table
 
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.executors.base import Report
+from embedding_studio.projects import RegisteredName
 from embedding_studio.search import Search
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import TaskRequest, TaskStatus
 from embedding_studio.tracking import Tracking
 
-METHOD, METRIC = "Synthetic", "quality"
+METHOD, METRIC = RegisteredName("Synthetic"), "quality"
 ITERATIONS, TASKS = (1, 100, 1000), (100, 10_000)
 REPEATS = 15
 KEEP = 1_000_000

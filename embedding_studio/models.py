@@ -12,7 +12,8 @@ from typing import Self
 
 from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, NotFound
-from embedding_studio.tasks import Promotion, StoredModel, line_name
+from embedding_studio.projects import RegisteredName, registered_name
+from embedding_studio.tasks import Promotion, StoredModel
 
 MOST_REMEMBERED = 100
 """How many removed versions, and how many moves, stay on record."""
@@ -77,9 +78,9 @@ class RegisteredModel:
     revision: int = 0
 
     @property
-    def name(self) -> str:
+    def name(self) -> RegisteredName:
         """Its name in MLflow's registry."""
-        return line_name(self.project, self.method)
+        return registered_name(self.project, self.method)
 
     @property
     def is_mirrored(self) -> bool:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
-from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName, registered_name
 
 
 class TaskStatus(StrEnum):
@@ -231,22 +231,10 @@ class FineTuningTask:
     delivery: Delivery | None = None
     delivery_due_at: datetime | None = None
 
-
-def line_name(project: str, method: str) -> str:
-    """Return the name under which MLflow keeps a method's line of models: one per project. A
-    method's name has no parentheses, so two projects never share one."""
-    return method if project == DEFAULT_PROJECT else f"{method} ({project})"
-
-
-def split_line(name: str) -> tuple[str, str]:
-    """Return the project and the method that `line_name` made a name of."""
-    method, separator, project = name.removesuffix(")").rpartition(" (")
-    return (project, method) if separator and name.endswith(")") else (DEFAULT_PROJECT, name)
-
-
-def line_of(task: FineTuningTask) -> str:
-    """Return the name of the line of models that a task goes on with."""
-    return line_name(task.project, task.fine_tuning_method)
+    @property
+    def registered_name(self) -> RegisteredName:
+        """What MLflow calls the models that it goes on with."""
+        return registered_name(self.project, self.fine_tuning_method)
 
 
 class TaskEventKind(StrEnum):

@@ -20,11 +20,13 @@ from embedding_studio.engine.worker import Worker
 from embedding_studio.executors import open_executor
 from embedding_studio.executors.base import Reporter
 from embedding_studio.methods import discover_methods
+from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest
 from embedding_studio.tracking import Tracking, _read_tag
 
+TOY = RegisteredName("Toy")
 TOYS = Path(__file__).parent / "toys"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -19,9 +19,10 @@ from embedding_studio.errands.champions import Champions
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
 from embedding_studio.models import MoveKind, RegisteredModel
+from embedding_studio.projects import RegisteredName
 from embedding_studio.store.sqlite_file import SqliteFile, model_rows
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
-from tests.iterations import Bench
+from tests.iterations import TOY, Bench
 from tests.test_iteration import after_trials
 
 
@@ -32,7 +33,7 @@ def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
 
 
 def alias(bench: Bench, method: str = "Toy") -> int | None:
-    return bench.house.tracking.champion_version(method)
+    return bench.house.tracking.champion_version(RegisteredName(method))
 
 
 def roll_back(bench: Bench, to_version: int | None = None) -> None:
@@ -64,7 +65,7 @@ def test_the_initial_model_is_champion_from_the_first(bench: Bench) -> None:
     task = bench.run_task("Failing")
     assert task.status is TaskStatus.ERROR
     assert (registered(bench, "Failing").champion, alias(bench, "Failing")) == (1, 1)
-    model = bench.house.tracking.champion("Failing")
+    model = bench.house.tracking.champion(RegisteredName("Failing"))
     assert model == registered(bench, "Failing").version(1).model
     (move,) = registered(bench, "Failing").moves
     assert (move.kind, move.from_version, move.to_version) == (MoveKind.INITIAL, None, 1)
@@ -244,12 +245,10 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     # one whose files nobody can read keeps none of the others from being taken over
     bench.mlflow.create_registered_model("Climbing")
     bench.mlflow.create_model_version("Climbing", str(bench.house.settings.data_folder / "none"))
-    tracking.set_champion("Climbing", 1)
+    tracking.set_champion(RegisteredName("Climbing"), 1)
     assert task.best_model is not None
-    tracking.set_champion(
-        "Toy (acme)", tracking.register_version("Toy (acme)", task.best_model, "")
-    )
-    tracking.set_champion("Alien", tracking.register_version("Alien", task.best_model, ""))
+    for name in (RegisteredName("Toy (acme)"), RegisteredName("Alien")):
+        tracking.set_champion(name, tracking.register_version(name, task.best_model, ""))
     bench.worker.mirror()
     assert registered(bench).champion == 2
     assert registered(bench).version(2).model == task.best_model
@@ -413,7 +412,7 @@ def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None
         assert (answer["champion"], answer["is_mirrored"]) == (1, False)
         bench.worker.mirror()
         assert api.get(CHAMPION, params=toy).json()["is_mirrored"]
-        assert house.tracking.champion_version("Toy") == 1
+        assert house.tracking.champion_version(TOY) == 1
         second = bench.run_task(start=1000)
         assert second.promotion is not None
         assert first.promotion is not None

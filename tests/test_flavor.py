@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.settings import Settings
 from embedding_studio.tracking import Tracking
+from tests.iterations import TOY
 from tests.servers import free_port
 from tests.training.tiny import write_tiny_model
 from tests.waiting import wait_until
@@ -41,8 +42,8 @@ def tracking(settings: Settings) -> Tracking:
 @pytest.fixture
 def champion(tracking: Tracking, encoder_folder: Path) -> Path:
     """The folder of a registered champion, whose name is `Toy`, as MLflow keeps it."""
-    model = tracking.store_initial_model("Toy", encoder_folder)
-    tracking.set_champion("Toy", tracking.register_version("Toy", model, "a test's"))
+    model = tracking.store_initial_model(TOY, encoder_folder)
+    tracking.set_champion(TOY, tracking.register_version(TOY, model, "a test's"))
     return Path(model.artifact_uri).parent
 
 
@@ -84,7 +85,7 @@ def test_a_model_of_another_kind_is_stored_without_a_flavor(
     """MLflow knows that it is there; its method knows how to load it."""
     (saved := tmp_path / "saved").mkdir()
     save_file({"w": np.ones(3)}, saved / "arrays.safetensors")
-    folder = Path(tracking.store_initial_model("Toy", saved).artifact_uri).parent
+    folder = Path(tracking.store_initial_model(TOY, saved).artifact_uri).parent
     assert Model.load(folder / "MLmodel").flavors == {}
     assert (folder / "data" / "arrays.safetensors").exists()
 

@@ -27,7 +27,7 @@ from embedding_studio.executors.base import Report
 from embedding_studio.methods import Scores
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
-from tests.iterations import TOYS, Bench, make_session, open_bench
+from tests.iterations import TOY, TOYS, Bench, make_session, open_bench
 from tests.toys.toys import Toy
 
 
@@ -149,7 +149,7 @@ def test_the_champion_outlives_iterations_that_do_not_beat_it(
         last = bench.run_task(start=1000)
     assert last.promotion is not None
     assert not last.promotion.promoted
-    champion = bench.house.tracking.champion("Toy")
+    champion = bench.house.tracking.champion(TOY)
     assert champion == first.best_model
     assert champion is not None
     bench.house.tracking.download_model(champion, settings.data_folder / "copy")

@@ -7,8 +7,8 @@ import pytest
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.clock import utc_now
 from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus, line_of
-from tests.iterations import Bench, make_session
+from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus
+from tests.iterations import TOY, Bench, make_session
 
 
 def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
@@ -20,12 +20,12 @@ def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
     return store.tasks.get(task.id)
 
 
-@pytest.mark.parametrize(("project", "line"), [("default", "Toy"), ("acme", "Toy (acme)")])
-def test_a_line_of_models_is_a_projects_and_a_methods(project: str, line: str) -> None:
+@pytest.mark.parametrize(("project", "name"), [("default", "Toy"), ("acme", "Toy (acme)")])
+def test_a_registered_name_is_a_projects_and_a_methods(project: str, name: str) -> None:
     """In `default` it bears the method's bare name, so that older champions stay."""
     now = utc_now()
     task = FineTuningTask("1", "Toy", TaskStatus.PENDING, now, now, project=project)
-    assert line_of(task) == line
+    assert task.registered_name == name
 
 
 def test_projects_have_champions_of_their_own(bench: Bench) -> None:
@@ -41,7 +41,7 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
         assert task.batch_id is not None
         batch = bench.house.store.in_project(project).get_batch(task.batch_id)
         assert (batch.status, batch.session_count) == (BatchStatus.RELEASED, 60)
-        champion = bench.house.tracking.champion(line_of(task))
+        champion = bench.house.tracking.champion(task.registered_name)
         assert champion is not None
         assert champion == task.best_model
         champions[project] = champion.run_id
@@ -51,7 +51,7 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
 
     again = run_task(bench, "acme", 100)
     assert again.status is TaskStatus.DONE
-    stays = bench.house.tracking.champion("Toy")
+    stays = bench.house.tracking.champion(TOY)
     assert stays is not None
     assert stays.run_id == champions[DEFAULT_PROJECT]
 

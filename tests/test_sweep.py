@@ -14,8 +14,9 @@ import pytest
 from embedding_studio.clock import utc_now
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import LeaseLost
+from embedding_studio.projects import RegisteredName
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from tests.iterations import Bench
+from tests.iterations import TOY, Bench
 
 
 def swept(bench: Bench, dry_run: bool = False) -> list[str]:
@@ -69,8 +70,9 @@ def test_an_iteration_that_another_worker_removes_meanwhile_is_passed_over(
     assert first.tags["es.kind"] == "iteration"
     found = [one.experiment_id for one in tracking.iterations_with_models()]
     assert first.experiment_id not in found
-    tracking.remove_older_iterations(first.tags["es.method"], first.experiment_id)
-    assert tracking.previous_search(first.tags["es.method"], first.experiment_id) is None
+    name = RegisteredName(first.tags["es.method"])
+    tracking.remove_older_iterations(name, first.experiment_id)
+    assert tracking.previous_search(name, first.experiment_id) is None
 
 
 def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ def test_a_version_without_files_goes_unless_it_is_champion(bench: Bench) -> Non
     assert swept(bench) == ["version 3 of Toy has no files"]
     left = client.search_model_versions("name = 'Toy'")
     assert {str(version.version) for version in left} == {"1", "2"}
-    assert bench.house.tracking.champion("Toy") == task.best_model
+    assert bench.house.tracking.champion(TOY) == task.best_model
 
 
 def test_an_initial_model_stored_twice_is_kept_once(
@@ -176,7 +178,7 @@ def test_an_initial_model_stored_twice_is_kept_once(
     """Of two copies the one that is registered stays; what was stored within the hour does too."""
     task = bench.run_task("Worse")
     tracking = bench.house.tracking
-    first = tracking.champion("Worse")
+    first = tracking.champion(RegisteredName("Worse"))
     assert first is not None
     looked_up = tracking._runs
     with monkeypatch.context() as racing:  # another worker looks before the first copy is there
@@ -184,7 +186,7 @@ def test_an_initial_model_stored_twice_is_kept_once(
         saved = tmp_path / "saved"
         saved.mkdir()
         (saved / "arrays.safetensors").write_bytes(b"the same")
-        second = tracking.store_initial_model("Worse", saved)
+        second = tracking.store_initial_model(RegisteredName("Worse"), saved)
     bench.mlflow.set_terminated(second.run_id)
     assert swept(bench) == []
     now = time.time()
@@ -232,7 +234,7 @@ def test_the_sweep_follows_the_pages(bench: Bench, monkeypatch: pytest.MonkeyPat
     """However many iterations a crash left and MLflow tells at a time, each is found."""
     monkeypatch.setattr("embedding_studio.tracking.models._PAGE", 2)
     for number in range(5):
-        bench.house.tracking.open_iteration(f"task {number}", "Toy", f"batch {number}", "start")
+        bench.house.tracking.open_iteration(f"task {number}", TOY, f"batch {number}", "start")
     assert sum("was left running" in what for what in swept(bench)) == 5
     assert {experiment.tags["es.state"] for experiment in bench.experiments()} == {"error"}
 
@@ -255,10 +257,10 @@ def test_an_iteration_costs_the_same_after_many(
 
     def finish_another(number: int) -> None:
         name = f"{number}"
-        opened = tracking.open_iteration(name, "Toy", name, "start")
-        tracking.previous_search("Toy", opened.experiment_id)
+        opened = tracking.open_iteration(name, TOY, name, "start")
+        tracking.previous_search(TOY, opened.experiment_id)
         tracking.set_iteration_state(opened.experiment_id, "done")
-        tracking.remove_older_iterations("Toy", opened.experiment_id, keep=100)
+        tracking.remove_older_iterations(TOY, opened.experiment_id, keep=100)
         swept(bench)
 
     for number in range(9):
@@ -277,7 +279,7 @@ def test_iterations_of_before_are_swept_too(bench: Bench) -> None:
     """Version 0.1 did not say of an iteration whether it keeps models: a worker brings that along
     when it starts. Registered models that are not ours are nobody's to sweep."""
     tracking = bench.house.tracking
-    opened = tracking.open_iteration("a task", "Toy", "a batch", "start")
+    opened = tracking.open_iteration("a task", TOY, "a batch", "start")
     bench.mlflow.delete_experiment_tag(opened.experiment_id, "es.models")
     bench.mlflow.create_registered_model("Theirs")
     orphan = bench.mlflow.create_run(opened.experiment_id)
@@ -351,6 +353,8 @@ def test_a_models_removal_beside_that_of_its_iteration(
     first, last = sorted(bench.experiments(), key=lambda one: int(one.experiment_id))
     tracking = bench.house.tracking
     happened = interposed(monkeypatch, lambda: tracking.remove_iteration(first.experiment_id))
-    tracking.remove_older_iterations("Worse", last.experiment_id, keep=9, keep_models=1)
+    tracking.remove_older_iterations(
+        RegisteredName("Worse"), last.experiment_id, keep=9, keep_models=1
+    )
     assert happened
     assert [one.experiment_id for one in bench.experiments()] == [last.experiment_id]

@@ -21,7 +21,7 @@ from embedding_studio.executors.base import Executor, Job, Resources, Verdict
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
-from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind, line_of
+from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind
 from embedding_studio.tracking import Tracking
 
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ class House:
 class Attempt:
     """One worker's try at a task: what its steps share.
 
-    line: whose champion it is about, as `tasks.line_of` names it. has_model: whether a model of
+    has_model: whether a model of
     this iteration was uploaded, be it not yet read back. outputs: a folder with what jobs printed,
     trials apart, a file each, numbered.
     """
@@ -59,7 +59,6 @@ class Attempt:
         self.task = task
         self.lease = lease
         self.method = method
-        self.line = line_of(task)
         self.ref = MethodRef.to(method, house.settings.plugins_folder)
         self.budget = task.budget.or_else(method.budget)
         self.needs = Resources(method.num_cpus, method.num_gpus)

@@ -96,7 +96,6 @@ class _Iteration:
         self._task = task
         self._lease = lease
         self._method = method
-        self._line = self._attempt.line
         self._release_id = f"task {task.id}"
         self._snapshot = self._attempt.work / "sessions.jsonl"
         self._method_name = task.fine_tuning_method
@@ -146,7 +145,9 @@ class _Iteration:
         if registered.is_initial:  # the method may start from another one by now
             folder = self._attempt.work / "initial"
             self._attempt.run(SaveInitialModel(self._attempt.ref, folder))
-            initial = self._tracking.store_initial_model(self._line, folder, self._task.id)
+            initial = self._tracking.store_initial_model(
+                self._task.registered_name, folder, self._task.id
+            )
             begin = partial(self._champions.begin_with, self._task, initial)
             registered = self._attempt.patiently(begin)
         self._mirror_champion()
@@ -232,7 +233,7 @@ class _Iteration:
     def open_experiment(self, batch_id: str, start: StoredModel) -> None:
         opened = self._tracking.open_iteration(
             self._task.id,
-            self._line,
+            self._task.registered_name,
             batch_id,
             start.run_id,
             self._task.fresh_starts,
@@ -391,7 +392,7 @@ class _Iteration:
         self._lease.show(phase="clean up")
         keep, keep_models = self._settings.keep_iterations, self._settings.keep_models
         self._tracking.remove_older_iterations(
-            self._line, self._experiment_id, keep, keep_models, self._retire
+            self._task.registered_name, self._experiment_id, keep, keep_models, self._retire
         )
         if self._settings.keep_batches:
             self._attempt.patiently(

@@ -186,7 +186,7 @@ class Trials:
             self._method.direction,
         )
         settings = self._attempt.settings
-        previous = tracking.previous_search(self._attempt.line, self._experiment_id)
+        previous = tracking.previous_search(self._attempt.task.registered_name, self._experiment_id)
         if previous is not None and settings.learn_from_previous and metric in previous.baseline:
             shift = self._baseline[metric] - previous.baseline[metric]
             self._search.learn(previous.trials, shift)

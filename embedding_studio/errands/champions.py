@@ -11,8 +11,9 @@ from datetime import timedelta
 from embedding_studio.clock import Clock
 from embedding_studio.errors import Conflict, CorruptModel, StoreUnavailable
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.projects import split_name
 from embedding_studio.store.base import Store
-from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel, line_of, split_line
+from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel
 from embedding_studio.tracking import Tracking, story
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ class Champions:
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
         """Register an initial model and make it champion, unless another one was meanwhile."""
-        number = self._tracking.register_version(line_of(task), initial, "The initial model.")
+        number = self._tracking.register_version(
+            task.registered_name, initial, "The initial model."
+        )
 
         def begin(model: RegisteredModel) -> RegisteredModel:
             if not model.is_initial:
@@ -74,7 +77,7 @@ class Champions:
         expected = start.number if start else None
         seen.ensure_champion(expected)
         verdict = story.verdict(promotion)
-        number = self._tracking.register_version(line_of(task), model, verdict)
+        number = self._tracking.register_version(task.registered_name, model, verdict)
         new = ModelVersion(number, model, self._clock(), task.id, promotion)
         move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
 
@@ -149,7 +152,7 @@ def bring_along(store: Store, tracking: Tracking, methods: Collection[str], cloc
     projects, and its iterations of before they told whether their models are kept."""
     tracking.adopt_older_iterations()
     for name in tracking.champion_versions():
-        project, method = split_line(name)
+        project, method = split_name(name)
         if method not in methods:
             continue
         try:

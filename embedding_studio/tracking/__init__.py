@@ -32,7 +32,7 @@ from mlflow.entities import Experiment, Metric, Param, Run, RunTag
 from embedding_studio.executors.base import Report
 from embedding_studio.methods import Direction
 from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
-from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
 from embedding_studio.tasks import Promotion, StoredModel
 from embedding_studio.tracking import card, story
@@ -64,12 +64,11 @@ class PreviousSearch:
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """An experiment of a task, as its tags tell. method: whose champion it is about."""
+    """An experiment of a task, as its tags tell."""
 
     experiment_id: str
     task_id: str
     project: str
-    method: str
     state: str
 
 
@@ -90,7 +89,7 @@ class Tracking(Models):
     def open_iteration(
         self,
         task_id: str,
-        method_name: str,
+        registered_name: RegisteredName,
         batch_id: str,
         start_run_id: str,
         fresh_starts: int = 0,
@@ -98,14 +97,12 @@ class Tracking(Models):
     ) -> OpenIteration:
         """Return the task's experiment, made if it is not there yet.
 
-        method_name, here and below: whose champion it is about, as `tasks.line_of` names it.
-
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
         a fresh start.
         """
         for experiment in self._search_experiments(
-            {"es.kind": "iteration", "es.method": method_name, "es.task_id": task_id}
+            {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
             experiment_id: str = experiment.experiment_id
             is_same_start = experiment.tags["es.start_run_id"] == start_run_id
@@ -116,13 +113,13 @@ class Tracking(Models):
                 return OpenIteration(experiment_id, _generation(experiment))
             why = "its task went on from another model, in another experiment"
             self.set_iteration_state(experiment_id, "abandoned", why)
-        newest = next(self._iterations_of(method_name, "DESC"), None)
+        newest = next(self._iterations_of(registered_name, "DESC"), None)
         generation = 1 if newest is None else _generation(newest) + 1
         tags = {
             "es.kind": "iteration",
             "es.state": "running",
             "es.task_id": task_id,
-            "es.method": method_name,
+            "es.method": registered_name,
             "es.project": project,
             "es.batch_id": batch_id,
             "es.start_run_id": start_run_id,
@@ -131,7 +128,7 @@ class Tracking(Models):
             "es.models": "kept",
         }
         experiment_id = self._create_experiment(
-            f"iteration / {method_name} / {batch_id}",
+            f"iteration / {registered_name} / {batch_id}",
             {**tags, "mlflow.note.content": story.state_note("running", "", tags)},
         )
         return OpenIteration(experiment_id, generation)
@@ -199,10 +196,12 @@ class Tracking(Models):
     def _describe(self, experiment_id: str, note: str) -> None:
         self._client.set_experiment_tag(experiment_id, "mlflow.note.content", note)
 
-    def previous_search(self, method_name: str, experiment_id: str) -> PreviousSearch | None:
+    def previous_search(
+        self, registered_name: RegisteredName, experiment_id: str
+    ) -> PreviousSearch | None:
         """Return what the method's latest older iteration that has finished trials found."""
         this = _generation(self._client.get_experiment(experiment_id))
-        for previous in self._iterations_of(method_name, "DESC"):
+        for previous in self._iterations_of(registered_name, "DESC"):
             if _generation(previous) >= this or previous.tags["es.state"] == "running":
                 continue
             if trials := self.finished_trials(previous.experiment_id):
@@ -212,7 +211,7 @@ class Tracking(Models):
 
     def remove_older_iterations(
         self,
-        method_name: str,
+        registered_name: RegisteredName,
         experiment_id: str,
         keep: int = 1,
         keep_models: int = 1,
@@ -231,11 +230,11 @@ class Tracking(Models):
             return _generation(experiment) <= this - most
 
         # both lists end with what is to go, and neither holds what went before
-        oldest_first = self._iterations_of(method_name, "ASC")
+        oldest_first = self._iterations_of(registered_name, "ASC")
         outdated = [*takewhile(partial(is_beyond, keep), oldest_first)]
         outdated_ids = {experiment.experiment_id for experiment in outdated}
         with_models = self._search_experiments(
-            {"es.kind": "iteration", "es.method": method_name, "es.models": "kept"}
+            {"es.kind": "iteration", "es.method": registered_name, "es.models": "kept"}
         )
         stripped = [one for one in with_models if is_beyond(keep_models, one)]
         for older in outdated + [one for one in stripped if one.experiment_id not in outdated_ids]:
@@ -247,10 +246,10 @@ class Tracking(Models):
             task_id = older.tags["es.task_id"]
             if not retire(OlderIteration(older.experiment_id, task_id, run_ids, is_whole)):
                 continue
-            for registered in self._versions(method_name):
+            for registered in self._versions(registered_name):
                 if registered.run_id in run_ids:
                     with unless_gone():
-                        self._client.delete_model_version(method_name, str(registered.version))
+                        self._client.delete_model_version(registered_name, str(registered.version))
             if is_whole:
                 self.remove_iteration(older.experiment_id)
             else:
@@ -301,7 +300,6 @@ class Tracking(Models):
                 experiment_id=experiment.experiment_id,
                 task_id=experiment.tags["es.task_id"],
                 project=experiment.tags.get("es.project", DEFAULT_PROJECT),
-                method=experiment.tags["es.method"],
                 state=experiment.tags["es.state"],
             )
             for experiment in found
@@ -316,10 +314,10 @@ class Tracking(Models):
         found = self._search_experiments({"es.task_id": task_id})
         return [experiment.experiment_id for experiment in found]
 
-    def _iterations_of(self, method_name: str, order: str) -> Iterator[Experiment]:
+    def _iterations_of(self, registered_name: RegisteredName, order: str) -> Iterator[Experiment]:
         """Yield a method's iterations by age, as many as are asked for. order: ASC or DESC."""
         return self._search_experiments(
-            {"es.kind": "iteration", "es.method": method_name},
+            {"es.kind": "iteration", "es.method": registered_name},
             order_by=[f"creation_time {order}", f"experiment_id {order}"],
             page_size=_FEW,
         )

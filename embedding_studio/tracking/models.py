@@ -36,6 +36,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import CorruptModel
 from embedding_studio.models import RegisteredModel
+from embedding_studio.projects import RegisteredName
 from embedding_studio.tasks import ModelFile, StoredModel
 from embedding_studio.tracking import story
 from embedding_studio.tracking.flavor import PAYLOAD, write_flavor
@@ -136,7 +137,9 @@ class Models:
 
     # -- models --------------------------------------------------------------------------------
 
-    def store_initial_model(self, method_name: str, folder: Path, task_id: str = "") -> StoredModel:
+    def store_initial_model(
+        self, name: RegisteredName, folder: Path, task_id: str = ""
+    ) -> StoredModel:
         """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
 
         The same files are uploaded once. What an earlier attempt of this task left unfinished is
@@ -150,9 +153,7 @@ class Models:
         )
         files = tuple(_describe_files(folder))
         former = [
-            run
-            for run in self._runs(experiment_id)
-            if run.data.tags.get("es.method") == method_name
+            run for run in self._runs(experiment_id) if run.data.tags.get("es.method") == name
         ]
         for run in former:
             if run.data.tags.get("es.model") == "stored":
@@ -162,7 +163,7 @@ class Models:
                         self._end_initial_runs(experiment_id, task_id, stored.run_id)
                         return stored
         run_id = self._create_run(
-            experiment_id, "initial_model", {"es.method": method_name, "es.task_id": task_id}
+            experiment_id, "initial_model", {"es.method": name, "es.task_id": task_id}
         )
         model = self.upload_model(run_id, folder)
         self.confirm_model(model)
@@ -294,16 +295,16 @@ class Models:
 
     # -- the registry --------------------------------------------------------------------------
 
-    def champion(self, method_name: str) -> StoredModel | None:
+    def champion(self, name: RegisteredName) -> StoredModel | None:
         """Return the model behind the alias `champion` of a method's registered model.
 
         Raises CorruptModel when it is neither ours nor of sentence-transformers, or when its files
         are gone.
         """
-        number = self.champion_version(method_name)
+        number = self.champion_version(name)
         if number is None:
             return None
-        version = self._client.get_model_version(method_name, str(number))
+        version = self._client.get_model_version(name, str(number))
         try:
             with self._told_gone(f"the run of version {version.version}"):
                 run = self._client.get_run(version.run_id) if version.run_id else None
@@ -312,7 +313,7 @@ class Models:
             return self._foreign_model(version)
         except CorruptModel as error:
             raise CorruptModel(
-                f"version {version.version} of {method_name!r} in MLflow is its champion, but "
+                f"version {version.version} of {name!r} in MLflow is its champion, but "
                 f"{error}: {OTHER_CHAMPION}"
             ) from error
 
@@ -355,33 +356,33 @@ class Models:
             why = str(error).strip().splitlines()[-1]  # MLflow tells more lines, for its own people
             raise CorruptModel(f"the files of {what} cannot be read: {why}") from error
 
-    def champion_version(self, method_name: str) -> int | None:
+    def champion_version(self, name: RegisteredName) -> int | None:
         """Return the number of the version that the alias `champion` shows."""
-        return self.champion_versions(f"name = '{method_name}'").get(method_name)
+        return self.champion_versions(f"name = '{name}'").get(name)
 
-    def champion_versions(self, which: str | None = None) -> dict[str, int]:
+    def champion_versions(self, which: str | None = None) -> dict[RegisteredName, int]:
         """Return the versions behind the alias `champion`, by the names of registered models."""
         return {
-            model.name: int(model.aliases[CHAMPION])
+            RegisteredName(model.name): int(model.aliases[CHAMPION])
             for model in _pages(self._client.search_registered_models, which)
             if CHAMPION in model.aliases
         }
 
-    def register_version(self, method_name: str, model: StoredModel, why: str) -> int:
+    def register_version(self, name: RegisteredName, model: StoredModel, why: str) -> int:
         """Register a model as a version, if it is none yet, and return its number. Repeating it is
         safe. The alias stays where it is."""
         try:
-            self._client.create_registered_model(method_name)
+            self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        is_it = f"name = '{method_name}' AND run_id = '{model.run_id}'"
+        is_it = f"name = '{name}' AND run_id = '{model.run_id}'"
         for registered in self._client.search_model_versions(is_it):
             return int(registered.version)
         with self._told_gone(f"the model of run {model.run_id}"):
             run = self._client.get_run(model.run_id)
         made = self._client.create_model_version(
-            method_name,
+            name,
             f"{run.info.artifact_uri}/{MODEL_FOLDER}",
             run_id=model.run_id,
             description=why,
@@ -389,19 +390,19 @@ class Models:
         )
         return int(made.version)
 
-    def has_version(self, method_name: str, version: int) -> bool:
+    def has_version(self, name: RegisteredName, version: int) -> bool:
         """Return whether a version is registered under this number."""
         with unless_gone():
-            self._client.get_model_version(method_name, str(version))
+            self._client.get_model_version(name, str(version))
             return True
         return False
 
-    def set_champion(self, method_name: str, version: int) -> None:
+    def set_champion(self, name: RegisteredName, version: int) -> None:
         """Point the alias `champion` to a version."""
-        self._client.set_registered_model_alias(method_name, CHAMPION, str(version))
+        self._client.set_registered_model_alias(name, CHAMPION, str(version))
 
-    def _versions(self, method_name: str) -> Sequence[Any]:
-        return [*_pages(self._client.search_model_versions, f"name = '{method_name}'")]
+    def _versions(self, name: RegisteredName) -> Sequence[Any]:
+        return [*_pages(self._client.search_model_versions, f"name = '{name}'")]
 
     # -- what crashes left ---------------------------------------------------------------------
 
@@ -459,13 +460,13 @@ class Models:
         ]
         having = {r.data.tags["es.method"] for r in stored if r.info.run_id in kept_run_ids}
         for run in stored:
-            method_name = run.data.tags["es.method"]
+            name = run.data.tags["es.method"]
             is_old = (run.info.end_time or an_hour_ago) < an_hour_ago
-            if run.info.run_id not in kept_run_ids and method_name in having and is_old:
-                yield f"run {run.info.run_id} repeats the initial model of {method_name}"
+            if run.info.run_id not in kept_run_ids and name in having and is_old:
+                yield f"run {run.info.run_id} repeats the initial model of {name}"
                 if not dry_run:
                     self._delete_model(run)
-            having.add(method_name)
+            having.add(name)
 
     def _is_gone(self, run_id: str) -> bool:
         """Return whether a run, or its model, was deleted."""

@@ -14,6 +14,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
 from embedding_studio.tracking import Tracking
 from tests.waiting import wait_until
@@ -51,7 +52,7 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
     tracking = Tracking(f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}", tmp_path / "unused")
     experiments = mlflow.search_experiments(filter_string="tags.`es.kind` = 'iteration'")
     assert summary["models_on_disk"] == len(experiments) + 1
-    name = "Default Fine Tuning Method"
+    name = RegisteredName("Default Fine Tuning Method")
     if not summary["promoted"]:  # so few sessions seldom convince the gate
         (best,) = mlflow.search_runs(
             [experiments[0].experiment_id], "tags.`es.is_best` = 'true'", output_format="list"

@@ -406,7 +406,8 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
         model = bench.house.store.models.find(method)
         assert model is not None
         champion = model.version(model.champion).model
-        assert champion == promoted[0].best_model == tracking.champion(method)  # newest first
+        # newest first
+        assert champion == promoted[0].best_model == tracking.champion(model.name)
         assert model.is_mirrored
         for number in {model.champion, *model.former_champions(keep)}:
             kept = model.version(number).model

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.projects import RegisteredName
 from embedding_studio.tasks import TaskStatus
 from tests.faults.harness import LOG, Yard, check_ledger
 from tests.training.tiny import searches, write_tiny_model
@@ -127,7 +128,7 @@ def test_a_full_disk_is_an_error_that_says_so(
     assert failed.error is not None
     assert "No space left on device" in failed.error
     assert "roll back" not in failed.error
-    assert yard.bench.house.tracking.champion("Heavy") == former.best_model
+    assert yard.bench.house.tracking.champion(RegisteredName("Heavy")) == former.best_model
     assert former.best_model is not None
     yard.bench.house.tracking.download_model(former.best_model, yard.settings.data_folder / "copy")
 

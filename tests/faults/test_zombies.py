@@ -21,6 +21,7 @@ from tests.faults.harness import (
 )
 from tests.faults.points import Fault
 from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, MOVES, TRACKING
+from tests.iterations import TOY
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -127,13 +128,13 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     yard.bench.post_sessions(start=1000)
     second = yard.bench.post_task(trials=5)
     yard.wait_for(second)
-    champion = yard.bench.house.tracking.champion("Toy")
+    champion = yard.bench.house.tracking.champion(TOY)
     assert champion == yard.now(second).best_model
     other.send(signal.SIGTERM)
     assert other.wait() == 0
     wake_up(yard, zombie, first)
     yard.drain()
-    assert yard.bench.house.tracking.champion("Toy") == champion
+    assert yard.bench.house.tracking.champion(TOY) == champion
     check_invariants(yard)
 
 
