@@ -152,7 +152,7 @@ def watch(recorder: Recorder, calls: Calls) -> None:
     """Put clocks and counters around what the worker's own process does."""
     from mlflow import MlflowClient
 
-    from embedding_studio.engine import iteration
+    from embedding_studio.engine import attempt
     from embedding_studio.executors.process import ProcessExecutor, _Supervised
     from embedding_studio.tracking import Tracking
 
@@ -168,8 +168,8 @@ def watch(recorder: Recorder, calls: Calls) -> None:
         recorder.wrap(Tracking, name, "saving" if name in saving else "logging")
     recorder.wrap(ProcessExecutor, "submit", "processes")
     recorder.wrap(_Supervised, "run", "processes")
-    recorder.wrap(iteration._Iteration, "prepare_data", "preparing data")
-    recorder.wrap(iteration, "decide", "evaluation")
+    recorder.wrap(attempt.Attempt, "prepare_data", "preparing data")
+    recorder.wrap(attempt, "decide", "evaluation")
 
 
 def make_sessions() -> Iterator[Session]:

@@ -296,7 +296,7 @@ def print_slots(slept: Sequence[Slots]) -> None:
 # -- one after another -----------------------------------------------------------------------------
 
 JOB = "job"
-STEPS = ("score_baseline", "search", "_draw", "judge", "summarize", "carry_out", "finish")
+STEPS = ("score_baseline", "search", "draw", "judge", "summarize", "carry_out", "finish")
 PHASES = {
     "ask": "Optuna proposes a set",
     "open run": "MLflow: the run and its parameters",
@@ -378,7 +378,6 @@ def cost(trial: Seconds) -> float:
 
 def run_study(trials: int) -> Study:
     """Run one iteration of so many trials, each of which reports and returns at once."""
-    from embedding_studio.engine import iteration
     from embedding_studio.engine import jobs as trial
     from embedding_studio.engine.attempt import Attempt
     from embedding_studio.engine.trials import Trials
@@ -404,7 +403,7 @@ def run_study(trials: int) -> Study:
     call_before(Trials, "_start", meter.begin)
     call_before(Tracking, "kill_unfinished", meter.end)  # what follows the last trial
     for name in STEPS:
-        meter.wrap(iteration._Iteration, name, name)
+        meter.wrap(Attempt, name, name)
     with settings_for("inline") as settings:
         opened = open_worker(settings)
         method: Any = opened._catalog.get(METHOD)

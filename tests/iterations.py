@@ -14,7 +14,7 @@ from mlflow.entities import Experiment, Run, ViewType
 
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.clock import utc_now
-from embedding_studio.engine.attempt import House
+from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import DrawSearch
 from embedding_studio.engine.worker import Worker
 from embedding_studio.executors import open_executor

@@ -17,7 +17,7 @@ TIERS = [
     {"search", "store", "executors", "training", "wire"}
     | {"engine.promotion", "engine.jobs", "engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
-    {"engine", "limits", "errands", "api"},
+    {"engine", "errands", "api"},
     {"engine.worker", "client"},
     {"services", "demo"},
     {"__main__"},

@@ -8,9 +8,9 @@ import pytest
 
 from embedding_studio.clickstream import SessionEvent
 from embedding_studio.clock import utc_now
-from embedding_studio.engine import iteration
+from embedding_studio.engine import attempt
 from embedding_studio.engine import jobs as trial
-from embedding_studio.engine.iteration import _Iteration
+from embedding_studio.engine.attempt import Attempt
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.store.moves import TaskMoves
@@ -91,8 +91,8 @@ def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
         (trial.SaveInitialModel, "__call__"),
         (trial.PrepareData, "__call__"),
         (trial.ScoreBaseline, "__call__"),
-        (iteration, "draw_sets"),
-        (_Iteration, "release_batch"),
+        (attempt, "draw_sets"),
+        (Attempt, "release_batch"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -113,7 +113,7 @@ def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> 
     """They are in the batch that is released, so it is prepared again with them."""
     with pytest.MonkeyPatch.context() as patch:
         more = lambda: bench.post_sessions(start=500, count=15)  # noqa: E731
-        before(patch, _Iteration, "release_batch", more)
+        before(patch, Attempt, "release_batch", more)
         task = bench.run_task()
     assert task.status is TaskStatus.DONE
     assert task.batch_id is not None
@@ -130,7 +130,7 @@ def test_events_that_come_while_it_prepares_are_learned_from(bench: Bench) -> No
         bench.house.store.clickstream.append_events("session-7", [event])
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, _Iteration, "release_batch", view)
+        before(patch, Attempt, "release_batch", view)
         task = bench.run_task()
     (data,) = bench.runs(task, "data")
     assert data.data.metrics["data/ignored_events"] == 1
@@ -155,7 +155,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
         bench.post_sessions(start=500)
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, _Iteration, "release_batch", take)
+        before(patch, Attempt, "release_batch", take)
         failed = bench.run_task()
     assert failed.status is TaskStatus.ERROR
     assert "released already, as 'another'" in (failed.error or "")
@@ -168,7 +168,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
 def test_a_restart_finds_the_batch_that_was_released_for_it(bench: Bench) -> None:
     """Also when the attempt ended before it could say so, and others are collecting by now."""
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, _Iteration, "_record_release", fail)
+        before(patch, Attempt, "_record_release", fail)
         failed = bench.run_task()
     assert (failed.batch_id, collected(bench)) == (None, 0)
     bench.post_sessions(start=500, count=70)
@@ -200,7 +200,7 @@ def test_a_task_that_is_ended_while_it_prepares_uses_nothing_up(bench: Bench, en
         ask: Callable[..., object] = getattr(TaskMoves, end)
         before(
             patch,
-            _Iteration,
+            Attempt,
             "release_batch",
             lambda: ask(bench.house.store, task.id, utc_now()),
         )

@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
 from embedding_studio.clock import utc_now
-from embedding_studio.engine.iteration import _Iteration
+from embedding_studio.engine.attempt import Attempt
+from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.engine.worker import Worker
-from embedding_studio.errands.champions import Champions
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
 from embedding_studio.models import MoveKind, RegisteredModel
@@ -112,9 +112,9 @@ def test_a_rollback_during_an_iteration_wins(
     """The verdict says who moved the champion, which stays; the next iteration starts from it."""
     first = bench.run_task()
     with monkeypatch.context() as racing:
-        step = getattr(_Iteration, place)
-        racing.setattr(_Iteration, place, doing_first(lambda: roll_back(bench), step))
-        racing.setattr(_Iteration, "_draw", lambda self, trials: None)
+        step = getattr(Attempt, place)
+        racing.setattr(Attempt, place, doing_first(lambda: roll_back(bench), step))
+        racing.setattr(Attempt, "draw", lambda self, trials: None)
         second = bench.run_task(start=1000)
     assert second.status is TaskStatus.DONE
     assert second.promotion is not None
@@ -194,11 +194,11 @@ def stopped_after_promotion(bench: Bench) -> FineTuningTask:
     bench.post_sessions()
     task = bench.post_task()
     stop = doing_first(
-        lambda: bench.house.store.tasks.stop(task.id, utc_now()), _Iteration.score_baseline
+        lambda: bench.house.store.tasks.stop(task.id, utc_now()), Attempt.score_baseline
     )
     with pytest.MonkeyPatch.context() as stopping:
-        stopping.setattr(_Iteration, "score_baseline", stop)
-        stopping.setattr("embedding_studio.engine.attempt.Attempt.has_model", True, raising=False)
+        stopping.setattr(Attempt, "score_baseline", stop)
+        stopping.setattr("embedding_studio.engine.lease.Lease.has_model", True, raising=False)
         bench.worker.work_once()
     return bench.house.store.tasks.get(task.id)
 
@@ -273,19 +273,21 @@ def test_who_is_late_does_not_set_the_alias(bench: Bench, monkeypatch: pytest.Mo
     house = bench.house
     roll_back(bench)
     tracking = type(house.tracking)
-    late = Champions(house.store, house.tracking, utc_now)
-    other = Champions(house.store, house.tracking, lambda: utc_now() + timedelta(seconds=1))
+    late = Champions(house)
+    other = Champions(replace(house, clock=lambda: utc_now() + timedelta(seconds=1)))
 
     def sleep() -> None:
         monkeypatch.undo()
-        later = Champions(house.store, house.tracking, lambda: utc_now() + timedelta(days=1))
+        later = Champions(replace(house, clock=lambda: utc_now() + timedelta(days=1)))
         roll_back(bench, 2)
-        assert later.mirror("Toy", 60)
-        monkeypatch.setattr(late, "_clock", lambda: utc_now() + timedelta(days=2))
+        assert later.mirror("Toy")
+        monkeypatch.setattr(
+            late, "_house", replace(house, clock=lambda: utc_now() + timedelta(days=2))
+        )
 
     monkeypatch.setattr(tracking, "set_champion", doing_first(sleep, tracking.set_champion))
-    assert other.mirror("Nothing", 60)
-    assert not late.mirror("Toy", 60)
+    assert other.mirror("Nothing")
+    assert not late.mirror("Toy")
     assert (registered(bench).champion, alias(bench)) == (2, 2)
 
 
@@ -366,9 +368,9 @@ def test_a_canceled_restart_keeps_what_was_champion(bench: Bench) -> None:
     roll_back(bench)
     store = bench.house.store
     store.tasks.restart(task.id, utc_now())
-    cancel = doing_first(lambda: store.tasks.cancel(task.id, utc_now()), _Iteration.judge)
+    cancel = doing_first(lambda: store.tasks.cancel(task.id, utc_now()), Attempt.judge)
     with pytest.MonkeyPatch.context() as canceling:
-        canceling.setattr(_Iteration, "judge", cancel)
+        canceling.setattr(Attempt, "judge", cancel)
         bench.worker.work_once()
     assert store.tasks.get(task.id).status is TaskStatus.CANCELED
     copy = bench.house.settings.data_folder / "copy"

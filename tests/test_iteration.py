@@ -17,11 +17,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from embedding_studio.clock import utc_now
-from embedding_studio.engine import iteration
+from embedding_studio.engine.attempt import Attempt
+from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.jobs import MethodRef, Train
 from embedding_studio.engine.lease import Lease
 from embedding_studio.engine.worker import Worker
-from embedding_studio.errands.champions import Champions
 from embedding_studio.errors import LeaseLost, MethodError
 from embedding_studio.executors.base import Report
 from embedding_studio.methods import Scores
@@ -525,14 +525,14 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     """It ends as stopped, says why there is no model, and can be restarted."""
     bench.post_sessions()
     task = bench.post_task()
-    prepare = iteration._Iteration.prepare_data
+    prepare = Attempt.prepare_data
 
-    def stop_and_prepare(self: Any) -> None:
+    def stop_and_prepare(*args: Any) -> Any:
         bench.house.store.tasks.stop(task.id, utc_now())
-        prepare(self)
+        return prepare(*args)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(iteration._Iteration, "prepare_data", stop_and_prepare)
+        stopping.setattr(Attempt, "prepare_data", stop_and_prepare)
         stopping.setattr(Lease, "check", check_against_store)
         assert bench.worker.work_once()
     task = bench.house.store.tasks.get(task.id)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.limits import seconds_at_work
 from embedding_studio.engine.worker import Worker
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
-from embedding_studio.limits import seconds_at_work
 from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Search, SuggestedSet
 from embedding_studio.search.plots import draw_search
 from embedding_studio.settings import Settings
@@ -292,7 +292,7 @@ def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
     house = replace(
         bench.house, settings=bench.house.settings.replaced(seed=0, warm_start_trials=0)
     )
-    monkeypatch.setattr("embedding_studio.engine.iteration.SEEDS_PER_GENERATION", 0)
+    monkeypatch.setattr("embedding_studio.engine.attempt.SEEDS_PER_GENERATION", 0)
     with monkeypatch.context() as dying:
         dying.setattr(Search, "report", die_in_fourth)
         with pytest.raises(KeyboardInterrupt):

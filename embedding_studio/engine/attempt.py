@@ -1,199 +1,462 @@
-"""One attempt at a task: what its steps share, and how they reach the store and the executor."""
+"""One task's way from clicks to a promoted model, or none. Read `run_iteration` first."""
 
-import itertools
+import hashlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextvars import copy_context
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from embedding_studio.clock import Clock
-from embedding_studio.engine.failures import during
-from embedding_studio.engine.jobs import MethodRef, Score
-from embedding_studio.engine.lease import Lease
-from embedding_studio.errors import MethodError, Stopped, StoreUnavailable
-from embedding_studio.executors.base import Executor, Job, Resources, Verdict
-from embedding_studio.methods import AnyMethod, Scores
-from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
-from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskEventKind
-from embedding_studio.tracking import Tracking
-
-Result = TypeVar("Result")
+from embedding_studio.clickstream import BatchStatus, SessionBatch
+from embedding_studio.deletion import remove_tree
+from embedding_studio.engine.champions import Champions
+from embedding_studio.engine.failures import PROPOSING
+from embedding_studio.engine.house import House
+from embedding_studio.engine.jobs import (
+    SESSION_LINES,
+    BaselineResult,
+    DrawSearch,
+    PrepareData,
+    SaveInitialModel,
+    ScoreBaseline,
+    mean_metrics,
+)
+from embedding_studio.engine.lease import POLL_SECONDS, Lease
+from embedding_studio.engine.promotion import decide
+from embedding_studio.engine.trials import Baseline, Trials
+from embedding_studio.engine.workspace import Workspace
+from embedding_studio.errors import (
+    Conflict,
+    CorruptModel,
+    Draining,
+    ExecutorUnavailable,
+    LeaseLost,
+    NotFound,
+)
+from embedding_studio.methods import AnyMethod, Parameters
+from embedding_studio.search import FinishedTrial, draw_sets
+from embedding_studio.tasks import (
+    FineTuningTask,
+    Promotion,
+    StoredModel,
+    TaskEvent,
+    TaskEventKind,
+    TaskStatus,
+)
+from embedding_studio.tracking import OlderIteration, story
+from embedding_studio.tracking.models import OTHER_CHAMPION
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
+SNAPSHOT_PAGE = 1000
+SEEDS_PER_GENERATION = 100_000
+ESTIMATE_FROM_SETS = 16
+ESTIMATE = "estimated_trained_tokens"
+
+
+def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
+    """Execute a claimed task to its end, from wherever an earlier attempt left it.
+
+    A task that is to stop ends with the best model so far, and Stopped is raised if there is none.
+    Raises LeaseLost or Draining when the task is no longer to be worked on, IterationError and
+    MethodError when it cannot succeed; the caller ends the task accordingly.
+    """
+    for number in range(1, task.attempt + 1):  # a later one may be at work while we slept
+        remove_tree(house.settings.work_folder / f"{task.id}-{number}", ignore_errors=True)
+    attempt = Attempt(house, task, lease, method)
+    best: StoredModel | None
+    drawing: Future[None] | None = None
+    try:
+        if task.promotion is None:
+            batch = attempt.find_batch()
+            start = attempt.fetch_starting_model()
+            data = attempt.prepare_data(batch)
+            if batch.status is BatchStatus.COLLECTING:
+                data = attempt.try_start(data)  # what fails up to here leaves the batch collecting
+                batch = attempt.release_batch(batch)
+                data = attempt.prepare_data(batch, data)
+            experiment_id, seed = attempt.open_experiment(batch, start)
+            baseline = attempt.score_baseline(experiment_id, data)
+            best, trials = attempt.search(experiment_id, seed, baseline)
+            drawing = attempt.draw(trials)  # while the models are judged
+            promotion = attempt.judge(start, baseline, best)
+        else:  # an earlier attempt got as far as the verdict: only its consequences are missing
+            experiment_id, best, promotion = attempt.recall_verdict(task.promotion)
+        attempt.summarize(experiment_id, drawing)
+        attempt.carry_out(experiment_id, best, promotion)
+        attempt.finish(experiment_id)
+    finally:
+        attempt.workspace.close()
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """What an iteration works with; made once per worker."""
+class Data:
+    """What the trials learn from, as it lies in the workspace."""
 
-    store: Store
-    tracking: Tracking
-    executor: Executor
-    settings: Settings
-    clock: Clock
+    #: of the sessions that it was prepared from
+    digest: str
+    figures: Mapping[str, float]
+    #: how the starting model did on it; None if that was not tried yet
+    start: BaselineResult | None = None
 
 
 class Attempt:
-    """One worker's try at a task: what its steps share.
-
-    has_model: whether a model of
-    this iteration was uploaded, be it not yet read back. outputs: a folder with what jobs printed,
-    trials apart, a file each, numbered.
-    """
+    """One worker's try at a task. Its methods are the steps of `run_iteration`."""
 
     def __init__(self, house: House, task: FineTuningTask, lease: Lease, method: AnyMethod) -> None:
-        self.store = house.store.in_project(task.project)
-        self.tracking = house.tracking
-        self.executor = house.executor
-        self.settings = house.settings
-        self.clock = house.clock
+        self.house = house.in_project(task.project)
         self.task = task
         self.lease = lease
         self.method = method
-        self.ref = MethodRef.to(method, house.settings.plugins_folder)
+        self.workspace = Workspace(house, task, lease, method)
         self.budget = task.budget.or_else(method.budget)
-        self.needs = Resources(method.num_cpus, method.num_gpus)
-        self.work = house.settings.work_folder / f"{task.id}-{task.attempt}"
-        self.start_folder = self.work / "start"
-        self.data_folder = self.work / "data"
-        self.best_folder = self.work / "best"
-        self.outputs = self.work / "output"
-        self._numbers = itertools.count(1)
-        self._submitted: dict[Future[Any], tuple[str, Path]] = {}
-        self.has_model = task.best_model is not None
+        self.champions = Champions(self.house)
 
-    # -- jobs --------------------------------------------------------------------------------------
+    # -- data and starting point ---------------------------------------------------------------
 
-    def run(self, job: Job[Result], meanwhile: Callable[[], None] = lambda: None) -> Result:
-        """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
-        self.check()
-        return self.result_of(self.submit(job), meanwhile)
-
-    def submit(self, job: Job[Result]) -> "Future[Result]":
-        """Start a job whose reports, if it makes any, change nothing."""
-        output = self.outputs / f"{next(self._numbers)}-{job.doing.replace(' ', '-')}.txt"
-        go_on = Verdict.CONTINUE
-        future = self.executor.submit(job, lambda _: go_on, self.needs, output)
-        self._submitted[future] = (job.doing, output)
-        return future
-
-    def result_of(
-        self, future: "Future[Result]", meanwhile: Callable[[], None] = lambda: None
-    ) -> Result:
-        """Return what a job gives or raise what it raised, ending it when the attempt must end.
-
-        Raises MethodError when the job takes longer than ES_MAX_JOB_MINUTES."""
-        doing, output = self._submitted.pop(future)
-        with during(doing, output):
-            try:
-                self.first_done([future], self._ending(meanwhile, self.check))
-            except BaseException:
-                self.executor.kill(future)
-                wait([future])
-                raise
-            return future.result()
-
-    def call(
-        self, doing: str, function: Callable[[], Result], meanwhile: Callable[[], None]
-    ) -> Result:
-        """Return what a function of the plugin gives in this process, in a thread that is left to
-        itself when it hangs. Raises as `result_of`."""
-        future: Future[Result] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
-                future.set_exception(error)
-
-        threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
-        with during(doing):
-            self.first_done([future], self._ending(meanwhile))
-            return future.result()
-
-    def _ending(self, *meanwhile: Callable[[], None]) -> Callable[[], None]:
-        """Return what is called again and again while a step goes on, to end it when it is due."""
-        minutes = self.settings.max_job_minutes
-        deadline = time.monotonic() + minutes * 60
-
-        def end_if_due() -> None:
-            for look in meanwhile:
-                look()
-            if time.monotonic() >= deadline:
-                raise MethodError(
-                    f"still going on after {minutes:g} minutes, it was ended: does the method wait "
-                    "for something? If it needs longer, raise ES_MAX_JOB_MINUTES"
+    def find_batch(self) -> SessionBatch:
+        """Return the batch to learn from: the one that the task names, or that an earlier attempt
+        released for it, else the one now collecting."""
+        clickstream, named = self.house.store.clickstream, self.task.batch_id
+        if named is not None:
+            batch = self.lease.patiently(clickstream.get_batch, named)
+            if batch.status is not BatchStatus.RELEASED:
+                raise Conflict(
+                    f"batch {named} is still collecting: release it, then restart the task"
                 )
+            return batch
+        released = self.lease.patiently(clickstream.find_release, self._release_id)
+        if released is not None:  # before the attempt could say so
+            self._record_release(released)
+            return released
+        collecting = self.lease.patiently(clickstream.collecting_batch)
+        if collecting is None:
+            raise Conflict(
+                "no batch is collecting, so there is nothing to learn from: post sessions, then "
+                "restart the task"
+            )
+        return collecting
 
-        return end_if_due
+    @property
+    def _release_id(self) -> str:
+        return f"task {self.task.id}"
 
-    def first_done(
-        self, running: Collection[Future[Any]], meanwhile: Callable[[], None]
-    ) -> set[Future[Any]]:
-        """Wait for the first of some jobs, asking the lease and calling `meanwhile` again and
-        again."""
-        while True:
-            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+    def fetch_starting_model(self) -> StoredModel:
+        """Copy the champion to the workspace: the initial model, until another is promoted."""
+        tracking, workspace = self.house.tracking, self.workspace
+        registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
+        if registered.is_initial:  # the method may start from another one by now
+            folder = workspace.folder / "initial"
+            workspace.run(SaveInitialModel(workspace.method, folder))
+            initial = tracking.store_initial_model(self.task.registered_name, folder, self.task.id)
+            registered = self.lease.patiently(self.champions.begin_with, self.task, initial)
+        self._mirror_champion()
+        model = registered.version(registered.champion).model
+        try:
+            tracking.download_model(model, workspace.start)
+        except CorruptModel as error:
+            raise CorruptModel(
+                f"{error}. It is the model to start from: {OTHER_CHAMPION}"
+            ) from error
+        return model
+
+    def _mirror_champion(self) -> None:
+        """Return once MLflow's alias shows the champion."""
+        while not self.lease.patiently(self.champions.mirror, self.task.fine_tuning_method):
             self.lease.check()
-            if done:
-                return done
-            meanwhile()
+            time.sleep(POLL_SECONDS)
 
-    def check(self) -> None:
-        """Raise LeaseLost or Draining if the attempt must end, and Stopped if the task is to stop
-        and has no model yet, for there will be nothing to keep."""
+    def prepare_data(self, batch: SessionBatch, former: Data | None = None) -> Data:
+        """Prepare the sessions of a batch, as they are now, for all trials. What was prepared of
+        the same sessions stays."""
+        snapshot = self.workspace.folder / "sessions.jsonl"
+        digest = self._take_snapshot(batch, snapshot)
+        if former is not None and former.digest == digest:
+            snapshot.unlink()
+            return former
+        remove_tree(self.workspace.data, ignore_errors=True)
+        weights = self.task.event_weights or {}
+        job = PrepareData(self.workspace.method, snapshot, self.workspace.data, weights)
+        prepared = self.workspace.run(job)
+        snapshot.unlink()
+        sessions = int(prepared.figures["sessions"])
+        self.record(
+            TaskEventKind.DATA_PREPARED,
+            f"{sessions} sessions are prepared; {prepared.events.tell() or 'every event counts'}",
+            {"sessions": sessions, **prepared.events.as_data()},
+        )
+        return Data(digest, prepared.figures)
+
+    def _take_snapshot(self, batch: SessionBatch, file: Path) -> str:
+        """Copy the sessions of the batch as they are now to a file; return a digest of it."""
+        digest, after = hashlib.sha256(), 0
+        read = partial(self.house.store.clickstream.read, batch.batch_id)
+        with file.open("wb") as lines:
+            while page := self.lease.patiently(read, after, SNAPSHOT_PAGE):
+                self.lease.check()
+                for numbered in page:
+                    line = SESSION_LINES.dump_json(numbered.session) + b"\n"
+                    digest.update(line)
+                    lines.write(line)
+                after = page[-1].number
+        return digest.hexdigest()
+
+    def try_start(self, data: Data) -> Data:
+        """Score the starting model before anything is used up: it is the method's first work."""
+        self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
+        return replace(data, start=self._score_start())
+
+    def release_batch(self, batch: SessionBatch) -> SessionBatch:
+        """Release the batch that is prepared. Raises Conflict when another release took it."""
+        self.lease.beat()
+        self.lease.check_stop()  # a task that was ended by now takes nothing along
+        release, now = self.house.store.clickstream.release, self.house.clock()
+        released = self.lease.patiently(release, self._release_id, now, batch.batch_id)
+        self._record_release(released)
+        return released
+
+    def _record_release(self, batch: SessionBatch) -> None:
+        self.record(
+            TaskEventKind.BATCH_RELEASED,
+            f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
+            {"batch_id": batch.batch_id, "sessions": batch.session_count},
+            batch_id=batch.batch_id,
+        )
+
+    def open_experiment(self, batch: SessionBatch, start: StoredModel) -> tuple[str, int]:
+        """Return the id of the task's experiment, and the seed of its search."""
+        tracking, settings = self.house.tracking, self.house.settings
+        opened = tracking.open_iteration(
+            self.task.id,
+            self.task.registered_name,
+            batch.batch_id,
+            start.run_id,
+            self.task.fresh_starts,
+            self.task.project,
+        )
+        experiment_id = opened.experiment_id
+        params = dict.fromkeys(name for some in self._draw_sets() for name in some)
+        tracking.keep_view(experiment_id, self.method.main_metric, self.method.direction, params)
+        if self.task.experiment_id != experiment_id:
+            self.record(
+                TaskEventKind.EXPERIMENT_OPENED,
+                f"MLflow experiment {experiment_id}, from the model of run {start.run_id}",
+                {"experiment_id": experiment_id, "start_run_id": start.run_id},
+                experiment_id=experiment_id,
+            )
+        tracking.kill_unfinished(experiment_id)
+        # each generation draws other sets; an attempt of the same one draws the same again
+        return experiment_id, settings.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
+
+    def score_baseline(self, experiment_id: str, data: Data) -> Baseline:
+        """Score the starting model as it is, on the data of every trial, and estimate the cost."""
+        self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
+        finished = self.house.tracking.finished_baseline(experiment_id)
+        if finished is None:
+            baseline = self._log_baseline(experiment_id, data)
+        else:
+            baseline = Baseline(finished[0], dict(finished[1]))
+        self.lease.show(baseline=baseline.metrics[self.method.main_metric])
+        self._show_cost(experiment_id, baseline.metrics)
+        baseline.metrics.pop(ESTIMATE, None)
+        return baseline
+
+    def _log_baseline(self, experiment_id: str, data: Data) -> Baseline:
+        tracking, metric = self.house.tracking, self.method.main_metric
+        tracking.record_data(experiment_id, data.figures)
+        run_id = tracking.start_baseline(experiment_id)
+        scored = data.start or self._score_start()
+        metrics, value = dict(scored.metrics), scored.metrics[metric]
+        if scored.tokens_per_trial is not None:
+            metrics[ESTIMATE] = round(scored.tokens_per_trial * (self.budget.max_trials or 1))
+        tracking.log_output(run_id, self.workspace.outputs)
+        tracking.finish_run(run_id, metrics, value=value)
+        self.record(
+            TaskEventKind.BASELINE_SCORED,
+            f"the starting model has {metric} {value:.4f} on validation",
+            {"main_metric": metric, "value": value},
+        )
+        for warning in scored.warnings:
+            self.warn(warning, run_id)
+        return Baseline(run_id, metrics, scored.queries, scored.test_scores)
+
+    def _score_start(self) -> BaselineResult:
+        place, copy = self.workspace, self.workspace.folder / "saved again"
+        return place.run(
+            ScoreBaseline(place.method, place.start, place.data, copy, self._draw_sets())
+        )
+
+    def _draw_sets(self) -> list[Parameters]:
+        """Return what the trials may look like."""
+        seed = self.house.settings.seed
+        draw = partial(draw_sets, self.method.suggest, ESTIMATE_FROM_SETS, seed)
+        return self.workspace.call(PROPOSING, draw, self.lease.check_stop)
+
+    def _show_cost(self, experiment_id: str, baseline: Mapping[str, float]) -> None:
+        """Go on from what MLflow knows of the estimate and of the trials of earlier attempts."""
+        self.lease.show(
+            trained_tokens=sum(self.house.tracking.trained_tokens(experiment_id).values()),
+            estimated_trained_tokens=int(baseline[ESTIMATE]) if ESTIMATE in baseline else None,
+        )
+
+    # -- search ----------------------------------------------------------------------------------
+
+    def search(
+        self, experiment_id: str, seed: int, baseline: Baseline
+    ) -> tuple[StoredModel, Sequence[FinishedTrial]]:
+        """Run the trials until the budget is spent; return the best model, and all trials."""
+        trials = Trials(self, experiment_id, seed, baseline)
+        return trials.run(), trials.finished
+
+    def draw(self, trials: Sequence[FinishedTrial]) -> "Future[None]":
+        """Begin to draw what the search found."""
+        metric, direction = self.method.main_metric, self.method.direction
+        folder = self.workspace.folder / "summary"
+        return self.workspace.submit(DrawSearch(tuple(trials), direction, metric, folder))
+
+    # -- verdict and consequences ----------------------------------------------------------------
+
+    def judge(self, start: StoredModel, baseline: Baseline, best: StoredModel) -> Promotion:
+        """Score best and baseline on the untouched test split and record the fenced verdict."""
+        self.lease.show(phase="promote", seconds_left=None)
+        tracking, workspace, metric = self.house.tracking, self.workspace, self.method.main_metric
+        if not workspace.best.exists():  # found by an earlier attempt
+            tracking.download_model(best, workspace.best)
+        # unscored: the baseline run is an earlier attempt's
+        before = baseline.test_scores or workspace.score(workspace.start, "test")
+        after = workspace.score(workspace.best, "test")
+        tracking.log_test_scores(baseline.run_id, mean_metrics(before, metric))
+        tracking.log_test_scores(best.run_id, mean_metrics(after, metric))
+        seed = self.house.settings.seed
+        promotion = decide(metric, self.method.direction, before, after, seed)
+        registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
+        if promotion.promoted and (known := registered.version_of(best.run_id)) is not None:
+            promotion = _refused(
+                promotion, f"it was champion as version {known.number} and was rolled back"
+            )
+        elif promotion.promoted and not registered.is_champion(start.run_id):
+            promotion = _refused(promotion, f"{registered.say_champion()}: start a new task")
+        self._record_verdict(promotion)
+        return promotion
+
+    def _record_verdict(self, promotion: Promotion) -> None:
+        verdict = story.verdict(promotion)
+        kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
+        figures = {"baseline": promotion.baseline, "best": promotion.best}
+        self.record(kind, verdict, figures, promotion=promotion)
+        log.info("%s", verdict)
+
+    def recall_verdict(self, promotion: Promotion) -> tuple[str, StoredModel | None, Promotion]:
+        """Return what an earlier attempt recorded: experiment, best model and verdict."""
+        experiment_id = self.task.experiment_id or ""
+        finished = self.house.tracking.finished_baseline(experiment_id)
+        self._show_cost(experiment_id, finished[1] if finished else {})
+        return experiment_id, self.task.best_model, promotion
+
+    def summarize(self, experiment_id: str, drawing: "Future[None] | None") -> None:
+        """Keep what the search found, drawn and as a table, in a run of its own.
+
+        A drawing that fails is told there and in the log: no model hangs on it."""
+        tracking = self.house.tracking
+        if tracking.has_summary(experiment_id):
+            return
+        if drawing is None:  # an earlier attempt ended between its verdict and this
+            drawing = self.draw(tracking.finished_trials(experiment_id, self.method.main_metric))
+        folder: Path | None = self.workspace.folder / "summary"
+        failure: Exception | None = None
+        try:
+            self.workspace.result_of(drawing)
+        except (ExecutorUnavailable, LeaseLost, Draining):
+            raise
+        except Exception as error:  # noqa: BLE001 - no model hangs on a drawing
+            folder, failure = None, error
+            log.warning("the search was not drawn: %r", failure)
+        tracking.store_summary(experiment_id, folder, repr(failure))
+
+    def carry_out(self, experiment_id: str, best: StoredModel | None, promotion: Promotion) -> None:
+        """Move the champion if the verdict says so, then remove the older iterations."""
+        tracking, settings = self.house.tracking, self.house.settings
         self.lease.check()
-        if self.lease.is_stopping and not self.has_model:
-            raise Stopped("stopped before any hyperparameter set had given a model")
+        if best is not None:
+            if promotion.promoted:
+                promotion = self._promote(experiment_id, best, promotion)
+            tracking.describe_verdict(experiment_id, promotion, best)
+        self.lease.show(phase="clean up")
+        tracking.remove_older_iterations(
+            self.task.registered_name,
+            experiment_id,
+            settings.keep_iterations,
+            settings.keep_models,
+            self._retire,
+        )
+        if settings.keep_batches:
+            delete = self.house.store.clickstream.delete_older
+            self.lease.patiently(delete, settings.keep_batches)
 
-    def score(
-        self, model_folder: Path, split: str, meanwhile: Callable[[], None] = lambda: None
-    ) -> Scores:
-        """Score a saved model on a split of the prepared data."""
-        return self.run(Score(self.ref, model_folder, self.data_folder, split), meanwhile)
+    def _promote(self, experiment_id: str, best: StoredModel, promotion: Promotion) -> Promotion:
+        """Make the best model champion; take the verdict back if the champion was moved since."""
+        start_run_id = self.house.tracking.start_run_id(experiment_id)
+        promote = self.champions.promote
+        try:
+            self.lease.patiently(promote, self.task, best, promotion, start_run_id)
+        except Conflict as error:
+            promotion = _refused(promotion, f"{error}: start a new task")
+            self._record_verdict(promotion)
+        self._mirror_champion()
+        return promotion
 
-    def kept_run_ids(self) -> Collection[str]:
-        """Return the runs whose models are those of registered versions, not to be deleted."""
-        find = partial(self.store.models.find, self.task.fine_tuning_method)
-        model = self.patiently(find)
-        return model.kept_run_ids if model else ()
+    def _retire(self, older: OlderIteration) -> bool:
+        """Note in the store that an iteration goes, before it does; False if it has to stay."""
+        store, now = self.house.store, self.house.clock()
+        keep = self.house.settings.keep_champions
+        try:
+            self.lease.patiently(
+                store.models.update,
+                self.task.fine_tuning_method,
+                lambda model: model.retired(older.run_ids, keep, now),
+            )
+        except Conflict:
+            return False
+        what = "its experiment goes, with its model" if older.is_whole else "its model goes"
+        why = f"{what}, for task {self.task.id} is newer"
+        forget = partial(store.tasks.forget_iteration, older.task_id, older.experiment_id)
+        with suppress(NotFound):
+            self.lease.patiently(forget, now, why, older.is_whole)
+        return True
 
-    # -- the task ----------------------------------------------------------------------------------
+    def finish(self, experiment_id: str) -> None:
+        """End the task, and say so in MLflow before."""
+        self.lease.beat()  # the last word on progress
+        self.lease.check()
+        tracking, now = self.house.tracking, self.house.clock()
+        tracking.set_iteration_state(experiment_id, "done")
+        tracking.settle()
+        finish = self.house.store.tasks.finish
+        self.lease.patiently(finish, self.lease.claim, now, TaskStatus.DONE)
+
+    # -- the task's history ----------------------------------------------------------------------
 
     def record(
         self, kind: TaskEventKind, detail: str, data: Mapping[str, Any], **fields: Any
     ) -> None:
         """Set fields of the task and add an event to its history, in one fenced write."""
         if fields:  # they name what is in MLflow
-            self.tracking.settle()
-        now = self.clock()
-        event = TaskEvent(kind, now, detail, data)
-        self.patiently(
-            partial(self.store.tasks.record, self.lease.claim, now, event=event, **fields)
-        )
+            self.house.tracking.settle()
+        now = self.house.clock()
+        record, event = self.house.store.tasks.record, TaskEvent(kind, now, detail, data)
+        self.lease.patiently(record, self.lease.claim, now, event=event, **fields)
 
     def warn(self, what: str, run_id: str | None = None) -> None:
         """Tell of what is no failure, in the log, the task's history and the run's note."""
         log.warning("%s", what)
         if run_id is not None:
-            self.tracking.warn(run_id, what)
+            self.house.tracking.warn(run_id, what)
         self.record(TaskEventKind.WARNING, what, {})
 
-    def patiently(self, call: Callable[[], Result]) -> Result:
-        """Ask the store until it answers, for as long as the lease holds."""
-        while True:
-            try:
-                return call()
-            except StoreUnavailable as error:
-                log.warning("the store does not answer: %s", error)
-                self.lease.check()
-                time.sleep(POLL_SECONDS)
+
+def _refused(promotion: Promotion, reason: str) -> Promotion:
+    return replace(promotion, promoted=False, reason=reason)

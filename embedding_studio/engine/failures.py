@@ -23,6 +23,24 @@ _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+),? in (\S+)')
 
 
+class LedgerFailed(Exception):
+    """MLflow could not be written to: that is the task's failure, not the hyperparameter set's."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        #: what MLflow's client raised
+        self.why = why
+
+
+@contextmanager
+def writing_to_ledger() -> Iterator[None]:
+    """Around calls to MLflow for a trial, whose failures would else seem the trial's."""
+    try:
+        yield
+    except Exception as error:
+        raise LedgerFailed(error) from error
+
+
 @contextmanager
 def during(doing: str, output: Path | None = None) -> Iterator[None]:
     """Around what plugins do: their failure says while doing what, and does not end our process.

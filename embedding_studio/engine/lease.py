@@ -1,19 +1,32 @@
 """A worker's hold on one task: renewed from a timer, asked at every step, lost but once."""
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from embedding_studio.clock import Clock
-from embedding_studio.errors import Draining, LeaseLost, StoreUnavailable
+from embedding_studio.errors import Draining, LeaseLost, Stopped, StoreUnavailable
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import Claim, FineTuningTask, TaskProgress, TaskStatus
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+"""How often what waits asks its lease."""
+
 
 class Lease:
-    """task: as claimed. `beat` is called from a timer; everything else from the iteration."""
+    """A worker's hold on the task it has claimed.
+
+    `beat` is called from a timer, everything else from the attempt.
+    """
 
     def __init__(
         self, store: Store, task: FineTuningTask, worker_id: str, seconds: float, clock: Clock
@@ -27,6 +40,8 @@ class Lease:
         self._progress = TaskProgress(phase="prepare")
         self._is_lost = False
         self._is_draining = False
+        #: whether a model of this iteration was uploaded, be it not yet read back
+        self.has_model = task.best_model is not None
         is_stopping = task.status is TaskStatus.STOPPING
         self._stop_noticed_at = time.monotonic() if is_stopping else None
 
@@ -85,3 +100,25 @@ class Lease:
         self.ensure_owned()
         if self._is_draining:
             raise Draining(f"task {self.claim.task_id} goes back: the worker is asked to end")
+
+    def check_stop(self) -> None:
+        """Raise what `check` raises, and Stopped if the task is to stop and has no model yet, for
+        there will be nothing to keep."""
+        self.check()
+        if self.is_stopping and not self.has_model:
+            raise Stopped("stopped before any hyperparameter set had given a model")
+
+    def patiently(
+        self,
+        ask: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Ask the store until it answers, for as long as the lease holds."""
+        while True:
+            try:
+                return ask(*args, **kwargs)
+            except StoreUnavailable as error:
+                log.warning("the store does not answer: %s", error)
+                self.check()
+                time.sleep(POLL_SECONDS)

@@ -22,12 +22,12 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from embedding_studio.clock import DatabaseClock, utc_now
-from embedding_studio.engine.attempt import House
+from embedding_studio.engine.attempt import run_iteration
 from embedding_studio.engine.failures import describe, is_plugins, trace
-from embedding_studio.engine.iteration import run_iteration
+from embedding_studio.engine.house import House
 from embedding_studio.engine.lease import Lease
 from embedding_studio.errands import webhooks
-from embedding_studio.errands.champions import bring_along, mirror_all
+from embedding_studio.errands.mirror import bring_along, mirror_all
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errands.webhooks import AT_A_TIME, Deliveries, check_secret
@@ -165,13 +165,12 @@ class Worker:
 
     def mirror(self) -> None:
         """Point MLflow's aliases to the champions, after those from before were brought along."""
-        house, clock = self._house, self._house.clock
         try:
             with _tried_again():
                 if not self._has_brought_along:
-                    bring_along(house.store, house.tracking, self._catalog.methods, clock)
+                    bring_along(self._house, self._catalog.methods)
                     self._has_brought_along = True
-                mirror_all(house.store, house.tracking, house.settings.lease_seconds, clock)
+                mirror_all(self._house)
         except Exception:  # the next time may go better
             log.exception("MLflow's aliases may be behind the champions")
 
@@ -289,8 +288,7 @@ class Worker:
 
         The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
         """
-        tracking = self._house.tracking.guarded(lease.ensure_owned)
-        house = replace(self._house, tracking=tracking)
+        house = self._house.guarded(lease.ensure_owned)
         outages, gained = 0, lease.progress
         while True:
             try:

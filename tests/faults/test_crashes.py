@@ -8,10 +8,11 @@ from tests.faults.points import Fault
 
 pytestmark = pytest.mark.slow
 
-ITERATION = "embedding_studio.engine.iteration:_Iteration"
+ATTEMPT = "embedding_studio.engine.attempt:Attempt"
+WORKSPACE = "embedding_studio.engine.workspace:Workspace"
 TRACKING = "embedding_studio.tracking:Tracking"
 MODELS = "embedding_studio.tracking.models:Models"
-CHAMPIONS = "embedding_studio.errands.champions:Champions"
+CHAMPIONS = "embedding_studio.engine.champions:Champions"
 MOVES = "embedding_studio.store.moves:TaskMoves"
 CLIENT = "mlflow:MlflowClient"
 
@@ -22,13 +23,13 @@ CRASHES = [
     Fault(f"{MODELS}.upload_model", "after"),
     Fault(f"{MODELS}.confirm_model", "after"),
     Fault(f"{MODELS}.store_initial_model", "after"),
-    Fault(f"{ITERATION}.prepare_data", "before"),
-    Fault(f"{ITERATION}.prepare_data", "after"),
-    Fault(f"{ITERATION}.release_batch", "before"),  # all is checked, the batch collects
+    Fault(f"{ATTEMPT}.prepare_data", "before"),
+    Fault(f"{ATTEMPT}.prepare_data", "after"),
+    Fault(f"{ATTEMPT}.release_batch", "before"),  # all is checked, the batch collects
     Fault(f"{MOVES}.record", "before", 2),  # the batch is released, the task does not know
-    Fault(f"{ITERATION}.release_batch", "after"),
+    Fault(f"{ATTEMPT}.release_batch", "after"),
     Fault(f"{MODELS}._create_experiment", "after", 2),  # not recorded yet
-    Fault(f"{ITERATION}.open_experiment", "after"),
+    Fault(f"{ATTEMPT}.open_experiment", "after"),
     Fault(f"{TRACKING}.start_baseline", "after"),
     Fault(f"{TRACKING}.finish_run", "before"),  # the baseline's
     Fault(f"{TRACKING}.finish_run", "after"),
@@ -47,10 +48,10 @@ CRASHES = [
     Fault("embedding_studio.tracking.models:_repository", "before", 9),
     Fault(f"{MODELS}.keep_best", "after", 2),
     Fault(f"{TRACKING}.finish_run", "after", TRIALS + 1),  # the last trial's
-    Fault(f"{ITERATION}.search", "after"),
+    Fault(f"{ATTEMPT}.search", "after"),
     Fault(f"{TRACKING}.log_test_scores", "after"),
     Fault(f"{TRACKING}.log_test_scores", "after", 2),
-    Fault(f"{ITERATION}.judge", "after"),  # the verdict is recorded
+    Fault(f"{ATTEMPT}.judge", "after"),  # the verdict is recorded
     Fault(f"{TRACKING}.store_summary", "before"),
     Fault(f"{CLIENT}.log_artifacts", "after"),
     Fault(f"{TRACKING}.store_summary", "after"),
@@ -63,7 +64,7 @@ CRASHES = [
     Fault(f"{MODELS}.set_champion", "before", 2),  # claimed, for as long as a lease
     Fault(f"{MODELS}.set_champion", "after", 2),  # the alias has moved
     Fault(f"{TRACKING}.remove_older_iterations", "before"),
-    Fault(f"{ITERATION}._retire", "after"),  # what goes is marked, and still there
+    Fault(f"{ATTEMPT}._retire", "after"),  # what goes is marked, and still there
     Fault(f"{CLIENT}.delete_model_version", "after"),
     Fault(f"{CLIENT}.delete_run", "before"),  # its files are gone
     Fault(f"{CLIENT}.delete_run", "after", 3),
@@ -72,7 +73,7 @@ CRASHES = [
     Fault(f"{TRACKING}.set_iteration_state", "after"),
     Fault(f"{MOVES}.finish_task", "before"),
     Fault(f"{MOVES}.finish_task", "after"),
-    Fault(f"{ITERATION}.remove_local_copies", "before"),
+    Fault(f"{WORKSPACE}.close", "before"),
 ]
 NEED_A_FORMER_ITERATION = (
     "delete_model_version", "delete_run", "delete_exp", "_retire",
@@ -85,7 +86,7 @@ IN_EVERY_RUN = {
     "kill after Models.confirm_model #1",
     "kill after Tracking.log_reports #4",
     "kill after Models.confirm_model #3",
-    "kill after _Iteration.judge #1",
+    "kill after Attempt.judge #1",
     "kill after Champions.begin_with #1",
     "kill after Champions.promote #1",
     "kill after Models.set_champion #2",

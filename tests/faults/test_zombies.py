@@ -20,7 +20,7 @@ from tests.faults.harness import (
     in_every_run,
 )
 from tests.faults.points import Fault
-from tests.faults.test_crashes import CHAMPIONS, ITERATION, MODELS, MOVES, TRACKING
+from tests.faults.test_crashes import ATTEMPT, CHAMPIONS, MODELS, MOVES, TRACKING
 from tests.iterations import TOY
 from tests.waiting import wait_until
 
@@ -30,7 +30,7 @@ ALONE: Any = {"sweep_minutes": 0}
 """No other thread is in MLflow's SQLite file when the worker freezes: it would hold its lock."""
 NAPS = [
     Fault(f"{MODELS}.upload_model", "before", action="stop"),  # the initial model's
-    Fault(f"{ITERATION}.release_batch", "before", action="stop"),
+    Fault(f"{ATTEMPT}.release_batch", "before", action="stop"),
     Fault(f"{TRACKING}.start_trial", "after", action="stop"),
     Fault(f"{TRACKING}.log_reports", "before", 2, action="stop"),
     Fault(f"{TRACKING}.log_reports", "after", 3, action="stop"),
@@ -39,7 +39,7 @@ NAPS = [
     Fault(f"{MODELS}.confirm_model", "before", 2, action="stop"),
     Fault(f"{TRACKING}.finish_run", "before", 2, action="stop"),
     Fault(f"{MODELS}.keep_best", "before", action="stop"),
-    Fault(f"{ITERATION}.judge", "before", action="stop"),
+    Fault(f"{ATTEMPT}.judge", "before", action="stop"),
     Fault(f"{CHAMPIONS}.promote", "before", action="stop"),
     Fault(f"{MODELS}.set_champion", "before", action="stop"),
     Fault(f"{TRACKING}.remove_older_iterations", "before", action="stop"),

@@ -3,29 +3,22 @@
 Everything here may be interrupted anywhere, repeated, and done by several workers at once.
 """
 
-import logging
-from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 
-from embedding_studio.clock import Clock
-from embedding_studio.errors import Conflict, CorruptModel, StoreUnavailable
+from embedding_studio.engine.house import House
+from embedding_studio.errors import Conflict
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
-from embedding_studio.projects import split_name
-from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel
-from embedding_studio.tracking import Tracking, story
-
-log = logging.getLogger(__name__)
+from embedding_studio.tracking import story
 
 
 class Champions:
-    """Those of one project's methods. store: as that project sees it."""
+    """The champions of one project's methods."""
 
-    def __init__(self, store: Store, tracking: Tracking, clock: Clock) -> None:
-        self._store = store
-        self._tracking = tracking
-        self._clock = clock
+    def __init__(self, house: House) -> None:
+        """house: as that project sees it."""
+        self._house = house
 
     def of(self, method: str) -> RegisteredModel:
         """Return what is registered of a method, after MLflow's alias was followed if somebody
@@ -33,23 +26,23 @@ class Champions:
 
         def follow(model: RegisteredModel) -> RegisteredModel:
             # asked only now: a worker that sets the alias after this look fails the change
-            shown = self._tracking.champion_version(model.name)
+            shown = self._house.tracking.champion_version(model.name)
             if shown is None:  # nothing yet, or removed by hand: it is set again
                 return replace(model, mirrored=None)
             if shown in (model.champion, model.mirrored, model.mirroring):
                 return model
-            found = self._tracking.champion(model.name)
+            found = self._house.tracking.champion(model.name)
             assert found is not None
             why = "its alias was moved by hand" if model.moves else "as its registry had it before"
             move = self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why)
             changed = model.moved(move, self._new(model, shown, found))
             return replace(changed, mirrored=shown, mirroring=None, mirroring_until=None)
 
-        return self._store.models.update(method, follow)
+        return self._house.store.models.update(method, follow)
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
         """Register an initial model and make it champion, unless another one was meanwhile."""
-        number = self._tracking.register_version(
+        number = self._house.tracking.register_version(
             task.registered_name, initial, "The initial model."
         )
 
@@ -60,7 +53,7 @@ class Champions:
             move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
             return model.moved(move, self._new(model, number, initial))
 
-        return self._store.models.update(task.fine_tuning_method, begin)
+        return self._house.store.models.update(task.fine_tuning_method, begin)
 
     def promote(
         self, task: FineTuningTask, model: StoredModel, promotion: Promotion, start_run_id: str
@@ -77,49 +70,49 @@ class Champions:
         expected = start.number if start else None
         seen.ensure_champion(expected)
         verdict = story.verdict(promotion)
-        number = self._tracking.register_version(task.registered_name, model, verdict)
-        new = ModelVersion(number, model, self._clock(), task.id, promotion)
+        number = self._house.tracking.register_version(task.registered_name, model, verdict)
+        new = ModelVersion(number, model, self._house.clock(), task.id, promotion)
         move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
 
         def take_the_place(found: RegisteredModel) -> RegisteredModel:
             return found if found.version_of(model.run_id) else found.moved(move, new)
 
-        self._store.models.update(task.fine_tuning_method, take_the_place)
+        self._house.store.models.update(task.fine_tuning_method, take_the_place)
 
-    def mirror(self, method: str, seconds: float) -> bool:
+    def mirror(self, method: str) -> bool:
         """Point MLflow's alias to the champion; False while another worker is at it.
 
-        seconds: for how long nobody else sets the alias of this method.
+        Nobody else sets the alias of this method for as long as a lease.
         """
-        seen = self._store.models.find(method)
+        seen = self._house.store.models.find(method)
         if seen is None or seen.is_mirrored:
             return True
-        now = self._clock()
-        until = now + timedelta(seconds=seconds)
+        now = self._house.clock()
+        until = now + timedelta(seconds=self._house.settings.lease_seconds)
         claimed = seen.mirroring_to(until, now)
-        if claimed is None or (claimed := self._store.models.change(claimed)) is None:
+        if claimed is None or (claimed := self._house.store.models.change(claimed)) is None:
             return False
         assert claimed.champion is not None
 
         def ensure_in_time() -> None:
-            if self._clock() >= until:
+            if self._house.clock() >= until:
                 raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
 
-        if not self._tracking.has_version(claimed.name, claimed.champion):
+        if not self._house.tracking.has_version(claimed.name, claimed.champion):
             self._register_anew(claimed)
             return False
         try:
-            guarded = self._tracking.guarded(ensure_in_time)
+            guarded = self._house.tracking.guarded(ensure_in_time)
             guarded.set_champion(claimed.name, claimed.champion)
         except Conflict:
             return False
-        self._store.models.update(method, lambda model: model.mirrored_as(claimed))
+        self._house.store.models.update(method, lambda model: model.mirrored_as(claimed))
         return True
 
     def _register_anew(self, model: RegisteredModel) -> None:
         """Give the champion another number, for somebody deleted its version in MLflow."""
         lost = model.version(model.champion)
-        number = self._tracking.register_version(model.name, lost.model, "Registered anew.")
+        number = self._house.tracking.register_version(model.name, lost.model, "Registered anew.")
         why = f"MLflow's registry has no version {lost.number} any more: it is registered anew"
         move = self._move(MoveKind.ADOPTED, lost.number, number, "MLflow", why)
 
@@ -129,7 +122,7 @@ class Champions:
             changed = found.moved(move, self._new(found, number, lost.model))
             return replace(changed, mirroring=None, mirroring_until=None)
 
-        self._store.models.update(model.method, renumber)
+        self._house.store.models.update(model.method, renumber)
 
     def _new(self, model: RegisteredModel, number: int, stored: StoredModel) -> ModelVersion | None:
         """Return what is to be on record of a model that MLflow has under this number; None if it
@@ -138,36 +131,10 @@ class Champions:
             return None
         known = model.version_of(stored.run_id)
         if known is None:
-            return ModelVersion(number, stored, self._clock())
+            return ModelVersion(number, stored, self._house.clock())
         return replace(known, number=number, model=stored, removed_at=None)
 
     def _move(
         self, kind: MoveKind, from_version: int | None, to_version: int, by: str, why: str
     ) -> ChampionMove:
-        return ChampionMove(kind, self._clock(), from_version, to_version, by, why)
-
-
-def bring_along(store: Store, tracking: Tracking, methods: Collection[str], clock: Clock) -> None:
-    """Take over from MLflow's registry which version of these methods is champion, in all
-    projects, and its iterations of before they told whether their models are kept."""
-    tracking.adopt_older_iterations()
-    for name in tracking.champion_versions():
-        project, method = split_name(name)
-        if method not in methods:
-            continue
-        try:
-            Champions(store.in_project(project), tracking, clock).of(method)
-        except (Conflict, CorruptModel) as error:  # its next task ends with the same words
-            log.warning("the champion of %r in MLflow cannot be taken over: %s", name, error)
-
-
-def mirror_all(store: Store, tracking: Tracking, seconds: float, clock: Clock) -> None:
-    """Point every alias that is behind to its champion."""
-    for model in store.models.all(are_mirrored=False):
-        champions = Champions(store.in_project(model.project), tracking, clock)
-        try:
-            champions.mirror(model.method, seconds)
-        except StoreUnavailable:
-            raise
-        except Exception:  # one that cannot be set keeps no other from being set
-            log.exception("MLflow's alias of %r may be behind its champion", model.name)
+        return ChampionMove(kind, self._house.clock(), from_version, to_version, by, why)
