@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.iteration import packaged_model
-from embedding_studio.access import Scope, make_key
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.errors import Conflict
+from embedding_studio.keys import Scope, make_key
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store

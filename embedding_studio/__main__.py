@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from embedding_studio.access import Scope
 from embedding_studio.clock import utc_now
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.keys import Scope
 from embedding_studio.logs import configure
 from embedding_studio.plain import escape, escape_lines
 from embedding_studio.projects import DEFAULT_PROJECT
@@ -96,7 +96,7 @@ def create_key(
     ] = None,
 ) -> None:
     """Make a key and print it; it is shown this once."""
-    from embedding_studio.access import make_key, parse_expiry
+    from embedding_studio.keys import make_key, parse_expiry
 
     now = utc_now()
     key, text = make_key(name, scope, project, now, parse_expiry(expires, now) if expires else None)
@@ -130,8 +130,8 @@ def rotate_key(
     overlap: Annotated[str, typer.Option(help="how long the former key goes on: 24h")] = "24h",
 ) -> None:
     """Make a key for the same use and print it; the former one expires after the overlap."""
-    from embedding_studio.access import make_successor, parse_duration
     from embedding_studio.errors import NotFound
+    from embedding_studio.keys import make_successor, parse_duration
 
     now, both_for = utc_now(), parse_duration(overlap)
     with _store() as store:

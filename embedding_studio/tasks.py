@@ -6,7 +6,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from embedding_studio.clickstream import MIN_NEW_SESSIONS
 from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName, registered_name
 
 
@@ -284,52 +283,9 @@ class NumberedTaskEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """When and what: exactly one of cron (five fields, UTC) and interval_seconds is set.
-
-    min_new_sessions: how many clicked sessions the collecting batch must hold, else that time
-    passes without a task. next_at: when to look again. last_outcome: what the last look came to.
-    """
-
-    id: str
-    project: str
-    fine_tuning_method: str
-    created_at: datetime
-    next_at: datetime
-    cron: str | None = None
-    interval_seconds: float | None = None
-    min_new_sessions: int = MIN_NEW_SESSIONS
-    budget: Budget = field(default_factory=Budget)
-    search: SearchOptions = field(default_factory=SearchOptions)
-    event_weights: Mapping[str, float] | None = None
-    metadata: Mapping[str, Any] | None = None
-    webhook_url: str | None = None
-    is_paused: bool = False
-    last_task_id: str | None = None
-    last_outcome: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Claim:
     """Proof of ownership that every write of a worker carries."""
 
     task_id: str
     attempt: int
     worker_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
-    """A worker that lives, or lived, and the methods it carries.
-
-    plugin_failures: what kept others from loading, by file or entry point.
-    missing_models: why the initial model of a method is not there, by its name.
-    clock_ahead_seconds: how far its machine's clock is ahead of the database's, by which it works.
-    """
-
-    worker_id: str
-    methods: tuple[str, ...]
-    seen_at: datetime
-    plugin_failures: Mapping[str, str] = field(default_factory=dict)
-    missing_models: Mapping[str, str] = field(default_factory=dict)
-    clock_ahead_seconds: float = 0.0

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "projects", "access", "tasks", "models", "clickstream", "settings", "outbound"}
-    | {"logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
+    {"errors", "projects", "clickstream", "tasks", "schedules", "models", "keys", "workers"}
+    | {"settings", "outbound", "logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}
     | {"engine.promotion", "engine.jobs", "engine.failures"},

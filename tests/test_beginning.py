@@ -13,8 +13,9 @@ from embedding_studio.engine import jobs as trial
 from embedding_studio.engine.attempt import Attempt
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
+from embedding_studio.schedules import Schedule
 from embedding_studio.store.moves import TaskMoves
-from embedding_studio.tasks import Schedule, TaskStatus
+from embedding_studio.tasks import TaskStatus
 from tests.iterations import Bench
 
 

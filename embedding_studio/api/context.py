@@ -6,12 +6,12 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from embedding_studio.access import Scope
 from embedding_studio.api.gate import Caller
 from embedding_studio.api.health import Health
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
 from embedding_studio.errors import InvalidInput
+from embedding_studio.keys import Scope
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of

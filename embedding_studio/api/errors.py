@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from embedding_studio.access import Scope
 from embedding_studio.errors import (
     ConfigurationError,
     Conflict,
@@ -25,6 +24,7 @@ from embedding_studio.errors import (
     Unauthorized,
     UnknownMethod,
 )
+from embedding_studio.keys import Scope
 
 log = logging.getLogger(__name__)
 

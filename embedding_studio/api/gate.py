@@ -19,8 +19,6 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
-from embedding_studio import access
-from embedding_studio.access import ApiKey, Scope
 from embedding_studio.api.errors import answer
 from embedding_studio.api.looks import Look
 from embedding_studio.clock import Clock
@@ -31,6 +29,7 @@ from embedding_studio.errors import (
     TooManyRequests,
     Unauthorized,
 )
+from embedding_studio.keys import ApiKey, PresentedKey, Scope, matches, read_key
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
@@ -105,7 +104,7 @@ class KeyRing:
             for age in (KEY_AGE, NEW_KEY_AGE):
                 key = (await self._keys(age)).get(presented.id)
                 # an unknown key, a wrong secret and an ended key are told by nothing, time included
-                if access.matches(presented, key) and key and key.is_valid(self._clock()):
+                if matches(presented, key) and key and key.is_valid(self._clock()):
                     return Caller(key)
         raise Unauthorized(
             "this takes a valid API key: send `Authorization: Bearer es_...`; "
@@ -276,10 +275,10 @@ class Gate:
                 del self._shares[who]
 
 
-def _presented(headers: Headers) -> access.PresentedKey | None:
+def _presented(headers: Headers) -> PresentedKey | None:
     kind, _, credentials = headers.get("authorization", "").partition(" ")
     text = credentials.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-    return access.read_key(text)
+    return read_key(text)
 
 
 def _address_of(scope: ASGIScope) -> str:

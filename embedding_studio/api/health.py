@@ -20,7 +20,6 @@ from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
-from embedding_studio.tasks import WorkerRecord
 from embedding_studio.wire.tasks import (
     HealthView,
     PartHealth,
@@ -28,6 +27,7 @@ from embedding_studio.wire.tasks import (
     WorkerHealth,
     WorkerView,
 )
+from embedding_studio.workers import WorkerRecord, silence_allowed
 
 AGE = timedelta(seconds=1)
 """How old what is told may be."""
@@ -156,15 +156,15 @@ def _mlflow_database(file: Path) -> PartHealth:
 
 
 def _worker(store: Store, settings: Settings, clock: Clock) -> WorkerHealth:
-    silence_seconds = max(settings.lease_seconds, 3 * settings.poll_seconds)
+    silence = silence_allowed(settings)
     try:
-        workers = store.workers.seen(clock() - timedelta(seconds=silence_seconds))
+        workers = store.workers.seen(clock() - silence)
     except StoreUnavailable as error:
         return WorkerHealth(status=PartStatus.UNAVAILABLE, detail=f"unknown: {error}")
     if not workers:
         return WorkerHealth(
             status=PartStatus.UNAVAILABLE,
-            detail=f"no worker was seen in the last {silence_seconds:g} seconds; "
+            detail=f"no worker was seen in the last {silence.total_seconds():g} seconds; "
             "start one with `embedding-studio worker`",
         )
     return WorkerHealth(

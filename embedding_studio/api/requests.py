@@ -1,6 +1,6 @@
 """What may be asked of this installation: checks that several routes share."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -12,11 +12,14 @@ from embedding_studio.errands.webhooks import check_url
 from embedding_studio.errors import InvalidInput, UnknownMethod
 from embedding_studio.tasks import Budget
 from embedding_studio.wire.clickstream import Posted
+from embedding_studio.workers import silence_allowed
 
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_TOLD_ERRORS = 100
 """Each takes far longer to tell than to post."""
+_REMEMBERED = 10
+"""How many times longer than it may be silent a worker's methods count: it may be restarting."""
 
 
 def validated(kind: type[Body], posted: object, context: Context) -> Body:
@@ -58,7 +61,7 @@ def spellings_of(key: str) -> list[str]:
 
 def check_method(context: Context, name: str) -> None:
     """Raise UnknownMethod if there are workers and none of them carries the method."""
-    recent = context.clock() - timedelta(seconds=10 * context.settings.lease_seconds)
+    recent = context.clock() - _REMEMBERED * silence_allowed(context.settings)
     ever = datetime(1970, 1, 1, tzinfo=UTC)
     workers = context.store.workers.seen(recent) or context.store.workers.seen(ever)
     known = sorted({method for worker in workers for method in worker.methods})

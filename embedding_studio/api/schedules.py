@@ -18,7 +18,7 @@ from embedding_studio.api.requests import (
 from embedding_studio.api.routing import Route
 from embedding_studio.errands.schedules import next_time
 from embedding_studio.errors import Conflict
-from embedding_studio.tasks import Schedule
+from embedding_studio.schedules import Schedule
 from embedding_studio.wire.tasks import AsPosted, ScheduleBody, ScheduleView
 
 router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_class=Route)

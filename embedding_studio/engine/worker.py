@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, timedelta
+from datetime import UTC
 from functools import partial
 from types import FrameType
 
@@ -44,9 +44,10 @@ from embedding_studio.logs import OncePerMinute, about, adopt_libraries
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
-from embedding_studio.tasks import FineTuningTask, TaskStatus, WorkerRecord
+from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.tracking import Tracking
 from embedding_studio.wire.tasks import TaskView
+from embedding_studio.workers import WorkerRecord, silence_allowed
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,7 @@ class Worker:
 
     def _methods_of_others(self) -> frozenset[str]:
         """Return the methods that only other live workers carry: their tasks are theirs."""
-        silence = timedelta(seconds=self._house.settings.lease_seconds)
+        silence = silence_allowed(self._house.settings)
         workers = self._house.store.workers.seen(self._house.clock() - silence)
         carried = {name for worker in workers for name in worker.methods}
         return frozenset(carried - set(self._catalog.methods))

@@ -22,7 +22,6 @@ from datetime import datetime
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Self
 
-from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
     BatchCount,
@@ -33,21 +32,22 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
+from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
+from embedding_studio.schedules import Schedule
 from embedding_studio.tasks import (
     Claim,
     FineTuningTask,
     NumberedTaskEvent,
     Promotion,
-    Schedule,
     StoredModel,
     TaskEvent,
     TaskProgress,
     TaskRequest,
     TaskStatus,
-    WorkerRecord,
 )
+from embedding_studio.workers import WorkerRecord
 
 PAGE_BYTES = 4 * 1024 * 1024
 """What the sessions of a page come to at most, as the database keeps them, or it is one session."""

@@ -44,8 +44,8 @@ from embedding_studio.tasks import (
     TaskEvent,
     TaskRequest,
     TaskStatus,
-    WorkerRecord,
 )
+from embedding_studio.workers import WorkerRecord
 
 Document = dict[str, Any]
 DEFAULT_DATABASE = "embedding_studio"

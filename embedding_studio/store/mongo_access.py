@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from pymongo import ASCENDING
 from pymongo.collection import Collection
 
-from embedding_studio.access import ApiKey
+from embedding_studio.keys import ApiKey
 from embedding_studio.store.base import Store, unknown
 from embedding_studio.store.mongo_answers import answering
 

@@ -7,10 +7,10 @@ from pydantic import TypeAdapter
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.collection import Collection
 
+from embedding_studio.schedules import Schedule
 from embedding_studio.store.base import Store, unknown
 from embedding_studio.store.mongo_answers import answering
 from embedding_studio.store.moves import to_document
-from embedding_studio.tasks import Schedule
 
 SCHEDULE = TypeAdapter(Schedule)
 OLDEST_FIRST = [("created_at", ASCENDING), ("_id", ASCENDING)]

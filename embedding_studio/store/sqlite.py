@@ -41,8 +41,8 @@ from embedding_studio.tasks import (
     TaskEvent,
     TaskRequest,
     TaskStatus,
-    WorkerRecord,
 )
+from embedding_studio.workers import WorkerRecord
 
 TASK = TypeAdapter(FineTuningTask)
 TASK_EVENT = TypeAdapter(TaskEvent)

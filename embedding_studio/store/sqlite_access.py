@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from embedding_studio.access import ApiKey
+from embedding_studio.keys import ApiKey
 from embedding_studio.store.base import unknown
 from embedding_studio.store.sqlite_file import SqliteFile, key_rows
 

@@ -6,10 +6,10 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 
+from embedding_studio.schedules import Schedule
 from embedding_studio.store.base import unknown
 from embedding_studio.store.moves import to_document
 from embedding_studio.store.sqlite_file import SqliteFile, schedule_rows
-from embedding_studio.tasks import Schedule
 
 SCHEDULE = TypeAdapter(Schedule)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from embedding_studio.store import Store
-from embedding_studio.tasks import Claim, FineTuningTask, ModelFile, StoredModel, WorkerRecord
+from embedding_studio.tasks import Claim, FineTuningTask, ModelFile, StoredModel
+from embedding_studio.workers import WorkerRecord
 
 METHOD = "Default Fine Tuning Method"
 START = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -10,14 +10,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from embedding_studio.access import ApiKey, Scope, make_key
 from embedding_studio.api.app import create_app
 from embedding_studio.api.server import check_may_serve
 from embedding_studio.clickstream import SearchResult, Session
 from embedding_studio.errors import ConfigurationError, StoreUnavailable
+from embedding_studio.keys import ApiKey, Scope, make_key
+from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import Claim, Schedule, TaskRequest, TaskStatus
+from embedding_studio.tasks import Claim, TaskRequest, TaskStatus
 from tests.api.samples import (
     METHOD,
     START,

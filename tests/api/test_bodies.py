@@ -11,10 +11,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from embedding_studio.access import Scope, make_key
 from embedding_studio.api import routing
 from embedding_studio.api.app import create_app
 from embedding_studio.api.requests import MAX_TOLD_ERRORS
+from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from tests.api.samples import START, Clock, session_json

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from embedding_studio.access import Scope, make_key
 from embedding_studio.api.app import create_app
 from embedding_studio.errors import ConfigurationError
+from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from tests.api.samples import START, Clock, session_json

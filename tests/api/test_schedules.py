@@ -5,9 +5,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
+from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import Schedule
 from tests.api.samples import METHOD, START, Clock, record_worker, session_json
 
 SCHEDULE = "/fine-tuning/schedule"

@@ -16,7 +16,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import WorkerRecord
+from embedding_studio.workers import WorkerRecord
 from tests.api.samples import METHOD, START, Clock, record_worker
 
 

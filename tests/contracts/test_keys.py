@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from embedding_studio.access import ApiKey, Scope, make_key
 from embedding_studio.errors import NotFound
+from embedding_studio.keys import ApiKey, Scope, make_key
 from embedding_studio.store import Store
 from tests.contracts.store_processes import NOW
 

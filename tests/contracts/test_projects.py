@@ -12,10 +12,12 @@ import pytest
 
 from embedding_studio.clickstream import BatchCount, SessionEvent
 from embedding_studio.errors import InvalidInput, NotFound
+from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
 from embedding_studio.store.sqlite import SqliteStore
-from embedding_studio.tasks import Claim, Schedule, TaskRequest, TaskStatus, WorkerRecord
+from embedding_studio.tasks import Claim, TaskRequest, TaskStatus
+from embedding_studio.workers import WorkerRecord
 from tests.contracts import store_processes
 from tests.contracts.conftest import PROCESSES
 from tests.contracts.store_backends import Backend, MongoBackend

@@ -51,8 +51,8 @@ from embedding_studio.tasks import (
     TaskProgress,
     TaskRequest,
     TaskStatus,
-    WorkerRecord,
 )
+from embedding_studio.workers import WorkerRecord
 from tests.contracts import store_processes
 from tests.contracts.store_backends import BACKENDS, MONGO_VARIABLE, Backend, Moment
 from tests.contracts.store_processes import NOW, make_session, register

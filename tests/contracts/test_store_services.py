@@ -13,18 +13,11 @@ from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errands import schedules
 from embedding_studio.errands.schedules import next_time, run_due
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
+from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
 from embedding_studio.store.mongo import MongoStore
 from embedding_studio.store.sqlite import SqliteStore
-from embedding_studio.tasks import (
-    Budget,
-    Claim,
-    Sampler,
-    Schedule,
-    SearchOptions,
-    TaskRequest,
-    TaskStatus,
-)
+from embedding_studio.tasks import Budget, Claim, Sampler, SearchOptions, TaskRequest, TaskStatus
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW, make_session
 

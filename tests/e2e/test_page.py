@@ -11,10 +11,10 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser
 
-from embedding_studio.access import Scope, make_key
 from embedding_studio.api.app import create_app
 from embedding_studio.api.server import listen
 from embedding_studio.clock import utc_now
+from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 

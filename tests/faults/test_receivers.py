@@ -7,8 +7,9 @@ import pytest
 
 from embedding_studio.clock import utc_now
 from embedding_studio.errands.webhooks import AT_A_TIME, SHARE
+from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
-from embedding_studio.tasks import Schedule, TaskRequest
+from embedding_studio.tasks import TaskRequest
 from tests.faults.harness import Yard
 from tests.iterations import make_session
 from tests.strangers import Server, endless, once

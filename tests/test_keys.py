@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedding_studio.__main__ import app, main
-from embedding_studio.access import (
+from embedding_studio.errors import EmbeddingStudioError, InvalidInput, NotFound
+from embedding_studio.keys import (
     ApiKey,
     Scope,
     make_key,
@@ -20,7 +21,6 @@ from embedding_studio.access import (
     parse_expiry,
     read_key,
 )
-from embedding_studio.errors import EmbeddingStudioError, InvalidInput, NotFound
 from embedding_studio.store import Store, open_store
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -1,0 +1,35 @@
+"""The schedule: when tasks come by themselves, and what they ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from embedding_studio.clickstream import MIN_NEW_SESSIONS
+from embedding_studio.tasks import Budget, SearchOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a task is created, and which: exactly one of cron and interval_seconds is set."""
+
+    id: str
+    project: str
+    fine_tuning_method: str
+    created_at: datetime
+    #: when to look again
+    next_at: datetime
+    #: five fields, UTC
+    cron: str | None = None
+    interval_seconds: float | None = None
+    #: clicked ones, which the collecting batch must hold; else that time passes without a task
+    min_new_sessions: int = MIN_NEW_SESSIONS
+    budget: Budget = field(default_factory=Budget)
+    search: SearchOptions = field(default_factory=SearchOptions)
+    event_weights: Mapping[str, float] | None = None
+    metadata: Mapping[str, Any] | None = None
+    webhook_url: str | None = None
+    is_paused: bool = False
+    last_task_id: str | None = None
+    #: what the last look came to
+    last_outcome: str | None = None
