@@ -33,6 +33,7 @@ HOMES = {
         "store.mongo_clickstream",
         "store.mongo_documents",
         "store.mongo_early",
+        "store.mongo_former",
         "store.mongo_models",
         "store.mongo_schedules",
         "store.mongo_usage",
@@ -43,6 +44,7 @@ HOMES = {
         "store.mongo_clickstream",
         "store.mongo_documents",
         "store.mongo_early",
+        "store.mongo_former",
         "store.mongo_usage",
     },
     "sqlalchemy": {

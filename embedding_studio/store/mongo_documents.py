@@ -65,37 +65,42 @@ class MongoDocuments(Documents):
 
     url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
     client: an open client to use instead of one made from the url; closed with this.
+    is_migrating: what it has in the layout of 0.1 is just being brought along.
     """
 
-    def __init__(self, url: str, client: MongoClient[Document] | None = None) -> None:
+    def __init__(
+        self, url: str, client: MongoClient[Document] | None = None, *, is_migrating: bool = False
+    ) -> None:
         self._client = client or _connect(url)
         self._indexed: set[str] = set()
         name = unquote(urlsplit(url).path.lstrip("/")) or DEFAULT_DATABASE
         try:
             with _answering():
                 level = "local" if client else _durable_level(self._client)
-                self._database = self._client.get_database(
+                self.database = self._client.get_database(
                     name,
                     codec_options=CodecOptions(tz_aware=True),
                     read_preference=ReadPreference.PRIMARY,
                     write_concern=WriteConcern(w="majority", j=True, wtimeout=ANSWER_MS),
                     read_concern=ReadConcern(level),
                 )
-                self._ensure_layout()
+                if self.is_former and not is_migrating:
+                    raise ConfigurationError(
+                        f"the database {name!r} is one of Embedding Studio 0.1: stop the API and "
+                        "all workers, make a backup, and run `embedding-studio migrate` once"
+                    )
         except Exception:
             self.close()
             raise
 
-    def _ensure_layout(self) -> None:
-        if FORMER_COLLECTION in self._database.list_collection_names():
-            raise ConfigurationError(
-                f"the database {self._database.name!r} is one of Embedding Studio 0.1: stop the "
-                "API and all workers, make a backup, and run `embedding-studio migrate` once"
-            )
+    @property
+    def is_former(self) -> bool:
+        """Whether it has what 0.1 kept, which was not brought along."""
+        return FORMER_COLLECTION in self.database.list_collection_names()
 
     def _collection(self, kind: Kind) -> MongoCollection[Document]:
         """Return where a kind lies, with its indexes."""
-        collection = self._database[f"{COLLECTION}.{kind.name}"]
+        collection = self.database[f"{COLLECTION}.{kind.name}"]
         if kind.name not in self._indexed:
             for group in kind.unique:
                 collection.create_index(
@@ -248,7 +253,7 @@ class MongoDocuments(Documents):
 
     def ping(self) -> int:
         with _answering():
-            pinged = self._database[COLLECTION].find_one_and_update(
+            pinged = self.database[COLLECTION].find_one_and_update(
                 {"_id": "ping"},
                 {"$currentDate": {"at": True}},
                 upsert=True,
