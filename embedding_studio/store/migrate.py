@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import Session, SessionBatch, SessionEvent
+from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
-from embedding_studio.tasks import FineTuningTask, Schedule, TaskEvent, TaskRequest
+from embedding_studio.schedules import Schedule
+from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 
 @dataclass(frozen=True, slots=True)

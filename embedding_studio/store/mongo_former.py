@@ -8,13 +8,14 @@ from pydantic import TypeAdapter
 from pymongo import ASCENDING
 from pymongo.database import Database
 
-from embedding_studio.access import ApiKey
 from embedding_studio.clickstream import BatchStatus, Session, SessionBatch, SessionEvent
+from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.schedules import Schedule
 from embedding_studio.store.migrate import Former, FormerBatch, FormerEarly, FormerTask
 from embedding_studio.store.mongo_documents import FORMER_COLLECTION
-from embedding_studio.tasks import FineTuningTask, Schedule, TaskEvent, TaskRequest
+from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 Document = dict[str, Any]
 OLDEST_FIRST = [("created_at", ASCENDING), ("_id", ASCENDING)]
