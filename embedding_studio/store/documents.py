@@ -75,6 +75,13 @@ Filter = Mapping[str, "Scalar | Op | None"]
 """Conditions by field; all of them hold. None is `absent`."""
 
 
+def op_of(condition: "Scalar | Op | None") -> Op:
+    """Return a condition of a filter with its word."""
+    if condition is None:
+        return absent
+    return condition if isinstance(condition, Op) else equal(condition)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One entry of a document's log."""

@@ -16,7 +16,7 @@ from embedding_studio.store.documents import (
     Entry,
     Filter,
     Kind,
-    Op,
+    op_of,
 )
 
 HOLDS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -93,7 +93,7 @@ class MemoryDocuments(Documents):
         """Give the documents that meet a filter; one that names them by their ids or by a unique
         group takes no look at the others."""
         table = self._tables[kind.name]
-        conditions = {name: _op(condition) for name, condition in where.items()}
+        conditions = {name: op_of(condition) for name, condition in where.items()}
         equals = {name: op.value for name, op in conditions.items() if op.word == "equal"}
         candidates: Iterable[str | None] = list(table.documents)
         named = _unique_keys(kind, equals)
@@ -187,12 +187,6 @@ class MemoryDocuments(Documents):
 
     def close(self) -> None:
         pass
-
-
-def _op(condition: Any) -> Op:
-    if condition is None:
-        return Op("absent")
-    return condition if isinstance(condition, Op) else Op("equal", condition)
 
 
 def _present(document: Mapping[str, Any]) -> Document:
