@@ -28,7 +28,7 @@ from embedding_studio.search import Search
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import TaskRequest, TaskStatus
-from embedding_studio.tracking import Tracking
+from embedding_studio.tracking import Tracking, open_tracking
 
 METHOD, METRIC = RegisteredName("Synthetic"), "quality"
 ITERATIONS, TASKS = (1, 100, 1000), (100, 10_000)
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="history-") as folder:
         settings = Settings(data_folder=Path(folder))
         store = open_store(settings.resolved_store_url)
-        tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+        tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
         seconds = {
             "iterations": time_iterations(store, tracking, settings, sorted(args.iterations)),
             "tasks": time_tasks(store, sorted(args.tasks)),
@@ -75,15 +75,15 @@ def time_iterations(
 
     def open_another() -> None:
         name = f"new {next(names)}"
-        tracking.remove_iteration(
-            tracking.open_iteration(name, METHOD, name, "start").experiment_id
+        tracking.iterations.remove(
+            tracking.iterations.open(name, METHOD, name, "start").experiment_id
         )
 
     calls: Calls = {
         "open_iteration, and its removal": open_another,
-        "previous_search": lambda: tracking.previous_search(METHOD, present),
-        "remove_older_iterations": lambda: tracking.remove_older_iterations(METHOD, present, KEEP),
-        "iterations_with_models": tracking.iterations_with_models,
+        "previous_search": lambda: tracking.iterations.previous_search(METHOD, present),
+        "remove_older_iterations": lambda: tracking.iterations.remove_older(METHOD, present, KEEP),
+        "iterations_with_models": tracking.iterations.with_models,
         "sweep": lambda: sweep(store, tracking, settings, datetime.now(UTC), dry_run=True),
     }
     there = 0
@@ -91,28 +91,30 @@ def time_iterations(
         for number in range(there, size):
             add_iteration(tracking, number)
         there = size
-        present = tracking.open_iteration(f"at {size}", METHOD, f"at {size}", "start").experiment_id
+        present = tracking.iterations.open(
+            f"at {size}", METHOD, f"at {size}", "start"
+        ).experiment_id
         time_calls(calls, size, seconds)
-        tracking.remove_iteration(present)
+        tracking.iterations.remove(present)
     return seconds
 
 
 def add_iteration(tracking: Tracking, number: int) -> None:
     """Write what a finished iteration leaves in MLflow, less its files."""
-    experiment_id = tracking.open_iteration(
+    experiment_id = tracking.iterations.open(
         f"task {number}", METHOD, f"batch {number}", "start"
     ).experiment_id
     search = Search("maximize", seed=number)
     for trial in range(TRIALS):
         proposal = search.ask(lambda trial: {"rate": trial.suggest_float("rate", 0, 1)})
         assert proposal is not None
-        run_id = tracking.start_trial(experiment_id, proposal, seed=0)
+        run_id = tracking.runs.start_trial(experiment_id, proposal, seed=0)
         reports = [Report(0, {METRIC: 0.5})]
-        tracking.log_reports(run_id, reports)
-        tracking.finish_run(run_id, {METRIC: 0.5}, reports, value=0.5)
+        tracking.runs.log_reports(run_id, reports)
+        tracking.runs.finish(run_id, {METRIC: 0.5}, reports, value=0.5)
         search.report(trial, 0.5, 0)
-    tracking.set_iteration_state(experiment_id, "done")
-    tracking.remove_older_iterations(METHOD, experiment_id, KEEP)
+    tracking.iterations.set_state(experiment_id, "done")
+    tracking.iterations.remove_older(METHOD, experiment_id, KEEP)
 
 
 def time_tasks(store: Store, sizes: list[int]) -> dict[str, dict[int, float]]:

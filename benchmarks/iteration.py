@@ -154,18 +154,19 @@ def watch(recorder: Recorder, calls: Calls) -> None:
 
     from embedding_studio.engine import attempt
     from embedding_studio.executors.process import ProcessExecutor, _Supervised
-    from embedding_studio.tracking import Tracking
+    from embedding_studio.tracking.iterations import Iterations
+    from embedding_studio.tracking.models import Models
+    from embedding_studio.tracking.registry import Registry
+    from embedding_studio.tracking.runs import Runs
 
-    saving = {
-        "store_initial_model", "upload_model", "download_model", "delete_model", "keep_best",
-        "remove_older_iterations",
-    }  # fmt: skip
+    saving = {"keep_best", "remove_older", *vars(Models)}
     for name in [name for name in vars(MlflowClient) if not name.startswith("_")]:
         if callable(getattr(MlflowClient, name)):
             recorder.wrap(MlflowClient, name, "saving" if "artifact" in name else "logging")
             calls.wrap(MlflowClient, name)
-    for name in [name for name in dir(Tracking) if not name.startswith("_")]:
-        recorder.wrap(Tracking, name, "saving" if name in saving else "logging")
+    for owner in (Iterations, Models, Registry, Runs):
+        for name in [name for name in vars(owner) if not name.startswith("_")]:
+            recorder.wrap(owner, name, "saving" if name in saving else "logging")
     recorder.wrap(ProcessExecutor, "submit", "processes")
     recorder.wrap(_Supervised, "run", "processes")
     recorder.wrap(attempt.Attempt, "prepare_data", "preparing data")

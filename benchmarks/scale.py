@@ -129,13 +129,13 @@ def make_sessions(first: int) -> Iterator[Session]:
 
 def trial_runs(settings: Settings, store: Store, task_id: str) -> list[Any]:
     """Return the MLflow runs of a task's trials, once it is done."""
-    from embedding_studio.tracking import Tracking
+    from embedding_studio.tracking import open_tracking
 
     task = store.tasks.get(task_id)
     if task.status is not TaskStatus.DONE or task.experiment_id is None:
         raise SystemExit(f"the task ended as {task.status}: {task.error}")
-    tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
-    found = tracking._runs(task.experiment_id)
+    tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+    found = tracking.client.runs(task.experiment_id)
     return [run for run in found if run.data.tags.get("es.kind") == "trial"]
 
 
@@ -383,7 +383,7 @@ def run_study(trials: int) -> Study:
     from embedding_studio.engine.trials import Trials
     from embedding_studio.engine.worker import open_worker
     from embedding_studio.search import Search
-    from embedding_studio.tracking import Tracking
+    from embedding_studio.tracking.runs import Runs
 
     meter = Meter()
     for owner, name, phase in (
@@ -392,16 +392,16 @@ def run_study(trials: int) -> Study:
         (Search, "ask", "ask"),
         (Search, "report", "judge reports"),
         (Search, "tell", "tell"),
-        (Tracking, "start_trial", "open run"),
-        (Tracking, "log_reports", "log reports"),
-        (Tracking, "finish_run", "end run"),
+        (Runs, "start_trial", "open run"),
+        (Runs, "log_reports", "log reports"),
+        (Runs, "finish", "end run"),
         (Attempt, "record", "store"),
         (Trials, "_upload", "models"),
         (Trials, "_adopt_best", "models"),
     ):
         meter.wrap(owner, name, phase)
     call_before(Trials, "_start", meter.begin)
-    call_before(Tracking, "kill_unfinished", meter.end)  # what follows the last trial
+    call_before(Runs, "kill_unfinished", meter.end)  # what follows the last trial
     for name in STEPS:
         meter.wrap(Attempt, name, name)
     with settings_for("inline") as settings:

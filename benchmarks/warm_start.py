@@ -101,9 +101,9 @@ def second_search(
         worker._house = replace(worker._house, settings=settings.replaced(**knowing))
         experiment_id = run(worker, arena, 2 * seed + 1, args, args.trials)
         tracking = worker._house.tracking
-        baseline = tracking.finished_baseline(experiment_id)
+        baseline = tracking.runs.finished_baseline(experiment_id)
         assert baseline is not None
-        trials = tracking.finished_trials(experiment_id)
+        trials = tracking.runs.finished_trials(experiment_id)
         worker._house.executor.close()
         worker._house.store.close()
         return [baseline[1]["ndcg_at_10"], *(float(trial.value or 0.0) for trial in trials)]

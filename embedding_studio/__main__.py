@@ -188,10 +188,10 @@ def sweep(
     """Remove what crashes left behind; champions and live iterations are never touched."""
     from embedding_studio.errands import sweep as sweeping
     from embedding_studio.settings import Settings
-    from embedding_studio.tracking import Tracking
+    from embedding_studio.tracking import open_tracking
 
     settings = Settings()
-    tracking = Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+    tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
     with _store() as store:
         found = sweeping.sweep(store, tracking, settings, utc_now(), dry_run)
     for what in found:

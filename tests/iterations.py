@@ -24,7 +24,8 @@ from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import Budget, FineTuningTask, TaskRequest
-from embedding_studio.tracking import Tracking, _read_tag
+from embedding_studio.tracking import open_tracking
+from embedding_studio.tracking.runs import read_tag
 
 TOY = RegisteredName("Toy")
 TOYS = Path(__file__).parent / "toys"
@@ -88,7 +89,7 @@ class Bench:
         return sorted(self.house.settings.artifacts_folder.rglob("arrays.safetensors"))
 
     def suggested(self, run: Run) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads(_read_tag(run.data.tags, "es.suggested.values"))
+        values: dict[str, Any] = json.loads(read_tag(run.data.tags, "es.suggested.values"))
         return values
 
 
@@ -110,7 +111,7 @@ def settings(tmp_path: Path, empty_mlflow_database: Path) -> Settings:
 def open_bench(settings: Settings) -> Bench:
     house = House(
         store=open_store(settings.resolved_store_url),
-        tracking=Tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
+        tracking=open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
         executor=open_executor(settings.executor),
         settings=settings,
         clock=utc_now,

@@ -22,6 +22,8 @@ from embedding_studio.models import MoveKind, RegisteredModel
 from embedding_studio.projects import RegisteredName
 from embedding_studio.store.sqlite_file import SqliteFile, model_rows
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
+from embedding_studio.tracking.iterations import Iterations
+from embedding_studio.tracking.registry import Registry
 from tests.iterations import TOY, Bench
 from tests.test_iteration import after_trials
 
@@ -33,7 +35,7 @@ def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
 
 
 def alias(bench: Bench, method: str = "Toy") -> int | None:
-    return bench.house.tracking.champion_version(RegisteredName(method))
+    return bench.house.tracking.registry.champion_version(RegisteredName(method))
 
 
 def roll_back(bench: Bench, to_version: int | None = None) -> None:
@@ -65,7 +67,7 @@ def test_the_initial_model_is_champion_from_the_first(bench: Bench) -> None:
     task = bench.run_task("Failing")
     assert task.status is TaskStatus.ERROR
     assert (registered(bench, "Failing").champion, alias(bench, "Failing")) == (1, 1)
-    model = bench.house.tracking.champion(RegisteredName("Failing"))
+    model = bench.house.tracking.registry.champion(RegisteredName("Failing"))
     assert model == registered(bench, "Failing").version(1).model
     (move,) = registered(bench, "Failing").moves
     assert (move.kind, move.from_version, move.to_version) == (MoveKind.INITIAL, None, 1)
@@ -160,7 +162,7 @@ def test_a_crash_between_champion_and_alias_is_made_up_for(
     bench.post_sessions(1000)
     task = bench.post_task()
     with monkeypatch.context() as dying:
-        dying.setattr(type(bench.house.tracking), "set_champion", die)
+        dying.setattr(Registry, "set_champion", die)
         with pytest.raises(KeyboardInterrupt):
             bench.worker.work_once()
     assert (registered(bench).champion, alias(bench)) == (3, 2)
@@ -178,7 +180,7 @@ def test_a_crash_does_not_undo_a_rollback(bench: Bench, monkeypatch: pytest.Monk
     bench.post_sessions()
     task = bench.post_task()
     with monkeypatch.context() as dying:
-        dying.setattr(type(bench.house.tracking), "remove_older_iterations", die)
+        dying.setattr(Iterations, "remove_older", die)
         with pytest.raises(KeyboardInterrupt):
             bench.worker.work_once()
     roll_back(bench)
@@ -245,10 +247,10 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     # one whose files nobody can read keeps none of the others from being taken over
     bench.mlflow.create_registered_model("Climbing")
     bench.mlflow.create_model_version("Climbing", str(bench.house.settings.data_folder / "none"))
-    tracking.set_champion(RegisteredName("Climbing"), 1)
+    tracking.registry.set_champion(RegisteredName("Climbing"), 1)
     assert task.best_model is not None
     for name in (RegisteredName("Toy (acme)"), RegisteredName("Alien")):
-        tracking.set_champion(name, tracking.register_version(name, task.best_model, ""))
+        tracking.registry.set_champion(name, tracking.registry.register(name, task.best_model, ""))
     bench.worker.mirror()
     assert registered(bench).champion == 2
     assert registered(bench).version(2).model == task.best_model
@@ -272,7 +274,6 @@ def test_who_is_late_does_not_set_the_alias(bench: Bench, monkeypatch: pytest.Mo
     bench.run_task()
     house = bench.house
     roll_back(bench)
-    tracking = type(house.tracking)
     late = Champions(house)
     other = Champions(replace(house, clock=lambda: utc_now() + timedelta(seconds=1)))
 
@@ -285,7 +286,7 @@ def test_who_is_late_does_not_set_the_alias(bench: Bench, monkeypatch: pytest.Mo
             late, "_house", replace(house, clock=lambda: utc_now() + timedelta(days=2))
         )
 
-    monkeypatch.setattr(tracking, "set_champion", doing_first(sleep, tracking.set_champion))
+    monkeypatch.setattr(Registry, "set_champion", doing_first(sleep, Registry.set_champion))
     assert other.mirror("Nothing")
     assert not late.mirror("Toy")
     assert (registered(bench).champion, alias(bench)) == (2, 2)
@@ -323,7 +324,7 @@ def test_the_last_champions_stay(bench: Bench, chosen: dict[str, int], kept: lis
     for version in model.versions:
         if version.removed_at is None:
             copy = bench.house.settings.data_folder / f"copy-{version.number}"
-            bench.house.tracking.download_model(version.model, copy)
+            bench.house.tracking.models.download(version.model, copy)
     found = bench.mlflow.search_model_versions("name = 'Toy'")
     assert {int(version.version) for version in found} == {1, *kept, 5}
     experiments = {experiment.experiment_id for experiment in bench.experiments()}
@@ -359,7 +360,7 @@ def test_what_is_rolled_back_to_meanwhile_is_not_removed(
     assert rolled_back == [model.champion] == [2]
     assert model.version(2).removed_at is None
     copy = bench.house.settings.data_folder / "copy"
-    bench.house.tracking.download_model(model.version(2).model, copy)
+    bench.house.tracking.models.download(model.version(2).model, copy)
 
 
 def test_a_canceled_restart_keeps_what_was_champion(bench: Bench) -> None:
@@ -374,7 +375,7 @@ def test_a_canceled_restart_keeps_what_was_champion(bench: Bench) -> None:
         bench.worker.work_once()
     assert store.tasks.get(task.id).status is TaskStatus.CANCELED
     copy = bench.house.settings.data_folder / "copy"
-    bench.house.tracking.download_model(registered(bench).version(2).model, copy)
+    bench.house.tracking.models.download(registered(bench).version(2).model, copy)
 
 
 def test_former_initial_models_are_swept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +415,7 @@ def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None
         assert (answer["champion"], answer["is_mirrored"]) == (1, False)
         bench.worker.mirror()
         assert api.get(CHAMPION, params=toy).json()["is_mirrored"]
-        assert house.tracking.champion_version(TOY) == 1
+        assert house.tracking.registry.champion_version(TOY) == 1
         second = bench.run_task(start=1000)
         assert second.promotion is not None
         assert first.promotion is not None
@@ -486,7 +487,7 @@ def test_a_restart_does_not_delete_what_was_champion(
     assert registered(bench).champion == 3
     for version in registered(bench).versions:
         copy = bench.house.settings.data_folder / f"copy-{version.number}"
-        bench.house.tracking.download_model(version.model, copy)
+        bench.house.tracking.models.download(version.model, copy)
 
 
 def test_one_alias_that_cannot_be_set_holds_up_no_other(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.settings import Settings
-from embedding_studio.tracking import Tracking
+from embedding_studio.tracking import Tracking, open_tracking
 from tests.iterations import TOY
 from tests.servers import free_port
 from tests.training.tiny import write_tiny_model
@@ -36,14 +36,14 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tracking(settings: Settings) -> Tracking:
-    return Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+    return open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
 
 
 @pytest.fixture
 def champion(tracking: Tracking, encoder_folder: Path) -> Path:
     """The folder of a registered champion, whose name is `Toy`, as MLflow keeps it."""
-    model = tracking.store_initial_model(TOY, encoder_folder)
-    tracking.set_champion(TOY, tracking.register_version(TOY, model, "a test's"))
+    model = tracking.models.store_initial(TOY, encoder_folder)
+    tracking.registry.set_champion(TOY, tracking.registry.register(TOY, model, "a test's"))
     return Path(model.artifact_uri).parent
 
 
@@ -85,7 +85,7 @@ def test_a_model_of_another_kind_is_stored_without_a_flavor(
     """MLflow knows that it is there; its method knows how to load it."""
     (saved := tmp_path / "saved").mkdir()
     save_file({"w": np.ones(3)}, saved / "arrays.safetensors")
-    folder = Path(tracking.store_initial_model(TOY, saved).artifact_uri).parent
+    folder = Path(tracking.models.store_initial(TOY, saved).artifact_uri).parent
     assert Model.load(folder / "MLmodel").flavors == {}
     assert (folder / "data" / "arrays.safetensors").exists()
 

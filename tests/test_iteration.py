@@ -27,6 +27,8 @@ from embedding_studio.executors.base import Report
 from embedding_studio.methods import Scores
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
+from embedding_studio.tracking.models import Models
+from embedding_studio.tracking.runs import Runs
 from tests.iterations import TOY, TOYS, Bench, make_session, open_bench
 from tests.toys.toys import Toy
 
@@ -149,10 +151,10 @@ def test_the_champion_outlives_iterations_that_do_not_beat_it(
         last = bench.run_task(start=1000)
     assert last.promotion is not None
     assert not last.promotion.promoted
-    champion = bench.house.tracking.champion(TOY)
+    champion = bench.house.tracking.registry.champion(TOY)
     assert champion == first.best_model
     assert champion is not None
-    bench.house.tracking.download_model(champion, settings.data_folder / "copy")
+    bench.house.tracking.models.download(champion, settings.data_folder / "copy")
     assert len(bench.experiments()) == 2
     assert len(bench.model_files()) == 3  # the initial model, the champion, the refused best
 
@@ -200,13 +202,13 @@ def test_the_former_best_is_deleted_only_after_the_new_one_was_read_back(
 ) -> None:
     """At the moment a new best is confirmed, the former best's files are still there."""
     seen: list[int] = []
-    confirm = bench.house.tracking.confirm_model
+    confirm = bench.house.tracking.models.confirm
 
-    def confirm_and_count(model: object) -> None:
+    def confirm_and_count(_: Models, model: object) -> None:
         seen.append(len(bench.model_files()))
         confirm(model)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench.house.tracking, "confirm_model", confirm_and_count)
+    monkeypatch.setattr(Models, "confirm", confirm_and_count)
     bench.run_task(trials=6)
     assert seen[:2] == [1, 2]  # the initial model; then the first best beside it
     assert set(seen[2:]) == {3}  # the former best, the new one, the initial one
@@ -217,16 +219,16 @@ def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.Mon
     """After a crash in mid-search the finished trials are replayed and only the rest is run."""
     bench.post_sessions()
     task = bench.post_task(trials=4)
-    start_trial = bench.house.tracking.start_trial
+    start_trial = bench.house.tracking.runs.start_trial
     started: list[int] = []
 
-    def die_at_third(experiment_id: str, proposal: object, seed: int) -> str:
+    def die_at_third(_: Runs, experiment_id: str, proposal: object, seed: int) -> str:
         started.append(proposal.number)  # type: ignore[attr-defined]
         if len(started) == 3:
             raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
         return start_trial(experiment_id, proposal, seed)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(bench.house.tracking, "start_trial", die_at_third)
+    monkeypatch.setattr(Runs, "start_trial", die_at_third)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work_once()
     assert bench.house.store.tasks.get(task.id).status is TaskStatus.PROCESSING
@@ -306,17 +308,17 @@ def test_the_cost_of_earlier_attempts_counts(bench: Bench, monkeypatch: pytest.M
     a crash after the verdict loses none of it."""
     bench.post_sessions()
     task = bench.post_task("Counting")
-    log_reports = bench.house.tracking.log_reports
+    log_reports = bench.house.tracking.runs.log_reports
     reports: list[Report] = []
     monkeypatch.setattr("embedding_studio.engine.trials.LOG_SECONDS", 0.0)
 
-    def die_at_fifth(run_id: str, some: list[Report]) -> None:
+    def die_at_fifth(_: Runs, run_id: str, some: list[Report]) -> None:
         log_reports(run_id, some)
         reports.extend(some)
         if len(reports) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench.house.tracking, "log_reports", die_at_fifth)
+    monkeypatch.setattr(Runs, "log_reports", die_at_fifth)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work_once()
     spent = 200 + 100 + 200  # the third trial had reported all, but was not finished
@@ -366,9 +368,9 @@ def test_runs_left_running_by_a_dead_worker_are_killed(bench: Bench) -> None:
     tracking, client = bench.house.tracking, bench.mlflow
     experiment_id = bench.experiments()[0].experiment_id
     orphan = client.create_run(experiment_id, tags={"es.kind": "trial", "es.trial": "9"})
-    tracking.kill_unfinished(experiment_id)
+    tracking.runs.kill_unfinished(experiment_id)
     assert client.get_run(orphan.info.run_id).info.status == "KILLED"
-    assert len(tracking.finished_trials(experiment_id)) == 3
+    assert len(tracking.runs.finished_trials(experiment_id)) == 3
 
 
 @pytest.mark.parametrize("failure", [None, FileNotFoundError("swept, for it is canceled")])
@@ -379,21 +381,21 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     its owner fails before it has noticed."""
     bench.post_sessions()
     task = bench.post_task()
-    log_reports = bench.house.tracking.log_reports
+    log_reports = bench.house.tracking.runs.log_reports
 
-    def cancel_and_log(run_id: str, reports: list[Report]) -> None:
+    def cancel_and_log(_: Runs, run_id: str, reports: list[Report]) -> None:
         bench.house.store.tasks.cancel(task.id, utc_now())
         if failure is not None:
             raise failure
         log_reports(run_id, reports)
 
-    monkeypatch.setattr(bench.house.tracking, "log_reports", cancel_and_log)
+    monkeypatch.setattr(Runs, "log_reports", cancel_and_log)
     monkeypatch.setattr(Lease, "check", check_against_store)
     assert bench.worker.work_once()
     assert bench.house.store.tasks.get(task.id).status is TaskStatus.CANCELED
     (experiment,) = bench.experiments()
     assert experiment.tags["es.state"] == "canceled"
-    assert bench.house.tracking.finished_trials(experiment.experiment_id) == []
+    assert bench.house.tracking.runs.finished_trials(experiment.experiment_id) == []
     assert len(bench.model_files()) == 1
     assert [champion_run_id(bench.mlflow)] == initial_run_ids(bench)
     assert list(bench.house.settings.work_folder.iterdir()) == []
@@ -442,23 +444,23 @@ def test_a_fresh_restart_forgets_earlier_trials(bench: Bench) -> None:
     first, second = bench.experiments()
     assert {first.tags["es.fresh_starts"], second.tags["es.fresh_starts"]} == {"0", "1"}
     for experiment in (first, second):
-        assert len(bench.house.tracking.finished_trials(experiment.experiment_id)) == 2
+        assert len(bench.house.tracking.runs.finished_trials(experiment.experiment_id)) == 2
 
 
 def after_trials(
     monkeypatch: pytest.MonkeyPatch, bench: Bench, count: int, act: Callable[[], object]
 ) -> None:
     """Act once that many trials have finished, and let the lease notice it at once."""
-    finish_run = bench.house.tracking.finish_run
+    finish_run = bench.house.tracking.runs.finish
     finished: list[str] = []
 
-    def finish_and_act(run_id: str, *args: Any, **kwargs: Any) -> None:
+    def finish_and_act(_: Runs, run_id: str, *args: Any, **kwargs: Any) -> None:
         finish_run(run_id, *args, **kwargs)
         finished.append(run_id)
         if len(finished) == count + 1:  # the baseline's run is the first
             act()
 
-    monkeypatch.setattr(bench.house.tracking, "finish_run", finish_and_act)
+    monkeypatch.setattr(Runs, "finish", finish_and_act)
     monkeypatch.setattr(Lease, "check", check_against_store)
 
 
@@ -487,13 +489,13 @@ def test_a_trial_that_is_stopped_counts_as_it_stands(
     """It ends at its next report, with its model; one that reports on and on does not count."""
     bench.post_sessions()
     task = bench.post_task("Heeding", trials=5)
-    log_reports = bench.house.tracking.log_reports
+    log_reports = bench.house.tracking.runs.log_reports
 
-    def stop_and_log(run_id: str, reports: list[Report]) -> None:
+    def stop_and_log(_: Runs, run_id: str, reports: list[Report]) -> None:
         bench.house.store.tasks.stop(task.id, utc_now())
         log_reports(run_id, reports)
 
-    monkeypatch.setattr(bench.house.tracking, "log_reports", stop_and_log)
+    monkeypatch.setattr(Runs, "log_reports", stop_and_log)
     monkeypatch.setattr(Lease, "show", show_and_beat)
     assert bench.worker.work_once()
     task = bench.house.store.tasks.get(task.id)
@@ -701,10 +703,10 @@ def test_a_champion_that_the_method_cannot_load_is_said(bench: Bench, tmp_path: 
 def test_mlflow_failing_is_no_failed_set(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the ledger cannot be written to, the task ends; no set is blamed for it."""
 
-    def refuse(run_id: str, report: object) -> None:
+    def refuse(_: Runs, run_id: str, report: object) -> None:
         raise MlflowException("the server is on fire")
 
-    monkeypatch.setattr(bench.house.tracking, "log_reports", refuse)
+    monkeypatch.setattr(Runs, "log_reports", refuse)
     task = bench.run_task()
     assert task.status is TaskStatus.ERROR
     assert task.error is not None
@@ -748,7 +750,7 @@ def test_names_and_values_that_others_refuse_are_ordinary(bench: Bench) -> None:
     assert run.data.params["dims"] in ("(256, 64)", "(128,)")
     assert len(run.data.params["prompt"]) == 6000
     assert len(bench.suggested(run)) == 6
-    trials = bench.house.tracking.finished_trials(first.experiment_id or "", "skill@10")
+    trials = bench.house.tracking.runs.finished_trials(first.experiment_id or "", "skill@10")
     reported = {step: float(np.float32(0.2)) for step in range(2)}
     assert [trial.intermediate_values for trial in trials] == [reported] * 3
     second = bench.run_task("Odd", start=1000)

@@ -41,7 +41,7 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
         assert task.batch_id is not None
         batch = bench.house.store.in_project(project).get_batch(task.batch_id)
         assert (batch.status, batch.session_count) == (BatchStatus.RELEASED, 60)
-        champion = bench.house.tracking.champion(task.registered_name)
+        champion = bench.house.tracking.registry.champion(task.registered_name)
         assert champion is not None
         assert champion == task.best_model
         champions[project] = champion.run_id
@@ -51,7 +51,7 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
 
     again = run_task(bench, "acme", 100)
     assert again.status is TaskStatus.DONE
-    stays = bench.house.tracking.champion(TOY)
+    stays = bench.house.tracking.registry.champion(TOY)
     assert stays is not None
     assert stays.run_id == champions[DEFAULT_PROJECT]
 

@@ -16,6 +16,9 @@ from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import LeaseLost
 from embedding_studio.projects import RegisteredName
 from embedding_studio.tasks import FineTuningTask, TaskStatus
+from embedding_studio.tracking.iterations import Iterations
+from embedding_studio.tracking.models import Models
+from embedding_studio.tracking.runs import Runs
 from tests.iterations import TOY, Bench
 
 
@@ -57,7 +60,7 @@ def test_an_iteration_that_another_worker_removes_meanwhile_is_passed_over(
     bench.run_task()
     bench.run_task("Worse", start=60)
     (first, *_), tracking = bench.experiments(), bench.house.tracking
-    search = tracking._client.search_experiments
+    search = tracking.client.reading.search_experiments
 
     def search_late(**options: Any) -> Any:
         page = search(**options)
@@ -66,20 +69,20 @@ def test_an_iteration_that_another_worker_removes_meanwhile_is_passed_over(
                 experiment._tags = {}
         return page
 
-    monkeypatch.setattr(tracking._client, "search_experiments", search_late)
+    monkeypatch.setattr(tracking.client.reading, "search_experiments", search_late)
     assert first.tags["es.kind"] == "iteration"
-    found = [one.experiment_id for one in tracking.iterations_with_models()]
+    found = [one.experiment_id for one in tracking.iterations.with_models()]
     assert first.experiment_id not in found
     name = RegisteredName(first.tags["es.method"])
-    tracking.remove_older_iterations(name, first.experiment_id)
-    assert tracking.previous_search(name, first.experiment_id) is None
+    tracking.iterations.remove_older(name, first.experiment_id)
+    assert tracking.iterations.previous_search(name, first.experiment_id) is None
 
 
 def test_a_live_iteration_is_not_touched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither that of a task at work nor that of one whose worker died and whose turn will come."""
     bench.post_sessions()
     task = bench.post_task()
-    monkeypatch.setattr(bench.house.tracking, "keep_best", die)
+    monkeypatch.setattr(Runs, "keep_best", die)
     with pytest.raises(KeyboardInterrupt):
         bench.worker.work_once()
     work = bench.house.settings.work_folder / f"{task.id}-1"
@@ -130,14 +133,14 @@ def dead_in_mid_upload(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> FineTun
     task = bench.post_task()
     with monkeypatch.context() as dying:
         # the folder of the initial model is confirmed before
-        confirm = bench.house.tracking.confirm_model
+        confirm = bench.house.tracking.models.confirm
         calls: list[object] = []
 
-        def die_at_second(model: object) -> None:
+        def die_at_second(_: Models, model: object) -> None:
             calls.append(model)
             die() if len(calls) == 2 else confirm(model)  # type: ignore[arg-type]
 
-        dying.setattr(bench.house.tracking, "confirm_model", die_at_second)
+        dying.setattr(Models, "confirm", die_at_second)
         with pytest.raises(KeyboardInterrupt):
             bench.worker.work_once()
     assert len(bench.model_files()) == 2
@@ -149,7 +152,7 @@ def test_files_of_removed_experiments_go(bench: Bench) -> None:
     bench.run_task("Worse")
     (experiment,) = bench.experiments()
     folder = Path(experiment.artifact_location)
-    bench.house.tracking.remove_iteration(experiment.experiment_id)
+    bench.house.tracking.iterations.remove(experiment.experiment_id)
     stray = folder / "run" / "artifacts" / "model" / "arrays.safetensors"
     stray.parent.mkdir(parents=True, exist_ok=True)
     stray.write_bytes(b"late")
@@ -169,7 +172,7 @@ def test_a_version_without_files_goes_unless_it_is_champion(bench: Bench) -> Non
     assert swept(bench) == ["version 3 of Toy has no files"]
     left = client.search_model_versions("name = 'Toy'")
     assert {str(version.version) for version in left} == {"1", "2"}
-    assert bench.house.tracking.champion(TOY) == task.best_model
+    assert bench.house.tracking.registry.champion(TOY) == task.best_model
 
 
 def test_an_initial_model_stored_twice_is_kept_once(
@@ -178,15 +181,15 @@ def test_an_initial_model_stored_twice_is_kept_once(
     """Of two copies the one that is registered stays; what was stored within the hour does too."""
     task = bench.run_task("Worse")
     tracking = bench.house.tracking
-    first = tracking.champion(RegisteredName("Worse"))
+    first = tracking.registry.champion(RegisteredName("Worse"))
     assert first is not None
-    looked_up = tracking._runs
+    looked_up = tracking.client.runs
     with monkeypatch.context() as racing:  # another worker looks before the first copy is there
-        racing.setattr(tracking, "_runs", lambda _: iter(()))
+        racing.setattr(tracking.client, "runs", lambda _: iter(()))
         saved = tmp_path / "saved"
         saved.mkdir()
         (saved / "arrays.safetensors").write_bytes(b"the same")
-        second = tracking.store_initial_model(RegisteredName("Worse"), saved)
+        second = tracking.models.store_initial(RegisteredName("Worse"), saved)
     bench.mlflow.set_terminated(second.run_id)
     assert swept(bench) == []
     now = time.time()
@@ -214,8 +217,8 @@ def test_a_sweep_is_not_held_up_by_a_lost_lease(bench: Bench) -> None:
     (experiment,) = bench.experiments()
     guarded = bench.house.tracking.guarded(refuse)
     with pytest.raises(LeaseLost):
-        guarded.set_iteration_state(experiment.experiment_id, "running")
-    bench.house.tracking.set_iteration_state(experiment.experiment_id, "running")
+        guarded.iterations.set_state(experiment.experiment_id, "running")
+    bench.house.tracking.iterations.set_state(experiment.experiment_id, "running")
     assert any("was left running" in what for what in swept(bench))
 
 
@@ -232,9 +235,9 @@ def test_older_iterations_are_kept_as_told(bench: Bench, keep: int, models: int)
 
 def test_the_sweep_follows_the_pages(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many iterations a crash left and MLflow tells at a time, each is found."""
-    monkeypatch.setattr("embedding_studio.tracking.models._PAGE", 2)
+    monkeypatch.setattr("embedding_studio.tracking.client._PAGE", 2)
     for number in range(5):
-        bench.house.tracking.open_iteration(f"task {number}", TOY, f"batch {number}", "start")
+        bench.house.tracking.iterations.open(f"task {number}", TOY, f"batch {number}", "start")
     assert sum("was left running" in what for what in swept(bench)) == 5
     assert {experiment.tags["es.state"] for experiment in bench.experiments()} == {"error"}
 
@@ -257,17 +260,18 @@ def test_an_iteration_costs_the_same_after_many(
 
     def finish_another(number: int) -> None:
         name = f"{number}"
-        opened = tracking.open_iteration(name, TOY, name, "start")
-        tracking.previous_search(TOY, opened.experiment_id)
-        tracking.set_iteration_state(opened.experiment_id, "done")
-        tracking.remove_older_iterations(TOY, opened.experiment_id, keep=100)
+        opened = tracking.iterations.open(name, TOY, name, "start")
+        tracking.iterations.previous_search(TOY, opened.experiment_id)
+        tracking.iterations.set_state(opened.experiment_id, "done")
+        tracking.iterations.remove_older(TOY, opened.experiment_id, keep=100)
         swept(bench)
 
     for number in range(9):
         finish_another(number)
     for name in ("search_experiments", "search_runs", "search_model_versions"):
-        monkeypatch.setattr(tracking._client, name, noting(getattr(tracking._client, name)))
-    monkeypatch.setattr(tracking, "previous_search", lambda *_: None)  # none here has any trial
+        reading = tracking.client.reading
+        monkeypatch.setattr(reading, name, noting(getattr(reading, name)))
+    monkeypatch.setattr(Iterations, "previous_search", lambda *_: None)  # none has any trial
     finish_another(9)
     few, asked[:] = sorted(asked), []
     for number in range(10, 20):
@@ -279,7 +283,7 @@ def test_iterations_of_before_are_swept_too(bench: Bench) -> None:
     """Version 0.1 did not say of an iteration whether it keeps models: a worker brings that along
     when it starts. Registered models that are not ours are nobody's to sweep."""
     tracking = bench.house.tracking
-    opened = tracking.open_iteration("a task", TOY, "a batch", "start")
+    opened = tracking.iterations.open("a task", TOY, "a batch", "start")
     bench.mlflow.delete_experiment_tag(opened.experiment_id, "es.models")
     bench.mlflow.create_registered_model("Theirs")
     orphan = bench.mlflow.create_run(opened.experiment_id)
@@ -335,7 +339,7 @@ def test_two_workers_remove_the_same_iteration(
     bench.run_task("Worse")
     (experiment,) = bench.experiments()
     tracking = bench.house.tracking
-    remove = partial(tracking.remove_iteration, experiment.experiment_id)
+    remove = partial(tracking.iterations.remove, experiment.experiment_id)
     happened = interposed(monkeypatch, remove)
     remove()
     assert happened
@@ -352,8 +356,8 @@ def test_a_models_removal_beside_that_of_its_iteration(
     bench.run_task("Worse", start=60)
     first, last = sorted(bench.experiments(), key=lambda one: int(one.experiment_id))
     tracking = bench.house.tracking
-    happened = interposed(monkeypatch, lambda: tracking.remove_iteration(first.experiment_id))
-    tracking.remove_older_iterations(
+    happened = interposed(monkeypatch, lambda: tracking.iterations.remove(first.experiment_id))
+    tracking.iterations.remove_older(
         RegisteredName("Worse"), last.experiment_id, keep=9, keep_models=1
     )
     assert happened

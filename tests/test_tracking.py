@@ -23,13 +23,14 @@ from embedding_studio.errors import ConfigurationError, CorruptModel
 from embedding_studio.executors.base import Report
 from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
-from embedding_studio.tracking import Tracking, aggregate
+from embedding_studio.tracking import Tracking, open_tracking
+from embedding_studio.tracking.runs import aggregate
 from tests.iterations import TOY
 
 
 @pytest.fixture
 def tracking(settings: Settings) -> Tracking:
-    return Tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
+    return open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
 
 
 class FaultyServer(ThreadingHTTPServer):
@@ -83,7 +84,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
 def test_a_failing_server_is_asked_again(server: FaultyServer, fault: int, tmp_path: Path) -> None:
     """5xx answers and lost connections cost a retry, not a report."""
     server.plan = [fault, fault]
-    Tracking(server.url, tmp_path).log_reports("run", [Report(0, {"metric": 0.5})])
+    open_tracking(server.url, tmp_path).runs.log_reports("run", [Report(0, {"metric": 0.5})])
     assert server.requests == 3
 
 
@@ -92,19 +93,19 @@ def test_a_refusal_is_never_retried(server: FaultyServer, refusal: int, tmp_path
     """A 4xx answer is the answer."""
     server.plan = [refusal] * 5
     with pytest.raises(MlflowException):
-        Tracking(server.url, tmp_path).log_reports("run", [Report(0, {"metric": 0.5})])
+        open_tracking(server.url, tmp_path).runs.log_reports("run", [Report(0, {"metric": 0.5})])
     assert server.requests == 1
 
 
 def test_the_name_of_a_deleted_experiment_gets_a_suffix(tracking: Tracking) -> None:
     """An iteration on the same batch finds a name although MLflow keeps the old one taken."""
-    first = tracking.open_iteration("task-1", TOY, "batch", "start")
-    assert tracking.open_iteration("task-1", TOY, "batch", "start") == first
-    tracking.remove_iteration(first.experiment_id)
-    tracking.remove_iteration(first.experiment_id)  # again changes nothing
-    second = tracking.open_iteration("task-2", TOY, "batch", "start")
+    first = tracking.iterations.open("task-1", TOY, "batch", "start")
+    assert tracking.iterations.open("task-1", TOY, "batch", "start") == first
+    tracking.iterations.remove(first.experiment_id)
+    tracking.iterations.remove(first.experiment_id)  # again changes nothing
+    second = tracking.iterations.open("task-2", TOY, "batch", "start")
     assert second.experiment_id != first.experiment_id
-    name = tracking._client.get_experiment(second.experiment_id).name
+    name = tracking.client.reading.get_experiment(second.experiment_id).name
     assert name == "iteration / Toy / batch / 2"
 
 
@@ -112,36 +113,38 @@ def test_two_workers_may_remove_the_same_iteration_at_once(
     tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another worker removes between a look and a removal is no error: both have succeeded."""
-    opened = tracking.open_iteration("task-1", TOY, "batch", "start")
+    opened = tracking.iterations.open("task-1", TOY, "batch", "start")
     save_file({"array": np.ones(3)}, tmp_path / "model.safetensors")
     (folder := tmp_path / "folder").mkdir()
     (tmp_path / "model.safetensors").rename(folder / "model.safetensors")
-    run_id = tracking.start_baseline(opened.experiment_id)
-    model = tracking.upload_model(run_id, folder)
-    tracking.set_champion(TOY, tracking.register_version(TOY, model, "why"))
-    tracking.open_iteration("task-2", RegisteredName("Other"), "batch", "start")
+    run_id = tracking.runs.start_baseline(opened.experiment_id)
+    model = tracking.models.upload(run_id, folder)
+    tracking.registry.set_champion(TOY, tracking.registry.register(TOY, model, "why"))
+    tracking.iterations.open("task-2", RegisteredName("Other"), "batch", "start")
     looked = threading.Barrier(2, timeout=10)
-    original = type(tracking._client).get_experiment
+    original = type(tracking.client.reading).get_experiment
 
     def look_together(client: MlflowClient, experiment_id: str) -> object:
         found = original(client, experiment_id)
         looked.wait()
         return found
 
-    monkeypatch.setattr(type(tracking._client), "get_experiment", look_together)
+    monkeypatch.setattr(type(tracking.client.reading), "get_experiment", look_together)
     with ThreadPoolExecutor(2) as workers:
-        for done in [workers.submit(tracking.remove_iteration, opened.experiment_id) for _ in "12"]:
+        for done in [
+            workers.submit(tracking.iterations.remove, opened.experiment_id) for _ in "12"
+        ]:
             done.result()
-    assert not tracking.task_experiments("task-1")
+    assert not tracking.iterations.of_task("task-1")
 
 
 def test_trials_from_another_start_are_not_mixed_in(tracking: Tracking) -> None:
     """If the champion changed between two attempts, the task's search begins anew."""
-    first = tracking.open_iteration("task-1", TOY, "batch", "start-a")
-    second = tracking.open_iteration("task-1", TOY, "batch", "start-b")
+    first = tracking.iterations.open("task-1", TOY, "batch", "start-a")
+    second = tracking.iterations.open("task-1", TOY, "batch", "start-b")
     assert second.experiment_id != first.experiment_id
     assert second.generation == first.generation + 1
-    old = tracking._client.get_experiment(first.experiment_id)
+    old = tracking.client.reading.get_experiment(first.experiment_id)
     assert old.tags["es.state"] == "abandoned"
 
 
@@ -155,25 +158,25 @@ def test_a_model_round_trips_and_its_bytes_go_when_it_is_deleted(
     tracking: Tracking, tmp_path: Path
 ) -> None:
     """What is uploaded is what is downloaded; deleted means gone from the disk, the run kept."""
-    model = tracking.store_initial_model(TOY, save_arrays(tmp_path / "saved"))
-    assert tracking.stored_model(model.run_id) == model
-    tracking.download_model(model, tmp_path / "copy")
+    model = tracking.models.store_initial(TOY, save_arrays(tmp_path / "saved"))
+    assert tracking.models.stored(model.run_id) == model
+    tracking.models.download(model, tmp_path / "copy")
     assert (tmp_path / "copy" / "arrays.safetensors").read_bytes() == (
         tmp_path / "saved" / "arrays.safetensors"
     ).read_bytes()
-    tracking.delete_model(model.run_id)
-    tracking.delete_model(model.run_id)
+    tracking.models.delete(model.run_id)
+    tracking.models.delete(model.run_id)
     assert list((tmp_path / "artifacts").rglob("*.safetensors")) == []
-    run = tracking._client.get_run(model.run_id)
+    run = tracking.client.reading.get_run(model.run_id)
     assert (run.info.lifecycle_stage, run.data.tags["es.model"]) == ("active", "deleted")
 
 
 def test_an_initial_model_is_uploaded_once(tracking: Tracking, tmp_path: Path) -> None:
     """The same files are the same run; other files, of another ES_INITIAL_MODEL, are another."""
-    first = tracking.store_initial_model(TOY, save_arrays(tmp_path / "a"))
-    other = tracking.store_initial_model(RegisteredName("Other"), save_arrays(tmp_path / "b"))
-    assert tracking.store_initial_model(TOY, save_arrays(tmp_path / "c")) == first
-    second = tracking.store_initial_model(TOY, save_arrays(tmp_path / "d", seed=1))
+    first = tracking.models.store_initial(TOY, save_arrays(tmp_path / "a"))
+    other = tracking.models.store_initial(RegisteredName("Other"), save_arrays(tmp_path / "b"))
+    assert tracking.models.store_initial(TOY, save_arrays(tmp_path / "c")) == first
+    second = tracking.models.store_initial(TOY, save_arrays(tmp_path / "d", seed=1))
     assert second.run_id not in (first.run_id, other.run_id)
     folders = {path.parts[-5] for path in (tmp_path / "artifacts").rglob("*.safetensors")}
     assert folders == {first.run_id, second.run_id, other.run_id}
@@ -181,22 +184,22 @@ def test_an_initial_model_is_uploaded_once(tracking: Tracking, tmp_path: Path) -
 
 def test_a_missing_file_is_noticed(tracking: Tracking, tmp_path: Path) -> None:
     """A model without one of its files is refused with the file's name and the run's id."""
-    model = tracking.store_initial_model(TOY, save_arrays(tmp_path / "saved"))
+    model = tracking.models.store_initial(TOY, save_arrays(tmp_path / "saved"))
     (file,) = (tmp_path / "artifacts").rglob("*.safetensors")
     file.unlink()
     with pytest.raises(CorruptModel, match=rf"arrays.safetensors .* {model.run_id}"):
-        tracking.download_model(model, tmp_path / "copy")
+        tracking.models.download(model, tmp_path / "copy")
 
 
 def test_a_local_model_takes_its_space_once(tracking: Tracking, tmp_path: Path) -> None:
     """Upload and download give the same bytes another name; deleting one leaves the others."""
     saved = save_arrays(tmp_path / "saved")
-    model = tracking.store_initial_model(TOY, saved)
-    tracking.download_model(model, tmp_path / "copy")
+    model = tracking.models.store_initial(TOY, saved)
+    tracking.models.download(model, tmp_path / "copy")
     (stored,) = (tmp_path / "artifacts").rglob("*.safetensors")
     assert stored.samefile(saved / "arrays.safetensors")
     assert stored.samefile(tmp_path / "copy" / "arrays.safetensors")
-    tracking.delete_model(model.run_id)
+    tracking.models.delete(model.run_id)
     assert (tmp_path / "copy" / "arrays.safetensors").exists()
 
 
@@ -208,16 +211,16 @@ def test_where_files_cannot_share_bytes_they_are_copied(
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "arrays.safetensors").symlink_to(outside)
-    first = tracking.store_initial_model(RegisteredName("Linked"), linked)
+    first = tracking.models.store_initial(RegisteredName("Linked"), linked)
 
     def refuse(*_: object) -> None:
         raise OSError("invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    second = tracking.store_initial_model(TOY, save_arrays(tmp_path / "saved"))
+    second = tracking.models.store_initial(TOY, save_arrays(tmp_path / "saved"))
     for number, model in enumerate([first, second]):
         copy = tmp_path / f"copy-{number}"
-        tracking.download_model(model, copy)
+        tracking.models.download(model, copy)
         assert (copy / "arrays.safetensors").read_bytes() == outside.read_bytes()
     for stored in (tmp_path / "artifacts").rglob("*.safetensors"):
         assert not stored.is_symlink()
@@ -228,7 +231,7 @@ def test_an_empty_model_is_refused(tracking: Tracking, tmp_path: Path) -> None:
     """A method that saves nothing does not get a model stored."""
     (tmp_path / "saved").mkdir()
     with pytest.raises(CorruptModel, match="saved no file"):
-        tracking.store_initial_model(TOY, tmp_path / "saved")
+        tracking.models.store_initial(TOY, tmp_path / "saved")
     assert list((tmp_path / "artifacts").rglob("*.*")) == []
 
 
@@ -238,25 +241,25 @@ def test_files_that_may_run_code_are_refused(tracking: Tracking, tmp_path: Path,
     saved = save_arrays(tmp_path / "saved")
     (saved / name).write_bytes(b"cos\nsystem\n")
     with pytest.raises(CorruptModel, match=f"{name}.*safetensors"):
-        tracking.store_initial_model(TOY, saved)
+        tracking.models.store_initial(TOY, saved)
     assert list((tmp_path / "artifacts").rglob("*.*")) == []
 
 
 def test_a_list_of_files_that_was_changed_is_refused(tracking: Tracking, tmp_path: Path) -> None:
     """Who can write to the artifacts cannot put a model of their own in a champion's place."""
-    model = tracking.store_initial_model(TOY, save_arrays(tmp_path / "saved"))
+    model = tracking.models.store_initial(TOY, save_arrays(tmp_path / "saved"))
     (manifest,) = (tmp_path / "artifacts").rglob("files.json")
     manifest.write_text(manifest.read_text().replace(model.files[0].sha256, "0" * 64))
     with pytest.raises(CorruptModel, match=f"files.json of the model of run {model.run_id}"):
-        tracking.stored_model(model.run_id)
+        tracking.models.stored(model.run_id)
 
 
 def test_a_file_that_nobody_saved_is_not_loaded(tracking: Tracking, tmp_path: Path) -> None:
     """What lies beside a model's files stays where it is."""
-    model = tracking.store_initial_model(TOY, save_arrays(tmp_path / "saved"))
+    model = tracking.models.store_initial(TOY, save_arrays(tmp_path / "saved"))
     (stored,) = (tmp_path / "artifacts").rglob("*.safetensors")
     (stored.parent / "modules.json").write_text("[]")
-    tracking.download_model(model, tmp_path / "copy")
+    tracking.models.download(model, tmp_path / "copy")
     assert [file.name for file in (tmp_path / "copy").iterdir()] == ["arrays.safetensors"]
 
 
@@ -268,16 +271,17 @@ def test_mlflow_may_not_unpickle() -> None:
 
 def test_registering_can_be_repeated(tracking: Tracking, tmp_path: Path) -> None:
     """Registering twice gives one version; the alias moves when it is told to, and only then."""
-    first = tracking.store_initial_model(RegisteredName("A"), save_arrays(tmp_path / "a"))
-    second = tracking.store_initial_model(RegisteredName("B"), save_arrays(tmp_path / "b"))
-    assert [tracking.register_version(TOY, first, "why") for _ in range(2)] == [1, 1]
-    assert tracking.register_version(TOY, second, "why") == 2
-    assert (tracking.champion_version(TOY), tracking.champion(TOY)) == (None, None)
+    first = tracking.models.store_initial(RegisteredName("A"), save_arrays(tmp_path / "a"))
+    second = tracking.models.store_initial(RegisteredName("B"), save_arrays(tmp_path / "b"))
+    assert [tracking.registry.register(TOY, first, "why") for _ in range(2)] == [1, 1]
+    assert tracking.registry.register(TOY, second, "why") == 2
+    registry = tracking.registry
+    assert (registry.champion_version(TOY), registry.champion(TOY)) == (None, None)
     for number, model in ((1, first), (2, second), (2, second)):
-        tracking.set_champion(TOY, number)
-        assert (tracking.champion_version(TOY), tracking.champion(TOY)) == (number, model)
-    assert tracking.champion_versions() == {"Toy": 2}
-    assert len(tracking._client.search_model_versions("name = 'Toy'")) == 2
+        registry.set_champion(TOY, number)
+        assert (registry.champion_version(TOY), registry.champion(TOY)) == (number, model)
+    assert tracking.registry.champion_versions() == {"Toy": 2}
+    assert len(tracking.client.reading.search_model_versions("name = 'Toy'")) == 2
 
 
 def test_aggregates_are_those_of_the_reports() -> None:
@@ -296,9 +300,9 @@ def test_aggregates_are_those_of_the_reports() -> None:
 
 def register_foreign(tracking: Tracking, folder: Path, name: str = "Toy") -> None:
     """Register an MLflow model as somebody does who knows nothing of us."""
-    tracking._client.create_registered_model(name)
-    version = tracking._client.create_model_version(name, str(folder))
-    tracking._client.set_registered_model_alias(name, "champion", version.version)
+    tracking.client.reading.create_registered_model(name)
+    version = tracking.client.reading.create_model_version(name, str(folder))
+    tracking.client.reading.set_registered_model_alias(name, "champion", version.version)
 
 
 @pytest.mark.filterwarnings("ignore:Importing from 'sentence_transformers:DeprecationWarning")
@@ -311,15 +315,15 @@ def test_a_sentence_transformers_model_of_somebody_else_may_be_champion(
     flavor = mlflow.sentence_transformers
     flavor.save_model(encoder, tmp_path / "own", pip_requirements=["sentence-transformers"])
     register_foreign(tracking, tmp_path / "own")
-    champion = tracking.champion(TOY)
+    champion = tracking.registry.champion(TOY)
     assert champion is not None
     assert champion.run_id == "models:/Toy/1"
-    tracking.download_model(champion, tmp_path / "copy")
+    tracking.models.download(champion, tmp_path / "copy")
     assert SentenceTransformer(str(tmp_path / "copy")).encode("a b").tolist() == [1, 1, 0]
-    assert list(tracking.remove_orphans([])) == []
+    assert list(tracking.leftovers.remove([])) == []
     (tmp_path / "own/model.sentence_transformer/pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*pytorch_model.bin.*roll back"):
-        tracking.champion(TOY)
+        tracking.registry.champion(TOY)
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "fifo"])
@@ -332,16 +336,16 @@ def test_a_model_has_no_links_and_devices(tracking: Tracking, tmp_path: Path, ki
     card.save(str(tmp_path / "own" / "MLmodel"))
     (payload / "modules.json").write_text("[]")
     register_foreign(tracking, tmp_path / "own")
-    champion = tracking.champion(TOY)
+    champion = tracking.registry.champion(TOY)
     assert champion is not None
     if kind == "fifo":
         os.mkfifo(payload / "a.json")
     else:
         (payload / "a.json").symlink_to("/dev/zero" if kind == "link" else payload)
     with pytest.raises(CorruptModel, match=r"a.json' is no plain file"):
-        tracking.champion(TOY)
+        tracking.registry.champion(TOY)
     with pytest.raises(CorruptModel, match=r"a.json' is no plain file"):
-        tracking.download_model(champion, tmp_path / "copy")
+        tracking.models.download(champion, tmp_path / "copy")
 
 
 def test_a_champion_of_another_kind_is_refused_in_our_words(
@@ -354,10 +358,10 @@ def test_a_champion_of_another_kind_is_refused_in_our_words(
     card.save(str(tmp_path / "own" / "MLmodel"))
     register_foreign(tracking, tmp_path / "own")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*\['sklearn'\].*roll back"):
-        tracking.champion(TOY)
+        tracking.registry.champion(TOY)
     shutil.rmtree(tmp_path / "own")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*cannot be read.*roll back"):
-        tracking.champion(TOY)
+        tracking.registry.champion(TOY)
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
@@ -366,7 +370,7 @@ def test_a_database_that_is_gone_is_noticed(
 ) -> None:
     """Removed or replaced under a worker, MLflow's database takes nothing that others rely on, and
     no new one is made in its place."""
-    tracking.open_iteration("a task", TOY, "a batch", "start")
+    tracking.iterations.open("a task", TOY, "a batch", "start")
     tracking.settle()
     file = settings.data_folder / "mlflow.db"
     kept = Path(shutil.copy(file, settings.data_folder / "kept.db"))

@@ -48,7 +48,7 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 from embedding_studio.tracking import OlderIteration, story
-from embedding_studio.tracking.models import OTHER_CHAMPION
+from embedding_studio.tracking.registry import OTHER_CHAMPION
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +152,12 @@ class Attempt:
         if registered.is_initial:  # the method may start from another one by now
             folder = workspace.folder / "initial"
             workspace.run(SaveInitialModel(workspace.method, folder))
-            initial = tracking.store_initial_model(self.task.registered_name, folder, self.task.id)
+            initial = tracking.models.store_initial(self.task.registered_name, folder, self.task.id)
             registered = self.lease.patiently(self.champions.begin_with, self.task, initial)
         self._mirror_champion()
         model = registered.version(registered.champion).model
         try:
-            tracking.download_model(model, workspace.start)
+            tracking.models.download(model, workspace.start)
         except CorruptModel as error:
             raise CorruptModel(
                 f"{error}. It is the model to start from: {OTHER_CHAMPION}"
@@ -230,7 +230,7 @@ class Attempt:
     def open_experiment(self, batch: SessionBatch, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""
         tracking, settings = self.house.tracking, self.house.settings
-        opened = tracking.open_iteration(
+        opened = tracking.iterations.open(
             self.task.id,
             self.task.registered_name,
             batch.batch_id,
@@ -240,7 +240,9 @@ class Attempt:
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)
-        tracking.keep_view(experiment_id, self.method.main_metric, self.method.direction, params)
+        tracking.iterations.keep_view(
+            experiment_id, self.method.main_metric, self.method.direction, params
+        )
         if self.task.experiment_id != experiment_id:
             self.record(
                 TaskEventKind.EXPERIMENT_OPENED,
@@ -248,14 +250,14 @@ class Attempt:
                 {"experiment_id": experiment_id, "start_run_id": start.run_id},
                 experiment_id=experiment_id,
             )
-        tracking.kill_unfinished(experiment_id)
+        tracking.runs.kill_unfinished(experiment_id)
         # each generation draws other sets; an attempt of the same one draws the same again
         return experiment_id, settings.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
 
     def score_baseline(self, experiment_id: str, data: Data) -> Baseline:
         """Score the starting model as it is, on the data of every trial, and estimate the cost."""
         self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
-        finished = self.house.tracking.finished_baseline(experiment_id)
+        finished = self.house.tracking.runs.finished_baseline(experiment_id)
         if finished is None:
             baseline = self._log_baseline(experiment_id, data)
         else:
@@ -267,14 +269,14 @@ class Attempt:
 
     def _log_baseline(self, experiment_id: str, data: Data) -> Baseline:
         tracking, metric = self.house.tracking, self.method.main_metric
-        tracking.record_data(experiment_id, data.figures)
-        run_id = tracking.start_baseline(experiment_id)
+        tracking.runs.record_data(experiment_id, data.figures)
+        run_id = tracking.runs.start_baseline(experiment_id)
         scored = data.start or self._score_start()
         metrics, value = dict(scored.metrics), scored.metrics[metric]
         if scored.tokens_per_trial is not None:
             metrics[ESTIMATE] = round(scored.tokens_per_trial * (self.budget.max_trials or 1))
-        tracking.log_output(run_id, self.workspace.outputs)
-        tracking.finish_run(run_id, metrics, value=value)
+        tracking.runs.log_output(run_id, self.workspace.outputs)
+        tracking.runs.finish(run_id, metrics, value=value)
         self.record(
             TaskEventKind.BASELINE_SCORED,
             f"the starting model has {metric} {value:.4f} on validation",
@@ -299,7 +301,7 @@ class Attempt:
     def _show_cost(self, experiment_id: str, baseline: Mapping[str, float]) -> None:
         """Go on from what MLflow knows of the estimate and of the trials of earlier attempts."""
         self.lease.show(
-            trained_tokens=sum(self.house.tracking.trained_tokens(experiment_id).values()),
+            trained_tokens=sum(self.house.tracking.runs.trained_tokens(experiment_id).values()),
             estimated_trained_tokens=int(baseline[ESTIMATE]) if ESTIMATE in baseline else None,
         )
 
@@ -325,12 +327,12 @@ class Attempt:
         self.lease.show(phase="promote", seconds_left=None)
         tracking, workspace, metric = self.house.tracking, self.workspace, self.method.main_metric
         if not workspace.best.exists():  # found by an earlier attempt
-            tracking.download_model(best, workspace.best)
+            tracking.models.download(best, workspace.best)
         # unscored: the baseline run is an earlier attempt's
         before = baseline.test_scores or workspace.score(workspace.start, "test")
         after = workspace.score(workspace.best, "test")
-        tracking.log_test_scores(baseline.run_id, mean_metrics(before, metric))
-        tracking.log_test_scores(best.run_id, mean_metrics(after, metric))
+        tracking.runs.log_test_scores(baseline.run_id, mean_metrics(before, metric))
+        tracking.runs.log_test_scores(best.run_id, mean_metrics(after, metric))
         seed = self.house.settings.seed
         promotion = decide(metric, self.method.direction, before, after, seed)
         registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
@@ -353,7 +355,7 @@ class Attempt:
     def recall_verdict(self, promotion: Promotion) -> tuple[str, StoredModel | None, Promotion]:
         """Return what an earlier attempt recorded: experiment, best model and verdict."""
         experiment_id = self.task.experiment_id or ""
-        finished = self.house.tracking.finished_baseline(experiment_id)
+        finished = self.house.tracking.runs.finished_baseline(experiment_id)
         self._show_cost(experiment_id, finished[1] if finished else {})
         return experiment_id, self.task.best_model, promotion
 
@@ -362,10 +364,12 @@ class Attempt:
 
         A drawing that fails is told there and in the log: no model hangs on it."""
         tracking = self.house.tracking
-        if tracking.has_summary(experiment_id):
+        if tracking.runs.has_summary(experiment_id):
             return
         if drawing is None:  # an earlier attempt ended between its verdict and this
-            drawing = self.draw(tracking.finished_trials(experiment_id, self.method.main_metric))
+            drawing = self.draw(
+                tracking.runs.finished_trials(experiment_id, self.method.main_metric)
+            )
         folder: Path | None = self.workspace.folder / "summary"
         failure: Exception | None = None
         try:
@@ -375,7 +379,7 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 - no model hangs on a drawing
             folder, failure = None, error
             log.warning("the search was not drawn: %r", failure)
-        tracking.store_summary(experiment_id, folder, repr(failure))
+        tracking.runs.store_summary(experiment_id, folder, repr(failure))
 
     def carry_out(self, experiment_id: str, best: StoredModel | None, promotion: Promotion) -> None:
         """Move the champion if the verdict says so, then remove the older iterations."""
@@ -384,9 +388,9 @@ class Attempt:
         if best is not None:
             if promotion.promoted:
                 promotion = self._promote(experiment_id, best, promotion)
-            tracking.describe_verdict(experiment_id, promotion, best)
+            tracking.iterations.describe_verdict(experiment_id, promotion, best)
         self.lease.show(phase="clean up")
-        tracking.remove_older_iterations(
+        tracking.iterations.remove_older(
             self.task.registered_name,
             experiment_id,
             settings.keep_iterations,
@@ -399,7 +403,7 @@ class Attempt:
 
     def _promote(self, experiment_id: str, best: StoredModel, promotion: Promotion) -> Promotion:
         """Make the best model champion; take the verdict back if the champion was moved since."""
-        start_run_id = self.house.tracking.start_run_id(experiment_id)
+        start_run_id = self.house.tracking.iterations.start_run_id(experiment_id)
         promote = self.champions.promote
         try:
             self.lease.patiently(promote, self.task, best, promotion, start_run_id)
@@ -433,7 +437,7 @@ class Attempt:
         self.lease.beat()  # the last word on progress
         self.lease.check()
         tracking, now = self.house.tracking, self.house.clock()
-        tracking.set_iteration_state(experiment_id, "done")
+        tracking.iterations.set_state(experiment_id, "done")
         tracking.settle()
         finish = self.house.store.tasks.finish
         self.lease.patiently(finish, self.lease.claim, now, TaskStatus.DONE)
@@ -454,7 +458,7 @@ class Attempt:
         """Tell of what is no failure, in the log, the task's history and the run's note."""
         log.warning("%s", what)
         if run_id is not None:
-            self.house.tracking.warn(run_id, what)
+            self.house.tracking.runs.warn(run_id, what)
         self.record(TaskEventKind.WARNING, what, {})
 
 

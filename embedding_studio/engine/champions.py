@@ -26,12 +26,12 @@ class Champions:
 
         def follow(model: RegisteredModel) -> RegisteredModel:
             # asked only now: a worker that sets the alias after this look fails the change
-            shown = self._house.tracking.champion_version(model.name)
+            shown = self._house.tracking.registry.champion_version(model.name)
             if shown is None:  # nothing yet, or removed by hand: it is set again
                 return replace(model, mirrored=None)
             if shown in (model.champion, model.mirrored, model.mirroring):
                 return model
-            found = self._house.tracking.champion(model.name)
+            found = self._house.tracking.registry.champion(model.name)
             assert found is not None
             why = "its alias was moved by hand" if model.moves else "as its registry had it before"
             move = self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why)
@@ -42,7 +42,7 @@ class Champions:
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
         """Register an initial model and make it champion, unless another one was meanwhile."""
-        number = self._house.tracking.register_version(
+        number = self._house.tracking.registry.register(
             task.registered_name, initial, "The initial model."
         )
 
@@ -70,7 +70,7 @@ class Champions:
         expected = start.number if start else None
         seen.ensure_champion(expected)
         verdict = story.verdict(promotion)
-        number = self._house.tracking.register_version(task.registered_name, model, verdict)
+        number = self._house.tracking.registry.register(task.registered_name, model, verdict)
         new = ModelVersion(number, model, self._house.clock(), task.id, promotion)
         move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
 
@@ -98,12 +98,12 @@ class Champions:
             if self._house.clock() >= until:
                 raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
 
-        if not self._house.tracking.has_version(claimed.name, claimed.champion):
+        if not self._house.tracking.registry.has_version(claimed.name, claimed.champion):
             self._register_anew(claimed)
             return False
         try:
             guarded = self._house.tracking.guarded(ensure_in_time)
-            guarded.set_champion(claimed.name, claimed.champion)
+            guarded.registry.set_champion(claimed.name, claimed.champion)
         except Conflict:
             return False
         self._house.store.models.update(method, lambda model: model.mirrored_as(claimed))
@@ -112,7 +112,7 @@ class Champions:
     def _register_anew(self, model: RegisteredModel) -> None:
         """Give the champion another number, for somebody deleted its version in MLflow."""
         lost = model.version(model.champion)
-        number = self._house.tracking.register_version(model.name, lost.model, "Registered anew.")
+        number = self._house.tracking.registry.register(model.name, lost.model, "Registered anew.")
         why = f"MLflow's registry has no version {lost.number} any more: it is registered anew"
         move = self._move(MoveKind.ADOPTED, lost.number, number, "MLflow", why)
 

@@ -105,7 +105,7 @@ class Trials:
         self._at_work: dict[int, RunningTrial] = {}  # by number
         self._lock = threading.Lock()  # around them: reports come from other threads
         self._finished: list[FinishedTrial] = []  # those of earlier attempts too
-        self._tokens = attempt.house.tracking.trained_tokens(experiment_id)  # by run
+        self._tokens = attempt.house.tracking.runs.trained_tokens(experiment_id)  # by run
         self._has_warned_of_silence = False
         self._best_value: float | None = None
         self._best_model: StoredModel | None = None
@@ -146,11 +146,11 @@ class Trials:
             attempt.workspace.kill(self._running)
             if not tracking.is_outage(error):  # else the next attempt does it
                 for trial in self._running.values():
-                    tracking.kill_run(trial.run_id)
+                    tracking.runs.kill(trial.run_id)
             raise
         # runs whose creation was answered too late, and so asked for again
-        tracking.kill_unfinished(self._experiment_id)
-        tracking.record_cost(self._experiment_id, self.trained_tokens)
+        tracking.runs.kill_unfinished(self._experiment_id)
+        tracking.iterations.record_cost(self._experiment_id, self.trained_tokens)
         if self._best_model is None:
             attempt.lease.beat()  # the last word on progress
             attempt.lease.check_stop()
@@ -176,19 +176,19 @@ class Trials:
         house, method = self._attempt.house, self._attempt.method
         tracking, settings, metric = house.tracking, house.settings, method.main_metric
         name = self._attempt.task.registered_name
-        previous = tracking.previous_search(name, self._experiment_id)
+        previous = tracking.iterations.previous_search(name, self._experiment_id)
         if previous is not None and settings.learn_from_previous and metric in previous.baseline:
             shift = self._baseline.metrics[metric] - previous.baseline[metric]
             self._search.learn(previous.trials, shift)
-        finished = tracking.finished_trials(self._experiment_id, metric)
-        self._search.replay(finished, tracking.interrupted_trials(self._experiment_id))
-        self._search.enqueue(tracking.sets_without_model(self._experiment_id))
+        finished = tracking.runs.finished_trials(self._experiment_id, metric)
+        self._search.replay(finished, tracking.runs.interrupted_trials(self._experiment_id))
+        self._search.enqueue(tracking.runs.sets_without_model(self._experiment_id))
         if previous is not None:
             best = best_first(previous.trials, method.direction)[: settings.warm_start_trials]
             self._search.enqueue(trial.suggested for trial in best)
         with_model = [trial for trial in finished if trial.has_model]
         if kept := best_first(with_model, method.direction):
-            self._adopt_best(kept[0].value, tracking.stored_model(kept[0].run_id))
+            self._adopt_best(kept[0].value, tracking.models.stored(kept[0].run_id))
         return finished
 
     # -- while they run ------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Trials:
             log.info("every hyperparameter set was tried")
             return
         seed = self._seed + proposal.number
-        run_id = attempt.house.tracking.start_trial(self._experiment_id, proposal, seed)
+        run_id = attempt.house.tracking.runs.start_trial(self._experiment_id, proposal, seed)
         folder = workspace.folder / f"trial-{proposal.number}"
         output = workspace.folder / f"output-{proposal.number}" / "output.txt"
         trial = _Trial(proposal, run_id, folder, output, time.monotonic())
@@ -283,7 +283,7 @@ class Trials:
         now = time.monotonic()
         if not trial.logged or now - trial.logged_at >= LOG_SECONDS:
             with writing_to_ledger():
-                self._attempt.house.tracking.log_reports(
+                self._attempt.house.tracking.runs.log_reports(
                     trial.run_id, trial.reports[trial.logged :]
                 )
             trial.logged, trial.logged_at = len(trial.reports), now
@@ -352,7 +352,7 @@ class Trials:
         model = None
         try:
             with writing_to_ledger():
-                self._attempt.house.tracking.log_output(trial.run_id, trial.output)
+                self._attempt.house.tracking.runs.log_output(trial.run_id, trial.output)
             result = future.result()
             self._note_cost(trial, result.trained_tokens)
             value = result.metrics[self._attempt.method.main_metric]
@@ -388,10 +388,10 @@ class Trials:
             error = kind(f"{error}, {limit.seconds_ago:.0f} s after {limit.name}")
         why = describe(error, self._attempt.method)
         if limits and not limit.is_own:
-            house.tracking.kill_run(trial.run_id, why)
+            house.tracking.runs.kill(trial.run_id, why)
         else:
             log.warning("%s", why)
-            house.tracking.delete_model(trial.run_id)
+            house.tracking.models.delete(trial.run_id)
             self._end(trial, Outcome.FAILED, failure=trace(error), why=why)
         self._record(TaskEventKind.TRIAL_FAILED, trial.proposal.number, why)
         return why
@@ -453,7 +453,7 @@ class Trials:
         """Tell the search how a trial ended, and write it to the ledger."""
         if trial.attrs is None:
             self._tell(trial, outcome, value)
-        self._attempt.house.tracking.finish_run(
+        self._attempt.house.tracking.runs.finish(
             trial.run_id,
             metrics or {},
             trial.reports,
@@ -484,11 +484,11 @@ class Trials:
         """
         metric = self._attempt.method.main_metric
         with writing_to_ledger():
-            model = self._attempt.house.tracking.upload_model(trial.run_id, trial.model_folder)
+            model = self._attempt.house.tracking.models.upload(trial.run_id, trial.model_folder)
         self._attempt.lease.has_model = True
         copy = self._attempt.workspace.folder / f"copy-{trial.proposal.number}"
         with writing_to_ledger():
-            self._attempt.house.tracking.download_model(model, copy)
+            self._attempt.house.tracking.models.download(model, copy)
         scores = self._attempt.workspace.score(copy, "validation", self._look_after)
         read_back = mean_metrics(scores, metric)[metric]
         if not are_close(result.metrics[metric], read_back):
@@ -497,7 +497,7 @@ class Trials:
                 f"was saved and {read_back:.6f} after it was loaded back: does `save` write all?"
             )
         with writing_to_ledger():
-            self._attempt.house.tracking.confirm_model(model)
+            self._attempt.house.tracking.models.confirm(model)
         remove_tree(self._attempt.workspace.best, ignore_errors=True)
         copy.rename(self._attempt.workspace.best)
         return model
@@ -511,7 +511,7 @@ class Trials:
         find, method = attempt.house.store.models.find, attempt.task.fine_tuning_method
         registered = attempt.lease.patiently(find, method)
         kept = registered.kept_run_ids if registered else ()
-        attempt.house.tracking.keep_best(self._experiment_id, model.run_id, kept)
+        attempt.house.tracking.runs.keep_best(self._experiment_id, model.run_id, kept)
         attempt.record(
             TaskEventKind.BEST_MODEL_STORED,
             f"the best model so far is that of run {model.run_id}",

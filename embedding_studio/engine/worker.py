@@ -45,7 +45,7 @@ from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from embedding_studio.tracking import Tracking
+from embedding_studio.tracking import Tracking, open_tracking
 from embedding_studio.wire.tasks import TaskView
 from embedding_studio.workers import WorkerRecord, silence_allowed
 
@@ -352,11 +352,11 @@ class Worker:
         log.log(level, "%s: %s%s", end, why, shown)
         experiment_id = store.in_project(task.project).get_task(task.id).experiment_id
         with self._while_ended(task, end) as tracking:
-            for attempted in tracking.task_experiments(task.id):
-                tracking.kill_unfinished(attempted)
-                tracking.set_iteration_state(attempted, end, why)
+            for attempted in tracking.iterations.of_task(task.id):
+                tracking.runs.kill_unfinished(attempted)
+                tracking.iterations.set_state(attempted, end, why)
             if traceback and experiment_id:
-                tracking.store_failure(experiment_id, traceback)
+                tracking.runs.store_failure(experiment_id, traceback)
 
     def _clean_up_if_canceled(self, task: FineTuningTask, lease: Lease) -> None:
         store = self._house.store.in_project(task.project)
@@ -365,7 +365,7 @@ class Worker:
             return
         model = store.models.find(task.fine_tuning_method)
         with self._while_ended(task, TaskStatus.CANCELED) as tracking:
-            tracking.discard_task(task.id, model.kept_run_ids if model else ())
+            tracking.iterations.discard_task(task.id, model.kept_run_ids if model else ())
             self._house.store.tasks.release_canceled(lease.claim)
             log.info("canceled, what it wrote is removed")
 
@@ -420,7 +420,7 @@ def open_worker(settings: Settings) -> Worker:
     catalog = discover_methods(settings.plugins_folder, settings.plugin_import_seconds)
     house = House(
         store=open_store(settings.resolved_store_url),
-        tracking=Tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
+        tracking=open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
         executor=open_executor(settings.executor),
         settings=settings,
         clock=utc_now,

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def bring_along(house: House, methods: Collection[str]) -> None:
     """Take over from MLflow's registry which version of these methods is champion, in all
     projects, and its iterations of before they told whether their models are kept."""
-    house.tracking.adopt_older_iterations()
-    for name in house.tracking.champion_versions():
+    house.tracking.iterations.adopt_older()
+    for name in house.tracking.registry.champion_versions():
         project, method = split_name(name)
         if method not in methods:
             continue

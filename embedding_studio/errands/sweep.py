@@ -34,7 +34,7 @@ def sweep(
     kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
     found = [
         *_end_iterations(store, tracking, kept_run_ids, now, dry_run),
-        *tracking.remove_orphans(models, dry_run),
+        *tracking.leftovers.remove(models, dry_run),
         *_empty_work_folder(store, settings, dry_run),
     ]
     for what in found:
@@ -45,13 +45,13 @@ def sweep(
 def _end_iterations(
     store: Store, tracking: Tracking, kept_run_ids: Collection[str], now: datetime, dry_run: bool
 ) -> Iterator[str]:
-    for iteration in tracking.iterations_with_models():
+    for iteration in tracking.iterations.with_models():
         task = _task_of(store, iteration)
         end = TaskStatus.ERROR if task is None else task.status
         if end not in TERMINAL or _has_owner(task, now):
             continue
         is_over = iteration.state != "running"
-        if is_over and not tracking.has_unfinished(iteration.experiment_id):
+        if is_over and not tracking.runs.has_unfinished(iteration.experiment_id):
             continue
         whose = f"task {iteration.task_id}, which is {end if task else 'unknown'}"
         yield f"experiment {iteration.experiment_id} was left {iteration.state} by {whose}"
@@ -62,12 +62,12 @@ def _end_iterations(
             store.in_project(iteration.project).forget_iteration(
                 iteration.task_id, iteration.experiment_id, now, why, is_whole=False
             )
-            tracking.discard_task(iteration.task_id, kept_run_ids)
+            tracking.iterations.discard_task(iteration.task_id, kept_run_ids)
         else:
-            tracking.kill_unfinished(iteration.experiment_id)
+            tracking.runs.kill_unfinished(iteration.experiment_id)
             # a done one has its verdict there already
             error = (task and task.error) or "its worker died"
-            tracking.set_iteration_state(
+            tracking.iterations.set_state(
                 iteration.experiment_id, end, None if end is TaskStatus.DONE else error
             )
 

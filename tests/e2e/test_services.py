@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
-from embedding_studio.tracking import Tracking
+from embedding_studio.tracking import open_tracking
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
     assert "epoch" in done.stdout
     assert "CC BY 4.0" in done.stdout
 
-    tracking = Tracking(f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}", tmp_path / "unused")
+    tracking = open_tracking(f"sqlite:///{tmp_path / 'demo' / 'mlflow.db'}", tmp_path / "unused")
     experiments = mlflow.search_experiments(filter_string="tags.`es.kind` = 'iteration'")
     assert summary["models_on_disk"] == len(experiments) + 1
     name = RegisteredName("Default Fine Tuning Method")
@@ -57,8 +57,10 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
         (best,) = mlflow.search_runs(
             [experiments[0].experiment_id], "tags.`es.is_best` = 'true'", output_format="list"
         )
-        model = tracking.stored_model(best.info.run_id)
-        tracking.set_champion(name, tracking.register_version(name, model, "for this test"))
+        model = tracking.models.stored(best.info.run_id)
+        tracking.registry.set_champion(
+            name, tracking.registry.register(name, model, "for this test")
+        )
     by_mlflow = mlflow.sentence_transformers.load_model(f"models:/{name}@champion")
     downloads = sorted((tmp_path / "demo" / "downloads").iterdir())
     by_download = SentenceTransformer(str(downloads[-1]))

@@ -407,7 +407,7 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
         assert model is not None
         champion = model.version(model.champion).model
         # newest first
-        assert champion == promoted[0].best_model == tracking.champion(model.name)
+        assert champion == promoted[0].best_model == tracking.registry.champion(model.name)
         assert model.is_mirrored
         for number in {model.champion, *model.former_champions(keep)}:
             kept = model.version(number).model
@@ -415,7 +415,7 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
             assert registered.run_id == kept.run_id
             copy = bench.house.settings.data_folder / "checked" / kept.run_id
             if not copy.exists():
-                tracking.download_model(kept, copy)  # verifies every hash
+                tracking.models.download(kept, copy)  # verifies every hash
                 bench.worker._catalog.methods[method].load(copy)
 
 
@@ -451,7 +451,7 @@ def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
             owner = next((p for p in file.parts if p in stored or p in summaries), None)
             assert owner is not None, f"an orphan: {file}"
     for run_id in stored:
-        model = tracking.stored_model(run_id)
+        model = tracking.models.stored(run_id)
         folder = Path(model.artifact_uri.removeprefix("file://"))
         if folder.is_absolute():
             found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}

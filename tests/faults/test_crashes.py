@@ -10,8 +10,11 @@ pytestmark = pytest.mark.slow
 
 ATTEMPT = "embedding_studio.engine.attempt:Attempt"
 WORKSPACE = "embedding_studio.engine.workspace:Workspace"
-TRACKING = "embedding_studio.tracking:Tracking"
+TRACKING = "embedding_studio.tracking.client:Client"
+ITERATIONS = "embedding_studio.tracking.iterations:Iterations"
 MODELS = "embedding_studio.tracking.models:Models"
+REGISTRY = "embedding_studio.tracking.registry:Registry"
+RUNS = "embedding_studio.tracking.runs:Runs"
 CHAMPIONS = "embedding_studio.engine.champions:Champions"
 MOVES = "embedding_studio.store.moves:TaskMoves"
 CLIENT = "mlflow:MlflowClient"
@@ -19,58 +22,58 @@ CLIENT = "mlflow:MlflowClient"
 TRIALS = 4
 CRASHES = [
     Fault(f"{MOVES}.claim_task", "after"),
-    Fault(f"{MODELS}._create_run", "after"),  # the initial model's
-    Fault(f"{MODELS}.upload_model", "after"),
-    Fault(f"{MODELS}.confirm_model", "after"),
-    Fault(f"{MODELS}.store_initial_model", "after"),
+    Fault(f"{TRACKING}.create_run", "after"),  # the initial model's
+    Fault(f"{MODELS}.upload", "after"),
+    Fault(f"{MODELS}.confirm", "after"),
+    Fault(f"{MODELS}.store_initial", "after"),
     Fault(f"{ATTEMPT}.prepare_data", "before"),
     Fault(f"{ATTEMPT}.prepare_data", "after"),
     Fault(f"{ATTEMPT}.release_batch", "before"),  # all is checked, the batch collects
     Fault(f"{MOVES}.record", "before", 2),  # the batch is released, the task does not know
     Fault(f"{ATTEMPT}.release_batch", "after"),
-    Fault(f"{MODELS}._create_experiment", "after", 2),  # not recorded yet
+    Fault(f"{TRACKING}.create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ATTEMPT}.open_experiment", "after"),
-    Fault(f"{TRACKING}.start_baseline", "after"),
-    Fault(f"{TRACKING}.finish_run", "before"),  # the baseline's
-    Fault(f"{TRACKING}.finish_run", "after"),
-    Fault(f"{TRACKING}.start_trial", "after"),
-    Fault(f"{TRACKING}.log_reports", "after", 1),
-    Fault(f"{TRACKING}.log_reports", "after", 4),
+    Fault(f"{RUNS}.start_baseline", "after"),
+    Fault(f"{RUNS}.finish", "before"),  # the baseline's
+    Fault(f"{RUNS}.finish", "after"),
+    Fault(f"{RUNS}.start_trial", "after"),
+    Fault(f"{RUNS}.log_reports", "after", 1),
+    Fault(f"{RUNS}.log_reports", "after", 4),
     Fault(f"{MODELS}._upload", "after", 3),  # the first best model's data without its card
-    Fault(f"{MODELS}.upload_model", "after", 2),
-    Fault(f"{MODELS}.confirm_model", "before", 2),
-    Fault(f"{MODELS}.confirm_model", "after", 2),
+    Fault(f"{MODELS}.upload", "after", 2),
+    Fault(f"{MODELS}.confirm", "before", 2),
+    Fault(f"{MODELS}.confirm", "after", 2),
     Fault(f"{CLIENT}.log_batch", "after", 10),
-    Fault(f"{MODELS}.confirm_model", "after", 3),  # two models of this iteration are stored
-    Fault(f"{TRACKING}.finish_run", "before", 3),
-    Fault(f"{TRACKING}.finish_run", "after", 3),
-    Fault(f"{MODELS}.keep_best", "before", 2),
-    Fault("embedding_studio.tracking.models:_repository", "before", 9),
-    Fault(f"{MODELS}.keep_best", "after", 2),
-    Fault(f"{TRACKING}.finish_run", "after", TRIALS + 1),  # the last trial's
+    Fault(f"{MODELS}.confirm", "after", 3),  # two models of this iteration are stored
+    Fault(f"{RUNS}.finish", "before", 3),
+    Fault(f"{RUNS}.finish", "after", 3),
+    Fault(f"{RUNS}.keep_best", "before", 2),
+    Fault("embedding_studio.tracking.models:local_folder", "before", 9),
+    Fault(f"{RUNS}.keep_best", "after", 2),
+    Fault(f"{RUNS}.finish", "after", TRIALS + 1),  # the last trial's
     Fault(f"{ATTEMPT}.search", "after"),
-    Fault(f"{TRACKING}.log_test_scores", "after"),
-    Fault(f"{TRACKING}.log_test_scores", "after", 2),
+    Fault(f"{RUNS}.log_test_scores", "after"),
+    Fault(f"{RUNS}.log_test_scores", "after", 2),
     Fault(f"{ATTEMPT}.judge", "after"),  # the verdict is recorded
-    Fault(f"{TRACKING}.store_summary", "before"),
+    Fault(f"{RUNS}.store_summary", "before"),
     Fault(f"{CLIENT}.log_artifacts", "after"),
-    Fault(f"{TRACKING}.store_summary", "after"),
+    Fault(f"{RUNS}.store_summary", "after"),
     Fault(f"{CHAMPIONS}.begin_with", "before"),
     Fault(f"{CLIENT}.create_model_version", "after"),  # the initial model's
     Fault(f"{CHAMPIONS}.begin_with", "after"),
     Fault(f"{CHAMPIONS}.promote", "before"),
     Fault(f"{CLIENT}.create_model_version", "after", 2),
     Fault(f"{CHAMPIONS}.promote", "after"),
-    Fault(f"{MODELS}.set_champion", "before", 2),  # claimed, for as long as a lease
-    Fault(f"{MODELS}.set_champion", "after", 2),  # the alias has moved
-    Fault(f"{TRACKING}.remove_older_iterations", "before"),
+    Fault(f"{REGISTRY}.set_champion", "before", 2),  # claimed, for as long as a lease
+    Fault(f"{REGISTRY}.set_champion", "after", 2),  # the alias has moved
+    Fault(f"{ITERATIONS}.remove_older", "before"),
     Fault(f"{ATTEMPT}._retire", "after"),  # what goes is marked, and still there
     Fault(f"{CLIENT}.delete_model_version", "after"),
     Fault(f"{CLIENT}.delete_run", "before"),  # its files are gone
     Fault(f"{CLIENT}.delete_run", "after", 3),
     Fault(f"{CLIENT}.delete_experiment", "before"),
-    Fault(f"{TRACKING}.remove_older_iterations", "after"),
-    Fault(f"{TRACKING}.set_iteration_state", "after"),
+    Fault(f"{ITERATIONS}.remove_older", "after"),
+    Fault(f"{ITERATIONS}.set_state", "after"),
     Fault(f"{MOVES}.finish_task", "before"),
     Fault(f"{MOVES}.finish_task", "after"),
     Fault(f"{WORKSPACE}.close", "before"),
@@ -83,13 +86,13 @@ NEED_A_FORMER_ITERATION = (
 IN_EVERY_RUN = {
     "kill after TaskMoves.claim_task #1",
     "kill before TaskMoves.record #2",
-    "kill after Models.confirm_model #1",
-    "kill after Tracking.log_reports #4",
-    "kill after Models.confirm_model #3",
+    "kill after Models.confirm #1",
+    "kill after Runs.log_reports #4",
+    "kill after Models.confirm #3",
     "kill after Attempt.judge #1",
     "kill after Champions.begin_with #1",
     "kill after Champions.promote #1",
-    "kill after Models.set_champion #2",
+    "kill after Registry.set_champion #2",
     "kill after MlflowClient.delete_run #3",
     "kill after TaskMoves.finish_task #1",
 }
@@ -121,7 +124,7 @@ def test_a_killed_trial_is_a_failed_one_or_its_workers(yard: Yard, action: str) 
     worker both it costs nothing that had finished."""
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=3)
-    fault = Fault(f"{TRACKING}.log_reports", "after", 2, action)  # in the second trial
+    fault = Fault(f"{RUNS}.log_reports", "after", 2, action)  # in the second trial
     first = yard.start_worker(fault, executor="process:1", lease_seconds=3.0)
     first.wait_for_fault()
     if action == "kill_all":

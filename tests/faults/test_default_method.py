@@ -259,7 +259,7 @@ class Assault(Chaos):
         assert len({task.batch_id for task in tasks}) == len(tasks)
         for task, posted in zip(tasks, self.posted, strict=True):
             assert sorted(map(ids_of, self.sessions_of(task))) == sorted(map(ids_of, posted))
-            assert len(tracking.task_experiments(task.id)) <= 1
+            assert len(tracking.iterations.of_task(task.id)) <= 1
             kinds = Counter(event.kind for event in self.yard.events(task))
             assert kinds[TaskEventKind.BATCH_RELEASED] == 1
             assert kinds[TaskEventKind.PROMOTED] + kinds[TaskEventKind.REFUSED] == 1

@@ -128,9 +128,9 @@ def test_a_full_disk_is_an_error_that_says_so(
     assert failed.error is not None
     assert "No space left on device" in failed.error
     assert "roll back" not in failed.error
-    assert yard.bench.house.tracking.champion(RegisteredName("Heavy")) == former.best_model
+    assert yard.bench.house.tracking.registry.champion(RegisteredName("Heavy")) == former.best_model
     assert former.best_model is not None
-    yard.bench.house.tracking.download_model(former.best_model, yard.settings.data_folder / "copy")
+    yard.bench.house.tracking.models.download(former.best_model, yard.settings.data_folder / "copy")
 
 
 @pytest.mark.faults

@@ -20,7 +20,15 @@ from tests.faults.harness import (
     in_every_run,
 )
 from tests.faults.points import Fault
-from tests.faults.test_crashes import ATTEMPT, CHAMPIONS, MODELS, MOVES, TRACKING
+from tests.faults.test_crashes import (
+    ATTEMPT,
+    CHAMPIONS,
+    ITERATIONS,
+    MODELS,
+    MOVES,
+    REGISTRY,
+    RUNS,
+)
 from tests.iterations import TOY
 from tests.waiting import wait_until
 
@@ -29,21 +37,21 @@ pytestmark = pytest.mark.slow
 ALONE: Any = {"sweep_minutes": 0}
 """No other thread is in MLflow's SQLite file when the worker freezes: it would hold its lock."""
 NAPS = [
-    Fault(f"{MODELS}.upload_model", "before", action="stop"),  # the initial model's
+    Fault(f"{MODELS}.upload", "before", action="stop"),  # the initial model's
     Fault(f"{ATTEMPT}.release_batch", "before", action="stop"),
-    Fault(f"{TRACKING}.start_trial", "after", action="stop"),
-    Fault(f"{TRACKING}.log_reports", "before", 2, action="stop"),
-    Fault(f"{TRACKING}.log_reports", "after", 3, action="stop"),
+    Fault(f"{RUNS}.start_trial", "after", action="stop"),
+    Fault(f"{RUNS}.log_reports", "before", 2, action="stop"),
+    Fault(f"{RUNS}.log_reports", "after", 3, action="stop"),
     Fault(f"{MODELS}._upload", "after", 3, action="stop"),  # the model's data, not its card
-    Fault("embedding_studio.tracking.models:_link_tree", "before", 5, action="stop"),
-    Fault(f"{MODELS}.confirm_model", "before", 2, action="stop"),
-    Fault(f"{TRACKING}.finish_run", "before", 2, action="stop"),
-    Fault(f"{MODELS}.keep_best", "before", action="stop"),
+    Fault("embedding_studio.tracking.models:link_tree", "before", 5, action="stop"),
+    Fault(f"{MODELS}.confirm", "before", 2, action="stop"),
+    Fault(f"{RUNS}.finish", "before", 2, action="stop"),
+    Fault(f"{RUNS}.keep_best", "before", action="stop"),
     Fault(f"{ATTEMPT}.judge", "before", action="stop"),
     Fault(f"{CHAMPIONS}.promote", "before", action="stop"),
-    Fault(f"{MODELS}.set_champion", "before", action="stop"),
-    Fault(f"{TRACKING}.remove_older_iterations", "before", action="stop"),
-    Fault(f"{TRACKING}.set_iteration_state", "before", action="stop"),
+    Fault(f"{REGISTRY}.set_champion", "before", action="stop"),
+    Fault(f"{ITERATIONS}.remove_older", "before", action="stop"),
+    Fault(f"{ITERATIONS}.set_state", "before", action="stop"),
 ]
 
 
@@ -78,10 +86,10 @@ def wake_up(yard: Yard, zombie: WorkerProcess, task: FineTuningTask) -> None:
 
 
 IN_EVERY_RUN = {
-    "stop before Tracking.log_reports #2",
+    "stop before Runs.log_reports #2",
     "stop after Models._upload #3",
-    "stop before Models.set_champion #1",
-    "stop before Tracking.remove_older_iterations #1",
+    "stop before Registry.set_champion #1",
+    "stop before Iterations.remove_older #1",
 }
 
 
@@ -118,7 +126,7 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     yard.bench.post_sessions()
     first = yard.bench.post_task(trials=1)
     frozen = Fault(
-        f"{MODELS}.set_champion", "before", 2, action="stop"
+        f"{REGISTRY}.set_champion", "before", 2, action="stop"
     )  # the initial model's first
     zombie = yard.start_worker(frozen, **ALONE)
     zombie.wait_for_fault()
@@ -128,13 +136,13 @@ def test_a_zombie_does_not_take_the_championship_back(shared_yard: Yard) -> None
     yard.bench.post_sessions(start=1000)
     second = yard.bench.post_task(trials=5)
     yard.wait_for(second)
-    champion = yard.bench.house.tracking.champion(TOY)
+    champion = yard.bench.house.tracking.registry.champion(TOY)
     assert champion == yard.now(second).best_model
     other.send(signal.SIGTERM)
     assert other.wait() == 0
     wake_up(yard, zombie, first)
     yard.drain()
-    assert yard.bench.house.tracking.champion(TOY) == champion
+    assert yard.bench.house.tracking.registry.champion(TOY) == champion
     check_invariants(yard)
 
 
@@ -148,7 +156,7 @@ def test_a_frozen_trial_that_outlives_its_lease_writes_nothing(
     yard = shared_yard
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=2)
-    frozen = Fault(f"{TRACKING}.log_reports", "after", 2, action="stop_all")
+    frozen = Fault(f"{RUNS}.log_reports", "after", 2, action="stop_all")
     first = yard.start_worker(frozen, executor="process:1", **ALONE)
     first.wait_for_fault()
     wait_until(first.is_frozen)
@@ -199,7 +207,7 @@ def test_a_zombie_that_cleans_up_leaves_a_restarted_task_alone(shared_yard: Yard
     yard = shared_yard
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=2)
-    frozen = Fault(f"{TRACKING}.discard_task", "before", action="stop")
+    frozen = Fault(f"{ITERATIONS}.discard_task", "before", action="stop")
     zombie = yard.start_worker(frozen, **ALONE)
     wait_until(lambda: TaskEventKind.TRIAL_FINISHED in {one.kind for one in yard.events(task)})
     store = yard.bench.house.store

@@ -1,0 +1,287 @@
+"""Iterations, each an MLflow experiment that is found by its tags."""
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import NamedTuple
+
+import mlflow
+from mlflow.entities import Experiment
+
+from embedding_studio.methods import Direction
+from embedding_studio.mlflow_names import TRAINED_TOKENS
+from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName
+from embedding_studio.search import FinishedTrial
+from embedding_studio.tasks import Promotion, StoredModel
+from embedding_studio.tracking import card, story
+from embedding_studio.tracking.client import Client, unless_gone
+from embedding_studio.tracking.models import MODEL_FOLDER, Models
+from embedding_studio.tracking.registry import Registry
+from embedding_studio.tracking.runs import Runs
+
+_FEW = 4  # experiments a page, where most searches end with the first
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIteration:
+    """generation: 1 for a method's first iteration, then one higher each time."""
+
+    experiment_id: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviousSearch:
+    """An older iteration's finished trials, and the scores of what they started from."""
+
+    trials: Sequence[FinishedTrial]
+    baseline: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """An experiment of a task, as its tags tell."""
+
+    experiment_id: str
+    task_id: str
+    project: str
+    state: str
+
+
+class OlderIteration(NamedTuple):
+    """What retention is about to remove; is_whole: its runs too, not only their models' files."""
+
+    experiment_id: str
+    task_id: str
+    run_ids: frozenset[str]
+    is_whole: bool
+
+
+class Iterations:
+    """The iterations of all methods."""
+
+    def __init__(self, client: Client, runs: Runs, models: Models, registry: Registry) -> None:
+        self._client = client
+        self._runs = runs
+        self._models = models
+        self._registry = registry
+
+    def open(
+        self,
+        task_id: str,
+        registered_name: RegisteredName,
+        batch_id: str,
+        start_run_id: str,
+        fresh_starts: int = 0,
+        project: str = DEFAULT_PROJECT,
+    ) -> OpenIteration:
+        """Return the task's experiment, made if it is not there yet.
+
+        Trials are comparable only if they started from the same model: an experiment of this task
+        that started from another one is closed as abandoned, and a new one is made. So it is after
+        a fresh start.
+        """
+        for experiment in self._client.experiments(
+            {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
+        ):
+            experiment_id: str = experiment.experiment_id
+            is_same_start = experiment.tags["es.start_run_id"] == start_run_id
+            if is_same_start and int(experiment.tags["es.fresh_starts"]) == fresh_starts:
+                if experiment.tags["es.state"] == "error":
+                    self._runs.supersede_failures(experiment_id)
+                self.set_state(experiment_id, "running", "")
+                return OpenIteration(experiment_id, _generation(experiment))
+            why = "its task went on from another model, in another experiment"
+            self.set_state(experiment_id, "abandoned", why)
+        newest = next(self._by_age(registered_name, "DESC"), None)
+        generation = 1 if newest is None else _generation(newest) + 1
+        tags = {
+            "es.kind": "iteration",
+            "es.state": "running",
+            "es.task_id": task_id,
+            "es.method": registered_name,
+            "es.project": project,
+            "es.batch_id": batch_id,
+            "es.start_run_id": start_run_id,
+            "es.fresh_starts": str(fresh_starts),
+            "es.generation": str(generation),
+            "es.models": "kept",
+        }
+        experiment_id = self._client.create_experiment(
+            f"iteration / {registered_name} / {batch_id}",
+            {**tags, "mlflow.note.content": story.state_note("running", "", tags)},
+        )
+        return OpenIteration(experiment_id, generation)
+
+    def set_state(self, experiment_id: str, state: str, why: str | None = None) -> None:
+        """Say where an iteration stands; one that is `running` is never cleaned up.
+
+        why: for people, who read it above the runs; None leaves them what is there."""
+        if why is not None:
+            tags = self._client.reading.get_experiment(experiment_id).tags
+            self._describe(experiment_id, story.state_note(state, why, tags))
+        self._tag(experiment_id, "es.state", state)
+
+    def keep_view(
+        self, experiment_id: str, metric: str, direction: Direction, params: Iterable[str]
+    ) -> None:
+        """Keep how links show an iteration's runs: the best by `metric` first, and these params."""
+        name, value = story.saved_view(metric, direction, params, int(time.time() * 1000))
+        self._tag(experiment_id, name, value)
+
+    def start_run_id(self, experiment_id: str) -> str:
+        """Return the run of the model that an iteration started from."""
+        start: str = self._client.reading.get_experiment(experiment_id).tags["es.start_run_id"]
+        return start
+
+    def record_cost(self, experiment_id: str, trained_tokens: int) -> None:
+        """Tag an iteration with what its trials have cost."""
+        self._tag(experiment_id, f"es.{TRAINED_TOKENS}", str(trained_tokens))
+
+    def describe_verdict(self, experiment_id: str, promotion: Promotion, best: StoredModel) -> None:
+        """Put the verdict above the iteration's runs, and a card beside the best model's files."""
+        tags = self._client.reading.get_experiment(experiment_id).tags
+        baseline = self._runs.finished(experiment_id, "baseline")
+        run = self._client.reading.get_run(best.run_id)
+        self._describe(experiment_id, story.verdict_note(promotion, tags, baseline, run))
+        encoder_card = None
+        if any(file.path == card.CARD for file in best.files):
+            place = f"{best.artifact_uri}/{card.CARD}"
+            encoder_card = self._client.patiently(partial(mlflow.artifacts.load_text, place))
+        data = self._runs.finished(experiment_id, "data")
+        text = card.write(encoder_card, promotion, tags, baseline, run, data)
+        place = f"{MODEL_FOLDER}/{card.CARD}"
+        self._client.patiently(lambda: self._client.writing.log_text(best.run_id, text, place))
+
+    def _describe(self, experiment_id: str, note: str) -> None:
+        self._tag(experiment_id, "mlflow.note.content", note)
+
+    def _tag(self, experiment_id: str, name: str, value: str) -> None:
+        self._client.writing.set_experiment_tag(experiment_id, name, value)
+
+    def previous_search(
+        self, registered_name: RegisteredName, experiment_id: str
+    ) -> PreviousSearch | None:
+        """Return what the method's latest older iteration that has finished trials found."""
+        this = _generation(self._client.reading.get_experiment(experiment_id))
+        for previous in self._by_age(registered_name, "DESC"):
+            if _generation(previous) >= this or previous.tags["es.state"] == "running":
+                continue
+            if trials := self._runs.finished_trials(previous.experiment_id):
+                baseline = self._runs.finished_baseline(previous.experiment_id)
+                return PreviousSearch(trials, baseline[1] if baseline else {})
+        return None
+
+    def remove_older(
+        self,
+        registered_name: RegisteredName,
+        experiment_id: str,
+        keep: int = 1,
+        keep_models: int = 1,
+        retire: Callable[[OlderIteration], bool] = lambda older: True,
+    ) -> None:
+        """Remove the method's iterations that are over and older than this: runs, files and all.
+
+        keep: how many generations stay, this one and the latest before it; keep_models: how many of
+        them keep their model files. Versions of the registered model whose files go, go too.
+        Repeating it is safe; so is a late call by a worker that lost its lease, for what is newer
+        stays. retire: is told of each before anything of it goes; what it says no to stays whole.
+        """
+        this = _generation(self._client.reading.get_experiment(experiment_id))
+
+        def is_beyond(most: int, experiment: Experiment) -> bool:
+            return _generation(experiment) <= this - most
+
+        # both lists end with what is to go, and neither holds what went before
+        oldest_first = self._by_age(registered_name, "ASC")
+        outdated = [*takewhile(partial(is_beyond, keep), oldest_first)]
+        outdated_ids = {experiment.experiment_id for experiment in outdated}
+        with_models = self._client.experiments(
+            {"es.kind": "iteration", "es.method": registered_name, "es.models": "kept"}
+        )
+        stripped = [one for one in with_models if is_beyond(keep_models, one)]
+        for older in outdated + [one for one in stripped if one.experiment_id not in outdated_ids]:
+            if older.tags["es.state"] == "running":
+                continue
+            runs = list(self._client.runs(older.experiment_id))
+            run_ids = frozenset(run.info.run_id for run in runs)
+            is_whole = older.experiment_id in outdated_ids
+            task_id = older.tags["es.task_id"]
+            if not retire(OlderIteration(older.experiment_id, task_id, run_ids, is_whole)):
+                continue
+            for registered in self._registry.versions(registered_name):
+                if registered.run_id in run_ids:
+                    self._registry.delete_version(registered_name, str(registered.version))
+            if is_whole:
+                self.remove(older.experiment_id)
+            else:
+                for run in runs:
+                    self._models.delete_of(run)
+                with unless_gone():
+                    self._tag(older.experiment_id, "es.models", "removed")
+
+    def discard_task(self, task_id: str, kept_run_ids: Collection[str]) -> None:
+        """Delete the models of a canceled task, but not those of registered versions.
+
+        The runs stay until the iteration is removed: a restart goes on from them. Only the best
+        set, whose model is gone, is then to be tried again."""
+        for experiment_id in self.of_task(task_id):
+            self._runs.kill_unfinished(experiment_id)
+            for run in list(self._client.runs(experiment_id)):
+                if run.info.run_id in kept_run_ids:
+                    continue
+                if run.data.tags.get("es.model") == "stored":
+                    self._runs.supersede(run)
+                self._models.delete_of(run)
+            why = "the task's models were removed"
+            self.set_state(experiment_id, "canceled", why)
+
+    def remove(self, experiment_id: str) -> None:
+        """Delete an experiment with its runs and all their files. Repeating it is safe, and so is
+        another worker's doing the same at the same time."""
+        for run in list(self._client.runs(experiment_id)):
+            self._models.delete_artifacts(run)
+            self._client.writing.delete_run(run.info.run_id)
+        if self._client.reading.get_experiment(experiment_id).lifecycle_stage == "active":
+            with unless_gone():
+                self._client.writing.delete_experiment(experiment_id)
+
+    def adopt_older(self) -> None:
+        """Tag the iterations of version 0.1, which did not say whether they keep models."""
+        for older in [*self._client.experiments({"es.kind": "iteration"})]:
+            if "es.models" not in older.tags:
+                self._tag(older.experiment_id, "es.models", "kept")
+
+    def with_models(self) -> list[Iteration]:
+        """Return the iterations at work, and those that still keep their models.
+
+        In no others do crashes leave anything."""
+        found = self._client.experiments({"es.kind": "iteration", "es.models": "kept"})
+        return [
+            Iteration(
+                experiment_id=experiment.experiment_id,
+                task_id=experiment.tags["es.task_id"],
+                project=experiment.tags.get("es.project", DEFAULT_PROJECT),
+                state=experiment.tags["es.state"],
+            )
+            for experiment in found
+        ]
+
+    def of_task(self, task_id: str) -> list[str]:
+        """Return the ids of every experiment that attempts of this task made."""
+        found = self._client.experiments({"es.task_id": task_id})
+        return [experiment.experiment_id for experiment in found]
+
+    def _by_age(self, registered_name: RegisteredName, order: str) -> Iterator[Experiment]:
+        """Yield a method's iterations by age, as many as are asked for. order: ASC or DESC."""
+        return self._client.experiments(
+            {"es.kind": "iteration", "es.method": registered_name},
+            order_by=[f"creation_time {order}", f"experiment_id {order}"],
+            page_size=_FEW,
+        )
+
+
+def _generation(experiment: Experiment) -> int:
+    return int(experiment.tags["es.generation"])
