@@ -24,16 +24,11 @@ from embedding_studio.clickstream import (
     SessionEvent,
 )
 from embedding_studio.errors import (
-    ConfigurationError,
-    Conflict,
     CorruptModel,
     EmbeddingStudioError,
-    Forbidden,
     InvalidInput,
     NotFound,
     StoreUnavailable,
-    TooManyRequests,
-    Unauthorized,
 )
 from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
 from embedding_studio.wire.clickstream import (
@@ -45,32 +40,13 @@ from embedding_studio.wire.clickstream import (
     SessionOutcomes,
     from_unix_seconds,
 )
+from embedding_studio.wire.errors import ERROR_BY_STATUS, summarize_field_errors
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET
 from embedding_studio.wire.models import ChampionView
-from embedding_studio.wire.tasks import (
-    MAX_PAGE_OFFSET,
-    HealthView,
-    Pong,
-    ScheduleView,
-    TaskEventsPage,
-    TaskEventView,
-    TaskView,
-    summarize_field_errors,
-)
+from embedding_studio.wire.schedules import ScheduleView
+from embedding_studio.wire.system import HealthView, Pong
+from embedding_studio.wire.tasks import TaskEventsPage, TaskEventView, TaskView
 
-_ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
-    400: InvalidInput,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
-    409: Conflict,
-    413: InvalidInput,
-    422: InvalidInput,
-    429: TooManyRequests,
-    501: ConfigurationError,
-    502: StoreUnavailable,
-    503: StoreUnavailable,
-    504: StoreUnavailable,
-}
 _SESSIONS_PER_REQUEST = 500
 _BYTES_PER_REQUEST = 4 * 1024 * 1024  # far below what the API takes by default
 _TASKS = TypeAdapter(list[TaskView])
@@ -400,7 +376,7 @@ def _checked(response: httpx.Response, fine: int = 200) -> httpx.Response:
 
 
 def _error_of(response: httpx.Response) -> EmbeddingStudioError:
-    kind = _ERROR_BY_STATUS.get(response.status_code, EmbeddingStudioError)
+    kind = ERROR_BY_STATUS.get(response.status_code, EmbeddingStudioError)
     try:
         detail = response.json()["detail"]
     except (ValueError, LookupError, TypeError):

@@ -183,9 +183,7 @@ class Outbox:
         self.now = NOW
         self.released = threading.Event()
         secret = "whsec_" + base64.b64encode(SECRET).decode()
-        self.deliveries = Deliveries(
-            store, Settings(webhook_secret=secret), lambda: self.now, lambda task: b"{}"
-        )
+        self.deliveries = Deliveries(store, Settings(webhook_secret=secret), lambda: self.now)
         monkeypatch.setattr(webhooks, "deliver", self.deliver)
         self.threads: list[threading.Thread] = []
 

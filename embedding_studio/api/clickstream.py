@@ -36,12 +36,8 @@ from embedding_studio.wire.clickstream import (
     ToInstant,
     from_unix_seconds,
 )
-from embedding_studio.wire.tasks import (
-    MAX_PAGE_OFFSET,
-    SUMMARIZED,
-    AsPosted,
-    summarize_field_errors,
-)
+from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 

@@ -11,20 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from embedding_studio.errors import (
-    ConfigurationError,
-    Conflict,
-    EmbeddingStudioError,
-    Forbidden,
-    InvalidInput,
-    InvalidTime,
-    NotFound,
-    StoreUnavailable,
-    TooManyRequests,
-    Unauthorized,
-    UnknownMethod,
-)
 from embedding_studio.keys import Scope
+from embedding_studio.wire.errors import STATUS_BY_ERROR, InvalidRequest, Problem
 
 log = logging.getLogger(__name__)
 
@@ -32,38 +20,6 @@ HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"WWW-Authenticate": 'Bearer realm="embedding-studio"'},
     503: {"Retry-After": "2"},
 }
-
-STATUS_BY_ERROR: dict[type[EmbeddingStudioError], int] = {
-    Unauthorized: 401,
-    Forbidden: 403,
-    NotFound: 404,
-    Conflict: 409,
-    InvalidTime: 400,
-    InvalidInput: 422,
-    UnknownMethod: 422,
-    TooManyRequests: 429,
-    ConfigurationError: 501,
-    StoreUnavailable: 503,
-}
-
-
-class Problem(BaseModel):
-    """detail: what is wrong, with which id, and what to do."""
-
-    detail: str
-
-
-class FieldProblem(BaseModel):
-    """loc: the way to the field that is wrong."""
-
-    type: str
-    loc: list[str | int]
-    msg: str
-
-
-class InvalidRequest(BaseModel):
-    detail: str | list[FieldProblem]
-
 
 _DESCRIPTIONS = {
     400: "The body cannot be read, or a time in it is too old or in the future",

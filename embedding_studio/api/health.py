@@ -20,7 +20,7 @@ from embedding_studio.outbound import Outbound
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
-from embedding_studio.wire.tasks import (
+from embedding_studio.wire.system import (
     HealthView,
     PartHealth,
     PartStatus,

@@ -12,8 +12,8 @@ from embedding_studio.api.requests import judged
 from embedding_studio.api.routing import Route
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
 from embedding_studio.models import ModelVersion, RegisteredModel
+from embedding_studio.wire.fields import AsPosted, Id
 from embedding_studio.wire.models import ChampionView, RollbackBody
-from embedding_studio.wire.tasks import AsPosted, Id
 
 router = APIRouter(prefix="/fine-tuning/champion", tags=["champions"], route_class=Route)
 

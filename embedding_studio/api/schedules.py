@@ -19,7 +19,8 @@ from embedding_studio.api.routing import Route
 from embedding_studio.errands.schedules import next_time
 from embedding_studio.errors import Conflict
 from embedding_studio.schedules import Schedule
-from embedding_studio.wire.tasks import AsPosted, ScheduleBody, ScheduleView
+from embedding_studio.wire.fields import AsPosted
+from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
 
 router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_class=Route)
 

@@ -6,7 +6,7 @@ from embedding_studio.api.context import House, OpenContext
 from embedding_studio.api.health import without_details
 from embedding_studio.api.routing import Route
 from embedding_studio.keys import Scope
-from embedding_studio.wire.tasks import HealthView, PartStatus, Pong
+from embedding_studio.wire.system import HealthView, PartStatus, Pong
 
 router = APIRouter(tags=["system"], route_class=Route)
 

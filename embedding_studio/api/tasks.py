@@ -29,13 +29,8 @@ from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.base import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
-from embedding_studio.wire.tasks import (
-    MAX_PAGE_OFFSET,
-    AsPosted,
-    TaskBody,
-    TaskEventsPage,
-    TaskView,
-)
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
+from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskView
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
 
@@ -211,11 +206,4 @@ def _check_can_run(context: Context, wanted: TaskRequest) -> None:
 
 
 def _view(task: FineTuningTask, request: Request, context: Context) -> TaskView:
-    experiment_id = task.experiment_id
-    return TaskView.of(
-        task,
-        mlflow_url=context.settings.experiment_url(experiment_id) if experiment_id else None,
-        best_model_url=str(request.url_for("download_model", task_id=task.id))
-        if task.best_model
-        else None,
-    )
+    return TaskView.of(task, context.settings, str(request.base_url))

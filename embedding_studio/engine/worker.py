@@ -4,7 +4,6 @@ APScheduler is the timer: one job looks for work, the other beats. Nothing is pe
 """
 
 import gc
-import json
 import logging
 import os
 import signal
@@ -46,7 +45,6 @@ from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.tracking import Tracking, open_tracking
-from embedding_studio.wire.tasks import TaskView
 from embedding_studio.workers import WorkerRecord, silence_allowed
 
 log = logging.getLogger(__name__)
@@ -76,9 +74,7 @@ class Worker:
         self._lease: Lease | None = None
         self._is_draining = threading.Event()
         self._has_brought_along = False
-        self._deliveries = Deliveries(
-            house.store, house.settings, self._clock, partial(_describe, house.settings)
-        )
+        self._deliveries = Deliveries(house.store, house.settings, self._clock)
 
     def work_once(self) -> bool:
         """Claim a task and run it to its end; False if there is none to claim."""
@@ -393,24 +389,6 @@ def _tried_again() -> Iterator[None]:
         yield
     except StoreUnavailable as error:
         log.warning("the store does not answer: %s", error)
-
-
-def _describe(settings: Settings, task: FineTuningTask) -> bytes:
-    """Return what a webhook is sent: the task as the API shows it."""
-    api_url = (settings.api_public_url or "").rstrip("/")
-    model_url = f"{api_url}/api/v1/fine-tuning/task/{task.id}/model"
-    view = TaskView.of(
-        task,
-        mlflow_url=settings.experiment_url(task.experiment_id) if task.experiment_id else None,
-        best_model_url=model_url if api_url and task.best_model else None,
-    )
-    data = view.model_dump(mode="json", exclude={"delivery", "delivery_due_at"})  # the same again
-    document = {
-        "type": f"fine_tuning_task.{task.status}",
-        "timestamp": data["updated_at"],
-        "data": data,
-    }
-    return json.dumps(document).encode()
 
 
 def open_worker(settings: Settings) -> Worker:

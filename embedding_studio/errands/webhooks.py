@@ -26,6 +26,7 @@ from embedding_studio.plain import escape
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import FineTuningTask
+from embedding_studio.wire.tasks import TaskEnded
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +58,12 @@ class Message:
 
 
 class Deliveries:
-    """What a worker tells to webhooks.
+    """What a worker tells to webhooks."""
 
-    describe: makes a message's body of a task.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        clock: Clock,
-        describe: Callable[[FineTuningTask], bytes],
-    ) -> None:
+    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._describe = describe
         self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -126,7 +117,7 @@ class Deliveries:
             raise DeliveryFailed("ES_WEBHOOK_SECRET is not set: nothing can be signed")
         deliver(
             self._http,
-            Message(task.delivery.id, task.webhook_url, self._describe(task)),
+            Message(task.delivery.id, task.webhook_url, TaskEnded.of(task, settings).to_json()),
             parse_secret(settings.webhook_secret.get_secret_value()),
             self._clock(),
         )

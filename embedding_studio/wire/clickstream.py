@@ -1,8 +1,4 @@
-"""Sessions, events and batches as JSON; the API and the client share these models.
-
-What is posted is validated with the API's Settings as context (see `requests.judged`), which hold
-its bounds; without a context, as clients read it, nothing is bounded.
-"""
+"""The JSON of sessions, events and batches."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,7 +32,7 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.plain import check_plain
-from embedding_studio.wire.tasks import AsPosted, Id, Meta
+from embedding_studio.wire.fields import AsPosted, Id, Meta
 
 
 def _at_most(setting: str, units: str, kind: type[str] | type[list[Any]] = str) -> BeforeValidator:

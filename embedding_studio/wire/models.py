@@ -1,4 +1,4 @@
-"""The JSON of champions: a method's versions, and which of them is to be champion."""
+"""The JSON of registered models: a method's versions, and which of them is champion."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel
 from embedding_studio.tasks import Promotion
-from embedding_studio.wire.tasks import MAX_PAGE_OFFSET, Id, Plain
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET, strict=True)]
 
@@ -40,7 +40,7 @@ class RollbackBody(BaseModel):
 
 
 class VersionView(BaseModel):
-    """A version; promotion: the verdict of the task that made it, null of an initial model."""
+    """A version of a method's model."""
 
     version: int = Field(description="as in MLflow's registry")
     is_champion: bool
@@ -48,7 +48,9 @@ class VersionView(BaseModel):
     created_at: datetime
     run_id: str
     task_id: str | None
-    promotion: Promotion | None
+    promotion: Promotion | None = Field(
+        description="the verdict of the task that made it, null of an initial model"
+    )
     removed_at: datetime | None = Field(description="when its files were removed")
 
     @classmethod
@@ -67,10 +69,7 @@ class VersionView(BaseModel):
 
 
 class MoveView(BaseModel):
-    """One change of the champion.
-
-    by: a task, an API key or MLflow, as whose alias was moved by hand.
-    """
+    """One change of the champion."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -78,7 +77,7 @@ class MoveView(BaseModel):
     at: datetime
     from_version: int | None
     to_version: int
-    by: str
+    by: str = Field(description="a task, an API key, or MLflow, whose alias was moved by hand")
     why: str
 
 

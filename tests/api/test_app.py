@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from embedding_studio.api.errors import STATUS_BY_ERROR
 from embedding_studio.errors import EmbeddingStudioError
+from embedding_studio.wire.errors import STATUS_BY_ERROR
 
 HEAVY = {"torch", "mlflow", "optuna", "sentence_transformers", "numpy", "ray", "apscheduler"}
 

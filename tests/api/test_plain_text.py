@@ -19,7 +19,8 @@ from embedding_studio.wire.clickstream import (
     SessionView,
 )
 from embedding_studio.wire.models import RollbackBody
-from embedding_studio.wire.tasks import ScheduleBody, TaskBody
+from embedding_studio.wire.schedules import ScheduleBody
+from embedding_studio.wire.tasks import TaskBody
 from tests.api.samples import METHOD, event_json, session_json
 
 SESSION = "/clickstream/session"

@@ -1,0 +1,61 @@
+"""Fields that the JSON of several nouns is made of.
+
+What is posted is validated with the API's Settings as context (see `api.requests.judged`), which
+hold its bounds; without a context, as clients read it, nothing is bounded.
+"""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, StringConstraints, ValidationInfo, WrapValidator
+
+from embedding_studio.plain import check_plain
+
+if TYPE_CHECKING:
+    from embedding_studio.settings import Settings
+
+MAX_PAGE_OFFSET = 2**31 - 1
+
+
+def _check_meta(meta: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    settings: Settings | None = info.context
+    if settings is None:  # read by a client, from an API that has checked it
+        return meta
+    _check_storable(meta, settings.max_meta_depth)
+    size_bytes = len(json.dumps(meta, ensure_ascii=False, allow_nan=False).encode())
+    if size_bytes > settings.max_meta_bytes:
+        raise ValueError(
+            f"has {size_bytes} bytes as JSON; at most {settings.max_meta_bytes} are taken "
+            "(ES_MAX_META_BYTES)"
+        )
+    return meta
+
+
+def _check_storable(value: Any, most_depth: int, depth: int = 1) -> None:
+    # what BSON and SQLite cannot hold would otherwise fail in the store, as a server's error
+    if depth > most_depth and isinstance(value, dict | list):
+        raise ValueError(f"is nested more than {most_depth} levels deep (ES_MAX_META_DEPTH)")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if "\0" in key:
+                raise ValueError(f"has a NUL character in the key {key!r}")
+            _check_storable(inner, most_depth, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_storable(inner, most_depth, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"has an integer outside the 64-bit range: {value}")
+
+
+T = TypeVar("T")
+AsPosted = Annotated[T, WrapValidator(lambda posted, _: posted)]
+"""What its route validates itself: see `requests.judged`."""
+Plain = AfterValidator(check_plain)
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
+Meta = Annotated[dict[str, Any], AfterValidator(_check_meta)]
+"""Free-form JSON, within the bounds of the settings that the validation's context gives."""
+
+
+def is_none(value: object) -> bool:
+    """Tell which fields are left out where there is nothing to say."""
+    return value is None
