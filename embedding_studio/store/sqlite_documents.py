@@ -44,8 +44,8 @@ STRING_OR_NOT_FINITE = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 class SqliteDocuments(Documents):
     """Documents in the file that a URL names, as `SqliteFile` takes it."""
 
-    def __init__(self, url: str) -> None:
-        self._file = SqliteFile(url)
+    def __init__(self, url: str, *, is_migrating: bool = False) -> None:
+        self.file = SqliteFile(url, is_migrating=is_migrating)
         self._kinds: set[Kind] = set()
 
     def insert(self, kind: Kind, documents: Sequence[Document]) -> list[bool | InvalidInput]:
@@ -58,7 +58,7 @@ class SqliteDocuments(Documents):
                 for row in rows
             ]
 
-        return self._file.write(work)
+        return self.file.write(work)
 
     def find(
         self,
@@ -82,7 +82,7 @@ class SqliteDocuments(Documents):
             direction = " DESC" if descending else ""
             query += " ORDER BY " + ", ".join(f"{_field(name)}{direction}" for name in sort)
         query += " LIMIT ? OFFSET ?"
-        rows = self._file.read(query, [*values, -1 if limit is None else limit, skip])
+        rows = self.file.read(query, [*values, -1 if limit is None else limit, skip])
         if names is None:
             return [_load(text) for (text,) in rows]
         return [
@@ -121,7 +121,7 @@ class SqliteDocuments(Documents):
                 return None
             return Changed(document, table.append(connection, row, entries))
 
-        return self._file.write(work)
+        return self.file.write(work)
 
     def change_all(self, kind: Kind, where: Filter, set: Mapping[str, Any]) -> int:  # noqa: A002
         table = self._table(kind)
@@ -135,7 +135,7 @@ class SqliteDocuments(Documents):
                 new.append(_dump(value))
         # a row that would break a unique group is left as it is
         change = f"UPDATE OR IGNORE {table.name} SET document = {changed} WHERE {condition}"
-        return self._file.write(
+        return self.file.write(
             lambda connection: connection.execute(change, [*new, *values]).rowcount
         )
 
@@ -151,7 +151,7 @@ class SqliteDocuments(Documents):
         )
         last = MOST if limit is None else after + limit
         found: dict[str, list[Any]] = {}
-        for one, value in self._file.read(query, [after, last, *values]):
+        for one, value in self.file.read(query, [after, last, *values]):
             log = found.setdefault(one, [])
             if value is not None:
                 log.append(_load(value))
@@ -161,7 +161,7 @@ class SqliteDocuments(Documents):
         table = self._table(kind)
         condition, values = _condition(where)
         query = f"SELECT count(*) FROM {table.name} WHERE {condition}"
-        ((count,),) = self._file.read(query, values)
+        ((count,),) = self.file.read(query, values)
         return count
 
     def delete(self, kind: Kind, where: Filter) -> int:
@@ -175,23 +175,23 @@ class SqliteDocuments(Documents):
                 f"DELETE FROM {table.name} WHERE {condition}", values
             ).rowcount
 
-        return self._file.write(work)
+        return self.file.write(work)
 
     def ping(self) -> int:
-        self._file.ping()
+        self.file.ping()
         return time.time_ns() // 1_000_000  # all who share the file share this machine
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
     def _table(self, kind: Kind) -> "_Table":
         """Return the tables of a kind, which are there with all their indexes."""
         table = _Table(kind)
         if kind not in self._kinds:
-            present = {name for (name,) in self._file.read("SELECT name FROM sqlite_master", [])}
+            present = {name for (name,) in self.file.read("SELECT name FROM sqlite_master", [])}
             missing = [text for name, text in table.definitions() if name not in present]
             if missing:
-                self._file.write(lambda connection: [connection.execute(text) for text in missing])
+                self.file.write(lambda connection: [connection.execute(text) for text in missing])
             self._kinds.add(kind)
         return table
 
@@ -210,14 +210,14 @@ class _Table:
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
-        self.name = f'"{kind.name}"'
+        self.name = f'"{kind.name} documents"'
         self.log = f'"{kind.name} log"'
 
     def definitions(self) -> Iterator[tuple[str, str]]:
         """Give what makes these tables and their indexes, by their names."""
         name = self._kind.name
         yield (
-            name,
+            f"{name} documents",
             f"CREATE TABLE IF NOT EXISTS {self.name} "
             "(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document TEXT NOT NULL)",
         )

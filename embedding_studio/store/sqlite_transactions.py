@@ -33,12 +33,15 @@ class SqliteFile:
     """The file that a URL names: sqlite:///relative/path or sqlite:////absolute/path.
 
     Missing folders and the file itself are created.
+
+    is_migrating: what it has in the layout of 0.1 is just being brought along.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, is_migrating: bool = False) -> None:
         self.path = _path_of(url)
         self._idle: list[sqlite3.Connection] = []
         self._held: sqlite3.Connection | None = None
+        self.is_former = False
         self._files: dict[Path, os.stat_result] = {}
         self._turn = Condition()
         self._waiting: list[_Job[Any]] = []
@@ -48,7 +51,7 @@ class SqliteFile:
         try:
             with self._answering():
                 self.path.touch()
-            self._begin()
+            self._begin(is_migrating)
             with self._answering():
                 self._held = self._connect()  # while one is open, its files stay the same
                 self._held.execute("SELECT name FROM sqlite_master").fetchall()
@@ -115,11 +118,22 @@ class SqliteFile:
 
     def ping(self) -> None:
         """Write a little. Raises StoreUnavailable if that is refused, or a write lately was."""
-        self._in_turn(lambda connection: connection.execute("REPLACE INTO pings VALUES (1)"))
+        self._in_turn(lambda connection: connection.execute("REPLACE INTO ping VALUES (1)"))
         if self._refusal is not None:
             refused_at, why = self._refusal
             if time.monotonic() - refused_at < REFUSED_SECONDS:
                 raise StoreUnavailable(why)
+
+    def retire(self, tables: Sequence[str]) -> None:
+        """Drop the tables of 0.1: from here on the file is one of the present layout."""
+
+        def drop(connection: sqlite3.Connection) -> None:
+            for table in tables:
+                connection.execute(f"DROP TABLE IF EXISTS {table}")
+            connection.execute(f"PRAGMA user_version = {LAYOUT}")
+
+        self.write(drop)
+        self.is_former = False
 
     def close(self) -> None:
         while self._idle:
@@ -179,7 +193,7 @@ class SqliteFile:
                     "backup (or leave none, to begin anew), and start them again"
                 )
 
-    def _begin(self) -> None:
+    def _begin(self, is_migrating: bool) -> None:
         """Make a new file one of this layout. Raises ConfigurationError if it has another."""
         # SQLite answers "locked" at once, whatever the busy timeout, while another process is
         # switching the same new file to WAL.
@@ -188,16 +202,15 @@ class SqliteFile:
         ):
             with attempt, self._connection() as connection:
                 connection.execute("BEGIN IMMEDIATE")
-                ((layout,),) = connection.execute("PRAGMA user_version").fetchall()
-                tables = connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
-                if layout != LAYOUT and (tables or layout):
+                self.is_former = _is_former(connection)
+                if self.is_former and not is_migrating:
                     raise ConfigurationError(
-                        f"the store {self.path} is not of this version: if version 0.1 wrote it, "
-                        "stop the API and all workers, and run `embedding-studio migrate`; nothing "
-                        "in it was changed"
+                        f"the store {self.path} is one of Embedding Studio 0.1: stop the API and "
+                        "all workers, make a backup, and run `embedding-studio migrate` once"
                     )
-                connection.execute(f"PRAGMA user_version = {LAYOUT}")
-                connection.execute("CREATE TABLE IF NOT EXISTS pings (id INTEGER PRIMARY KEY)")
+                if not self.is_former:
+                    connection.execute(f"PRAGMA user_version = {LAYOUT}")
+                connection.execute("CREATE TABLE IF NOT EXISTS ping (id INTEGER PRIMARY KEY)")
                 connection.execute("COMMIT")
 
 
@@ -233,6 +246,13 @@ def _path_of(url: str) -> Path:
             f"ES_STORE_URL is {url!r}, whose folder cannot be created: {error}"
         ) from error
     return Path(path).absolute()
+
+
+def _is_former(connection: sqlite3.Connection) -> bool:
+    """Return whether a file has tables, and they are not ours."""
+    ((layout,),) = connection.execute("PRAGMA user_version").fetchall()
+    tables = connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchall()
+    return layout != LAYOUT and bool(tables)
 
 
 def _is_locked(error: Exception) -> bool:
