@@ -24,7 +24,7 @@ from rich.table import Table
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.executors.base import Report
 from embedding_studio.projects import RegisteredName
-from embedding_studio.search import Search
+from embedding_studio.search import Outcome, Search
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import TaskRequest, TaskStatus
@@ -105,14 +105,16 @@ def add_iteration(tracking: Tracking, number: int) -> None:
         f"task {number}", METHOD, f"batch {number}", "start"
     ).experiment_id
     search = Search("maximize", seed=number)
-    for trial in range(TRIALS):
-        proposal = search.ask(lambda trial: {"rate": trial.suggest_float("rate", 0, 1)})
-        assert proposal is not None
-        run_id = tracking.runs.start_trial(experiment_id, proposal, seed=0)
+    for _ in range(TRIALS):
+        proposed = search.ask(lambda trial: {"rate": trial.suggest_float("rate", 0, 1)})
+        assert proposed is not None
+        trial, params = proposed
+        trial.run_id = tracking.runs.start_trial(experiment_id, trial, params, seed=0)
         reports = [Report(0, {METRIC: 0.5})]
-        tracking.runs.log_reports(run_id, reports)
-        tracking.runs.finish(run_id, {METRIC: 0.5}, reports, value=0.5)
+        tracking.runs.log_reports(trial.run_id, reports)
         search.report(trial, 0.5, 0)
+        search.tell(trial, Outcome.COMPLETE, 0.5)
+        tracking.runs.finish_trial(trial, {METRIC: 0.5}, reports, ())
     tracking.iterations.set_state(experiment_id, "done")
     tracking.iterations.remove_older(METHOD, experiment_id, KEEP)
 

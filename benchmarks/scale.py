@@ -380,6 +380,7 @@ def run_study(trials: int) -> Study:
     """Run one iteration of so many trials, each of which reports and returns at once."""
     from embedding_studio.engine import jobs as trial
     from embedding_studio.engine.attempt import Attempt
+    from embedding_studio.engine.best import Best
     from embedding_studio.engine.trials import Trials
     from embedding_studio.engine.worker import open_worker
     from embedding_studio.search import Search
@@ -394,10 +395,10 @@ def run_study(trials: int) -> Study:
         (Search, "tell", "tell"),
         (Runs, "start_trial", "open run"),
         (Runs, "log_reports", "log reports"),
-        (Runs, "finish", "end run"),
+        (Runs, "finish_trial", "end run"),
         (Attempt, "record", "store"),
-        (Trials, "_upload", "models"),
-        (Trials, "_adopt_best", "models"),
+        (Best, "upload", "models"),
+        (Best, "become", "models"),
     ):
         meter.wrap(owner, name, phase)
     call_before(Trials, "_start", meter.begin)

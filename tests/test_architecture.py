@@ -15,7 +15,7 @@ TIERS = [
     | {"settings", "outbound", "logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}
-    | {"engine.promotion", "engine.jobs", "engine.failures"},
+    | {"engine.promotion", "engine.jobs", "engine.scores", "engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
     {"engine.worker", "client"},

@@ -24,7 +24,8 @@ from embedding_studio.engine.lease import Lease
 from embedding_studio.engine.worker import Worker
 from embedding_studio.errors import LeaseLost, MethodError
 from embedding_studio.executors.base import Report
-from embedding_studio.methods import Scores
+from embedding_studio.methods import Parameters, Scores
+from embedding_studio.search import Trial
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, TaskEventKind, TaskRequest, TaskStatus
 from embedding_studio.tracking.models import Models
@@ -222,11 +223,13 @@ def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.Mon
     start_trial = bench.house.tracking.runs.start_trial
     started: list[int] = []
 
-    def die_at_third(_: Runs, experiment_id: str, proposal: object, seed: int) -> str:
-        started.append(proposal.number)  # type: ignore[attr-defined]
+    def die_at_third(
+        _: Runs, experiment_id: str, trial: Trial, params: Parameters, seed: int
+    ) -> str:
+        started.append(trial.number)
         if len(started) == 3:
             raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
-        return start_trial(experiment_id, proposal, seed)  # type: ignore[arg-type]
+        return start_trial(experiment_id, trial, params, seed)
 
     monkeypatch.setattr(Runs, "start_trial", die_at_third)
     with pytest.raises(KeyboardInterrupt):
@@ -451,16 +454,16 @@ def after_trials(
     monkeypatch: pytest.MonkeyPatch, bench: Bench, count: int, act: Callable[[], object]
 ) -> None:
     """Act once that many trials have finished, and let the lease notice it at once."""
-    finish_run = bench.house.tracking.runs.finish
+    finish_run = Runs._finish
     finished: list[str] = []
 
-    def finish_and_act(_: Runs, run_id: str, *args: Any, **kwargs: Any) -> None:
-        finish_run(run_id, *args, **kwargs)
+    def finish_and_act(runs: Runs, run_id: str, *args: Any) -> None:
+        finish_run(runs, run_id, *args)
         finished.append(run_id)
         if len(finished) == count + 1:  # the baseline's run is the first
             act()
 
-    monkeypatch.setattr(Runs, "finish", finish_and_act)
+    monkeypatch.setattr(Runs, "_finish", finish_and_act)
     monkeypatch.setattr(Lease, "check", check_against_store)
 
 
@@ -752,7 +755,7 @@ def test_names_and_values_that_others_refuse_are_ordinary(bench: Bench) -> None:
     assert len(bench.suggested(run)) == 6
     trials = bench.house.tracking.runs.finished_trials(first.experiment_id or "", "skill@10")
     reported = {step: float(np.float32(0.2)) for step in range(2)}
-    assert [trial.intermediate_values for trial in trials] == [reported] * 3
+    assert [trial.reports for trial in trials] == [reported] * 3
     second = bench.run_task("Odd", start=1000)
     assert (second.status, second.error) == (TaskStatus.DONE, None)
     best = max(runs, key=lambda run: run.data.metrics["skill:40:10"])

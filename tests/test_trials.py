@@ -19,7 +19,7 @@ from embedding_studio.engine.worker import Worker
 from embedding_studio.errors import ExecutorUnavailable
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
-from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Search, SuggestedSet
+from embedding_studio.search import Outcome, Search, Trial
 from embedding_studio.search.plots import draw_search
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
@@ -240,10 +240,9 @@ def test_what_trials_print_is_kept_with_their_runs(
 
 def test_time_of_trials_side_by_side_counts_once() -> None:
     """The minutes of a budget are those of a clock on the wall, after a crash too."""
-    planned = PlannedTrial(0, 0, SuggestedSet("{}", "{}"))
 
-    def trial(start: int, end: int) -> FinishedTrial:
-        return FinishedTrial("run", planned, Outcome.FAILED, seconds=end - start, ended=1000 * end)
+    def trial(start: int, end: int) -> Trial:
+        return Trial(0, 0, {}, {}, seconds=end - start, ended=1000 * end)
 
     assert seconds_at_work([]) == 0
     assert seconds_at_work([trial(20, 25), trial(0, 10), trial(5, 12), trial(6, 7)]) == 17
@@ -283,11 +282,11 @@ def test_a_trial_at_work_in_a_crash_begins_anew_under_its_number(
     task, _ = bench.house.store.tasks.add(TaskRequest("Climbing", budget=Budget(6)), utc_now())
     report, reports = Search.report, []
 
-    def die_in_fourth(self: Search, number: int, value: float, step: int) -> bool:
-        reports.append(number)
-        if number == 3 and step == 0:
+    def die_in_fourth(self: Search, trial: Trial, value: float, step: int) -> bool:
+        reports.append(trial.number)
+        if trial.number == 3 and step == 0:
             raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
-        return report(self, number, value, step)
+        return report(self, trial, value, step)
 
     house = replace(
         bench.house, settings=bench.house.settings.replaced(seed=0, warm_start_trials=0)
@@ -391,13 +390,13 @@ def test_sets_are_compared_once_there_are_enough(complete: int, plots: int, tmp_
     search = Search("maximize", 0, Sampler.RANDOM, Pruner.NONE)
     trials = []
     for number in range(complete + 1):
-        proposal = search.ask(lambda trial: {"x": trial.suggest_float("x", 0, 1)})
-        assert proposal is not None
+        proposed = search.ask(lambda trial: {"x": trial.suggest_float("x", 0, 1)})
+        assert proposed is not None
+        trial, params = proposed
         is_pruned = number == complete
         outcome = Outcome.PRUNED if is_pruned else Outcome.COMPLETE
-        value = None if is_pruned else float(proposal.params["x"])
-        trials.append(FinishedTrial("run", proposal.planned, outcome, value))
-        search.tell(proposal.number, outcome, value)
+        search.tell(trial, outcome, None if is_pruned else float(params["x"]))
+        trials.append(trial)
     draw_search(trials, "maximize", "skill", tmp_path)
     pictures = {file.name for file in tmp_path.glob("*.png")}
     expected = {"optimization_history.png", "param_importances.png"}

@@ -23,10 +23,10 @@ from embedding_studio.engine.jobs import (
     PrepareData,
     SaveInitialModel,
     ScoreBaseline,
-    mean_metrics,
 )
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.engine.promotion import decide
+from embedding_studio.engine.scores import mean_metrics
 from embedding_studio.engine.trials import Baseline, Trials
 from embedding_studio.engine.workspace import Workspace
 from embedding_studio.errors import (
@@ -38,7 +38,7 @@ from embedding_studio.errors import (
     NotFound,
 )
 from embedding_studio.methods import AnyMethod, Parameters
-from embedding_studio.search import FinishedTrial, draw_sets
+from embedding_studio.search import Trial, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
     Promotion,
@@ -276,7 +276,7 @@ class Attempt:
         if scored.tokens_per_trial is not None:
             metrics[ESTIMATE] = round(scored.tokens_per_trial * (self.budget.max_trials or 1))
         tracking.runs.log_output(run_id, self.workspace.outputs)
-        tracking.runs.finish(run_id, metrics, value=value)
+        tracking.runs.finish_baseline(run_id, metrics, value)
         self.record(
             TaskEventKind.BASELINE_SCORED,
             f"the starting model has {metric} {value:.4f} on validation",
@@ -309,12 +309,12 @@ class Attempt:
 
     def search(
         self, experiment_id: str, seed: int, baseline: Baseline
-    ) -> tuple[StoredModel, Sequence[FinishedTrial]]:
+    ) -> tuple[StoredModel, Sequence[Trial]]:
         """Run the trials until the budget is spent; return the best model, and all trials."""
         trials = Trials(self, experiment_id, seed, baseline)
-        return trials.run(), trials.finished
+        return trials.run(), trials.ended
 
-    def draw(self, trials: Sequence[FinishedTrial]) -> "Future[None]":
+    def draw(self, trials: Sequence[Trial]) -> "Future[None]":
         """Begin to draw what the search found."""
         metric, direction = self.method.main_metric, self.method.direction
         folder = self.workspace.folder / "summary"

@@ -10,13 +10,26 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, event_kind, merge_weights, split_by_query
 from embedding_studio.deletion import remove_tree
-from embedding_studio.errors import CorruptModel, MethodError, NotEnoughData, TrialCanceled
+from embedding_studio.engine.scores import (
+    agree,
+    count_queries,
+    finite_means,
+    mean_metrics,
+    read_scores,
+    say_score,
+    suspicions,
+)
+from embedding_studio.errors import (
+    CorruptModel,
+    MethodError,
+    NotEnoughData,
+    TrialCanceled,
+    TrialPruned,
+)
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
@@ -29,27 +42,25 @@ from embedding_studio.methods import (
     discover_methods,
     is_better,
 )
-from embedding_studio.mlflow_names import to_mlflow
 from embedding_studio.settings import Settings
 
 if TYPE_CHECKING:
-    from embedding_studio.search import FinishedTrial
+    from embedding_studio.search import Trial
 
-SCORE_TOLERANCE = 1e-3
-"""How far the score of a model read back may be from the one it was saved with."""
 SESSION_LINES = TypeAdapter(Session)
 """How a snapshot's lines are written and read: one session as JSON per line."""
 
 
 @dataclass(frozen=True, slots=True)
 class MethodRef:
-    """A method by name. file, code: the plugin that it was loaded from, under plugins_folder, as it
-    was then; without them, whatever is there when it is first needed."""
+    """A method by name, for a job that loads it where it runs."""
 
     reads: ClassVar = ("plugins_folder",)
 
     name: str
     plugins_folder: Path
+    #: the plugin that it was loaded from, as it was then; without it, whatever is there when it is
+    #: first needed
     file: str = ""
     code: bytes = field(default=b"", repr=False)
 
@@ -104,13 +115,12 @@ class SaveInitialModel(Job[None]):
 
 @dataclass(frozen=True, slots=True)
 class EventCounts:
-    """Events by their types as posted, the most frequent first.
-
-    ignored: of weight 0; unknown: of types to which nobody gave a weight, which count as clicks.
-    """
+    """Events by their types as posted, the most frequent first."""
 
     counted: Mapping[str, int]
+    #: of weight 0
     ignored: Mapping[str, int]
+    #: of types to which nobody gave a weight; they count as clicks
     unknown: Mapping[str, int]
 
     @classmethod
@@ -154,30 +164,27 @@ def _first(counts: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What preparing the data came to.
+    """What preparing the data came to."""
 
-    figures: the method's, and the counts of sessions, of those marked irrelevant (kept out), of
-    clicks on items that were not shown, and of events that are ignored or unknown.
-    """
-
+    #: the method's, and the counts of sessions, of those marked irrelevant (kept out), of clicks on
+    #: items that were not shown, and of events that are ignored or unknown
     figures: Mapping[str, float]
     events: EventCounts
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareData(Job[Prepared]):
-    """Split a snapshot by query and let the method write what its trials read.
-
-    snapshot: a file with a session per line. event_weights: the task's, over the method's own.
-    """
+    """Split a snapshot by query and let the method write what its trials read."""
 
     reads = ("snapshot",)
     writes = ("folder",)
     doing = "preparing the data"
 
     method: MethodRef
+    #: a file with a session per line
     snapshot: Path
     folder: Path
+    #: the task's, over the method's own
     event_weights: Mapping[str, float]
 
     def __call__(self, report: Reporter) -> Prepared:
@@ -205,7 +212,7 @@ class PrepareData(Job[Prepared]):
             "ignored_events": sum(events.ignored.values()),
             "unknown_events": sum(events.unknown.values()),
         }
-        return Prepared({**counts, **_finite_means(read_scores(figures, "prepare"))}, events)
+        return Prepared({**counts, **finite_means(read_scores(figures, "prepare"))}, events)
 
 
 def _count_strays(session: Session) -> int:
@@ -215,23 +222,22 @@ def _count_strays(session: Session) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """metrics: averaged over the validation queries; seconds: by phase of the trial;
-    trained_tokens: what the method counted; queries: how many values of the main metric there were,
-    None for one number."""
+    """What a trial came to."""
 
+    #: averaged over the validation queries; none of a trial that the search gave up on
     metrics: Mapping[str, float]
+    #: by phase of the trial
     seconds: Mapping[str, float]
+    #: what the method counted
     trained_tokens: int
+    #: how many values of the main metric there were; None for one number
     queries: int | None = None
+    is_pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Train(Job[TrialResult]):
-    """One trial: train from the starting model, score on validation, save if it beats the best.
-
-    best_value: the best main metric so far, None for none; only a better model is saved.
-    baseline: the starting model's validation metrics.
-    """
+    """One trial: train from the starting model, score on validation, save if it beats the best."""
 
     reads = ("data_folder", "start_folder")
     writes = ("model_folder",)
@@ -242,7 +248,9 @@ class Train(Job[TrialResult]):
     data_folder: Path
     start_folder: Path
     model_folder: Path
+    #: the best main metric so far; only a better model is saved
     best_value: float | None
+    #: the starting model's validation metrics
     baseline: Mapping[str, float]
 
     def __call__(self, report: Reporter) -> TrialResult:
@@ -255,7 +263,10 @@ class Train(Job[TrialResult]):
             run = _ReportingRun(
                 seed=self.seed, baseline=self.baseline, main_metric=method.main_metric, send=report
             )
-            model = method.train(model, self.params, replace(data, test=None), run)
+            try:
+                model = method.train(model, self.params, replace(data, test=None), run)
+            except TrialPruned:
+                return TrialResult({}, clock.seconds, int(run.trained_tokens), is_pruned=True)
         with clock.measure("evaluate"):
             scores = read_scores(method.evaluate(model, data.validation))
             metrics = mean_metrics(scores, method.main_metric)
@@ -288,17 +299,17 @@ class Score(Job[Scores]):
 
 @dataclass(frozen=True, slots=True)
 class BaselineResult:
-    """metrics: averaged over the validation queries; test_scores: per query where the method gives
-    them so; tokens_per_trial: what a trial may cost, None when the method does not tell.
+    """How the starting model scores, and what training it may cost."""
 
-    queries: how many values of the main metric there are on validation, None for one number.
-    warnings: what is no failure but may be a mistake in the method.
-    """
-
+    #: averaged over the validation queries
     metrics: Mapping[str, float]
+    #: per query where the method gives them so
     test_scores: Scores
+    #: what a trial may cost; None when the method does not tell
     tokens_per_trial: float | None
+    #: how many values of the main metric there are on validation; None for one number
     queries: int | None = None
+    #: what is no failure but may be a mistake in the method
     warnings: Sequence[str] = ()
 
 
@@ -309,7 +320,6 @@ class ScoreBaseline(Job[BaselineResult]):
 
     The model is saved, loaded and scored once more, for what `save` loses, or `evaluate` draws at
     random, would fail every trial after it was trained. Raises MethodError that tells which.
-    scratch: a folder for that copy.
     """
 
     reads = ("model_folder", "data_folder")
@@ -319,6 +329,7 @@ class ScoreBaseline(Job[BaselineResult]):
     method: MethodRef
     model_folder: Path
     data_folder: Path
+    #: a folder for that copy
     scratch: Path
     sets: Sequence[Parameters]
 
@@ -344,7 +355,7 @@ class ScoreBaseline(Job[BaselineResult]):
             test_scores=test_scores,
             tokens_per_trial=fmean(known) if known else None,
             queries=count_queries(scores, method.main_metric),
-            warnings=list(_suspicions(scores, test_scores, method.main_metric)),
+            warnings=list(suspicions(scores, test_scores, method.main_metric)),
         )
 
     def _load(self, method: AnyMethod) -> Any:
@@ -360,56 +371,19 @@ class ScoreBaseline(Job[BaselineResult]):
         metric = method.main_metric
         copy = method.load(self.scratch)
         copied = read_scores(method.evaluate(copy, split))
-        if _agree(scores, copied, metric):
+        if agree(scores, copied, metric):
             return
-        first, second = _say_score(scores, metric), _say_score(copied, metric)
+        first, second = say_score(scores, metric), say_score(copied, metric)
         again = read_scores(method.evaluate(copy, split))
-        if not _agree(copied, again, metric):
+        if not agree(copied, again, metric):
             raise MethodError(
                 f"`evaluate` is not deterministic: of the same queries one model's {metric} was "
-                f"{second} and then {_say_score(again, metric)}. Seed what is drawn at random, and "
+                f"{second} and then {say_score(again, metric)}. Seed what is drawn at random, and "
                 "turn dropout off"
             )
         raise MethodError(
             f"`save` loses something: the starting model's {metric} was {first} before it was "
             f"saved and {second} after it was loaded again"
-        )
-
-
-def count_queries(scores: Scores, metric: str) -> int | None:
-    """Return how many values of a metric there are; None where it is one number."""
-    return np.size(scores[metric]) if np.ndim(scores[metric]) else None
-
-
-def _agree(one: Scores, other: Scores, metric: str) -> bool:
-    before, after = np.mean(one[metric]), np.mean(other[metric])
-    is_same_size = np.shape(one[metric]) == np.shape(other[metric])
-    return is_same_size and are_close(float(before), float(after))
-
-
-def are_close(one: float, other: float) -> bool:
-    """Return whether two scores may be the same model's on the same queries."""
-    return abs(one - other) <= SCORE_TOLERANCE * max(1.0, abs(other))
-
-
-def _say_score(scores: Scores, metric: str) -> str:
-    count = count_queries(scores, metric)
-    return f"{np.mean(scores[metric]):.6f}" + ("" if count is None else f" ({count} values)")
-
-
-def _suspicions(validation: Scores, test: Scores, metric: str) -> Iterator[str]:
-    """Yield what may be a mistake in a starting model's scores."""
-    on_validation, on_test = (count_queries(scores, metric) for scores in (validation, test))
-    if (on_validation is None) is not (on_test is None):
-        yield (
-            f"{metric} is one number on one split and has a value per query on the other: only "
-            "values per query on the test split let the gate judge chance"
-        )
-    values = np.concatenate([np.ravel(scores[metric]) for scores in (validation, test)])
-    if len(values) > 2 and np.ptp(values) == 0:
-        yield (
-            f"{metric} is {values[0]:g} for each of {len(values)} queries: does `evaluate` compute "
-            "it from the model?"
         )
 
 
@@ -420,7 +394,7 @@ class DrawSearch(Job[None]):
     writes = ("folder",)
     doing = "drawing the search"
 
-    trials: "tuple[FinishedTrial, ...]"
+    trials: "tuple[Trial, ...]"
     direction: Direction
     metric: str
     folder: Path
@@ -429,65 +403,6 @@ class DrawSearch(Job[None]):
         from embedding_studio.search.plots import draw_search
 
         draw_search(self.trials, self.direction, self.metric, _empty(self.folder))
-
-
-def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDArray[np.float64]]:
-    """Return what a method scored as numbers and arrays with a number per query, whatever library
-    they came from. source: of its functions, the one that returned them.
-
-    Raises MethodError for anything else.
-    """
-    if not isinstance(scores, Mapping) or not all(isinstance(name, str) for name in scores):
-        raise MethodError(
-            f"`{source}` gave {str(scores)[:200]}: it must give a dictionary by metric names"
-        )
-    for name in scores:
-        to_mlflow(name)  # refuses one that could not be kept
-    return {name: _numbers(name, values) for name, values in scores.items()}
-
-
-def _numbers(name: str, values: Any) -> float | NDArray[np.float64]:
-    if hasattr(values, "detach"):  # torch's, which NumPy reads from the CPU alone
-        values = values.detach().cpu().double()
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        array = None
-    if array is None or array.ndim > 1:
-        raise MethodError(
-            f"the metric {name!r} is {str(values)[:200]}: it must be a number, or an array with "
-            "one number per query"
-        )
-    return array if array.ndim else float(array)
-
-
-def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
-    """Average the per-query arrays. Raises MethodError for a missing or non-finite main metric.
-
-    Other metrics that are not finite are left out: MLflow's databases refuse them.
-    """
-    read = read_scores(scores)
-    if main_metric not in read:
-        raise MethodError(f"the scores {sorted(read)} lack the main metric {main_metric!r}")
-    means = _finite_means(read)
-    if main_metric not in means:
-        raise MethodError(f"the main metric {main_metric} {_describe(read[main_metric])}")
-    return means
-
-
-def _finite_means(scores: Scores) -> dict[str, float]:
-    means = {name: float(np.mean(values)) for name, values in scores.items() if np.size(values)}
-    return {name: mean for name, mean in means.items() if np.isfinite(mean)}
-
-
-def _describe(values: float | NDArray[np.float64]) -> str:
-    """Tell why values have no mean."""
-    if not np.size(values):
-        return "is an empty array: the split has no query that it could be scored on"
-    if np.ndim(values) == 0:
-        return f"is {values}, not a number"
-    wrong = np.count_nonzero(~np.isfinite(values))
-    return f"is not a number for {wrong} of {np.size(values)} queries"
 
 
 @dataclass(kw_only=True)

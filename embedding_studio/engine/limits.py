@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from embedding_studio.engine.lease import Lease
-from embedding_studio.search import FinishedTrial
+from embedding_studio.search import Trial
 from embedding_studio.tasks import Budget
 
 SILENT_SECONDS = 300.0
@@ -75,7 +75,7 @@ def _seconds(minutes: float | None) -> float:
     return math.inf if minutes is None else minutes * 60
 
 
-def seconds_at_work(trials: Iterable[FinishedTrial]) -> float:
+def seconds_at_work(trials: Iterable[Trial]) -> float:
     """Return for how long any of some trials was at work: time of two at once counts once."""
     total, until = 0.0, -math.inf
     spans = [(trial.ended / 1000 - trial.seconds, trial.ended / 1000) for trial in trials]

@@ -1,22 +1,6 @@
 """Everything Optuna: the search of one iteration, its trials, and its pictures (`search.plots`)."""
 
 from embedding_studio.search.study import Search, draw_sets
-from embedding_studio.search.trial import (
-    FinishedTrial,
-    Outcome,
-    PlannedTrial,
-    Proposal,
-    SuggestedSet,
-    best_first,
-)
+from embedding_studio.search.trial import Outcome, Trial, best_first
 
-__all__ = [
-    "FinishedTrial",
-    "Outcome",
-    "PlannedTrial",
-    "Proposal",
-    "Search",
-    "SuggestedSet",
-    "best_first",
-    "draw_sets",
-]
+__all__ = ["Outcome", "Search", "Trial", "best_first", "draw_sets"]

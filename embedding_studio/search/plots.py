@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
 from embedding_studio.methods import Direction
-from embedding_studio.search import FinishedTrial
+from embedding_studio.search import Trial
 
 mpl.use("agg")
 
@@ -28,9 +28,7 @@ MIN_TO_COMPARE = 10
 """Of fewer complete trials, importances and coordinates show chance."""
 
 
-def draw_search(
-    trials: Sequence[FinishedTrial], direction: Direction, metric: str, folder: Path
-) -> None:
+def draw_search(trials: Sequence[Trial], direction: Direction, metric: str, folder: Path) -> None:
     """Write the plots and the table into an empty folder; plots that say nothing yet are left out.
 
     trials: in the order of their numbers.
@@ -55,10 +53,10 @@ def draw_search(
     _write_page(figures, folder / "search.html")
 
 
-def _numbered_as_logged(trial: FinishedTrial) -> FrozenTrial:
+def _numbered_as_logged(trial: Trial) -> FrozenTrial:
     """Return a trial whose steps are MLflow's, not the pruner's."""
     frozen = trial.frozen()
-    frozen.intermediate_values = dict(trial.intermediate_values)
+    frozen.intermediate_values = trial.reports
     return frozen
 
 
@@ -91,13 +89,13 @@ def _write_page(figures: Sequence[Any], path: Path) -> None:
     path.write_text("<!doctype html><meta charset='utf-8'><title>Search</title>" + "".join(parts))
 
 
-def _write_table(trials: Sequence[FinishedTrial], metric: str, path: Path) -> None:
-    names = sorted({name for trial in trials for name in trial.suggested.params})
+def _write_table(trials: Sequence[Trial], metric: str, path: Path) -> None:
+    names = sorted({name for trial in trials for name in trial.params})
     with path.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["trial", "outcome", metric, "reports", "seconds", *names, "run_id"])
         for trial in trials:
-            params = trial.suggested.params
-            row = [trial.planned.number + 1, trial.outcome.value, trial.value]
-            row += [len(trial.intermediate_values), round(trial.seconds, 1)]
+            params = trial.params
+            row = [trial.number + 1, trial.outcome, trial.value]
+            row += [len(trial.reports), round(trial.seconds, 1)]
             writer.writerow([*row, *(params.get(name) for name in names), trial.run_id])

@@ -1,6 +1,6 @@
 """One iteration's study: which hyperparameter set comes next, and which trial is hopeless.
 
-The study lives in memory. MLflow keeps the trials (`FinishedTrial`), from which the study is
+The study lives in memory. MLflow keeps the trials, from which the study is
 rebuilt after a crash; the sampler is seeded anew for every trial number, so that a rebuilt study
 proposes what the uninterrupted one would have.
 """
@@ -20,15 +20,7 @@ from embedding_studio.methods import Direction, Parameters
 from embedding_studio.search.pruners import make_pruner
 from embedding_studio.search.samplers import SeededByNumber
 from embedding_studio.search.space import FittedSet, Suggest, fit, suggest_set
-from embedding_studio.search.trial import (
-    STATES,
-    FinishedTrial,
-    Outcome,
-    PlannedTrial,
-    Proposal,
-    SuggestedSet,
-    resource_at,
-)
+from embedding_studio.search.trial import STATES, Outcome, Trial, resource_at
 from embedding_studio.tasks import Pruner, Sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -66,7 +58,7 @@ class Search:
         self._told: list[Callable[[Suggest], None]] = []
         self._notes: list[str] = []
 
-    def learn(self, previous: Iterable[FinishedTrial], shift: float) -> None:
+    def learn(self, previous: Iterable[Trial], shift: float) -> None:
         """Let the sampler know an older iteration's complete trials, their values moved by `shift`:
         what the same set would have given if it had gained as much on this iteration's start.
 
@@ -75,15 +67,13 @@ class Search:
         complete = [trial for trial in previous if trial.value is not None]
         self._told.append(partial(self._learn, complete, shift))
 
-    def replay(
-        self, finished: Iterable[FinishedTrial], interrupted: Iterable[PlannedTrial] = ()
-    ) -> None:
+    def replay(self, trials: Iterable[Trial]) -> None:
         """Tell the study what there was before a crash; what was interrupted is tried first."""
-        self._told.append(partial(self._replay, list(finished), list(interrupted)))
+        self._told.append(partial(self._replay, list(trials)))
 
-    def enqueue(self, sets: Iterable[SuggestedSet]) -> None:
-        """Try these sets before any other; sets that the search knows already are skipped."""
-        self._told.append(partial(self._enqueue, list(sets)))
+    def enqueue(self, trials: Iterable[Trial]) -> None:
+        """Try the sets of these trials before any other, but for those that are known already."""
+        self._told.append(partial(self._enqueue, list(trials)))
 
     def take_notes(self) -> list[str]:
         """Return, once, what of the older sets the method's present space could not hold."""
@@ -92,8 +82,8 @@ class Search:
 
     # -- older sets, as the present space holds them: the first `ask` tells it -----------------
 
-    def _learn(self, previous: Sequence[FinishedTrial], shift: float, suggest: Suggest) -> None:
-        fits = [fit(trial.suggested.params, suggest, self._seed) for trial in previous]
+    def _learn(self, previous: Sequence[Trial], shift: float, suggest: Suggest) -> None:
+        fits = [fit(trial.params, suggest, self._seed) for trial in previous]
         for trial, fitted in zip(previous, fits, strict=True):
             if fitted.losses:  # its number is used up all the same: later ones keep theirs
                 self._study.add_trial(_filler(fitted))
@@ -107,46 +97,45 @@ class Search:
                 )
         self._note_unlearnt("of the previous iteration", fits)
 
-    def _replay(
-        self,
-        finished: Sequence[FinishedTrial],
-        interrupted: Sequence[PlannedTrial],
-        suggest: Suggest,
-    ) -> None:
-        known = {trial.planned.study_number: trial for trial in finished}
-        planned = {one.study_number: one for one in interrupted}
-        planned |= {number: trial.planned for number, trial in known.items()}
-        if not planned:
+    def _replay(self, trials: Sequence[Trial], suggest: Suggest) -> None:
+        if not trials:
             return
-        fits = {
-            number: fit(one.suggested.params, suggest, self._seed)
-            for number, one in planned.items()
-        }
-        self._used.update(trial.planned.number for trial in known.values())
+        # of a set that was tried once more after it was interrupted, the end counts
+        trials = sorted(trials, key=lambda trial: trial.outcome is not None)
+        known = {trial.study_number: trial for trial in trials}
+        fits = {number: fit(trial.params, suggest, self._seed) for number, trial in known.items()}
+        ended = [trial for trial in known.values() if trial.outcome is not None]
+        self._used.update(trial.number for trial in ended)
         # for a set drawn twice, or one that counts or fits no more: no sampler learns from it
         filler = _filler(min(fits.values(), key=lambda fitted: len(fitted.losses)))
         for number in range(len(self._study.trials), max(fits) + 1):
-            fitted = fits.get(number)
-            if fitted is None or (number not in known and not self._accepts(fitted)):
+            trial, fitted = known.get(number), fits.get(number)
+            if trial is None or fitted is None:
                 self._study.add_trial(filler)
-                continue
-            if number not in known:
-                self._used.add(planned[number].number)
-                self._numbers[number] = planned[number].number
-                self._study.enqueue_trial(dict(fitted.params))
+            elif trial.outcome is None:
+                self._try_again(trial, fitted, filler)
             elif fitted.losses:
                 self._study.add_trial(filler)
             else:
                 self._tried.add(_key(fitted.params))
-                self._study.add_trial(known[number].frozen(fitted))
-        self._note_unlearnt("that are finished", [fits[number] for number in known])
-        complete = [trial for trial in known.values() if trial.outcome is Outcome.COMPLETE]
-        for trial in sorted(complete, key=lambda trial: trial.ended):
-            self._note_length(trial.frozen())
+                self._study.add_trial(trial.frozen(fitted))
+        self._note_unlearnt("that are finished", [fits[trial.study_number] for trial in ended])
+        for trial in sorted(ended, key=lambda trial: trial.ended):
+            if trial.outcome is Outcome.COMPLETE:
+                self._note_length(trial.frozen())
 
-    def _enqueue(self, sets: Sequence[SuggestedSet], suggest: Suggest) -> None:
-        for suggested in sets:
-            fitted = fit(suggested.params, suggest, self._seed)
+    def _try_again(self, trial: Trial, fitted: FittedSet, filler: FrozenTrial) -> None:
+        """Enqueue the set of a trial that was interrupted, to run under its number."""
+        if not self._accepts(fitted):
+            self._study.add_trial(filler)
+            return
+        self._used.add(trial.number)
+        self._numbers[trial.study_number] = trial.number
+        self._study.enqueue_trial(dict(fitted.params))
+
+    def _enqueue(self, trials: Sequence[Trial], suggest: Suggest) -> None:
+        for trial in trials:
+            fitted = fit(trial.params, suggest, self._seed)
             if self._accepts(fitted):
                 self._study.enqueue_trial(dict(fitted.params))
 
@@ -175,8 +164,9 @@ class Search:
 
     # -- one trial after another ---------------------------------------------------------------
 
-    def ask(self, suggest: Suggest) -> Proposal | None:
-        """Propose the next trial: a set that was not tried yet, None if there is none."""
+    def ask(self, suggest: Suggest) -> tuple[Trial, Parameters] | None:
+        """Propose the next trial, with the set as `suggest` returned it: one that was not tried
+        yet, None if there is none."""
         with self._lock:
             while self._told:
                 self._told.pop(0)(suggest)
@@ -194,30 +184,30 @@ class Search:
                 key = _key(trial.params)
                 if waiting or key not in self._tried:
                     self._tried.add(key)
-                    return Proposal(self._plan(trial), params)
+                    return self._begin(trial), params
                 self._study.tell(trial.number, state=TrialState.FAIL)
             return None
 
-    def report(self, number: int, value: float, step: int) -> bool:
+    def report(self, trial: Trial, value: float, step: int) -> bool:
         """Note an intermediate value; True if the trial should be pruned."""
         with self._pruning:
-            trial = self._running[number]
-            trial.report(value, resource_at(step))
-            return trial.should_prune()
+            running = self._running[trial.number]
+            trial.reports[step] = value
+            running.report(value, resource_at(step))
+            return running.should_prune()
 
-    def tell(self, number: int, outcome: Outcome, value: float | None = None) -> str:
-        """End a trial; return what the pruner noted on it, for the ledger.
-
-        value: the main metric of a complete trial.
-        """
+    def tell(self, trial: Trial, outcome: Outcome, value: float | None = None) -> None:
+        """End a trial. value: the main metric of a complete one."""
         with self._lock:
-            trial = self._study.tell(self._running.pop(number).number, value, state=STATES[outcome])
+            running = self._running.pop(trial.number)
+            told = self._study.tell(running.number, value, state=STATES[outcome])
             if outcome is Outcome.COMPLETE:
-                self._note_length(trial)
-            attrs = {name: x for name, x in trial.system_attrs.items() if name != "fixed_params"}
-            return json.dumps(attrs)  # of a set that was enqueued, the set itself is known
+                self._note_length(told)
+            attrs = {name: x for name, x in told.system_attrs.items() if name != "fixed_params"}
+            trial.attrs = json.dumps(attrs)  # of a set that was enqueued, the set itself is known
+            trial.outcome, trial.value = outcome, value
 
-    def _plan(self, trial: optuna.Trial) -> PlannedTrial:
+    def _begin(self, trial: optuna.Trial) -> Trial:
         number = self._numbers.get(trial.number)
         if number is None:
             number = next(n for n in range(len(self._used) + 1) if n not in self._used)
@@ -227,8 +217,7 @@ class Search:
             name: distribution_to_json(distribution)
             for name, distribution in trial.distributions.items()
         }
-        suggested = SuggestedSet(json.dumps(trial.params), json.dumps(distributions))
-        return PlannedTrial(number, trial.number, suggested)
+        return Trial(number, trial.number, trial.params, distributions)
 
     def _note_length(self, trial: FrozenTrial) -> None:
         """Tell hyperband, which has to know it, how long a trial is: as long as the first."""

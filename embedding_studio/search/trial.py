@@ -1,4 +1,4 @@
-"""A trial as Optuna proposed it and as the ledger keeps it."""
+"""A trial, from its proposal to its place in the ledger."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,10 +7,10 @@ from enum import StrEnum
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import json_to_distribution
 from optuna.trial import FrozenTrial, TrialState
 
-from embedding_studio.methods import Direction, Parameters
+from embedding_studio.methods import Direction
 from embedding_studio.search.space import FittedSet
 
 
@@ -29,86 +29,55 @@ STATES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SuggestedSet:
-    """A hyperparameter set as Optuna sees it, in JSON."""
-
-    #: by name, with their types
-    values: str
-    #: the range or the choices of each, by name
-    distributions: str
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The values by name."""
-        return json.loads(self.values)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTrial:
-    """A trial before it runs: its numbers and its set."""
+@dataclass(slots=True)
+class Trial:
+    """One hyperparameter set, what became of it, and the run that keeps it."""
 
     #: among the trials that count, from 0
     number: int
     #: in the study, which also counts sets that were drawn twice and the trials it learnt from
     study_number: int
-    suggested: SuggestedSet
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """The next trial, with the set as the method takes it."""
-
-    planned: PlannedTrial
-    #: what the method's `suggest` returned
-    params: Parameters
-
-    @property
-    def number(self) -> int:
-        return self.planned.number
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedTrial:
-    """A trial as the ledger keeps it."""
-
-    run_id: str
-    planned: PlannedTrial
-    outcome: Outcome
+    #: the set as Optuna has it, which JSON can hold
+    params: Mapping[str, Any]
+    #: the range or the choices of each parameter, as Optuna's JSON
+    distributions: Mapping[str, str]
+    run_id: str = ""
+    #: None of one that is at work, or that was interrupted
+    outcome: Outcome | None = None
     #: the final main metric of a complete trial
     value: float | None = None
-    #: the reported main metric by step
-    intermediate_values: Mapping[int, float] = field(default_factory=dict)
+    #: the main metric by step, as reported
+    reports: dict[int, float] = field(default_factory=dict)
     #: what the pruner noted on it, as JSON
     attrs: str = "{}"
+    trained_tokens: int = 0
     seconds: float = 0.0
     #: when, in ms since the epoch
     ended: int = 0
     #: whether its model is still there, as that of the best trial is
     has_model: bool = False
 
-    @property
-    def suggested(self) -> SuggestedSet:
-        return self.planned.suggested
-
     def frozen(self, fitted: FittedSet | None = None) -> FrozenTrial:
-        """Return the trial as Optuna keeps it; fitted: its set as the present space holds it."""
+        """Return a trial that ended as Optuna keeps it; fitted: its set as the present space holds
+        it."""
+        assert self.outcome is not None
         value = self.value
-        if self.outcome is Outcome.PRUNED and self.intermediate_values:
-            value = self.intermediate_values[max(self.intermediate_values)]  # as Optuna does
+        if self.outcome is Outcome.PRUNED and self.reports:
+            value = self.reports[max(self.reports)]  # as Optuna does
+        distributions = {
+            name: json_to_distribution(text) for name, text in self.distributions.items()
+        }
         return optuna.create_trial(
             state=STATES[self.outcome],
             value=value,
-            params=dict(fitted.params) if fitted else self.suggested.params,
-            distributions=dict(fitted.distributions if fitted else _distributions(self.suggested)),
-            intermediate_values={
-                resource_at(step): value for step, value in self.intermediate_values.items()
-            },
+            params=dict(fitted.params if fitted else self.params),
+            distributions=dict(fitted.distributions) if fitted else distributions,
+            intermediate_values={resource_at(step): v for step, v in self.reports.items()},
             system_attrs=json.loads(self.attrs),
         )
 
 
-def best_first(trials: Iterable[FinishedTrial], direction: Direction) -> list[FinishedTrial]:
+def best_first(trials: Iterable[Trial], direction: Direction) -> list[Trial]:
     """Return the complete trials, best main metric first."""
     complete = [(trial.value, trial) for trial in trials if trial.value is not None]
     complete.sort(key=lambda pair: pair[0], reverse=direction == "maximize")
@@ -118,8 +87,3 @@ def best_first(trials: Iterable[FinishedTrial], direction: Direction) -> list[Fi
 def resource_at(step: int) -> int:
     """Return what a trial had spent at a step: Optuna's pruners count from 1, methods from 0."""
     return step + 1
-
-
-def _distributions(suggested: SuggestedSet) -> dict[str, BaseDistribution]:
-    texts = json.loads(suggested.distributions)
-    return {name: json_to_distribution(text) for name, text in texts.items()}

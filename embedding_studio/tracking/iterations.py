@@ -13,7 +13,7 @@ from mlflow.entities import Experiment
 from embedding_studio.methods import Direction
 from embedding_studio.mlflow_names import TRAINED_TOKENS
 from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName
-from embedding_studio.search import FinishedTrial
+from embedding_studio.search import Trial
 from embedding_studio.tasks import Promotion, StoredModel
 from embedding_studio.tracking import card, story
 from embedding_studio.tracking.client import Client, unless_gone
@@ -36,7 +36,7 @@ class OpenIteration:
 class PreviousSearch:
     """An older iteration's finished trials, and the scores of what they started from."""
 
-    trials: Sequence[FinishedTrial]
+    trials: Sequence[Trial]
     baseline: Mapping[str, float]
 
 

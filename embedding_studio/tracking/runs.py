@@ -1,15 +1,18 @@
 """The ledger's runs: one for each trial, and those of baseline, data, summary and failure."""
 
+import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
+from embedding_studio.methods import Parameters
 from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
-from embedding_studio.search import FinishedTrial, Outcome, PlannedTrial, Proposal, SuggestedSet
+from embedding_studio.search import Outcome, Trial
 from embedding_studio.tracking import story
 from embedding_studio.tracking.client import Client
 from embedding_studio.tracking.models import Models
@@ -30,27 +33,23 @@ class Runs:
 
     # -- trials --------------------------------------------------------------------------------
 
-    def start_trial(self, experiment_id: str, proposal: Proposal, seed: int) -> str:
-        """Open the run of one hyperparameter set."""
-        planned = proposal.planned
+    def start_trial(self, experiment_id: str, trial: Trial, params: Parameters, seed: int) -> str:
+        """Open the run of one hyperparameter set. params: as the method sees it."""
         run_id = self._client.create_run(
             experiment_id,
-            f"trial {planned.number + 1}",
+            f"trial {trial.number + 1}",
             {
                 "es.kind": "trial",
-                "es.trial": str(planned.number),
-                "es.study_trial": str(planned.study_number),
-                **_long_tag("es.suggested.values", planned.suggested.values),
-                **_long_tag("es.suggested.distributions", planned.suggested.distributions),
+                "es.trial": str(trial.number),
+                "es.study_trial": str(trial.study_number),
+                **_long_tag("es.suggested.values", json.dumps(trial.params)),
+                **_long_tag("es.suggested.distributions", json.dumps(trial.distributions)),
             },
         )
-        params = [
-            Param(to_mlflow(str(name)), _shortened(str(value)))
-            for name, value in proposal.params.items()
-        ]
-        params.append(Param("es.seed" if "seed" in proposal.params else "seed", str(seed)))
-        for first in range(0, len(params), _MOST_PARAMS):
-            self._client.writing.log_batch(run_id, params=params[first : first + _MOST_PARAMS])
+        logged = [Param(to_mlflow(str(k)), _shortened(str(value))) for k, value in params.items()]
+        logged.append(Param("es.seed" if "seed" in params else "seed", str(seed)))
+        for first in range(0, len(logged), _MOST_PARAMS):
+            self._client.writing.log_batch(run_id, params=logged[first : first + _MOST_PARAMS])
         return run_id
 
     def log_output(self, run_id: str, printed: Path) -> None:
@@ -74,33 +73,26 @@ class Runs:
             first += _MOST_METRICS
         self._client.writing.log_batch(run_id, metrics[first:], tags=tags)
 
-    def finish(
+    def finish_trial(
         self,
-        run_id: str,
+        trial: Trial,
         metrics: Mapping[str, float],
-        reports: Sequence[Report] = (),
-        unlogged: Sequence[Report] = (),
-        seconds: Mapping[str, float] | None = None,
-        outcome: Outcome = Outcome.COMPLETE,
-        value: float | None = None,
+        reports: Sequence[Report],
+        unlogged: Sequence[Report],
+        seconds: Mapping[str, float] = MappingProxyType({}),
         failure: str | None = None,
         why: str | None = None,
-        trained_tokens: int = 0,
-        attrs: str | None = None,
-        number: int | None = None,
     ) -> None:
-        """End a run with its final scores, the aggregates of its reports, and what took how long.
+        """End a trial's run with its final scores, the aggregates of its reports, and what took how
+        long.
 
         The outcome and value are written before the status: a run that is terminated is complete
         in the ledger. unlogged: those of its reports that are yet to be logged. failure: the
         traceback of a failed trial, kept as artifact `traceback.txt`; why: it failed, for people.
-        attrs: what the search noted on the trial. number: the trial's, from 1, for its name; None
-        for the baseline.
         """
-        totals = {
-            f"{story.ASIDE}seconds.{phase}": duration for phase, duration in (seconds or {}).items()
-        }
-        final = {**_keyed(metrics), **_cost(trained_tokens)}
+        assert trial.outcome is not None
+        totals = {f"{story.ASIDE}seconds.{phase}": seconds[phase] for phase in seconds}
+        final = {**_keyed(metrics), **_cost(trial.trained_tokens)}
         points = [
             *_reported(unlogged),
             *_metrics({**aggregate(reports), **totals}),
@@ -108,20 +100,28 @@ class Runs:
         ]
         last_step = reports[-1].step if reports else None
         reason = why.partition("\n")[0] if why else None
-        name = story.name_of(number, outcome, value, last_step, reason)
-        tags = {"es.outcome": outcome.value, "mlflow.runName": name}
-        if attrs is not None:
-            tags["es.attrs"] = attrs
-        if outcome is Outcome.PRUNED and last_step is not None:
+        name = story.name_of(trial.number + 1, trial.outcome, trial.value, last_step, reason)
+        tags = {"es.attrs": trial.attrs, "mlflow.runName": name}
+        if trial.outcome is Outcome.PRUNED and last_step is not None:
             tags["es.pruned_at_step"] = str(last_step)
             tags["mlflow.note.content"] = f"Pruned at step {last_step}: it had no prospects."
-        if value is not None:
-            tags["es.value"] = repr(value)
         if failure is not None:
-            self._client.writing.log_text(run_id, failure, "traceback.txt")
+            self._client.writing.log_text(trial.run_id, failure, "traceback.txt")
             tags["es.failure"] = (reason or "")[:500]
             tags["mlflow.note.content"] = story.block(failure)
-        self._log(run_id, points, [RunTag(k, v) for k, v in tags.items()])
+        self._finish(trial.run_id, points, tags, trial.outcome, trial.value)
+
+    def _finish(
+        self,
+        run_id: str,
+        points: Sequence[Metric],
+        tags: Mapping[str, str],
+        outcome: Outcome,
+        value: float | None,
+    ) -> None:
+        valued = {} if value is None else {"es.value": repr(value)}
+        all_tags = {**tags, "es.outcome": outcome.value, **valued}
+        self._log(run_id, points, [RunTag(k, v) for k, v in all_tags.items()])
         status = {Outcome.COMPLETE: "FINISHED", Outcome.PRUNED: "KILLED", Outcome.FAILED: "FAILED"}
         self._client.writing.set_terminated(run_id, status[outcome])
 
@@ -154,7 +154,7 @@ class Runs:
         """Return whether a run of the experiment is RUNNING."""
         return any(run.info.status == "RUNNING" for run in self._client.runs(experiment_id))
 
-    def finished_trials(self, experiment_id: str, metric: str | None = None) -> list[FinishedTrial]:
+    def finished_trials(self, experiment_id: str, metric: str | None = None) -> list[Trial]:
         """Return the trials that count against the budget, in the order of their numbers.
 
         metric: whose reported values to fetch with them; None for none.
@@ -167,22 +167,22 @@ class Runs:
             and run.info.status != "RUNNING"
         )
         return [
-            _as_trial(run, self._reported(run, metric) if metric else {})
+            _as_trial(run, self._reported(run, metric) if metric else None)
             for run in sorted(runs, key=lambda run: int(run.data.tags["es.trial"]))
         ]
 
-    def interrupted_trials(self, experiment_id: str) -> list[PlannedTrial]:
+    def interrupted_trials(self, experiment_id: str) -> list[Trial]:
         """Return the trials that ended without an outcome, with the worker that ran them, say."""
         return [
-            _planned(run)
+            _as_trial(run)
             for run in self._client.runs(experiment_id)
             if run.data.tags.get("es.kind") == "trial" and "es.outcome" not in run.data.tags
         ]
 
-    def sets_without_model(self, experiment_id: str) -> list[SuggestedSet]:
-        """Return the sets whose models a cancel removed while they were the best."""
+    def trials_without_model(self, experiment_id: str) -> list[Trial]:
+        """Return the trials whose models a cancel removed while they were the best."""
         return [
-            _planned(run).suggested
+            _as_trial(run)
             for run in self._client.runs(experiment_id)
             if run.data.tags.get("es.kind") == "superseded"
             and run.data.tags.get("es.outcome") == Outcome.COMPLETE
@@ -243,6 +243,12 @@ class Runs:
     def start_baseline(self, experiment_id: str) -> str:
         """Open the run without training."""
         return self._client.create_run(experiment_id, "baseline", {"es.kind": "baseline"})
+
+    def finish_baseline(self, run_id: str, metrics: Mapping[str, float], value: float) -> None:
+        """End the run with its scores. value: the main metric."""
+        name = story.name_of(None, Outcome.COMPLETE, value, None, None)
+        points = _metrics(_keyed(metrics))
+        self._finish(run_id, points, {"mlflow.runName": name}, Outcome.COMPLETE, value)
 
     def finished_baseline(self, experiment_id: str) -> tuple[str, Mapping[str, float]] | None:
         """Return the id and the metrics of the experiment's baseline run, if it is finished."""
@@ -361,25 +367,21 @@ def _shortened(value: str) -> str:
     return value if len(value) <= _PARAM_LENGTH else f"{value[: _PARAM_LENGTH - 1]}…"
 
 
-def _planned(run: Run) -> PlannedTrial:
+def _as_trial(run: Run, reported: dict[int, float] | None = None) -> Trial:
     tags = run.data.tags
     number = int(tags["es.trial"])
-    suggested = SuggestedSet(
-        read_tag(tags, "es.suggested.values"), read_tag(tags, "es.suggested.distributions")
-    )
-    return PlannedTrial(number, int(tags.get("es.study_trial", number)), suggested)
-
-
-def _as_trial(run: Run, reported: Mapping[int, float]) -> FinishedTrial:
-    tags = run.data.tags
     ended, started = run.info.end_time, run.info.start_time
-    return FinishedTrial(
-        run_id=run.info.run_id,
-        planned=_planned(run),
-        outcome=Outcome(tags["es.outcome"]),
+    return Trial(
+        number,
+        int(tags.get("es.study_trial", number)),
+        json.loads(read_tag(tags, "es.suggested.values")),
+        json.loads(read_tag(tags, "es.suggested.distributions")),
+        run.info.run_id,
+        outcome=Outcome(tags["es.outcome"]) if "es.outcome" in tags else None,
         value=float(tags["es.value"]) if "es.value" in tags else None,
-        intermediate_values=reported,
+        reports=reported or {},
         attrs=tags.get("es.attrs", "{}"),
+        trained_tokens=int(run.data.metrics.get(TRAINED_TOKENS, 0)),
         seconds=(ended - started) / 1000 if ended and started else 0.0,
         ended=ended or 0,
         has_model=tags.get("es.model") == "stored",

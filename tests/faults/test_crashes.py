@@ -34,8 +34,8 @@ CRASHES = [
     Fault(f"{TRACKING}.create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ATTEMPT}.open_experiment", "after"),
     Fault(f"{RUNS}.start_baseline", "after"),
-    Fault(f"{RUNS}.finish", "before"),  # the baseline's
-    Fault(f"{RUNS}.finish", "after"),
+    Fault(f"{RUNS}._finish", "before"),  # the baseline's
+    Fault(f"{RUNS}._finish", "after"),
     Fault(f"{RUNS}.start_trial", "after"),
     Fault(f"{RUNS}.log_reports", "after", 1),
     Fault(f"{RUNS}.log_reports", "after", 4),
@@ -45,12 +45,12 @@ CRASHES = [
     Fault(f"{MODELS}.confirm", "after", 2),
     Fault(f"{CLIENT}.log_batch", "after", 10),
     Fault(f"{MODELS}.confirm", "after", 3),  # two models of this iteration are stored
-    Fault(f"{RUNS}.finish", "before", 3),
-    Fault(f"{RUNS}.finish", "after", 3),
+    Fault(f"{RUNS}._finish", "before", 3),
+    Fault(f"{RUNS}._finish", "after", 3),
     Fault(f"{RUNS}.keep_best", "before", 2),
     Fault("embedding_studio.tracking.models:local_folder", "before", 9),
     Fault(f"{RUNS}.keep_best", "after", 2),
-    Fault(f"{RUNS}.finish", "after", TRIALS + 1),  # the last trial's
+    Fault(f"{RUNS}._finish", "after", TRIALS + 1),  # the last trial's
     Fault(f"{ATTEMPT}.search", "after"),
     Fault(f"{RUNS}.log_test_scores", "after"),
     Fault(f"{RUNS}.log_test_scores", "after", 2),

@@ -2,9 +2,9 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import fmean
 from typing import Any
@@ -15,16 +15,7 @@ import pytest
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Parameters
-from embedding_studio.search import (
-    FinishedTrial,
-    Outcome,
-    PlannedTrial,
-    Proposal,
-    Search,
-    SuggestedSet,
-    best_first,
-    draw_sets,
-)
+from embedding_studio.search import Outcome, Search, Trial, best_first, draw_sets
 from embedding_studio.tasks import Pruner, Sampler
 
 
@@ -36,14 +27,25 @@ def suggest(trial: optuna.Trial) -> Parameters:
     }
 
 
-def value_of(params: Parameters) -> float:
+def value_of(params: Mapping[str, Any]) -> float:
     return float(params["layers"]) - float(params["lr"])
 
 
-def ask(search: Search, suggest: Callable[[optuna.Trial], Parameters] = suggest) -> Proposal:
-    proposal = search.ask(suggest)
-    assert proposal is not None
-    return proposal
+def propose(
+    search: Search, suggest: Callable[[optuna.Trial], Parameters]
+) -> tuple[Trial, Parameters]:
+    proposed = search.ask(suggest)
+    assert proposed is not None
+    return proposed
+
+
+def ask(search: Search, suggest: Callable[[optuna.Trial], Parameters] = suggest) -> Trial:
+    return propose(search, suggest)[0]
+
+
+def plan(trial: Trial) -> tuple[object, ...]:
+    """What a trial is before it runs."""
+    return trial.number, trial.study_number, trial.params, trial.distributions
 
 
 @dataclass
@@ -51,36 +53,31 @@ class Running:
     """A trial whose reports come one by one, as those of parallel trials do."""
 
     search: Search
-    proposal: Proposal
+    trial: Trial
     steps: int
-    reported: dict[int, float] = field(default_factory=dict)
 
-    def go_on(self, at: int) -> FinishedTrial | None:
+    def go_on(self, at: int) -> Trial | None:
         """Report once; the trial as the ledger keeps it, if that was its last report."""
-        number, step = self.proposal.number, len(self.reported)
-        slope = 0.1 if self.proposal.params["debias"] else -0.1
-        value = value_of(self.proposal.params) + slope * step
-        self.reported[step] = value
-        is_pruned = self.search.report(number, value, step)
+        trial, step = self.trial, len(self.trial.reports)
+        slope = 0.1 if trial.params["debias"] else -0.1
+        value = value_of(trial.params) + slope * step
+        is_pruned = self.search.report(trial, value, step)
         if not is_pruned and step + 1 < self.steps:
             return None
         outcome = Outcome.PRUNED if is_pruned else Outcome.COMPLETE
-        final = None if is_pruned else value
-        attrs = self.search.tell(number, outcome, final)
-        return FinishedTrial(
-            f"run {number} {at}", self.proposal.planned, outcome, final, dict(self.reported),
-            attrs, ended=at,
-        )  # fmt: skip
+        self.search.tell(trial, outcome, None if is_pruned else value)
+        trial.run_id, trial.ended = f"run {trial.number} {at}", at
+        return trial
 
 
 def run_trials(
     search: Search, count: int, slots: int = 1, steps: int = 1, crash_at: int | None = None
-) -> tuple[list[FinishedTrial], list[PlannedTrial]]:
+) -> tuple[list[Trial], list[Trial]]:
     """Ask and tell as an iteration does, `slots` trials at a time, which report in turn.
 
     Returns those that finished, in order of their ends, and those at work at tick `crash_at`.
     """
-    finished: list[FinishedTrial] = []
+    finished: list[Trial] = []
     running: list[Running] = []
     tick = 0
     while len(finished) < count:
@@ -94,8 +91,8 @@ def run_trials(
             running.pop(0)
         else:
             running.append(running.pop(0))
-    at_work = [one.proposal.planned for one in running]
-    return finished, sorted(at_work, key=lambda planned: planned.number)
+    at_work = [one.trial for one in running]
+    return finished, sorted(at_work, key=lambda trial: trial.number)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -127,32 +124,32 @@ def test_a_rebuilt_study_goes_on_like_an_uninterrupted_one(
     for crash_at in (2, 11, 25):
         live, rebuilt = search(), search()
         before, interrupted = run_trials(live, count, slots, steps, crash_at)
-        rebuilt.replay(before, interrupted)
-        assert [ask(rebuilt).planned for _ in interrupted] == interrupted
-        next_sets = [ask(live).planned for _ in range(3)]
-        assert [ask(rebuilt).planned for _ in range(3)] == next_sets
+        rebuilt.replay([*before, *interrupted])
+        assert [plan(ask(rebuilt)) for _ in interrupted] == [plan(trial) for trial in interrupted]
+        next_sets = [plan(ask(live)) for _ in range(3)]
+        assert [plan(ask(rebuilt)) for _ in range(3)] == next_sets
         if slots == 1:
             again = search()
-            again.replay(before, interrupted)
+            again.replay([*before, *interrupted])
             rest, _ = run_trials(again, count - len(before), slots, steps)
             assert [told(t) for t in before + rest] == [told(t) for t in uninterrupted]
 
 
-def told(trial: FinishedTrial) -> tuple[object, ...]:
-    return trial.planned, trial.outcome, trial.value, trial.intermediate_values
+def told(trial: Trial) -> tuple[object, ...]:
+    return plan(trial), trial.outcome, trial.value, trial.reports
 
 
 def test_enqueued_sets_come_first_and_once() -> None:
     """The previous iteration's best sets are tried before any other, those already tried never."""
     previous, _ = run_trials(Search("maximize", seed=1), 4)
     search = Search("maximize", seed=2)
-    search.enqueue(trial.suggested for trial in previous[:2])
+    search.enqueue(previous[:2])
     tried, _ = run_trials(search, 3)
-    assert [t.suggested for t in tried[:2]] == [t.suggested for t in previous[:2]]
+    assert [t.params for t in tried[:2]] == [t.params for t in previous[:2]]
     rebuilt = Search("maximize", seed=2)
     rebuilt.replay(tried[:1])
-    rebuilt.enqueue(trial.suggested for trial in previous[:2])
-    assert [t.suggested for t in run_trials(rebuilt, 2)[0]] == [t.suggested for t in tried[1:]]
+    rebuilt.enqueue(previous[:2])
+    assert [t.params for t in run_trials(rebuilt, 2)[0]] == [t.params for t in tried[1:]]
 
 
 def test_drawn_sets_depend_on_the_seed_alone() -> None:
@@ -167,7 +164,7 @@ def test_drawn_sets_depend_on_the_seed_alone() -> None:
 def test_values_keep_their_types() -> None:
     """A set read back from its JSON has floats, ints and booleans, not strings."""
     ((trial,), _) = run_trials(Search("maximize", seed=0), 1)
-    values = json.loads(trial.suggested.values)
+    values = json.loads(json.dumps(trial.params))
     assert [type(values[name]) for name in ("lr", "layers", "debias")] == [float, int, bool]
 
 
@@ -175,25 +172,24 @@ def test_a_hopeless_trial_is_pruned_and_a_good_one_is_not() -> None:
     """Below the median of the finished trials at the same step, a trial is hopeless."""
     search = Search("maximize", seed=0)
     for number in range(6):
-        proposal = ask(search)
+        trial = ask(search)
         for step in range(3):
-            search.report(proposal.number, 0.5 + number / 100, step)
-        search.tell(proposal.number, Outcome.COMPLETE, 0.5)
+            search.report(trial, 0.5 + number / 100, step)
+        search.tell(trial, Outcome.COMPLETE, 0.5)
     bad, good = ask(search), ask(search)
-    assert not search.report(bad.number, 0.1, 0)  # the first step is never judged
-    assert search.report(bad.number, 0.1, 1)
-    assert not search.report(good.number, 0.9, 0)
-    assert not search.report(good.number, 0.9, 1)
-    search.tell(bad.number, Outcome.PRUNED)
-    search.tell(good.number, Outcome.COMPLETE, 0.9)
+    assert not search.report(bad, 0.1, 0)  # the first step is never judged
+    assert search.report(bad, 0.1, 1)
+    assert not search.report(good, 0.9, 0)
+    assert not search.report(good, 0.9, 1)
+    search.tell(bad, Outcome.PRUNED)
+    search.tell(good, Outcome.COMPLETE, 0.9)
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", "2"), ("minimize", "0")])
 def test_best_first_knows_the_direction(direction: str, best: str) -> None:
     """Complete trials come best first; failed and pruned ones not at all."""
-    nothing = PlannedTrial(0, 0, SuggestedSet("{}", "{}"))
-    trials = [FinishedTrial(str(i), nothing, Outcome.COMPLETE, float(i)) for i in range(3)]
-    trials.append(FinishedTrial("failed", nothing, Outcome.FAILED))
+    trials = [Trial(i, i, {}, {}, str(i), Outcome.COMPLETE, float(i)) for i in range(3)]
+    trials.append(Trial(3, 3, {}, {}, "failed", Outcome.FAILED))
     ordered = best_first(trials, direction)  # type: ignore[arg-type]
     assert len(ordered) == 3
     assert ordered[0].run_id == best
@@ -212,10 +208,11 @@ def test_each_set_of_a_finite_space_is_tried_once(sampler: Sampler, slots: int) 
     """No set comes twice, be it still at work, and the search ends when there is no other."""
     search = Search("maximize", 3, sampler)
     tried, running = [], []
-    while proposal := search.ask(suggest_few):
-        tried.append(proposal.params)
-        running.append(proposal.number)
-        assert proposal.number == len(tried) - 1  # without gaps, whatever was drawn twice
+    while proposed := search.ask(suggest_few):
+        trial, params = proposed
+        tried.append(params)
+        running.append(trial)
+        assert trial.number == len(tried) - 1  # without gaps, whatever was drawn twice
         if len(running) == slots:
             search.tell(running.pop(0), Outcome.COMPLETE, float(len(tried)))
     assert len(tried) == 6
@@ -225,22 +222,21 @@ def test_each_set_of_a_finite_space_is_tried_once(sampler: Sampler, slots: int) 
 def test_a_rebuilt_search_of_a_finite_space_repeats_nothing() -> None:
     """Sets drawn twice leave gaps in the study, which a rebuilt one fills with nothing new."""
 
-    def finish(search: Search, count: int) -> list[FinishedTrial]:
+    def finish(search: Search, count: int) -> list[Trial]:
         found = []
         for at in range(count):
-            proposal = ask(search, suggest_few)
-            search.tell(proposal.number, Outcome.COMPLETE, 0.5)
-            found.append(FinishedTrial("run", proposal.planned, Outcome.COMPLETE, 0.5, ended=at))
+            trial = ask(search, suggest_few)
+            search.tell(trial, Outcome.COMPLETE, 0.5)
+            found.append(replace(trial, ended=at))
         return found
 
     whole = finish(Search("maximize", 5), 6)
-    assert whole[-1].planned.study_number > 5
+    assert whole[-1].study_number > 5
     for crash_after in range(1, 6):
         rebuilt = Search("maximize", 5)
         rebuilt.replay(whole[:crash_after])
-        assert [t.planned for t in finish(rebuilt, 6 - crash_after)] == [
-            t.planned for t in whole[crash_after:]
-        ]
+        rest = finish(rebuilt, 6 - crash_after)
+        assert [plan(trial) for trial in rest] == [plan(trial) for trial in whole[crash_after:]]
 
 
 def test_trials_that_count_no_more_free_their_numbers() -> None:
@@ -249,7 +245,7 @@ def test_trials_that_count_no_more_free_their_numbers() -> None:
     rebuilt = Search("maximize", seed=7)
     rebuilt.replay([finished[0], finished[3]])
     rest, _ = run_trials(rebuilt, 3)
-    assert [trial.planned.number for trial in rest] == [1, 2, 4]
+    assert [trial.number for trial in rest] == [1, 2, 4]
 
 
 def test_a_search_learns_from_an_older_one() -> None:
@@ -259,7 +255,7 @@ def test_a_search_learns_from_an_older_one() -> None:
     informed = Search("maximize", seed=2)
     informed.learn(older, shift=0.0)
     first, _ = run_trials(informed, 5)
-    assert [trial.planned.number for trial in first] == [0, 1, 2, 3, 4]
+    assert [trial.number for trial in first] == [0, 1, 2, 3, 4]
     alone, _ = run_trials(Search("maximize", seed=2), 5)
     assert fmean(t.value or 0 for t in first) > fmean(t.value or 0 for t in alone) + 1
 
@@ -278,9 +274,9 @@ def first_space(trial: optuna.Trial) -> Parameters:
     }
 
 
-def best_of_first(count: int = 2) -> list[SuggestedSet]:
+def best_of_first(count: int = 2) -> list[Trial]:
     former = Search("maximize", seed=0)
-    return [ask(former, first_space).planned.suggested for _ in range(count)]
+    return [ask(former, first_space) for _ in range(count)]
 
 
 def test_a_number_outside_a_narrowed_range_becomes_the_nearest_inside() -> None:
@@ -372,33 +368,32 @@ def test_choices_may_be_anything(sampler: str) -> None:
     search = Search("maximize", 3, Sampler(sampler))
     finished = []
     for number in range(8):
-        proposal = ask(search, anything)
-        assert type(proposal.params["dims"]) is tuple
-        assert type(proposal.params["k"]) is np.int64
-        assert isinstance(proposal.params["mode"], Mode)
-        assert callable(proposal.params["call"])
-        value = float(proposal.params["k"])
-        attrs = search.tell(number, Outcome.COMPLETE, value)
-        kept = PlannedTrial(number, proposal.planned.study_number, proposal.planned.suggested)
-        finished.append(FinishedTrial(str(number), kept, Outcome.COMPLETE, value, {}, attrs))
+        trial, params = propose(search, anything)
+        assert type(params["dims"]) is tuple
+        assert type(params["k"]) is np.int64
+        assert isinstance(params["mode"], Mode)
+        assert callable(params["call"])
+        assert trial.number == number
+        search.tell(trial, Outcome.COMPLETE, float(params["k"]))
+        finished.append(trial)
     rebuilt = Search("maximize", 3, Sampler(sampler))
     rebuilt.replay(finished[:5])
-    assert [ask(rebuilt, anything).planned for _ in range(1)] == [finished[5].planned]
+    assert plan(ask(rebuilt, anything)) == plan(finished[5])
     later = Search("maximize", 4, Sampler(sampler))
-    later.enqueue([finished[2].suggested])
-    assert ask(later, anything).planned.suggested == finished[2].suggested
+    later.enqueue([finished[2]])
+    assert ask(later, anything).params == finished[2].params
     assert rebuilt.take_notes() == later.take_notes() == []
 
 
 def test_sets_of_an_older_ledger_with_tuples_are_known_again() -> None:
     """Version 0.1 kept a tuple as a list."""
     search = Search("maximize", seed=1)
-    search.enqueue([SuggestedSet('{"dims": [128]}', "{}")])
+    search.enqueue([Trial(0, 0, {"dims": [128]}, {})])
 
     def tuples(trial: Any) -> Parameters:
         return {"dims": trial.suggest_categorical("dims", [(256, 64), (128,)])}
 
-    assert ask(search, tuples).params == {"dims": (128,)}
+    assert propose(search, tuples)[1] == {"dims": (128,)}
 
 
 def test_parameters_may_be_read_from_the_trial() -> None:
@@ -408,7 +403,7 @@ def test_parameters_may_be_read_from_the_trial() -> None:
         trial.suggest_categorical("dims", [(256, 64)])
         return dict(trial.params)
 
-    assert ask(Search("maximize", seed=0), suggest).params == {"dims": (256, 64)}
+    assert propose(Search("maximize", seed=0), suggest)[1] == {"dims": (256, 64)}
 
 
 @pytest.mark.parametrize("drawn", [None, [1], {1: 2}])
@@ -430,16 +425,17 @@ def test_a_space_may_change_between_a_crash_and_the_next_attempt(sampler: str) -
         }
 
     former = Search("maximize", 0)
-    planned = [ask(former, first_space).planned for _ in range(5)]
-    finished = [FinishedTrial(str(n), planned[n], Outcome.COMPLETE, float(n)) for n in range(3)]
+    older = [ask(former, first_space) for _ in range(5)]
+    for number, trial in enumerate(older[:3]):
+        former.tell(trial, Outcome.COMPLETE, float(number))
     search = Search("maximize", 0, Sampler(sampler))
-    search.learn(finished, 0.0)
-    search.replay(finished, planned[3:])
-    proposals = [ask(search, changed) for _ in range(4)]
-    assert sorted(proposal.number for proposal in proposals) == [3, 4, 5, 6]
-    for proposal in proposals:
-        assert 8 <= proposal.params["batch"] <= 64
-        search.tell(proposal.number, Outcome.COMPLETE, 1.0)
+    search.learn(older[:3], 0.0)
+    search.replay(older)
+    trials = [ask(search, changed) for _ in range(4)]
+    assert sorted(trial.number for trial in trials) == [3, 4, 5, 6]
+    for trial in trials:
+        assert 8 <= trial.params["batch"] <= 64
+        search.tell(trial, Outcome.COMPLETE, 1.0)
     notes = " ".join(search.take_notes())
     assert "from 3 of 3 trials of the previous iteration" in notes
     assert "from 3 of 3 trials that are finished" in notes
@@ -460,7 +456,7 @@ def test_a_suggest_that_hangs_holds_up_no_report() -> None:
         asked = threads.submit(search.ask, hang)
         assert is_at_it.wait(60)
         try:
-            assert threads.submit(search.report, first.number, 0.5, 0).result(60) is False
+            assert threads.submit(search.report, first, 0.5, 0).result(60) is False
         finally:
             may_go_on.set()
         assert asked.result(60) is not None

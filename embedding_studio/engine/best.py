@@ -1,0 +1,77 @@
+"""The best model of an iteration so far: uploaded, read back, and only then put in place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedding_studio.deletion import remove_tree
+from embedding_studio.engine.failures import writing_to_ledger
+from embedding_studio.engine.scores import are_close, mean_metrics
+from embedding_studio.errors import CorruptModel
+from embedding_studio.methods import is_better
+from embedding_studio.search import Trial
+from embedding_studio.tasks import StoredModel, TaskEventKind
+
+if TYPE_CHECKING:
+    from embedding_studio.engine.attempt import Attempt
+
+
+class Best:
+    """The best model so far, and the trial that gave it."""
+
+    def __init__(self, attempt: "Attempt", experiment_id: str) -> None:
+        self._attempt = attempt
+        self._experiment_id = experiment_id
+        self.model: StoredModel | None = None
+        #: its main metric on the validation split
+        self.value: float | None = None
+
+    def is_beaten_by(self, value: float) -> bool:
+        """Return whether a main metric is better."""
+        return is_better(self._attempt.method.direction, value, self.value)
+
+    def upload(
+        self, trial: Trial, folder: Path, value: float, meanwhile: Callable[[], None]
+    ) -> StoredModel:
+        """Upload a trial's model, then load it back and score it: only then may it become the best.
+
+        Raises CorruptModel when the model read back does not score what the trial scored.
+        """
+        tracking, workspace = self._attempt.house.tracking, self._attempt.workspace
+        metric = self._attempt.method.main_metric
+        with writing_to_ledger():
+            model = tracking.models.upload(trial.run_id, folder)
+        self._attempt.lease.has_model = True
+        copy = workspace.folder / f"copy-{trial.number}"
+        with writing_to_ledger():
+            tracking.models.download(model, copy)
+        scores = workspace.score(copy, "validation", meanwhile)
+        read_back = mean_metrics(scores, metric)[metric]
+        if not are_close(value, read_back):
+            raise CorruptModel(
+                f"the model of run {trial.run_id} scored {value:.6f} before it was saved and "
+                f"{read_back:.6f} after it was loaded back: does `save` write all?"
+            )
+        with writing_to_ledger():
+            tracking.models.confirm(model)
+        remove_tree(workspace.best, ignore_errors=True)
+        copy.rename(workspace.best)
+        return model
+
+    def become(self, trial: Trial, model: StoredModel) -> None:
+        """Take a trial's stored model for the best; only now may the former best's files go."""
+        attempt = self._attempt
+        self.model, self.value = model, trial.value
+        attempt.lease.check()
+        # of this experiment, one may have been champion and rolled back, if the task was restarted
+        find, method = attempt.house.store.models.find, attempt.task.fine_tuning_method
+        registered = attempt.lease.patiently(find, method)
+        kept = registered.kept_run_ids if registered else ()
+        attempt.house.tracking.runs.keep_best(self._experiment_id, model.run_id, kept)
+        attempt.record(
+            TaskEventKind.BEST_MODEL_STORED,
+            f"the best model so far is that of run {model.run_id}",
+            {"run_id": model.run_id, "value": trial.value},
+            best_model=model,
+        )
+        attempt.lease.show(best_so_far=trial.value)
