@@ -28,7 +28,8 @@ from embedding_studio.search import Outcome, Search
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import TaskRequest, TaskStatus
-from embedding_studio.tracking import Tracking, open_tracking
+from embedding_studio.tracking import open_tracking
+from embedding_studio.tracking.tracking import Tracking
 
 METHOD, METRIC = RegisteredName("Synthetic"), "quality"
 ITERATIONS, TASKS = (1, 100, 1000), (100, 10_000)

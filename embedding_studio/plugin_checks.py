@@ -9,8 +9,8 @@ from typing import Any, get_args
 from embedding_studio.clickstream import check_weights
 from embedding_studio.errors import PluginError
 from embedding_studio.methods import Direction, FineTuningMethod, PluginMeta
-from embedding_studio.mlflow_names import to_mlflow
 from embedding_studio.tasks import Budget, Pruner, Sampler
+from embedding_studio.tracking.names import to_mlflow
 
 _SHORTEST_GUESSED = 6
 """Shorter names are too near to ordinary ones to be called misspelt."""

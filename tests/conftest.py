@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from embedding_studio.tracking.environment import set_environment
+
+set_environment()  # before a test loads MLflow
 pytest_plugins = ["tests.servers", "tests.iterations", "tests.executors.clusters"]
 
 

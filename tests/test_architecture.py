@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "tasks", "schedules", "models", "keys", "workers"}
-    | {"settings", "outbound", "logs", "mlflow_names", "deletion", "plain", "reading", "clock"},
+    | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock"}
+    | {"tracking.names", "tracking.environment"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}
     | {"engine.promotion", "engine.jobs", "engine.scores", "engine.failures"},
@@ -157,6 +158,13 @@ def test_api_and_client_load_no_heavy_library(statement: str) -> None:
     """The API and its client start without torch, mlflow and optuna, whatever the store."""
     heavy = {"torch", "mlflow", "optuna", "sentence_transformers", "transformers"}
     assert not heavy & loaded_by(statement)
+
+
+def test_mlflow_is_loaded_when_it_is_opened() -> None:
+    """What needs MLflow loads it with its environment set, and not before."""
+    loaded = loaded_by("import embedding_studio.engine.worker, embedding_studio.errands.sweep")
+    assert "embedding_studio.tracking" in loaded
+    assert "mlflow" not in loaded
 
 
 def test_the_command_line_answers_at_once() -> None:

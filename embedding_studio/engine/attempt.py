@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedding_studio.clickstream import BatchStatus, SessionBatch
 from embedding_studio.deletion import remove_tree
@@ -47,8 +47,10 @@ from embedding_studio.tasks import (
     TaskEventKind,
     TaskStatus,
 )
-from embedding_studio.tracking import OlderIteration, story
-from embedding_studio.tracking.registry import OTHER_CHAMPION
+from embedding_studio.tracking import story
+
+if TYPE_CHECKING:
+    from embedding_studio.tracking.iterations import OlderIteration
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +162,7 @@ class Attempt:
             tracking.models.download(model, workspace.start)
         except CorruptModel as error:
             raise CorruptModel(
-                f"{error}. It is the model to start from: {OTHER_CHAMPION}"
+                f"{error}. It is the model to start from: {story.OTHER_CHAMPION}"
             ) from error
         return model
 
@@ -413,7 +415,7 @@ class Attempt:
         self._mirror_champion()
         return promotion
 
-    def _retire(self, older: OlderIteration) -> bool:
+    def _retire(self, older: "OlderIteration") -> bool:
         """Note in the store that an iteration goes, before it does; False if it has to stay."""
         store, now = self.house.store, self.house.clock()
         keep = self.house.settings.keep_champions

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from embedding_studio.clock import Clock
 from embedding_studio.executors.base import Executor
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
-from embedding_studio.tracking import Tracking
+
+if TYPE_CHECKING:
+    from embedding_studio.tracking.tracking import Tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,7 @@ class House:
     """What a worker works with; made once, and handed to everything it does."""
 
     store: Store
-    tracking: Tracking
+    tracking: "Tracking"
     executor: Executor
     settings: Settings
     clock: Clock

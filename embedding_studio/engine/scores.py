@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Scores
-from embedding_studio.mlflow_names import to_mlflow
+from embedding_studio.tracking.names import to_mlflow
 
 SCORE_TOLERANCE = 1e-3
 """How far the score of a model read back may be from the one it was saved with."""

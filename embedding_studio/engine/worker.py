@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC
 from functools import partial
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -44,8 +45,11 @@ from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import FineTuningTask, TaskStatus
-from embedding_studio.tracking import Tracking, open_tracking
+from embedding_studio.tracking import open_tracking
 from embedding_studio.workers import WorkerRecord, silence_allowed
+
+if TYPE_CHECKING:
+    from embedding_studio.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
@@ -366,7 +370,7 @@ class Worker:
             log.info("canceled, what it wrote is removed")
 
     @contextmanager
-    def _while_ended(self, task: FineTuningTask, end: TaskStatus) -> Iterator[Tracking]:
+    def _while_ended(self, task: FineTuningTask, end: TaskStatus) -> Iterator["Tracking"]:
         """Yield MLflow to write to for as long as this attempt is the last, and the task stands as
         it ended: once it is restarted, what is there is another worker's."""
         store = self._house.store.in_project(task.project)
@@ -395,10 +399,12 @@ def open_worker(settings: Settings) -> Worker:
     """Open everything a worker needs. Raises ConfigurationError, StoreUnavailable."""
     check_secret(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
+    # first of all: a plugin may load MLflow, and finds the environment set that it reads then
+    tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
     catalog = discover_methods(settings.plugins_folder, settings.plugin_import_seconds)
     house = House(
         store=open_store(settings.resolved_store_url),
-        tracking=open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder),
+        tracking=tracking,
         executor=open_executor(settings.executor),
         settings=settings,
         clock=utc_now,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from embedding_studio.clock import is_held
 from embedding_studio.deletion import remove_tree
@@ -15,13 +16,16 @@ from embedding_studio.models import RegisteredModel
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
-from embedding_studio.tracking import Iteration, Tracking
+
+if TYPE_CHECKING:
+    from embedding_studio.tracking.iterations import Iteration
+    from embedding_studio.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 
 def sweep(
-    store: Store, tracking: Tracking, settings: Settings, now: datetime, dry_run: bool = False
+    store: Store, tracking: "Tracking", settings: Settings, now: datetime, dry_run: bool = False
 ) -> list[str]:
     """Remove what nobody will, and return a sentence on each; dry_run: only tell.
 
@@ -43,7 +47,7 @@ def sweep(
 
 
 def _end_iterations(
-    store: Store, tracking: Tracking, kept_run_ids: Collection[str], now: datetime, dry_run: bool
+    store: Store, tracking: "Tracking", kept_run_ids: Collection[str], now: datetime, dry_run: bool
 ) -> Iterator[str]:
     for iteration in tracking.iterations.with_models():
         task = _task_of(store, iteration)
@@ -102,7 +106,7 @@ def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Itera
                 remove_tree(folder, ignore_errors=True)
 
 
-def _task_of(store: Store, iteration: Iteration) -> FineTuningTask | None:
+def _task_of(store: Store, iteration: "Iteration") -> FineTuningTask | None:
     try:
         return store.in_project(iteration.project).get_task(iteration.task_id)
     except NotFound:

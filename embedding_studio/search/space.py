@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Parameters
-from embedding_studio.mlflow_names import to_mlflow
+from embedding_studio.tracking.names import to_mlflow
 
 Suggest: TypeAlias = Callable[[optuna.Trial], Parameters]
 Label: TypeAlias = bool | int | float | str | None

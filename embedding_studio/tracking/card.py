@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from mlflow.entities import Run
 
-from embedding_studio.mlflow_names import from_mlflow
 from embedding_studio.tasks import Promotion
 from embedding_studio.tracking import story
+from embedding_studio.tracking.names import from_mlflow
 
 CARD = "README.md"
 _HEAD = "---\ntags:\n- embedding-studio\n---\n"

@@ -11,13 +11,13 @@ import mlflow
 from mlflow.entities import Experiment
 
 from embedding_studio.methods import Direction
-from embedding_studio.mlflow_names import TRAINED_TOKENS
 from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName
 from embedding_studio.search import Trial
 from embedding_studio.tasks import Promotion, StoredModel
 from embedding_studio.tracking import card, story
 from embedding_studio.tracking.client import Client, unless_gone
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
+from embedding_studio.tracking.names import TRAINED_TOKENS
 from embedding_studio.tracking.registry import Registry
 from embedding_studio.tracking.runs import Runs
 

@@ -13,9 +13,6 @@ from embedding_studio.tracking.client import Client, pages, unless_gone
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
 
 CHAMPION = "champion"
-OTHER_CHAMPION = (
-    "roll back to another version, or point the alias `champion` in MLflow to one that can be read"
-)
 
 
 class Registry:
@@ -44,7 +41,7 @@ class Registry:
         except CorruptModel as error:
             raise CorruptModel(
                 f"version {version.version} of {name!r} in MLflow is its champion, but "
-                f"{error}: {OTHER_CHAMPION}"
+                f"{error}: {story.OTHER_CHAMPION}"
             ) from error
 
     def champion_version(self, name: RegisteredName) -> int | None:

@@ -11,11 +11,11 @@ from mlflow.entities import Metric, Param, Run, RunTag
 
 from embedding_studio.executors.base import Report
 from embedding_studio.methods import Parameters
-from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
 from embedding_studio.search import Outcome, Trial
 from embedding_studio.tracking import story
 from embedding_studio.tracking.client import Client
 from embedding_studio.tracking.models import Models
+from embedding_studio.tracking.names import TRAINED_TOKENS, from_mlflow, to_mlflow
 
 SLIDING_WINDOW = 3
 _MOST_METRICS = 1000  # that MLflow takes in one call

@@ -5,17 +5,22 @@ Nothing is ever found by these: the tags `es.*` are for programs.
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mlflow.entities import Run
-
 from embedding_studio.methods import Direction
-from embedding_studio.mlflow_names import to_mlflow
 from embedding_studio.search import Outcome
 from embedding_studio.settings import RUNS_VIEW, TRAINING_UI
 from embedding_studio.tasks import Promotion
+from embedding_studio.tracking.names import to_mlflow
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+OTHER_CHAMPION = (
+    "roll back to another version, or point the alias `champion` in MLflow to one that can be read"
+)
+"""What to do about a champion that cannot be read."""
 _BEST = " best"
 _SUPERSEDED = ", superseded"
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
@@ -138,7 +143,7 @@ def verdict(promotion: Promotion) -> str:
 
 
 def verdict_note(
-    promotion: Promotion, tags: Mapping[str, str], baseline: Run | None, best: Run
+    promotion: Promotion, tags: Mapping[str, str], baseline: "Run | None", best: "Run"
 ) -> str:
     """Return what stands above an iteration's runs: the verdict in a line, then in figures.
 
@@ -167,7 +172,7 @@ def _next_step(promotion: Promotion, model_name: str) -> str:
     return "collect more sessions or try more sets: the champion stays"
 
 
-def version_tags(run: Run) -> dict[str, str]:
+def version_tags(run: "Run") -> dict[str, str]:
     """Return what a registered version shows of its run: scores on the test split, parameters."""
     metrics = run.data.metrics.items()
     scores = {name: f"{value:.4f}" for name, value in metrics if name.startswith(TEST)}

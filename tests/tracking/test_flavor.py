@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.settings import Settings
-from embedding_studio.tracking import Tracking, open_tracking
+from embedding_studio.tracking import open_tracking
+from embedding_studio.tracking.tracking import Tracking
 from tests.iterations import TOY
 from tests.servers import free_port
 from tests.training.tiny import write_tiny_model

@@ -4,7 +4,7 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name, _validate_param_name
 
 from embedding_studio.errors import MethodError
-from embedding_studio.mlflow_names import TRAINED_TOKENS, from_mlflow, to_mlflow
+from embedding_studio.tracking.names import TRAINED_TOKENS, from_mlflow, to_mlflow
 
 ODD = ["ndcg@10", "lr(log)", "a:@", "a:40@", "a:40:b", "a//b", "/a", "../a", "a/", ".", "é≥大 ",
        "a\n", "100 %", TRAINED_TOKENS]  # fmt: skip

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +25,9 @@ from embedding_studio.errors import ConfigurationError, CorruptModel
 from embedding_studio.executors.base import Report
 from embedding_studio.projects import RegisteredName
 from embedding_studio.settings import Settings
-from embedding_studio.tracking import Tracking, open_tracking
+from embedding_studio.tracking import open_tracking
 from embedding_studio.tracking.runs import aggregate
+from embedding_studio.tracking.tracking import Tracking
 from tests.iterations import TOY
 
 
@@ -263,6 +266,25 @@ def test_a_file_that_nobody_saved_is_not_loaded(tracking: Tracking, tmp_path: Pa
     assert [file.name for file in (tmp_path / "copy").iterdir()] == ["arrays.safetensors"]
 
 
+def test_mlflow_sends_nothing_to_its_makers(tmp_path: Path) -> None:
+    """Its telemetry is off when it is loaded, on a machine that is not known for tests."""
+    program = (
+        "from pathlib import Path; from embedding_studio.tracking import open_tracking; "
+        "open_tracking('http://127.0.0.1:1', Path('artifacts')); "
+        "from mlflow.telemetry import get_telemetry_client; print(get_telemetry_client())"
+    )
+    here = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=here, check=True)
+    assert done.stdout.split() == ["None"]
+    assert not list(tmp_path.iterdir())  # where MLflow would keep who it reports on
+
+
+@pytest.mark.usefixtures("tracking")
 def test_mlflow_may_not_unpickle() -> None:
     """Whoever loads a model through MLflow in our processes cannot run what it brings."""
     assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
