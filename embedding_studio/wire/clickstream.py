@@ -202,7 +202,7 @@ class EventView(EventBody):
 
     @staticmethod
     def of(event: SessionEvent) -> "EventView":
-        # constructed, here and below: what the store holds was checked when it was posted
+        # constructed, here and below: the API checks it as it is posted
         return EventView.model_construct(
             event_id=event.event_id,
             object_id=event.object_id,
@@ -240,7 +240,7 @@ def _session_fields(session: Session) -> dict[str, Any]:
             ResultBody.model_construct(object_id=one.object_id, rank=one.rank, meta=dict(one.meta))
             for one in session.search_results
         ],
-        "search_meta": session.search_meta,
+        "search_meta": dict(session.search_meta),
         "user_id": session.user_id,
         "created_at": session.created_at.timestamp(),
         "events": [EventView.of(event) for event in session.events],

@@ -1,6 +1,7 @@
 """The JSON of fine-tuning tasks and of what happens to them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Self
 
@@ -43,6 +44,10 @@ class BudgetBody(BaseModel):
         None, description="after which a trial is asked to end, at its next report"
     )
 
+    @staticmethod
+    def of(budget: Budget | None) -> "BudgetBody":
+        return BudgetBody.model_construct(**asdict(budget or Budget()))
+
     def to_budget(self) -> Budget:
         return Budget(**dict(self))
 
@@ -54,6 +59,11 @@ class SearchBody(BaseModel):
 
     sampler: Sampler | None = Field(None, description="who proposes hyperparameter sets")
     pruner: Pruner | None = Field(None, description="who ends hopeless trials early")
+
+    @staticmethod
+    def of(options: SearchOptions | None) -> "SearchBody":
+        options = options or SearchOptions()
+        return SearchBody.model_construct(sampler=options.sampler, pruner=options.pruner)
 
     def to_options(self) -> SearchOptions:
         return SearchOptions(self.sampler, self.pruner)

@@ -1,0 +1,132 @@
+"""The connection to an API, by which a client's calls are sent, retried and answered."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import stamina
+from pydantic import BaseModel, TypeAdapter
+
+from embedding_studio.errors import EmbeddingStudioError, StoreUnavailable
+from embedding_studio.wire.errors import ERROR_BY_STATUS, summarize_field_errors
+
+T = TypeVar("T")
+
+
+class Connection:
+    """One API, the key that is shown to it, and how long it is tried."""
+
+    def __init__(
+        self,
+        base_url: str,
+        #: `es_...`, needed once the API has keys; its project is the one that is seen
+        api_key: str | None = None,
+        *,
+        #: seconds per connection, read and write
+        timeout: float = 30.0,
+        #: after which a call is not tried again
+        retry_seconds: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._retry_seconds = retry_seconds
+        self._http = httpx.Client(
+            base_url=f"{self._base_url}/api/v1",
+            timeout=timeout,
+            transport=transport,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _get(self, kind: type[T], path: str, **params: Any) -> T:
+        return self._read(kind, self._call("GET", path, params=params))
+
+    def _put(self, kind: type[T], path: str, **params: Any) -> T:
+        return self._read(kind, self._call("PUT", path, params=params))
+
+    def _post(self, kind: type[T], path: str, body: BaseModel) -> T:
+        # the body was not validated here: the server judges it, in its own words
+        return self._read(kind, self._call("POST", path, json=body.model_dump(warnings=False)))
+
+    @staticmethod
+    def _read(kind: type[T], response: httpx.Response) -> T:
+        adapter: TypeAdapter[T] = _adapter_of(kind)  # type: ignore[arg-type] # types are hashable
+        return adapter.validate_json(response.content)
+
+    def _call(self, method: str, path: str, fine: int = 200, **content: Any) -> httpx.Response:
+        return self._retrying(lambda: _checked(self._http.request(method, path, **content), fine))
+
+    def _download(self, path: str, target: Path) -> None:
+        self._retrying(lambda: self._stream(path, target))
+
+    def _stream(self, path: str, target: Path) -> httpx.Response:
+        with self._http.stream("GET", path) as response, target.open("wb") as file:
+            if not response.is_success:
+                response.read()
+            _checked(response)
+            for chunk in response.iter_bytes():
+                file.write(chunk)
+        return response
+
+    def _retrying(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+        try:
+            for attempt in stamina.retry_context(
+                on=self._is_transient, attempts=None, timeout=self._retry_seconds
+            ):
+                with attempt:
+                    return call()
+        except httpx.HTTPStatusError as error:
+            raise _error_of(error.response) from error
+        except httpx.HTTPError as error:
+            raise StoreUnavailable(
+                f"the API at {self._base_url} does not answer: {error or type(error).__name__}"
+            ) from error
+        raise AssertionError("stamina ends with an answer or an error")
+
+    def _is_transient(self, error: Exception) -> bool | float:
+        """Return whether to try again, or in how many seconds."""
+        if isinstance(error, httpx.HTTPStatusError):
+            status = error.response.status_code
+            wait = error.response.headers.get("Retry-After", "")
+            if status == 429 and wait.isdigit():
+                return float(wait) if float(wait) <= self._retry_seconds else False
+            return status == 429 or (status >= 500 and status != 501)
+        return isinstance(
+            error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
+        )
+
+
+@cache
+def _adapter_of(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _checked(response: httpx.Response, fine: int = 200) -> httpx.Response:
+    if response.status_code != fine:
+        response.raise_for_status()
+    return response
+
+
+def _error_of(response: httpx.Response) -> EmbeddingStudioError:
+    kind = ERROR_BY_STATUS.get(response.status_code, EmbeddingStudioError)
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, LookupError, TypeError):
+        return kind(f"{response.request.url} answered {response.status_code}")
+    return kind(summarize_field_errors(detail) if isinstance(detail, list) else str(detail))

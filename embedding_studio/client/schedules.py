@@ -1,0 +1,61 @@
+"""Calls for tasks that come by themselves."""
+
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from embedding_studio.clickstream import MIN_NEW_SESSIONS
+from embedding_studio.client.connection import Connection
+from embedding_studio.errors import NotFound
+from embedding_studio.tasks import Budget, SearchOptions
+from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
+from embedding_studio.wire.tasks import BudgetBody, SearchBody
+
+
+class ScheduleCalls(Connection):
+    """What has tasks created by the clock."""
+
+    def create_schedule(
+        self,
+        fine_tuning_method: str,
+        *,
+        cron: str | None = None,
+        interval_seconds: float | None = None,
+        min_new_sessions: int = MIN_NEW_SESSIONS,
+        metadata: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
+        search: SearchOptions | None = None,
+        event_weights: Mapping[str, float] | None = None,
+        webhook_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> ScheduleView:
+        """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
+        body = ScheduleBody.model_construct(
+            fine_tuning_method=fine_tuning_method,
+            cron=cron,
+            interval_seconds=interval_seconds,
+            min_new_sessions=min_new_sessions,
+            metadata=None if metadata is None else dict(metadata),
+            budget=BudgetBody.of(budget),
+            search=SearchBody.of(search),
+            event_weights=None if event_weights is None else dict(event_weights),
+            webhook_url=webhook_url,
+            idempotency_key=idempotency_key or str(uuid.uuid4()),
+        )
+        return self._post(ScheduleView, "/fine-tuning/schedule", body)
+
+    def list_schedules(self) -> list[ScheduleView]:
+        """Return schedules oldest first."""
+        return self._get(list[ScheduleView], "/fine-tuning/schedule")
+
+    def pause_schedule(self, schedule_id: str) -> ScheduleView:
+        return self._put(ScheduleView, f"/fine-tuning/schedule/{schedule_id}/pause")
+
+    def resume_schedule(self, schedule_id: str) -> ScheduleView:
+        return self._put(ScheduleView, f"/fine-tuning/schedule/{schedule_id}/resume")
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule; one that is gone already is fine, for a lost answer is asked again."""
+        with suppress(NotFound):
+            self._call("DELETE", f"/fine-tuning/schedule/{schedule_id}", fine=204)

@@ -1,0 +1,123 @@
+"""Calls for fine-tuning tasks and the models they made."""
+
+import tempfile
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from embedding_studio.client.connection import Connection
+from embedding_studio.errors import CorruptModel, InvalidInput
+from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
+from embedding_studio.wire.tasks import (
+    BudgetBody,
+    SearchBody,
+    TaskBody,
+    TaskEventsPage,
+    TaskEventView,
+    TaskView,
+)
+
+
+class TaskCalls(Connection):
+    """What asks for fine-tunings, follows them and fetches what they made."""
+
+    def create_task(
+        self,
+        fine_tuning_method: str,
+        *,
+        batch_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        budget: Budget | None = None,
+        search: SearchOptions | None = None,
+        event_weights: Mapping[str, float] | None = None,
+        webhook_url: str | None = None,
+    ) -> TaskView:
+        """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
+        body = TaskBody.model_construct(
+            fine_tuning_method=fine_tuning_method,
+            batch_id=batch_id,
+            metadata=None if metadata is None else dict(metadata),
+            # made up here if need be: a retry after a lost answer must not add a second task
+            idempotency_key=idempotency_key or str(uuid.uuid4()),
+            budget=BudgetBody.of(budget),
+            search=SearchBody.of(search),
+            event_weights=None if event_weights is None else dict(event_weights),
+            webhook_url=webhook_url,
+        )
+        return self._post(TaskView, "/fine-tuning/task", body)
+
+    def get_task(self, task_id: str) -> TaskView:
+        return self._get(TaskView, f"/fine-tuning/task/{task_id}")
+
+    def list_tasks(
+        self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
+    ) -> list[TaskView]:
+        """Return tasks newest first."""
+        params = {} if status is None else {"status": status}
+        return self._get(list[TaskView], "/fine-tuning/task", skip=skip, limit=limit, **params)
+
+    def cancel_task(self, task_id: str) -> TaskView:
+        return self._put(TaskView, f"/fine-tuning/task/{task_id}/cancel")
+
+    def stop_task(self, task_id: str) -> TaskView:
+        """Ask for the task to end with the best model it has so far."""
+        return self._put(TaskView, f"/fine-tuning/task/{task_id}/stop")
+
+    def restart_task(self, task_id: str, fresh: bool = False) -> TaskView:
+        """Run a stopped, canceled or failed task again; fresh: without its finished trials."""
+        return self._put(TaskView, f"/fine-tuning/task/{task_id}/restart", fresh=fresh)
+
+    def task_events(self, task_id: str, after_number: int = 0) -> Iterator[TaskEventView]:
+        """Yield what has happened to a task so far, oldest first."""
+        after: int | None = after_number
+        while after is not None:
+            path = f"/fine-tuning/task/{task_id}/events"
+            page = self._get(TaskEventsPage, path, after_number=after)
+            yield from page.events
+            after = page.last_number
+
+    def wait_for_task(
+        self,
+        task_id: str,
+        on_update: Callable[[TaskView], None] = lambda task: None,
+        poll_seconds: float = 1.0,
+    ) -> TaskView:
+        """Return the task once it has ended, however; each look at it is passed on."""
+        while True:
+            task = self.get_task(task_id)
+            on_update(task)
+            if task.status in TERMINAL:
+                return task
+            time.sleep(poll_seconds)
+
+    def download_model(self, task_id: str, folder: Path) -> None:
+        """Write a task's model to `folder`, which must not exist yet or be empty.
+
+        The folder appears only once it is complete. Raises CorruptModel for a damaged download.
+        """
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidInput(f"{folder} exists and is not an empty folder: name another one")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target, so that the last step is one rename within a file system
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+            archive, unpacked = Path(scratch, "model.zip"), Path(scratch, "model")
+            self._download(f"/fine-tuning/task/{task_id}/model", archive)
+            _unpack(archive, unpacked)
+            unpacked.replace(folder)
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for name in members.namelist():
+                path = PurePosixPath(name)
+                if path.is_absolute() or ".." in path.parts or "\\" in name:
+                    raise CorruptModel(f"the download holds the unsafe path {name!r}")
+            members.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise CorruptModel(f"the download is damaged: {error}") from error

@@ -1,0 +1,74 @@
+"""The names that others build on: what is listed here stays, or is told in the changelog."""
+
+import inspect
+
+import embedding_studio
+import embedding_studio.client
+from embedding_studio.client import EmbeddingStudioClient
+
+
+def test_what_authors_of_methods_import() -> None:
+    """The package exports what a plugin is written with, and nothing else."""
+    assert set(embedding_studio.__all__) == {
+        "Budget",
+        "FineTuningMethod",
+        "Parameters",
+        "PluginMeta",
+        "Scores",
+        "SearchResult",
+        "Session",
+        "SessionEvent",
+        "Splits",
+        "TrialRun",
+    }
+    assert all(hasattr(embedding_studio, name) for name in embedding_studio.__all__)
+
+
+def test_what_callers_of_the_api_import() -> None:
+    """The client is one class, and these are its calls with their parameters; those with a `*`
+    are given by name alone."""
+    assert embedding_studio.client.__all__ == ["EmbeddingStudioClient"]
+    assert {
+        name: ", ".join(_parameters_of(call))
+        for name, call in inspect.getmembers(EmbeddingStudioClient, inspect.isfunction)
+        if not name.startswith("_") or name == "__init__"
+    } == {
+        "__init__": "base_url, api_key, *timeout, *retry_seconds, *transport",
+        "close": "",
+        "post_session": "session",
+        "post_sessions": "sessions",
+        "post_events": "session_id, events",
+        "mark_irrelevant": "session_id",
+        "release_batch": "release_id",
+        "get_batch": "batch_id",
+        "read_batch": "batch_id, page_size",
+        "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
+        "*search, *event_weights, *webhook_url",
+        "get_task": "task_id",
+        "list_tasks": "status, skip, limit",
+        "cancel_task": "task_id",
+        "stop_task": "task_id",
+        "restart_task": "task_id, fresh",
+        "task_events": "task_id, after_number",
+        "wait_for_task": "task_id, on_update, poll_seconds",
+        "download_model": "task_id, folder",
+        "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
+        "*metadata, *budget, *search, *event_weights, *webhook_url, *idempotency_key",
+        "list_schedules": "",
+        "pause_schedule": "schedule_id",
+        "resume_schedule": "schedule_id",
+        "delete_schedule": "schedule_id",
+        "champion": "fine_tuning_method",
+        "roll_back": "fine_tuning_method, version, reason",
+        "ping": "",
+        "health": "",
+    }
+
+
+def _parameters_of(call: object) -> list[str]:
+    assert callable(call)
+    return [
+        f"*{one.name}" if one.kind is one.KEYWORD_ONLY else one.name
+        for one in inspect.signature(call).parameters.values()
+        if one.name != "self"
+    ]
