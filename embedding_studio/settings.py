@@ -11,10 +11,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from embedding_studio.clock import MAX_LEASE_SECONDS
 
-RUNS_VIEW = "iteration"
-"""The view of its runs that every iteration's experiment keeps."""
-TRAINING_UI = "workflowType=machine_learning"
-"""In a link to MLflow's UI: the part for models that are trained, with runs and the registry."""
 OBJECT_STORES = ("s3", "gs", "az")
 """What addresses of objects begin with, before `://bucket/`."""
 
@@ -268,13 +264,6 @@ class Settings(BaseSettings):
         with suppress(ValueError):
             return ip_address(self.api_host).is_loopback
         return self.api_host == "localhost"
-
-    def experiment_url(self, experiment_id: str) -> str:
-        """Return where people see an iteration: its runs, as its own view shows them."""
-        return (
-            f"{self.mlflow_public_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
-            f"?{TRAINING_UI}&viewStateShareKey={RUNS_VIEW}"
-        )
 
     def replaced(self, **changes: Any) -> "Settings":
         """Return these settings with some changed."""

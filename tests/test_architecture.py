@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 TIERS = [
     {"errors", "projects", "clickstream", "tasks", "schedules", "models", "keys", "workers"}
     | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock"}
-    | {"tracking.names", "tracking.environment"},
+    | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}
     | {"engine.promotion", "engine.jobs", "engine.scores", "engine.failures"},

@@ -2,24 +2,19 @@
 
 import asyncio
 import shutil
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
-
-import httpx
 
 from embedding_studio.api.looks import Look
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
-from embedding_studio.errors import StoreUnavailable, Unreadable
-from embedding_studio.outbound import Outbound
+from embedding_studio.errors import ConfigurationError, StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
+from embedding_studio.tracking import reader
 from embedding_studio.wire.system import (
     HealthView,
     PartHealth,
@@ -37,8 +32,6 @@ NEARLY_FULL = 0.8
 LOW_DISK_BYTES = 1024**3
 MAX_CLOCK_SECONDS = 5.0
 """A worker's clock that is further off than this is told of."""
-_MLFLOW_SECONDS = 2.0
-_MLFLOW_BYTES = 64 * 1024
 _UNTOLD = "told to callers whose API key has the scope admin"
 
 Part = TypeVar("Part", bound=PartHealth)
@@ -120,39 +113,12 @@ def _full_disk(folder: Path) -> Iterator[str]:
 
 
 def _mlflow(uri: str) -> PartHealth:
-    if uri.startswith(("http://", "https://")):
-        return _mlflow_server(uri)
-    if uri.startswith("sqlite:///"):
-        return _mlflow_database(Path(uri.removeprefix("sqlite:///")))
-    scheme = uri.split(":", 1)[0]
-    return PartHealth(
-        status=PartStatus.UNCHECKED, detail=f"the API has no way to check MLflow behind {scheme}:"
-    )
-
-
-def _mlflow_server(uri: str) -> PartHealth:
-    url = httpx.URL(uri)
-    place = f"{url.scheme}://{url.netloc.decode()}"  # without a user's password
     try:
-        # in its time altogether, which httpx alone does not promise
-        with Outbound(allow_private=True) as http:
-            http.get(uri.rstrip("/") + "/health", _MLFLOW_SECONDS, _MLFLOW_BYTES)
-    except httpx.HTTPStatusError as error:
-        return _unavailable(f"{place}/health answers {error.response.status_code}")
-    except (httpx.HTTPError, Unreadable) as error:
-        return _unavailable(f"{place} does not answer: {error or type(error).__name__}")
-    return _ok(f"{place} answers")
-
-
-def _mlflow_database(file: Path) -> PartHealth:
-    if not file.is_file():
-        return _unavailable(f"{file} does not exist yet; the first worker creates it")
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
-            connection.execute("select 1 from experiments limit 1")
-    except sqlite3.Error as error:
-        return _unavailable(f"{file} cannot be read: {error}")
-    return _ok(f"{file} can be read")
+        return _ok(reader.look(uri))
+    except StoreUnavailable as error:
+        return _unavailable(str(error))
+    except ConfigurationError as error:
+        return PartHealth(status=PartStatus.UNCHECKED, detail=str(error))
 
 
 def _worker(store: Store, settings: Settings, clock: Clock) -> WorkerHealth:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from embedding_studio.api.artifacts import open_model
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import judged
 from embedding_studio.api.routing import Route
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
 from embedding_studio.models import ModelVersion, RegisteredModel
+from embedding_studio.tracking.reader import open_model
 from embedding_studio.wire.fields import AsPosted, Id
 from embedding_studio.wire.models import ChampionView, RollbackBody
 

@@ -10,8 +10,6 @@ from fastapi.sse import EventSourceResponse
 from embedding_studio.api.artifacts import (
     in_download_thread,
     in_download_threads,
-    open_card,
-    open_model,
     zip_chunks,
 )
 from embedding_studio.api.context import Context, ReadContext, TuneContext
@@ -29,6 +27,7 @@ from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.base import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.tracking.reader import open_card, open_model
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskView
 

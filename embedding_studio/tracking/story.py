@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from embedding_studio.methods import Direction
 from embedding_studio.search import Outcome
-from embedding_studio.settings import RUNS_VIEW, TRAINING_UI
 from embedding_studio.tasks import Promotion
 from embedding_studio.tracking.names import to_mlflow
+from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

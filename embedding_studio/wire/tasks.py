@@ -23,6 +23,7 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
+from embedding_studio.tracking.reader import experiment_url
 from embedding_studio.wire.fields import Id, Meta, Plain, is_none
 
 Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
@@ -163,7 +164,7 @@ class TaskView(BaseModel):
         known."""
         view = cls.model_validate(task)
         if task.experiment_id:
-            view.mlflow_url = settings.experiment_url(task.experiment_id)
+            view.mlflow_url = experiment_url(settings.mlflow_public_url, task.experiment_id)
         if task.best_model and api_url:
             view.best_model_url = f"{api_url.rstrip('/')}/api/v1/fine-tuning/task/{task.id}/model"
         return view

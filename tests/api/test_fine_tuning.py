@@ -13,6 +13,7 @@ from embedding_studio.errors import NotFound
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.tasks import Promotion, TaskProgress, TaskRequest, TaskStatus
+from embedding_studio.tracking.reader import experiment_url
 from tests.api.samples import METHOD, START, Clock, claim, only_task, record_worker, session_json
 
 TASK = "/fine-tuning/task"
@@ -93,7 +94,7 @@ def test_a_running_task_shows_where_it_stands(
     assert task["progress"]["trained_tokens"] == 40_000
     assert task["progress"]["estimated_trained_tokens"] == 90_000
     assert task["promotion"]["delta_ci95"] == [0.05, 0.15]
-    assert task["mlflow_url"] == settings.experiment_url("7")
+    assert task["mlflow_url"] == experiment_url(settings.mlflow_public_url, "7")
     assert "best_model_url" not in task
 
 

@@ -15,11 +15,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
-from embedding_studio.api.artifacts import open_model, zip_chunks
+from embedding_studio.api.artifacts import zip_chunks
 from embedding_studio.errors import ConfigurationError, CorruptModel, NotFound, StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tracking.reader import open_model
 from tests.api.samples import METHOD, Clock, finish_with_model, only_task, session_json, write_model
 
 DATABASE = "sqlite:///mlflow.db"

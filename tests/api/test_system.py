@@ -16,6 +16,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
+from embedding_studio.tracking import reader
 from embedding_studio.workers import WorkerRecord
 from tests.api.samples import METHOD, START, Clock, record_worker
 
@@ -222,7 +223,7 @@ def test_mlflow_that_drips_does_not_answer(
     settings: Settings, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that sends a byte now and then is given no more time than one that sends none."""
-    monkeypatch.setattr(health, "_MLFLOW_SECONDS", 0.3)
+    monkeypatch.setattr(reader, "_LOOK_SECONDS", 0.3)
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         over = threading.Event()
 

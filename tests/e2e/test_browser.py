@@ -21,6 +21,7 @@ from embedding_studio.demo.searchers import simulate_sessions
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask
 from embedding_studio.tracking import story
+from embedding_studio.tracking.reader import experiment_url
 from embedding_studio.training.encoder import load_encoder
 from tests.iterations import Bench, open_bench
 from tests.servers import MlflowServer
@@ -99,7 +100,7 @@ def test_mlflow_tells_the_story(task: FineTuningTask, settings: Settings, look: 
     page, promotion = look.page, task.promotion
     assert promotion is not None
     assert task.experiment_id is not None
-    link = settings.experiment_url(task.experiment_id).removeprefix(settings.mlflow_public_url)
+    link = experiment_url("", task.experiment_id)
     page.goto(link)
     page.get_by_role("button", name="Close").first.click()  # MLflow's assistant
     verdict = page.get_by_text(story.verdict(promotion)).first

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from embedding_studio.search import Outcome
-from embedding_studio.settings import RUNS_VIEW
 from embedding_studio.tasks import FineTuningTask, Promotion, TaskStatus
 from embedding_studio.tracking import story
+from embedding_studio.tracking.reader import RUNS_VIEW, experiment_url
 from tests.iterations import Bench
 
 TAGS = {"es.method": "Toy", "es.task_id": "t-1", "es.batch_id": "b-1"}
@@ -135,7 +135,7 @@ def test_what_strangers_posted_makes_no_links() -> None:
 def test_links_open_a_view_that_the_experiment_has(bench: Bench) -> None:
     """The tag that the link names sorts by the main metric and shows it beside the parameters."""
     task = bench.run_task()
-    url = bench.house.settings.experiment_url(task.experiment_id or "")
+    url = experiment_url("http://mlflow", task.experiment_id or "")
     assert url.endswith(f"?workflowType=machine_learning&viewStateShareKey={RUNS_VIEW}")
     view = json.loads(experiment_tags(bench, task)[f"mlflow.sharedViewState.{RUNS_VIEW}"])
     state = json.loads(view["state"])
