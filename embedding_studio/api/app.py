@@ -10,7 +10,6 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from embedding_studio.api import clickstream, schedules, system
 from embedding_studio.api import models as champions
 from embedding_studio.api import tasks as fine_tuning
-from embedding_studio.api.context import House
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, KeyRing, RateLimit
 from embedding_studio.api.health import Health
@@ -32,7 +31,8 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         summary="Turns the clicks of a search product into a better embedding model.",
         version=version("embedding-studio"),
     )
-    app.state.house = House(store, settings, clock, Health(store, settings, clock))
+    app.state.store, app.state.settings, app.state.clock = store, settings, clock
+    app.state.health = Health(store, settings, clock)
     add_error_handlers(app)
     app.add_middleware(
         Gate,

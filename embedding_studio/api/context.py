@@ -7,7 +7,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from embedding_studio.api.gate import Caller
-from embedding_studio.api.health import Health
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
 from embedding_studio.errors import InvalidInput
@@ -15,16 +14,6 @@ from embedding_studio.keys import Scope
 from embedding_studio.settings import Settings
 from embedding_studio.store.base import Store
 from embedding_studio.store.usage import most_of
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """What the application was made with."""
-
-    store: Store
-    settings: Settings
-    clock: Clock
-    health: Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +48,13 @@ class Context:
 
 
 async def _context_of(request: Request) -> AsyncIterator[Context]:
-    house: House = request.app.state.house
+    state = request.app.state
     caller: Caller = request.state.caller
     async with request.state.turns:
         yield Context(
-            store=house.store.in_project(caller.project),
-            settings=house.settings,
-            clock=house.clock,
+            store=state.store.in_project(caller.project),
+            settings=state.settings,
+            clock=state.clock,
             caller=caller,
             still_allowed=request.state.still_allowed,
         )

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-from embedding_studio.api.context import House, Needs
+from embedding_studio.api.context import Needs
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -54,8 +54,7 @@ class _JsonRequest(Request):
         body = await self.body()
         if len(body) <= _SMALL_BYTES:
             return loads(body)
-        house: House = self.app.state.house
-        _check_values(body, house.settings.max_body_mb)
+        _check_values(body, self.app.state.settings.max_body_mb)
         return await asyncio.get_running_loop().run_in_executor(_parser, loads, body)
 
 

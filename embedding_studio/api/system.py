@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from embedding_studio.api.context import House, OpenContext
+from embedding_studio.api.context import OpenContext
 from embedding_studio.api.health import without_details
 from embedding_studio.api.routing import Route
 from embedding_studio.keys import Scope
@@ -24,8 +24,7 @@ async def ping(context: OpenContext) -> Pong:
 async def health(request: Request, response: Response, context: OpenContext) -> HealthView:
     """As of a second ago. Where there are API keys, only who shows one with the scope `admin` is
     told the details."""
-    house: House = request.app.state.house
-    view = await house.health.view()
+    view: HealthView = await request.app.state.health.view()
     if view.status is PartStatus.UNAVAILABLE:
         response.status_code = 503
     return view if context.caller.allows(Scope.ADMIN) else without_details(view)
