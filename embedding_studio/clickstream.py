@@ -2,15 +2,16 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from itertools import count
 from math import comb
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 Part = TypeVar("Part")
+Other = TypeVar("Other")
 
 EVENT_WEIGHTS: Mapping[str, float] = {
     **dict.fromkeys(["purchase", "buy", "order", "conversion", "transaction"], 3.0),
@@ -229,6 +230,19 @@ class Splits(Generic[Part]):
     train: Part
     validation: Part
     test: Part
+
+    @classmethod
+    def of(cls, make: Callable[[str], Part]) -> Self:
+        """Return the splits that are made of their names."""
+        return cls(*(make(part.name) for part in fields(cls)))
+
+    def named(self) -> dict[str, Part]:
+        """Return the parts by their names."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
+
+    def map(self, change: Callable[[Part], Other]) -> "Splits[Other]":
+        """Return what becomes of each part."""
+        return Splits(*map(change, self.named().values()))
 
 
 def normalize_query(query: str) -> str:

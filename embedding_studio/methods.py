@@ -151,12 +151,12 @@ class FineTuningMethod(ABC, Generic[Model]):
         Returns figures worth seeing in MLflow (counts, say). The default writes the sessions as
         they are, one JSON document per line. Raises NotEnoughData when nothing can be learnt.
         """
-        for name, part in _named_parts(sessions):
+        for name, part in sessions.named().items():
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
                 for session in part:
                     document = dataclasses.asdict(session)
                     lines.write(json.dumps(document, default=lambda time: time.isoformat()) + "\n")
-        return {f"{name}_sessions": len(part) for name, part in _named_parts(sessions)}
+        return {f"{name}_sessions": len(part) for name, part in sessions.named().items()}
 
     def load_data(self, folder: Path) -> Splits[Any]:
         """Open what `prepare` wrote. The default gives each split as a list of Session."""
@@ -168,7 +168,7 @@ class FineTuningMethod(ABC, Generic[Model]):
             with (folder / f"{name}.jsonl").open(encoding="utf-8") as lines:
                 return [session.validate_json(line) for line in lines]
 
-        return Splits(read("train"), read("validation"), read("test"))
+        return Splits.of(read)
 
     def save(self, model: Model, folder: Path) -> None:
         """Write a model into an empty folder, without pickle. The default takes one NumPy array
@@ -190,14 +190,6 @@ class FineTuningMethod(ABC, Generic[Model]):
 
 _ARRAYS_FILE = "arrays.safetensors"
 _SINGLE = "array"
-
-
-def _named_parts(splits: Splits[list[Session]]) -> list[tuple[str, list[Session]]]:
-    return [
-        ("train", splits.train),
-        ("validation", splits.validation),
-        ("test", splits.test),
-    ]
 
 
 AnyMethod: TypeAlias = FineTuningMethod[Any]

@@ -114,9 +114,8 @@ class LinearAdapter(FineTuningMethod[Adapter]):
     def load_data(self, folder: Path) -> Splits[Split]:
         vectors = np.load(folder / "vectors.npy", mmap_mode="r", allow_pickle=False)
         similarity = json.loads((folder / "similarity.json").read_text())
-        lists = open_clicks(folder)
-        parts = (lists.train, lists.validation, lists.test)
-        return Splits(*(Split(part, vectors, similarity, folder / _ENCODER) for part in parts))
+        encoder = folder / _ENCODER
+        return open_clicks(folder).map(lambda lists: Split(lists, vectors, similarity, encoder))
 
     def train(
         self, model: Adapter, params: Parameters, data: Splits[Split], run: TrialRun

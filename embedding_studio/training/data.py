@@ -32,7 +32,6 @@ Flags = NDArray[np.bool_]
 Numbers = dict[tuple[str, bool], int]
 """Numbers of queries and items: by what it is, and whether it is an item."""
 
-_SPLITS = ("train", "validation", "test")
 _COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked", "near")
 _DISTRACTORS = 100
 _NEAR_FROM = 0.75
@@ -111,12 +110,13 @@ def prepare_clicks(
     texts: Numbers = {}
     items: Numbers = texts if encode_items is None else {}
     tables: dict[str, _Table] = {}
-    for name, part in zip(_SPLITS, _parts(sessions), strict=True):
+    for name, part in sessions.named().items():
         tables[name] = _tabulate(part, item_key, texts, items)
-    shown = sum(len(s.search_results) for part in _parts(sessions) for s in part)
+    every_session = [session for part in sessions.named().values() for session in part]
+    shown = sum(len(session.search_results) for session in every_session)
     left_out = sum(table.left_out for table in tables.values())
     if shown and left_out == shown:
-        example = next(r for part in _parts(sessions) for s in part for r in s.search_results)
+        example = next(result for session in every_session for result in session.search_results)
         raise NotEnoughData(
             f"the method finds nothing to learn from in any of {shown} results (object_id "
             f"{example.object_id!r}, say): a text method takes results posted with meta "
@@ -125,7 +125,7 @@ def prepare_clicks(
     contents = [content for content, _ in texts]
     click_model = fit_click_model(tables["train"].impressions)
     figures: dict[str, float] = {"results_left_out": left_out}
-    for name, part in zip(_SPLITS, _parts(sessions), strict=True):
+    for name, part in sessions.named().items():
         figures[f"{name}_sessions"] = len(part)
         figures |= _write_split(name, tables[name], click_model, contents, folder)
     _require_enough(figures)
@@ -159,7 +159,7 @@ def open_clicks(folder: Path) -> Splits[QueryLists]:
         columns = {name: column(f"{split}_{name}") for name in _COLUMNS}
         return QueryLists(texts=texts, distractors=distractors, **columns)
 
-    return Splits(*map(lists, _SPLITS))
+    return Splits.of(lists)
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,3 @@ def _require_enough(figures: Mapping[str, float]) -> None:
         f"too few queries with a result that clicks show to be relevant ({counts}): collect more "
         "sessions with clicks, on more distinct queries"
     )
-
-
-def _parts(sessions: Splits[list[Session]]) -> tuple[list[Session], ...]:
-    return sessions.train, sessions.validation, sessions.test

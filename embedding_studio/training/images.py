@@ -133,7 +133,7 @@ def prepare_image_clicks(
     owners: dict[str, str] = {}  # of each address, the first object_id that came with it
     results = [
         result
-        for part in (sessions.train, sessions.validation, sessions.test)
+        for part in sessions.named().values()
         for session in part
         for result in session.search_results
     ]
@@ -170,13 +170,7 @@ def open_image_clicks(folder: Path) -> Splits[ImageLists]:
         **json.loads((folder / "images.json").read_text(encoding="utf-8")),
         folder=folder,
     )
-    clicks = open_clicks(folder)
-    return Splits(
-        *(
-            ImageLists(**vars(lists), images=images)
-            for lists in (clicks.train, clicks.validation, clicks.test)
-        )
-    )
+    return open_clicks(folder).map(lambda lists: ImageLists(**vars(lists), images=images))
 
 
 def _write_pixels(
