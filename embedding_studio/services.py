@@ -26,11 +26,11 @@ class Services(AbstractContextManager["Services"]):
     """Started on entering, ready when entered, stopped on leaving, also on Ctrl-C or SIGTERM.
 
     Ports that are taken are replaced by free ones. An MLflow named by ES_MLFLOW_TRACKING_URI as
-    http(s) is used as it is; else MLflow's UI is served from the local database. logs: a folder
-    for the services' output; None lets them write to this terminal.
+    http(s) is used as it is; else MLflow's UI is served from the local database.
     """
 
     def __init__(self, settings: Settings, logs: Path | None = None) -> None:
+        """Take a folder for the services' output; None lets them write to this terminal."""
         own_mlflow = not settings.resolved_tracking_uri.startswith("http")
         changes: dict[str, Any] = {"api_port": _free_port(settings.api_host, settings.api_port)}
         if own_mlflow:
@@ -44,17 +44,11 @@ class Services(AbstractContextManager["Services"]):
 
     @property
     def api_url(self) -> str:
-        return f"http://{self.settings.api_host}:{self.settings.api_port}"
+        return _url_of(self.settings)
 
-    def client(self, timeout: float = 30.0, retry_seconds: float = 60.0) -> EmbeddingStudioClient:
-        """Return a client of this API, with the key that ES_API_KEY names."""
-        key = self.settings.api_key
-        return EmbeddingStudioClient(
-            self.api_url,
-            key.get_secret_value() if key else None,
-            timeout=timeout,
-            retry_seconds=retry_seconds,
-        )
+    def client(self) -> EmbeddingStudioClient:
+        """Return a client of this API."""
+        return client_of(self.settings)
 
     def pid(self, name: str) -> int:
         """Return the process id of the "API", the "worker" or the "MLflow UI"."""
@@ -152,7 +146,7 @@ class Services(AbstractContextManager["Services"]):
         return self._log_file(name).open("ab")
 
     def _wait_until_ready(self, *parts: str) -> None:
-        client = self.client(timeout=5.0, retry_seconds=1.0)
+        client = client_of(self.settings, timeout=5.0, retry_seconds=1.0)
         deadline = time.monotonic() + START_SECONDS
         while True:
             self.check()
@@ -187,6 +181,27 @@ class Services(AbstractContextManager["Services"]):
             return ""
         lines = self._log_file(name).read_text(errors="replace").splitlines()[-15:]
         return f"; the end of {self._log_file(name)}:\n" + "\n".join(lines)
+
+
+def client_of(
+    settings: Settings,
+    url: str | None = None,
+    timeout: float = 30.0,
+    retry_seconds: float = 60.0,
+) -> EmbeddingStudioClient:
+    """Return a client of the API at an address, by default of this machine's, with the key that
+    ES_API_KEY names."""
+    key = settings.api_key
+    return EmbeddingStudioClient(
+        url or _url_of(settings),
+        key.get_secret_value() if key else None,
+        timeout=timeout,
+        retry_seconds=retry_seconds,
+    )
+
+
+def _url_of(settings: Settings) -> str:
+    return f"http://{settings.api_host}:{settings.api_port}"
 
 
 def _as_keyboard_interrupt(number: int, frame: FrameType | None) -> None:

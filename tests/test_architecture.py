@@ -21,6 +21,7 @@ TIERS = [
     {"engine", "errands", "api"},
     {"engine.worker", "client"},
     {"services", "demo"},
+    {"cli"},
     {"__main__"},
 ]
 HOMES = {
@@ -69,7 +70,7 @@ HOMES = {
     "transformers": {"training"},
     "cronsim": {"errands.schedules"},
     "httpcore": {"outbound"},
-    "typer": {"__main__"},
+    "typer": {"cli"},
     "ray": {"executors.ray_driver", "executors.ray_node"},
 }
 

@@ -1,16 +1,11 @@
-"""API keys: what is made, kept and checked, and the commands that do it."""
+"""API keys: what is made, kept and checked."""
 
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from embedding_studio.__main__ import app, main
-from embedding_studio.errors import EmbeddingStudioError, InvalidInput, NotFound
+from embedding_studio.errors import InvalidInput
 from embedding_studio.keys import (
     ApiKey,
     Scope,
@@ -21,7 +16,6 @@ from embedding_studio.keys import (
     parse_expiry,
     read_key,
 )
-from embedding_studio.store import Store, open_store
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -124,122 +118,3 @@ def test_a_successor_lives_as_long() -> None:
     assert successor.id != key.id
     with pytest.raises(InvalidInput, match="ended"):
         make_successor(key, NOW + 90 * DAY)
-
-
-# -- the commands ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run a `keys` command on a store of the test's own."""
-    monkeypatch.setenv("ES_DATA_FOLDER", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "200")
-    return lambda *words: CliRunner().invoke(app, ["keys", *words])
-
-
-def opened(folder: Path) -> Store:
-    return open_store(f"sqlite:///{folder / 'store.db'}")
-
-
-def test_a_created_key_is_printed_once_and_listed(
-    run: Callable[..., Result], tmp_path: Path
-) -> None:
-    """`create` prints the key alone; `list` shows all but the secret, which is nowhere on disk."""
-    made = run(
-        *("create", "--name", "shop", "--scope", "ingest", "--scope", "read"),
-        *("--project", "acme", "--expires", "90d"),
-    )
-    assert made.exit_code == 0, made.output
-    presented = read_key(made.output.strip())
-    assert presented is not None
-    with closing(opened(tmp_path)) as store:
-        (key,) = store.keys.all()
-    assert matches(presented, key)
-    assert key.expires_at is not None
-    assert key.expires_at - key.created_at == 90 * DAY
-    listed = run("list").output
-    for word in (key.id, "shop", "ingest,read", "acme", f"{key.expires_at:%Y-%m-%d}"):
-        assert word in listed
-    assert presented.secret not in listed
-    for file in tmp_path.iterdir():
-        assert presented.secret.encode() not in file.read_bytes()
-
-
-def test_a_name_is_shown_as_it_is(run: Callable[..., Result], tmp_path: Path) -> None:
-    """What looks like markup is none, and a name from before with an escape code is shown in
-    letters; a new one is refused."""
-    key, _ = make_key("[/x] :smile:", [Scope.READ], "default", NOW)
-    with closing(opened(tmp_path)) as store:
-        store.keys.add(key)
-        store.keys.add(replace(key, id="former", name="shop\x1b[2J\nadmin"))
-    listed = run("list").output
-    assert "[/x] :smile:" in listed
-    assert r"shop\x1b[2J\nadmin" in listed
-    refused = run("create", "--name", "a\x1b[2J", "--scope", "read").exception
-    assert isinstance(refused, InvalidInput)
-    assert "U+001B" in str(refused)
-
-
-def test_a_revoked_key_has_ended(run: Callable[..., Result], tmp_path: Path) -> None:
-    """`revoke` ends the key at once; an unknown id is an error that names it."""
-    presented = read_key(run("create", "--name", "k", "--scope", "admin").output.strip())
-    assert presented is not None
-    assert run("revoke", presented.id).exit_code == 0
-    with closing(opened(tmp_path)) as store:
-        (key,) = store.keys.all()
-    assert not key.is_valid(datetime.now(UTC))
-    error = run("revoke", "nobody").exception
-    assert isinstance(error, NotFound)
-    assert "nobody" in str(error)
-
-
-def test_rotation_overlaps(run: Callable[..., Result], tmp_path: Path) -> None:
-    """`rotate` prints a second key for the same use; the first goes on for the overlap only."""
-    first = read_key(run("create", "--name", "k", "--scope", "tune").output.strip())
-    assert first is not None
-    second = read_key(run("rotate", first.id, "--overlap", "2h").output.strip())
-    assert second is not None
-    with closing(opened(tmp_path)) as store:
-        former, key = store.keys.all()
-    assert (former.id, key.id) == (first.id, second.id)
-    assert (key.name, key.scopes, key.project) == (former.name, former.scopes, former.project)
-    assert key.expires_at is None
-    now = datetime.now(UTC)
-    assert former.is_valid(now)
-    assert key.is_valid(now)
-    assert not former.is_valid(now + timedelta(hours=2))
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("create", "--name", "k"),
-        ("create", "--name", "k", "--scope", "everything"),
-        ("create", "--name", "k", "--scope", "read", "--project", "No Project"),
-        ("create", "--name", "k", "--scope", "read", "--expires", "soon"),
-        ("rotate", "nobody"),
-        ("rotate", "nobody", "--overlap", "soon"),
-    ],
-)
-def test_a_wrong_command_makes_no_key(
-    run: Callable[..., Result], tmp_path: Path, words: tuple[str, ...]
-) -> None:
-    """What cannot be made is refused, and nothing is kept."""
-    done = run(*words)
-    assert done.exit_code != 0
-    assert done.exception is None or isinstance(done.exception, SystemExit | EmbeddingStudioError)
-    with closing(opened(tmp_path)) as store:
-        assert store.keys.all() == []
-
-
-def test_a_setting_that_cannot_be_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A bad variable ends the command with its name, its value and what is wrong, no traceback."""
-    monkeypatch.setenv("ES_LEASE_SECONDS", "abc")
-    monkeypatch.setattr("sys.argv", ["embedding-studio", "sweep"])
-    with pytest.raises(SystemExit, match="1"):
-        main()
-    told = capsys.readouterr().err
-    assert "ES_LEASE_SECONDS is 'abc': Input should be a valid number" in told
-    assert "Traceback" not in told

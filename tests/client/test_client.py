@@ -16,9 +16,9 @@ import stamina
 import uvicorn
 from typer.testing import CliRunner, Result
 
-from embedding_studio.__main__ import app
 from embedding_studio.api.app import create_app
 from embedding_studio.api.server import listen
+from embedding_studio.cli.app import app
 from embedding_studio.clickstream import BatchCount, SearchResult, Session, SessionEvent
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.errors import (

@@ -1,0 +1,1 @@
+"""The command line: wiring only. Imports wait until a command needs them."""

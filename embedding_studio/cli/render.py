@@ -1,0 +1,30 @@
+"""Tables and times as commands print them."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from embedding_studio.plain import escape
+
+WIDE = 250
+"""Columns of a table that no terminal shows."""
+
+
+def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")  # what does not fit goes on, it is not left out
+    for row in rows:
+        table.add_row(*(Text(escape(cell)) for cell in row))  # which is no markup
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)
+
+
+def minute(time: datetime | None) -> str:
+    """Return a time to the minute, nothing for None."""
+    return f"{time:%Y-%m-%d %H:%M}" if time else ""
