@@ -44,9 +44,9 @@ class Client:
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
-        self.settle = speed_up(tracking_uri)
         self.check: Callable[[], None] = lambda: None
         self.reading = MlflowClient(tracking_uri)
+        self.settle = speed_up(tracking_uri, artifacts_folder)
         self._is_server = tracking_uri.startswith("http")
         self._artifacts_folder = None if self._is_server else artifacts_folder
         self._artifact_uris: dict[str, str] = {}  # by run

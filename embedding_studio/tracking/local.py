@@ -15,28 +15,36 @@ from typing import Any
 from urllib.parse import quote
 
 import sqlalchemy as sa
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as TrackingStore
 
 from embedding_studio.errors import ConfigurationError
 
 SCHEME = "sqlite:///"
 BUSY_SECONDS = 30.0
-_quick: dict[Path, os.stat_result | None] = {}
-"""What each such file was when it was first opened."""
 
 
-def speed_up(tracking_uri: str) -> Callable[[], None]:
+def speed_up(tracking_uri: str, artifacts_folder: Path) -> Callable[[], None]:
     """Make a local database quick, from MLflow's next connection on; return its `settle`.
 
     A server's database is its own matter: then there is nothing to settle.
     """
     if not tracking_uri.startswith(SCHEME):
         return lambda: None
+    # each keeps one engine for all of its instances: those that MLflow's clients use
+    engines = (
+        TrackingStore(tracking_uri, str(artifacts_folder)).engine,
+        RegistryStore(tracking_uri).engine,
+    )
+    for engine in engines:
+        if not sa.event.contains(engine, "connect", _relax):
+            sa.event.listen(engine, "connect", _relax)
+        engine.dispose()  # its next connections are relaxed, and lead to the file that is there
     file = Path(tracking_uri.removeprefix(SCHEME)).absolute()
-    _quick.setdefault(file, None)
+    opened = file.stat()
 
     def settle() -> None:
-        opened = _quick[file]
-        if not file.exists() or (opened and not os.path.samestat(file.stat(), opened)):
+        if not file.exists() or not os.path.samestat(file.stat(), opened):
             raise ConfigurationError(
                 f"MLflow's database {file} was removed or replaced while this worker used it: "
                 "put it back, or restore a backup, and restart the worker and MLflow"
@@ -49,20 +57,8 @@ def speed_up(tracking_uri: str) -> Callable[[], None]:
     return settle
 
 
-@sa.event.listens_for(sa.Engine, "connect")
 def _relax(connection: Any, _: object) -> None:
-    if not isinstance(connection, sqlite3.Connection):
-        return
-    file = _file_of(connection)
-    if file not in _quick:
-        return
-    _quick[file] = _quick[file] or file.stat()
     with suppress(sqlite3.OperationalError):  # in use as it was: so it stays for now
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL").close()
-
-
-def _file_of(connection: sqlite3.Connection) -> Path:
-    with closing(connection.execute("PRAGMA database_list")) as found:
-        return Path(found.fetchone()[2])

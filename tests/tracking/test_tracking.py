@@ -13,10 +13,13 @@ from pathlib import Path
 import mlflow.sentence_transformers
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as LedgerStore
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
@@ -402,3 +405,24 @@ def test_a_database_that_is_gone_is_noticed(
     with pytest.raises(ConfigurationError, match=f"{file} was removed or replaced"):
         tracking.settle()
     assert file.exists() == is_replaced
+
+
+def test_only_mlflows_own_connections_are_made_quick(
+    tracking: Tracking, settings: Settings
+) -> None:
+    """The ledger's and the registry's wait for the disk when they are told to; others always do."""
+    uri = settings.resolved_tracking_uri
+    synchronous = []
+    for engine in (
+        LedgerStore(uri, str(settings.artifacts_folder)).engine,
+        RegistryStore(uri).engine,
+    ):
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+            synchronous.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+    other = sa.create_engine(uri)
+    with other.connect() as connection:
+        synchronous.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+    other.dispose()
+    normal, full = 1, 2
+    assert synchronous == [normal, normal, full]
