@@ -188,3 +188,19 @@ def test_trees_are_deleted_in_one_place() -> None:
     """Only `remove_tree` knows that another may be deleting the same."""
     using = {name_of(file) for file in modules() if "rmtree(" in file.read_text()}
     assert using == {"deletion"}
+
+
+def test_what_changes_mlflow_asks_the_guard() -> None:
+    """Without it MLflow is only read; and no call is kept to be made after the guard was asked."""
+    writing = 0
+    for file in (PACKAGE / "tracking").glob("*.py"):
+        tree = ast.parse(file.read_text())
+        called = {node.func for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute):
+                if node.value.attr == "reading":
+                    assert node.attr.startswith(("get_", "search_")), ast.unparse(node)
+                elif node.value.attr == "writing":
+                    assert node in called, ast.unparse(node)
+                    writing += 1
+    assert writing > 0
