@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from pydantic_core import from_json
 
 from embedding_studio.api.context import Needs
 
@@ -53,9 +54,16 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
         if len(body) <= _SMALL_BYTES:
-            return loads(body)
+            return parse(body)
         _check_values(body, self.app.state.settings.max_body_mb)
-        return await asyncio.get_running_loop().run_in_executor(_parser, loads, body)
+        return await asyncio.get_running_loop().run_in_executor(_parser, parse, body)
+
+
+def parse(body: bytes) -> Any:
+    try:
+        return from_json(body)
+    except ValueError:  # the standard library takes more, and says better what is wrong
+        return loads(body)
 
 
 def _check_values(body: bytes, max_body_mb: int) -> None:

@@ -99,7 +99,7 @@ def test_a_body_of_very_many_values_is_not_parsed(
 ) -> None:
     """It is 413, which says how many are taken: a parser that makes a million of objects keeps all
     other requests waiting."""
-    monkeypatch.setattr(routing, "loads", None)
+    monkeypatch.setattr(routing, "parse", None)
     answer = post(api, body)
     assert answer.status_code == 413
     assert "1048576 values" in answer.json()["detail"]
@@ -119,7 +119,7 @@ def test_a_large_body_is_parsed_beside_the_event_loop(
         assert api.get("/ping").status_code == 200
         return loads(body)
 
-    monkeypatch.setattr(routing, "loads", parse)
+    monkeypatch.setattr(routing, "parse", parse)
     answer = post(api, large)
     assert "ES_MAX_META_BYTES" in answer.text
     assert threads == {"body_0"}
