@@ -18,13 +18,12 @@ def simulate_sessions(corpus: str, count: int) -> list[Session]:
 
 
 def write_sessions(file: Path, corpus: str, count: int) -> None:
-    from embedding_studio.engine.jobs import SESSION_LINES
+    from embedding_studio.engine.snapshot import dump_sessions
 
-    sessions = simulate_sessions(corpus, count)
-    file.write_bytes(b"".join(SESSION_LINES.dump_json(session) + b"\n" for session in sessions))
+    file.write_bytes(dump_sessions(simulate_sessions(corpus, count)))
 
 
 def read_sessions(file: Path) -> list[Session]:
-    from embedding_studio.engine.jobs import SESSION_LINES
+    from embedding_studio.engine.snapshot import read_snapshot
 
-    return [SESSION_LINES.validate_json(line) for line in file.read_bytes().splitlines()]
+    return read_snapshot(file)

@@ -16,7 +16,7 @@ TIERS = [
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}
-    | {"engine.promotion", "engine.jobs", "engine.scores", "engine.failures"},
+    | {"engine.promotion", "engine.jobs", "engine.scores", "engine.snapshot", "engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
     {"engine.worker", "client"},

@@ -18,7 +18,8 @@ from embedding_studio.clickstream import (
     sessions_to_fill,
     split_by_query,
 )
-from embedding_studio.engine.jobs import SESSION_LINES, MethodRef, Prepared, PrepareData
+from embedding_studio.engine.jobs import MethodRef, Prepared, PrepareData
+from embedding_studio.engine.snapshot import dump_sessions
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.tasks import TaskEventKind, TaskStatus
 from tests.iterations import NOW, TOYS, Bench, make_session
@@ -89,7 +90,7 @@ def test_a_schedules_minimum_is_what_fills_the_splits() -> None:
 def prepare(folder: Path, weights: dict[str, float], *sessions: Session) -> Prepared:
     """Prepare data for the toy method, whose default keeps the sessions as they are."""
     snapshot = folder / "sessions.jsonl"
-    snapshot.write_bytes(b"".join(SESSION_LINES.dump_json(one) + b"\n" for one in sessions))
+    snapshot.write_bytes(dump_sessions(sessions))
     return PrepareData(MethodRef("Toy", TOYS), snapshot, folder / "data", weights)(_no_report)
 
 

@@ -16,7 +16,7 @@ import pytest
 from embedding_studio.clock import utc_now
 from embedding_studio.engine.limits import seconds_at_work
 from embedding_studio.engine.worker import Worker
-from embedding_studio.errors import ExecutorUnavailable
+from embedding_studio.errors import ExecutorUnavailable, TrialCrashed
 from embedding_studio.executors.base import EVEN_SHARE, Job, Report, Resources, Verdict
 from embedding_studio.executors.inline import InlineExecutor
 from embedding_studio.search import Outcome, Search, Trial
@@ -343,6 +343,31 @@ def test_an_executor_out_of_order_is_waited_for(bench: Bench) -> None:
     assert executor.pings == 2
     counted = [one for one in bench.runs(done) if "es.outcome" in one.data.tags]
     assert [one.data.tags["es.outcome"] for one in counted] == ["complete"] * 3
+
+
+class CrashingOnce(Unreliable):
+    """Is out of order for the job that is the next step, and loses the process of the one after."""
+
+    def submit(
+        self,
+        job: Job[Any],
+        on_report: Callable[[Report], Verdict],
+        needs: Resources = EVEN_SHARE,
+        output: Path | None = None,
+    ) -> Future[Any]:
+        self.jobs += 1
+        if self.jobs == 1:
+            raise ExecutorUnavailable("the head is gone")
+        if self.jobs == 2:
+            raise TrialCrashed("its memory was another's need")
+        return InlineExecutor.submit(self, job, on_report, needs, output)
+
+
+def test_an_outage_and_a_crash_are_counted_apart(bench: Bench) -> None:
+    """A step whose process died is done again, also if the executor was out of order before."""
+    bench.worker._house = replace(bench.house, executor=CrashingOnce())
+    done = run(bench, "Toy")
+    assert (done.status, done.error, done.attempt) == (TaskStatus.DONE, None, 1)
 
 
 def test_the_sampler_may_learn_from_the_iteration_before(bench: Bench) -> None:

@@ -1,6 +1,5 @@
 """One task's way from clicks to a promoted model, or none. Read `run_iteration` first."""
 
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.failures import PROPOSING
 from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import (
-    SESSION_LINES,
     BaselineResult,
     DrawSearch,
     PrepareData,
@@ -26,8 +24,9 @@ from embedding_studio.engine.jobs import (
 )
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.engine.promotion import decide
-from embedding_studio.engine.scores import mean_metrics
-from embedding_studio.engine.trials import Baseline, Trials
+from embedding_studio.engine.scores import Baseline, mean_metrics
+from embedding_studio.engine.snapshot import take_snapshot
+from embedding_studio.engine.trials import Trials
 from embedding_studio.engine.workspace import Workspace
 from embedding_studio.errors import (
     Conflict,
@@ -54,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT_PAGE = 1000
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
 ESTIMATE = "estimated_trained_tokens"
@@ -176,7 +174,7 @@ class Attempt:
         """Prepare the sessions of a batch, as they are now, for all trials. What was prepared of
         the same sessions stays."""
         snapshot = self.workspace.folder / "sessions.jsonl"
-        digest = self._take_snapshot(batch, snapshot)
+        digest = take_snapshot(self.house.store, self.lease, batch.batch_id, snapshot)
         if former is not None and former.digest == digest:
             snapshot.unlink()
             return former
@@ -192,20 +190,6 @@ class Attempt:
             {"sessions": sessions, **prepared.events.as_data()},
         )
         return Data(digest, prepared.figures)
-
-    def _take_snapshot(self, batch: SessionBatch, file: Path) -> str:
-        """Copy the sessions of the batch as they are now to a file; return a digest of it."""
-        digest, after = hashlib.sha256(), 0
-        read = partial(self.house.store.clickstream.read, batch.batch_id)
-        with file.open("wb") as lines:
-            while page := self.lease.patiently(read, after, SNAPSHOT_PAGE):
-                self.lease.check()
-                for numbered in page:
-                    line = SESSION_LINES.dump_json(numbered.session) + b"\n"
-                    digest.update(line)
-                    lines.write(line)
-                after = page[-1].number
-        return digest.hexdigest()
 
     def try_start(self, data: Data) -> Data:
         """Score the starting model before anything is used up: it is the method's first work."""
@@ -231,7 +215,7 @@ class Attempt:
 
     def open_experiment(self, batch: SessionBatch, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""
-        tracking, settings = self.house.tracking, self.house.settings
+        tracking, settings, method = self.house.tracking, self.house.settings, self.method
         opened = tracking.iterations.open(
             self.task.id,
             self.task.registered_name,
@@ -242,9 +226,7 @@ class Attempt:
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)
-        tracking.iterations.keep_view(
-            experiment_id, self.method.main_metric, self.method.direction, params
-        )
+        tracking.iterations.keep_view(experiment_id, method.main_metric, method.direction, params)
         if self.task.experiment_id != experiment_id:
             self.record(
                 TaskEventKind.EXPERIMENT_OPENED,
@@ -259,11 +241,10 @@ class Attempt:
     def score_baseline(self, experiment_id: str, data: Data) -> Baseline:
         """Score the starting model as it is, on the data of every trial, and estimate the cost."""
         self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
-        finished = self.house.tracking.runs.finished_baseline(experiment_id)
-        if finished is None:
-            baseline = self._log_baseline(experiment_id, data)
-        else:
+        if finished := self.house.tracking.runs.finished_baseline(experiment_id):
             baseline = Baseline(finished[0], dict(finished[1]))
+        else:
+            baseline = self._log_baseline(experiment_id, data)
         self.lease.show(baseline=baseline.metrics[self.method.main_metric])
         self._show_cost(experiment_id, baseline.metrics)
         baseline.metrics.pop(ESTIMATE, None)

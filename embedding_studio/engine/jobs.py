@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import TypeAdapter
-
 from embedding_studio.clickstream import Session, event_kind, merge_weights, split_by_query
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.scores import (
@@ -23,6 +21,7 @@ from embedding_studio.engine.scores import (
     say_score,
     suspicions,
 )
+from embedding_studio.engine.snapshot import read_snapshot
 from embedding_studio.errors import (
     CorruptModel,
     MethodError,
@@ -46,9 +45,6 @@ from embedding_studio.settings import Settings
 
 if TYPE_CHECKING:
     from embedding_studio.search import Trial
-
-SESSION_LINES = TypeAdapter(Session)
-"""How a snapshot's lines are written and read: one session as JSON per line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +177,6 @@ class PrepareData(Job[Prepared]):
     doing = "preparing the data"
 
     method: MethodRef
-    #: a file with a session per line
     snapshot: Path
     folder: Path
     #: the task's, over the method's own
@@ -189,8 +184,7 @@ class PrepareData(Job[Prepared]):
 
     def __call__(self, report: Reporter) -> Prepared:
         method = self.method.load()
-        with self.snapshot.open("rb") as lines:
-            sessions = [SESSION_LINES.validate_json(line) for line in lines]
+        sessions = read_snapshot(self.snapshot)
         weights = merge_weights(method.event_weights, self.event_weights)
         usable = [session.weighed(weights) for session in sessions if not session.is_irrelevant]
         if not usable:

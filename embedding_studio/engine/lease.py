@@ -73,9 +73,9 @@ class Lease:
         self._is_draining = True
 
     @property
-    def progress(self) -> TaskProgress:
-        """What the next beat will write."""
-        return self._progress
+    def gained(self) -> tuple[str, int]:
+        """How far the attempt has come: its phase, and how many trials have finished."""
+        return self._progress.phase, self._progress.finished_trials
 
     @property
     def is_stopping(self) -> bool:

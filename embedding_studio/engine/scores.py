@@ -1,6 +1,7 @@
 """What methods score: read from whatever they gave, averaged, compared."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,19 @@ from embedding_studio.tracking.names import to_mlflow
 
 SCORE_TOLERANCE = 1e-3
 """How far the score of a model read back may be from the one it was saved with."""
+
+
+@dataclass(slots=True)
+class Baseline:
+    """How the starting model did, on the data of every trial."""
+
+    run_id: str
+    #: on the validation split
+    metrics: dict[str, float]
+    #: how many values the main metric had there; None for one number, or if it is not known
+    queries: int | None = None
+    #: None if an earlier attempt scored it
+    test_scores: "Scores | None" = None
 
 
 def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDArray[np.float64]]:

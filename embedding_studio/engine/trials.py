@@ -24,6 +24,7 @@ from embedding_studio.engine.failures import (
 )
 from embedding_studio.engine.jobs import Train, TrialResult
 from embedding_studio.engine.limits import Limits, seconds_at_work
+from embedding_studio.engine.scores import Baseline
 from embedding_studio.errors import (
     AllTrialsFailed,
     ExecutorUnavailable,
@@ -33,7 +34,6 @@ from embedding_studio.errors import (
 )
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.logs import about
-from embedding_studio.methods import Scores
 from embedding_studio.search import Outcome, Search, Trial, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
 
@@ -44,19 +44,6 @@ log = logging.getLogger(__name__)
 
 LOG_SECONDS = 2.0
 """A trial's reports are logged at least this far apart: who watches sees no difference."""
-
-
-@dataclass(slots=True)
-class Baseline:
-    """How the starting model did, on the data of every trial."""
-
-    run_id: str
-    #: on the validation split
-    metrics: dict[str, float]
-    #: how many values the main metric had there; None for one number, or if it is not known
-    queries: int | None = None
-    #: None if an earlier attempt scored it
-    test_scores: "Scores | None" = None
 
 
 @dataclass(slots=True)

@@ -287,30 +287,27 @@ class Worker:
         """Run the iteration; after an outage of MLflow or the executor again, from where it was,
         and so after the death of a process at a step that is no trial.
 
-        The task stays this worker's meanwhile. Outages in a row by which nothing was gained end it.
+        The task stays this worker's meanwhile. Too many of either by which nothing was gained end
+        it.
         """
         house = self._house.guarded(lease.ensure_owned)
-        outages, gained = 0, lease.progress
+        crashes, outages, gained = 0, 0, lease.gained
         while True:
             try:
-                run_iteration(house, task, lease, method)
+                return run_iteration(house, task, lease, method)
             except Exception as error:
                 has_crashed = isinstance(error, TrialCrashed)
                 if not has_crashed and not self._is_outage(error):
                     raise
-                before, gained = gained, lease.progress
-                has_gained = (before.phase, before.finished_trials) != (
-                    gained.phase,
-                    gained.finished_trials,
-                )
-                outages = 1 if has_gained else outages + 1
-                if outages > (MAX_CRASHES if has_crashed else MAX_OUTAGES):
+                if lease.gained != gained:
+                    crashes, outages, gained = 0, 0, lease.gained
+                crashes, outages = crashes + has_crashed, outages + (not has_crashed)
+                if crashes > MAX_CRASHES or outages > MAX_OUTAGES:
                     raise
-                log.warning("waits for MLflow or the executor, outage %d: %s", outages, error)
-            else:
-                return
+                what = f"crash {crashes}" if has_crashed else f"outage {outages}"
+                log.warning("waits for MLflow or the executor, %s: %s", what, error)
             self._wait_for_services(lease)
-            task = self._house.store.in_project(task.project).get_task(task.id)
+            task = self._house.in_project(task.project).store.tasks.get(task.id)
 
     def _is_outage(self, error: BaseException) -> bool:
         """Return whether MLflow, or the place where trials run, is out of order."""
@@ -350,7 +347,7 @@ class Worker:
         level = logging.WARNING if end is TaskStatus.ERROR else logging.INFO
         shown = f"\n{traceback}" if traceback else ""
         log.log(level, "%s: %s%s", end, why, shown)
-        experiment_id = store.in_project(task.project).get_task(task.id).experiment_id
+        experiment_id = store.in_project(task.project).tasks.get(task.id).experiment_id
         with self._while_ended(task, end) as tracking:
             for attempted in tracking.iterations.of_task(task.id):
                 tracking.runs.kill_unfinished(attempted)

@@ -63,7 +63,7 @@ def _end_iterations(
             continue
         if end is TaskStatus.CANCELED:
             why = "the task was canceled"
-            store.in_project(iteration.project).forget_iteration(
+            store.in_project(iteration.project).tasks.forget_iteration(
                 iteration.task_id, iteration.experiment_id, now, why, is_whole=False
             )
             tracking.iterations.discard_task(iteration.task_id, kept_run_ids)
@@ -89,7 +89,7 @@ def _retire_initial_models(
 
     if dry_run:
         return retire(model)
-    return store.in_project(model.project).update_model(model.method, retire)
+    return store.in_project(model.project).models.update(model.method, retire)
 
 
 def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Itera
 
 def _task_of(store: Store, iteration: "Iteration") -> FineTuningTask | None:
     try:
-        return store.in_project(iteration.project).get_task(iteration.task_id)
+        return store.in_project(iteration.project).tasks.get(iteration.task_id)
     except NotFound:
         return None
 

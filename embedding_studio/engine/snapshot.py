@@ -1,0 +1,44 @@
+"""The sessions of a batch as they are at a moment, in a file with one as JSON per line."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from embedding_studio.clickstream import Session
+
+if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
+    from embedding_studio.engine.lease import Lease
+    from embedding_studio.store.base import Store
+
+PAGE = 1000
+
+_LINES = TypeAdapter(Session)
+
+
+def take_snapshot(store: "Store", lease: "Lease", batch_id: str, file: Path) -> str:
+    """Copy the sessions of a batch as they are now to a file; return a digest of it."""
+    digest, after = hashlib.sha256(), 0
+    read = partial(store.clickstream.read, batch_id)
+    with file.open("wb") as lines:
+        while page := lease.patiently(read, after, PAGE):
+            lease.check()
+            part = dump_sessions([numbered.session for numbered in page])
+            digest.update(part)
+            lines.write(part)
+            after = page[-1].number
+    return digest.hexdigest()
+
+
+def dump_sessions(sessions: Sequence[Session]) -> bytes:
+    """Return what a snapshot holds of some sessions."""
+    return b"".join(_LINES.dump_json(session) + b"\n" for session in sessions)
+
+
+def read_snapshot(file: Path) -> list[Session]:
+    """Return the sessions of a snapshot."""
+    with file.open("rb") as lines:
+        return [_LINES.validate_json(line) for line in lines]
