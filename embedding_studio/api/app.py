@@ -11,8 +11,9 @@ from embedding_studio.api import clickstream, schedules, system
 from embedding_studio.api import models as champions
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
-from embedding_studio.api.gate import Gate, KeyRing, RateLimit
+from embedding_studio.api.gate import Gate, RateLimit
 from embedding_studio.api.health import Health
+from embedding_studio.api.keys import KeyRing
 from embedding_studio.clock import Clock, utc_now
 from embedding_studio.errands.webhooks import check_secret
 from embedding_studio.errors import ConfigurationError

@@ -28,16 +28,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Room:
-    """The open connections of a server, at most so many.
-
-    waiting: those that wait for their client, be it for a request or for him to read an answer,
-    the longest first.
-    """
+    """The open connections of a server, at most so many."""
 
     def __init__(self, most: int, seconds: float) -> None:
         self.most = most
         self.seconds = seconds
         self.open: set[Connection] = set()
+        #: for their client, be it for a request or for him to read an answer; the longest first
         self.waiting: dict[Connection, None] = {}
 
     @classmethod

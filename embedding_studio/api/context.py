@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from embedding_studio.api.gate import Caller
+from embedding_studio.api.keys import Caller
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
 from embedding_studio.errors import InvalidInput
@@ -18,13 +18,14 @@ from embedding_studio.store.usage import most_of
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One request's. store: of the caller's project. still_allowed: whether the caller's key still
-    is valid, for answers that take long."""
+    """What one request has to work with."""
 
+    #: of the caller's project
     store: Store
     settings: Settings
     clock: Clock
     caller: Caller
+    #: whether the caller's key still is valid, for answers that take long
     still_allowed: Callable[[], Awaitable[bool]]
 
     @property

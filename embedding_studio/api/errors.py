@@ -47,9 +47,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def describe_fields(errors: Sequence[Any], body: object) -> list[dict[str, Any]]:
-    """Return pydantic's errors without what was posted: it may be large, or no valid JSON.
-
-    body: the model that was to be read."""
+    """Return pydantic's errors on a model without what was posted: it may be large, or no valid
+    JSON."""
     return [
         {"type": error["type"], "loc": error["loc"], "msg": _say(error, body)} for error in errors
     ]

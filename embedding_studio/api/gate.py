@@ -3,10 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 
@@ -20,25 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
 from embedding_studio.api.errors import answer
-from embedding_studio.api.looks import Look
-from embedding_studio.clock import Clock
+from embedding_studio.api.keys import NOBODY, Caller, KeyRing
 from embedding_studio.errors import (
     ConfigurationError,
-    Forbidden,
     StoreUnavailable,
     TooManyRequests,
     Unauthorized,
 )
-from embedding_studio.keys import ApiKey, PresentedKey, Scope, matches, read_key
-from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
 
-KEY_AGE = timedelta(seconds=5)
-"""How long a key may still be taken after it was revoked."""
-NEW_KEY_AGE = timedelta(seconds=1)
-"""How long a key may still be refused after it was made."""
-STORE_ANSWER_SECONDS = 10.0
 HEALTH_KEY_SECONDS = 1.0
 HEALTH_PATH = "/api/v1/health"
 OPEN_PATHS = frozenset(
@@ -52,87 +40,6 @@ TURNS = 10
 BODIES_AT_ONCE = 4
 FREE_BYTES = 64 * 1024
 """What a body may have however many others of its sender are under way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Whoever sent a request. key: None for anyone, who may do everything or, where it takes a key
-    to do anything, nothing."""
-
-    key: ApiKey | None = None
-    is_trusted: bool = False
-
-    @property
-    def project(self) -> str:
-        return self.key.project if self.key else DEFAULT_PROJECT
-
-    def allows(self, scope: Scope) -> bool:
-        return self.is_trusted if self.key is None else self.key.allows(scope)
-
-    def require(self, scope: Scope) -> None:
-        """Raise Forbidden without the scope."""
-        if not self.allows(scope):
-            raise Forbidden(
-                f"this takes a key with the scope {scope}; yours has "
-                f"{', '.join(self.key.scopes) if self.key else 'none'}"
-            )
-
-
-NOBODY = Caller()
-
-
-class KeyRing:
-    """All keys of the store, as they were at most KEY_AGE ago.
-
-    All of them, so that what a caller shows decides nothing: who guesses makes the store work no
-    more than who does not, and pushes no valid key out of memory."""
-
-    def __init__(self, store: Store, settings: Settings, clock: Clock) -> None:
-        self._clock = clock
-        self._may_be_open = settings.is_loopback or settings.allow_open
-        self._had_keys = False  # once there was one, never again without
-        self._look = Look(
-            lambda: {key.id: key for key in store.keys.all()}, clock, STORE_ANSWER_SECONDS
-        )
-
-    async def caller_of(self, headers: Headers) -> Caller:
-        """Return who sent these headers. Raises Unauthorized without a valid key, unless there are
-        no keys yet and the API may be open; StoreUnavailable."""
-        if self._may_be_open and await self._is_open():
-            return Caller(is_trusted=True)
-        if (presented := _presented(headers)) is not None:
-            for age in (KEY_AGE, NEW_KEY_AGE):
-                key = (await self._keys(age)).get(presented.id)
-                # an unknown key, a wrong secret and an ended key are told by nothing, time included
-                if matches(presented, key) and key and key.is_valid(self._clock()):
-                    return Caller(key)
-        raise Unauthorized(
-            "this takes a valid API key: send `Authorization: Bearer es_...`; "
-            "`embedding-studio keys create` makes keys"
-        )
-
-    async def still_lets_in(self, headers: Headers) -> bool:
-        """Return whether a request that is being answered would be let in again."""
-        try:
-            await self.caller_of(headers)
-        except Unauthorized:
-            return False
-        except StoreUnavailable:
-            return True  # nothing is known against it
-        return True
-
-    async def _is_open(self) -> bool:
-        if not self._had_keys:
-            self._had_keys = bool(await self._keys(KEY_AGE))
-        return not self._had_keys
-
-    async def _keys(self, max_age: timedelta) -> Mapping[str, ApiKey]:
-        try:
-            return await self._look.latest(max_age)
-        except TimeoutError:
-            raise StoreUnavailable(
-                f"the store did not answer for {STORE_ANSWER_SECONDS:g} seconds"
-            ) from None
 
 
 class RateLimit:
@@ -166,10 +73,11 @@ class RateLimit:
 
 @dataclass(slots=True)
 class _Share:
-    """What one caller has under way. turns: of calls that have a thread; the others wait."""
+    """What one caller has under way."""
 
     requests: int = 0
     bytes: int = 0
+    #: of calls that have a thread; the others wait
     turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TURNS))
 
 
@@ -273,12 +181,6 @@ class Gate:
             share.bytes -= taken
             if not share.requests:
                 del self._shares[who]
-
-
-def _presented(headers: Headers) -> PresentedKey | None:
-    kind, _, credentials = headers.get("authorization", "").partition(" ")
-    text = credentials.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-    return read_key(text)
 
 
 def _address_of(scope: ASGIScope) -> str:

@@ -14,13 +14,11 @@ T = TypeVar("T")
 
 
 class Look(Generic[T]):
-    """A look at something that may answer late or never: one at a time, in a thread of its own.
-
-    look: returns what is found. seconds: how long anyone waits for a look to end; who comes later
-    than that does not wait at all.
-    """
+    """A look at something that may answer late or never: one at a time, in a thread of its own."""
 
     def __init__(self, look: Callable[[], T], clock: Clock, seconds: float) -> None:
+        """Take what looks and returns what it found, and how long a look is waited for. Nobody
+        waits for one that has taken longer."""
         self._look = look
         self._clock = clock
         self._seconds = seconds

@@ -18,7 +18,7 @@ from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from tests.api.samples import START, Clock, session_json
-from tests.api.test_access import CLOSED, ROUTES
+from tests.api.test_keys import CLOSED, ROUTES
 
 PATH = "/api/v1/clickstream/session"
 

@@ -23,7 +23,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from tests.api.samples import METHOD, Clock, claim, session_json
-from tests.api.test_champions import register
+from tests.api.test_models import register
 
 pytestmark = pytest.mark.slow
 

@@ -39,7 +39,7 @@ from embedding_studio.tasks import Budget, Claim, TaskStatus
 from embedding_studio.wire.clickstream import PostStatus
 from embedding_studio.wire.tasks import TaskView
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
-from tests.api.test_champions import register
+from tests.api.test_models import register
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

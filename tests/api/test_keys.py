@@ -30,7 +30,7 @@ from tests.api.samples import (
     session_json,
     write_model,
 )
-from tests.api.test_champions import register
+from tests.api.test_models import register
 
 SECRET = "red shoes"
 
