@@ -44,8 +44,11 @@ class Client:
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
+        #: the guard; for writes that do not go through `writing`, as those of files
         self.check: Callable[[], None] = lambda: None
+        #: MLflow's client for calls that change nothing
         self.reading = MlflowClient(tracking_uri)
+        #: waits until what was written to a local database is on the disk
         self.settle = speed_up(tracking_uri, artifacts_folder)
         self._is_server = tracking_uri.startswith("http")
         self._artifacts_folder = None if self._is_server else artifacts_folder
@@ -141,15 +144,18 @@ class Client:
                 return created
 
     def runs(self, experiment_id: str) -> Iterator[Run]:
+        """Yield the runs of an experiment that are not deleted, the latest first."""
         return pages(self.reading.search_runs, [experiment_id], max_results=_PAGE)
 
     def create_run(self, experiment_id: str, name: str, tags: Mapping[str, str]) -> str:
+        """Open a run and return its id."""
         run = self.writing.create_run(experiment_id, run_name=name, tags=dict(tags))
         run_id: str = run.info.run_id
         self._artifact_uris[run_id] = run.info.artifact_uri
         return run_id
 
     def artifact_uri(self, run_id: str) -> str:
+        """Return where the files of a run lie."""
         if run_id not in self._artifact_uris:  # a run's never changes
             self._artifact_uris[run_id] = self.reading.get_run(run_id).info.artifact_uri
         return self._artifact_uris[run_id]

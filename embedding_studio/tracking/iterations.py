@@ -25,14 +25,6 @@ _FEW = 4  # experiments a page, where most searches end with the first
 
 
 @dataclass(frozen=True, slots=True)
-class OpenIteration:
-    """generation: 1 for a method's first iteration, then one higher each time."""
-
-    experiment_id: str
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
 class PreviousSearch:
     """An older iteration's finished trials, and the scores of what they started from."""
 
@@ -48,14 +40,17 @@ class Iteration:
     task_id: str
     project: str
     state: str
+    #: 1 for a method's first iteration, then one higher each time
+    generation: int
 
 
 class OlderIteration(NamedTuple):
-    """What retention is about to remove; is_whole: its runs too, not only their models' files."""
+    """What retention is about to remove."""
 
     experiment_id: str
     task_id: str
     run_ids: frozenset[str]
+    #: its runs too, not only the files of their models
     is_whole: bool
 
 
@@ -76,7 +71,7 @@ class Iterations:
         start_run_id: str,
         fresh_starts: int = 0,
         project: str = DEFAULT_PROJECT,
-    ) -> OpenIteration:
+    ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
         Trials are comparable only if they started from the same model: an experiment of this task
@@ -92,7 +87,7 @@ class Iterations:
                 if experiment.tags["es.state"] == "error":
                     self._runs.supersede_failures(experiment_id)
                 self.set_state(experiment_id, "running", "")
-                return OpenIteration(experiment_id, _generation(experiment))
+                return _as_iteration(experiment_id, {**experiment.tags, "es.state": "running"})
             why = "its task went on from another model, in another experiment"
             self.set_state(experiment_id, "abandoned", why)
         newest = next(self._by_age(registered_name, "DESC"), None)
@@ -113,7 +108,7 @@ class Iterations:
             f"iteration / {registered_name} / {batch_id}",
             {**tags, "mlflow.note.content": story.state_note("running", "", tags)},
         )
-        return OpenIteration(experiment_id, generation)
+        return _as_iteration(experiment_id, tags)
 
     def set_state(self, experiment_id: str, state: str, why: str | None = None) -> None:
         """Say where an iteration stands; one that is `running` is never cleaned up.
@@ -184,10 +179,12 @@ class Iterations:
     ) -> None:
         """Remove the method's iterations that are over and older than this: runs, files and all.
 
-        keep: how many generations stay, this one and the latest before it; keep_models: how many of
-        them keep their model files. Versions of the registered model whose files go, go too.
-        Repeating it is safe; so is a late call by a worker that lost its lease, for what is newer
-        stays. retire: is told of each before anything of it goes; what it says no to stays whole.
+        Versions of the registered model whose files go, go too. Repeating it is safe; so is a late
+        call by a worker that lost its lease, for what is newer stays.
+
+        keep: how many generations stay, this one and the latest before it.
+        keep_models: how many of them keep their model files.
+        retire: is told of each before anything of it goes; what it says no to stays whole.
         """
         this = _generation(self._client.reading.get_experiment(experiment_id))
 
@@ -258,16 +255,8 @@ class Iterations:
         """Return the iterations at work, and those that still keep their models.
 
         In no others do crashes leave anything."""
-        found = self._client.experiments({"es.kind": "iteration", "es.models": "kept"})
-        return [
-            Iteration(
-                experiment_id=experiment.experiment_id,
-                task_id=experiment.tags["es.task_id"],
-                project=experiment.tags.get("es.project", DEFAULT_PROJECT),
-                state=experiment.tags["es.state"],
-            )
-            for experiment in found
-        ]
+        experiments = self._client.experiments({"es.kind": "iteration", "es.models": "kept"})
+        return [_as_iteration(found.experiment_id, found.tags) for found in experiments]
 
     def of_task(self, task_id: str) -> list[str]:
         """Return the ids of every experiment that attempts of this task made."""
@@ -281,6 +270,16 @@ class Iterations:
             order_by=[f"creation_time {order}", f"experiment_id {order}"],
             page_size=_FEW,
         )
+
+
+def _as_iteration(experiment_id: str, tags: Mapping[str, str]) -> Iteration:
+    return Iteration(
+        experiment_id=experiment_id,
+        task_id=tags["es.task_id"],
+        project=tags.get("es.project", DEFAULT_PROJECT),
+        state=tags["es.state"],
+        generation=int(tags["es.generation"]),
+    )
 
 
 def _generation(experiment: Experiment) -> int:

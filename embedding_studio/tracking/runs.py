@@ -161,10 +161,8 @@ class Runs:
         """
         runs = (
             run
-            for run in self._client.runs(experiment_id)
-            if run.data.tags.get("es.kind") == "trial"
-            and "es.outcome" in run.data.tags
-            and run.info.status != "RUNNING"
+            for run in self._of_kind(experiment_id, "trial")
+            if "es.outcome" in run.data.tags and run.info.status != "RUNNING"
         )
         return [
             _as_trial(run, self._reported(run, metric) if metric else None)
@@ -175,17 +173,16 @@ class Runs:
         """Return the trials that ended without an outcome, with the worker that ran them, say."""
         return [
             _as_trial(run)
-            for run in self._client.runs(experiment_id)
-            if run.data.tags.get("es.kind") == "trial" and "es.outcome" not in run.data.tags
+            for run in self._of_kind(experiment_id, "trial")
+            if "es.outcome" not in run.data.tags
         ]
 
     def trials_without_model(self, experiment_id: str) -> list[Trial]:
         """Return the trials whose models a cancel removed while they were the best."""
         return [
             _as_trial(run)
-            for run in self._client.runs(experiment_id)
-            if run.data.tags.get("es.kind") == "superseded"
-            and run.data.tags.get("es.outcome") == Outcome.COMPLETE
+            for run in self._of_kind(experiment_id, "superseded")
+            if run.data.tags.get("es.outcome") == Outcome.COMPLETE
         ]
 
     def trained_tokens(self, experiment_id: str) -> dict[str, int]:
@@ -273,16 +270,16 @@ class Runs:
     def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:
         """Keep the files of a folder in the iteration's summary run; None: say what failed."""
         begun = next(self._of_kind(experiment_id, "summary"), None)
-        run_id = (
-            self._client.create_run(experiment_id, "summary", {"es.kind": "summary"})
-            if begun is None
-            else begun.info.run_id
+        run_id: str = (
+            begun.info.run_id
+            if begun
+            else self._client.create_run(experiment_id, "summary", {"es.kind": "summary"})
         )
-        if folder is not None:
-            self._client.patiently(lambda: self._client.writing.log_artifacts(run_id, str(folder)))
-        note = "What the search found: see the artifacts."
         if folder is None:
             note = f"Not drawn: {story.prose(failure)}"
+        else:
+            self._client.patiently(lambda: self._client.writing.log_artifacts(run_id, str(folder)))
+            note = "What the search found: see the artifacts."
         self._client.writing.set_tag(run_id, "mlflow.note.content", note)
         self._client.writing.set_terminated(run_id)
 
@@ -357,6 +354,7 @@ def _long_tag(name: str, text: str) -> dict[str, str]:
 
 
 def read_tag(tags: Mapping[str, str], name: str) -> str:
+    """Return the text that `_long_tag` was given."""
     text, number = tags[name], 1
     while (part := tags.get(f"{name}.{number}")) is not None:
         text, number = text + part, number + 1
