@@ -24,8 +24,8 @@ from embedding_studio.store.sqlite_file import SqliteFile, model_rows
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from embedding_studio.tracking.iterations import Iterations
 from embedding_studio.tracking.registry import Registry
+from tests.engine.test_attempt import after_trials
 from tests.iterations import TOY, Bench
-from tests.test_iteration import after_trials
 
 
 def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:

@@ -24,7 +24,7 @@ from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.tasks import TaskEventKind, TaskStatus
 from tests.iterations import NOW, TOYS, Bench, make_session
 
-MANUAL = Path(__file__).parent.parent / "docs" / "training.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "training.md"
 
 
 def session_of(*events: tuple[str, str]) -> Session:
