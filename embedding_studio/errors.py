@@ -146,3 +146,8 @@ class TrialTimedOut(EmbeddingStudioError):
 
 class TrialCrashed(EmbeddingStudioError):
     pass
+
+
+def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
+    """Return the error that names what was asked for and its id, which nobody knows."""
+    return NotFound(f"no {what} has the id {its_id!r}{hint}")

@@ -32,6 +32,7 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
+from embedding_studio.errors import unknown as unknown
 from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
@@ -53,11 +54,6 @@ PAGE_BYTES = 4 * 1024 * 1024
 """What the sessions of a page come to at most, as the database keeps them, or it is one session."""
 EVENTS_BYTES = 16 * 1024 * 1024
 """What the events of a session come to at most; in MongoDB it is all of the session."""
-
-
-def unknown(what: str, its_id: str, hint: str = "") -> NotFound:
-    """Return the error that names what was asked for and its id, which nobody knows."""
-    return NotFound(f"no {what} has the id {its_id!r}{hint}")
 
 
 def cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
