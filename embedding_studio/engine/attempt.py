@@ -420,9 +420,11 @@ class Attempt:
         self.lease.beat()  # the last word on progress
         self.lease.check()
         tracking, now = self.house.tracking, self.house.clock()
-        tracking.iterations.set_state(experiment_id, "done")
+        end = TaskStatus.STOPPED if self.lease.is_stopping else TaskStatus.DONE
+        tracking.iterations.set_state(experiment_id, end)
         tracking.settle()
         finish = self.house.store.tasks.finish
+        # asked to stop a moment ago, it ends as stopped all the same
         self.lease.patiently(finish, self.lease.claim, now, TaskStatus.DONE)
 
     # -- the task's history ----------------------------------------------------------------------

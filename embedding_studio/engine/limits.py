@@ -15,12 +15,13 @@ SILENT_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit that a trial has reached, and how long ago. is_own: the trial took too long, rather
-    than the search being over."""
+    """A limit that a trial has reached, and how long ago."""
 
     name: str
     seconds_ago: float
+    #: how long the trial may go on after it was asked to end
     grace_seconds: float
+    #: whether the trial took too long, rather than the search being over
     is_own: bool = False
 
     @property
@@ -30,15 +31,14 @@ class Limit:
 
 
 class Limits:
-    """What ends the trials of one search: a stop, its minutes, or a trial's own.
-
-    grace_seconds: how long a trial may go on after it was asked to end; after a limit of fewer
-    seconds, no longer than that. spent_seconds: of the search's minutes, by earlier attempts.
-    """
+    """What ends the trials of one search: a stop, its minutes, or a trial's own."""
 
     def __init__(
         self, budget: Budget, lease: Lease, grace_seconds: float, spent_seconds: float
     ) -> None:
+        """Begin to count the minutes of the search, of which earlier attempts have spent some.
+
+        After a limit of fewer seconds than `grace_seconds`, a trial has no more grace than that."""
         self._lease = lease
         self._grace_seconds = grace_seconds
         self._search = _seconds(budget.max_minutes)

@@ -50,10 +50,12 @@ _IPV4_LIKE = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?", re.ASCII | re.IGNOREC
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """id: the same in every attempt, for receivers to know repetitions by. body: JSON."""
+    """What is posted to a webhook."""
 
+    #: the same in every attempt, for receivers to know repetitions by
     id: str
     url: str
+    #: JSON
     body: bytes
 
 

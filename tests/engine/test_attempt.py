@@ -477,6 +477,7 @@ def test_a_stopped_task_keeps_the_best_model_so_far(
     assert bench.worker.work_once()
     task = bench.house.store.tasks.get(task.id)
     assert task.status is TaskStatus.STOPPED
+    assert bench.experiments()[0].tags["es.state"] == "stopped"
     assert [run.info.status for run in bench.runs(task)].count("FINISHED") == 2
     assert len(bench.runs(task)) < 5
     assert task.promotion is not None
