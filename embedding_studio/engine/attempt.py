@@ -424,8 +424,7 @@ class Attempt:
         tracking.iterations.set_state(experiment_id, end)
         tracking.settle()
         finish = self.house.store.tasks.finish
-        # asked to stop a moment ago, it ends as stopped all the same
-        self.lease.patiently(finish, self.lease.claim, now, TaskStatus.DONE)
+        self.lease.patiently(finish, self.lease.claim, now, end)
 
     # -- the task's history ----------------------------------------------------------------------
 

@@ -267,7 +267,7 @@ class Worker:
             self._iterate(task, lease, method)
             log.info("done")
         except Stopped as error:
-            self._end(task, lease, TaskStatus.DONE, str(error))
+            self._end(task, lease, TaskStatus.STOPPED, str(error))
         except LeaseLost as error:
             log.warning("%s", error)
             self._clean_up_if_canceled(task, lease)

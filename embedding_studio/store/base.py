@@ -470,11 +470,12 @@ class Store(ABC):
         error: str | None = None,
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> TaskStatus:
-        """End a task as done or error, the lease given up. Raises LeaseLost.
+        """End a task as done, stopped or error, the lease given up. Raises LeaseLost.
 
         data: of the event that tells of an error.
 
-        A task that is stopping ends as stopped where it would be done. Returns what it ended as.
+        What was asked to stop, be it a moment ago, ends as stopped where it would be done, and
+        nothing else does. Returns what it ended as.
         """
 
     @abstractmethod

@@ -199,8 +199,8 @@ class TaskMoves(Store):
         if status == TaskStatus.ERROR:
             event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", dict(data))
             return self._write_owned(claim, now, _ended(status, error), event).status
-        if status != TaskStatus.DONE:
-            raise ValueError(f"a task ends as done or error, not as {status}")
+        if status not in (TaskStatus.DONE, TaskStatus.STOPPED):
+            raise ValueError(f"a task ends as done, stopped or error, not as {status}")
         return self._end_by_status(
             claim,
             now,

@@ -400,17 +400,18 @@ class Tasks:
         error: str | None = None,
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> TaskStatus:
-        """End a task as done or error, the lease given up. Raises LeaseLost.
+        """End a task as done, stopped or error, the lease given up. Raises LeaseLost.
 
         data: of the event that tells of an error.
 
-        A task that is stopping ends as stopped where it would be done. Returns what it ended as.
+        What was asked to stop, be it a moment ago, ends as stopped where it would be done, and
+        nothing else does. Returns what it ended as.
         """
         if status == TaskStatus.ERROR:
             event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", dict(data))
             return self._write_owned(claim, now, _ended(status, error), _entry(event)).status
-        if status != TaskStatus.DONE:
-            raise ValueError(f"a task ends as done or error, not as {status}")
+        if status not in (TaskStatus.DONE, TaskStatus.STOPPED):
+            raise ValueError(f"a task ends as done, stopped or error, not as {status}")
         return self._end_by_status(
             claim,
             now,

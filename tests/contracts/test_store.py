@@ -1097,7 +1097,7 @@ def test_a_stopping_task_without_an_owner_is_claimed_to_be_ended(store: Store, h
     again, claim = take(store, seconds, "w-2")
     assert (again.status, again.attempt) == (TaskStatus.STOPPING, 2)
     assert again.expired_leases == (how == "its worker died")
-    assert store.tasks.finish(claim, later(99), TaskStatus.DONE) is TaskStatus.STOPPED
+    assert store.tasks.finish(claim, later(99), TaskStatus.STOPPED) is TaskStatus.STOPPED
 
 
 @pytest.mark.parametrize("state", ["new", "done", "error", "canceled", "verdict"])
