@@ -17,7 +17,7 @@ class Champions:
     """The champions of one project's methods."""
 
     def __init__(self, house: House) -> None:
-        """house: as that project sees it."""
+        """Take the house as that project sees it."""
         self._house = house
 
     def of(self, method: str) -> RegisteredModel:

@@ -71,7 +71,7 @@ class Trials:
     def __init__(
         self, attempt: "Attempt", experiment_id: str, seed: int, baseline: Baseline
     ) -> None:
-        """seed: of the search; a trial's own is its number higher."""
+        """Take the seed of the search; a trial's own is its number higher."""
         self._attempt = attempt
         self._experiment_id = experiment_id
         self._seed = seed
