@@ -22,27 +22,27 @@ _METADATA = Path("static", "fontawesomefree", "metadata", "icons.json")
 
 @dataclass(frozen=True, slots=True)
 class Icon:
-    """object_id: Font Awesome's name, "magnifying-glass"; label: its title; svg: the drawing, empty
-    for an item of a corpus that has none."""
+    """An item that can be searched for: a drawing and its title."""
 
+    #: Font Awesome's name of it, such as "magnifying-glass"
     object_id: str
     label: str
+    #: empty for an item of a corpus that has no drawings
     svg: str = ""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Items, queries, and which items are truly relevant to which query.
-
-    queries: distinct and normalized; relevance: (n_queries, n_items) bool;
-    posted, held_out: indices into `queries`, disjoint. Held-out queries are never searched for by
-    the simulated searchers, so what a model does on them is what it has learnt.
-    """
+    """Items, queries, and which items are truly relevant to which query."""
 
     items: tuple[Icon, ...]
+    #: distinct and normalized
     queries: tuple[str, ...]
+    #: (n_queries, n_items)
     relevance: NDArray[np.bool_]
+    #: indices into `queries` of those that are searched for
     posted: NDArray[np.int64]
+    #: indices into `queries` of the others: what a model does on them is what it has learnt
     held_out: NDArray[np.int64]
 
 

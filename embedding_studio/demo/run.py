@@ -35,9 +35,11 @@ POST_CHUNK = 1000
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """queries: (n_queries, d), items: (n_items, d)."""
+    """What a model makes of the corpus."""
 
+    #: (n_queries, d)
     queries: NDArray[np.float32]
+    #: (n_items, d)
     items: NDArray[np.float32]
 
 

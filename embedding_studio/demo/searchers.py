@@ -17,17 +17,15 @@ Embeddings = NDArray[np.floating]
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """A position-based click model (Craswell et al. 2008): a result is clicked when it is examined
-    and attracts.
-
-    The result at position k = 1, 2, ... is examined with probability 1 / k ** examination_decay.
-    attraction_*: the range from which each (query, item) pair draws its own probability, once.
-    give_up_share: how many of the searchers who were shown nothing relevant call it irrelevant.
-    """
+    and attracts."""
 
     shown: int = 20
+    #: the result at position k = 1, 2, ... is examined with probability 1 / k ** examination_decay
     examination_decay: float = 1.0
+    #: the ranges from which each (query, item) pair draws its own probability, once
     attraction_relevant: tuple[float, float] = (0.95, 0.95)
     attraction_irrelevant: tuple[float, float] = (0.05, 0.1)
+    #: how many of the searchers who were shown nothing relevant call it irrelevant
     give_up_share: float = 0.05
 
 
@@ -43,9 +41,10 @@ def simulate_sessions(
 ) -> Iterator[Session]:
     """Yield `count` sessions of people who search for the corpus's posted queries.
 
-    query_embeddings: (n_queries, d), item_embeddings: (n_items, d): the model that ranks, by inner
-    product. Queries follow Zipf's law in a seeded random order of popularity. Sessions are spread
-    over the hour before `now`, in order. prefix: of the session ids, "demo-<seed>" by default.
+    The model that ranks, by inner product, is given by its embeddings of the queries (n_queries, d)
+    and of the items (n_items, d). Queries follow Zipf's law in a seeded random order of popularity.
+    Sessions are spread over the hour before `now`, in order. Their ids begin with the prefix, by
+    default "demo-<seed>".
     """
     random = np.random.default_rng(seed)
     scores = query_embeddings[corpus.posted] @ item_embeddings.T
@@ -107,7 +106,7 @@ def held_out_quality(
 ) -> Quality:
     """Score a model by exact search over all items against true relevance, never against clicks.
 
-    query_embeddings: (n_queries, d), of all of the corpus's queries; item_embeddings: (n_items, d).
+    The embeddings are (n_queries, d), of all of the corpus's queries, and (n_items, d).
     """
     scores = query_embeddings[corpus.held_out] @ item_embeddings.T
     metrics = ranking_metrics(scores, corpus.relevance[corpus.held_out].astype(np.float64))
