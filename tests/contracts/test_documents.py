@@ -148,6 +148,19 @@ def test_numbers_that_are_not_finite_come_back(documents: Documents) -> None:
     assert found["values"] == values
 
 
+@pytest.mark.parametrize("depth", [50, 150, 220, 400])
+def test_what_is_nested_deeply_comes_back_or_is_refused(documents: Documents, depth: int) -> None:
+    """Nothing is taken that could not be read again."""
+    nested: Any = 1
+    for _ in range(depth):
+        nested = {"a": nested}
+    [answer] = documents.insert(THINGS, [{"id": "a", "nested": nested}])
+    if isinstance(answer, InvalidInput):
+        assert one(documents, "a") is None
+    else:
+        assert one(documents, "a") == {"id": "a", "nested": nested}
+
+
 def test_one_answer_for_each_in_order(documents: Documents) -> None:
     """False for an id or a unique group that is there, or came before in the same call; what was
     there stays as it was."""
