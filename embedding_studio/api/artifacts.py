@@ -41,7 +41,7 @@ def zip_chunks(
 ) -> Iterator[bytes]:
     """Yield a ZIP of the files, uncompressed, holding one chunk at a time in memory.
 
-    card: where the card is that takes the place of one among the files.
+    The card in the folder that is given for it takes the place of one among the files.
     Raises CorruptModel, before the archive is complete, when a file is not the one that was saved.
     """
     sink = _Sink()

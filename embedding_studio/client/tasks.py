@@ -68,7 +68,7 @@ class TaskCalls(Connection):
         return self._put(TaskView, f"/fine-tuning/task/{task_id}/stop")
 
     def restart_task(self, task_id: str, fresh: bool = False) -> TaskView:
-        """Run a stopped, canceled or failed task again; fresh: without its finished trials."""
+        """Run a stopped, canceled or failed task again, if `fresh` without its finished trials."""
         return self._put(TaskView, f"/fine-tuning/task/{task_id}/restart", fresh=fresh)
 
     def task_events(self, task_id: str, after_number: int = 0) -> Iterator[TaskEventView]:
