@@ -1,9 +1,12 @@
 """Folders deleted, be it by several workers at once."""
 
 import errno
+import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _ATTEMPTS = 10
@@ -22,6 +25,21 @@ def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
             break  # not empty: somebody wrote another file while it was deleted
     if trouble is not None and not ignore_errors:
         raise trouble
+
+
+def remove_abandoned(folder: Path, lock: Path) -> None:
+    """Delete a folder of this user's unless a process holds `lock`: the folder, or a file in it.
+
+    Errors are ignored: it may be another user's, or be deleted by somebody else meanwhile.
+    """
+    with suppress(OSError):
+        handle = os.open(lock, os.O_NOFOLLOW | (os.O_RDONLY if lock == folder else os.O_RDWR))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if folder.stat(follow_symlinks=False).st_uid == os.getuid():
+                remove_tree(folder)
+        finally:
+            os.close(handle)
 
 
 def _remove(folder: Path) -> OSError | None:

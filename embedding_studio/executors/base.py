@@ -1,6 +1,5 @@
 """What every executor promises. `tests/contracts/test_executor.py` holds each sentence below."""
 
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -9,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed, TrialPruned
+from embedding_studio.errors import TrialCanceled, TrialPruned
 
 Result = TypeVar("Result", covariant=True)
 
@@ -47,13 +46,11 @@ def obey(verdict: Verdict) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one job needs.
+    """What one job needs."""
 
-    cpus: cores, None for an even share of them; gpus: devices, or a share of one, wherever there
-    are any.
-    """
-
+    #: cores; None for an even share of them
     cpus: float | None = None
+    #: devices, or a share of one, wherever there are any
     gpus: float = 0
 
 
@@ -63,30 +60,20 @@ EVEN_SHARE = Resources()
 class Job(ABC, Generic[Result]):
     """A picklable piece of work: a dataclass.
 
-    reads, writes: names of its fields that hold a path on the machine that submits it. What is read
-    is a file or a folder, and is not changed once a job that reads it was submitted; what is
-    written is a folder that the job makes. A place that does not share that machine's disk brings
-    them there and back; fields that are dataclasses with `reads` of their own are brought too.
-    doing: what it does, as the subject of a sentence.
+    Some of its fields hold paths on the machine that submits it. A place that does not share that
+    machine's disk brings these files there and back; fields that are dataclasses with `reads` of
+    their own are brought too.
     """
 
+    #: fields with a file or folder, which nobody changes once the job is submitted
     reads: ClassVar[tuple[str, ...]] = ()
+    #: fields with a folder that the job makes
     writes: ClassVar[tuple[str, ...]] = ()
+    #: what it does, as the subject of a sentence
     doing: ClassVar[str] = "a job"
 
     @abstractmethod
     def __call__(self, report: Reporter) -> Result: ...
-
-
-def portable(error: BaseException) -> BaseException:
-    """Return what a job raised if it can be sent between processes, else what describes it."""
-    if isinstance(error, SystemExit):
-        return TrialCrashed(f"it called sys.exit({error.code!r})")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever its class makes of it
-        return MethodError(f"{type(error).__name__}: {error}")
-    return error
 
 
 def relocated(job: Any, read: Callable[[Path], Path], write: Callable[[Path], Path]) -> Any:
@@ -123,16 +110,16 @@ class Executor(ABC):
     ) -> "Future[Result]":
         """Start a job; the future holds its result, or the exception it raised.
 
-        on_report is called in this process, one call at a time per job, for each report of the
-        job, in order; its answer reaches the job. What on_report raises cancels the job and
-        becomes the future's exception. A job whose process dies gives TrialCrashed with the exit
+        `on_report` is called in this process, one call at a time per job, for each report of the
+        job, in order; its answer reaches the job. What it raises cancels the job and becomes the
+        future's exception. A job whose process dies gives TrialCrashed with the exit
         status. An exception of the job carries its remote traceback as its cause. A job whose
         machine is lost begins anew on another: steps that it had reported are not reported again.
         A job sees no GPU but its own. The future, or submit itself, raises ExecutorUnavailable
         when the place where jobs run is out of order.
 
-        output: a file that is made for what the job's process printed, its beginning and its end,
-        before the future is done; none for a job that printed nothing. A job in the caller's own
+        The file `output` is made before the future is done, with the beginning and the end of what
+        the job's process printed; there is none if it printed nothing. A job in the caller's own
         process prints where the caller does. Processes that a job started end with it.
         """
 

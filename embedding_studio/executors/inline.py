@@ -13,8 +13,8 @@ from embedding_studio.executors.base import (
     Resources,
     Verdict,
     obey,
-    portable,
 )
+from embedding_studio.executors.conversation import portable
 
 Result = TypeVar("Result")
 

@@ -1,8 +1,12 @@
 """What a job prints, kept within bounds: its beginning and its end."""
 
+import logging
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
+
+from embedding_studio import logs
 
 HEAD_BYTES = TAIL_BYTES = 512 * 1024
 ERROR_BYTES = 8192
@@ -31,6 +35,20 @@ class Output:
         return _joined(bytes(self._head), self._left_out, bytes(self._tail))
 
 
+def print_into(descriptor: int) -> None:
+    """Send what this process prints and logs to an open file."""
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    logs.configure(logging.WARNING, own_level=logging.INFO)
+
+
+def flush_printed() -> None:
+    """Write what Python still holds of it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+
+
 def read_output(file: Path) -> bytes:
     """Return what was printed to a file, shortened alike."""
     with file.open("rb") as printed:
@@ -42,8 +60,10 @@ def read_output(file: Path) -> bytes:
 
 
 def write_output(content: bytes, file: Path | None) -> None:
-    """Keep an output in a file; of none, and for nobody, there is none. No job fails for want of
-    room for what it printed."""
+    """Write an output, if there is any, to a file, if there is one to write.
+
+    A disk without room for it is no error: the job goes on.
+    """
     if content and file is not None:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,28 +6,24 @@ worker ended.
 """
 
 import faulthandler
-import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import queue
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
 from typing import Any, TypeVar
 
-from embedding_studio import logs
-from embedding_studio.errors import MethodError, TrialCanceled, TrialCrashed
+from embedding_studio.errors import TrialCanceled, TrialCrashed
 from embedding_studio.executors.base import (
     EVEN_SHARE,
     Executor,
@@ -36,9 +32,15 @@ from embedding_studio.executors.base import (
     Resources,
     Verdict,
     obey,
-    portable,
 )
-from embedding_studio.executors.output import Output, last_lines, write_output
+from embedding_studio.executors.conversation import Answer, Conversation, answer_of
+from embedding_studio.executors.output import (
+    Output,
+    flush_printed,
+    last_lines,
+    print_into,
+    write_output,
+)
 from embedding_studio.executors.sockets import claim_folder
 
 Result = TypeVar("Result")
@@ -51,10 +53,10 @@ _PRELOAD = "embedding_studio.executors.preload"
 
 
 class ProcessExecutor(Executor):
-    """slots: jobs at a time; each gets cores // slots threads, at least one.
+    """As many jobs at a time as it has slots; the cores are shared evenly among them.
 
-    devices: the GPUs, by what CUDA_VISIBLE_DEVICES calls them; each job gets that of its slot, and
-    so has it alone while there are no more slots than devices.
+    `devices` are the GPUs as CUDA_VISIBLE_DEVICES names them. Each job gets that of its slot: for
+    itself alone where there are no more slots than devices.
     """
 
     def __init__(self, slots: int, cores: int, devices: Sequence[str] = ()) -> None:
@@ -135,6 +137,15 @@ class _Supervised:
                 if self._process is not None:
                     _kill(self._process)
 
+    @property
+    def is_killed(self) -> bool:
+        return self._killed_at is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was killed too long ago to be there still."""
+        return self._killed_at is not None and time.monotonic() - self._killed_at > KILL_SECONDS
+
     def run(self, future: "Future[Any]", device: str | None) -> None:
         """Give the future its result at once, what went wrong when the process has ended."""
         try:
@@ -146,7 +157,7 @@ class _Supervised:
         ours, theirs = multiprocessing.Pipe()
         with ours, _Pipe() as printed:
             with self._lock, theirs, printed.writer as writer:
-                if self._killed_at is not None:
+                if self.is_killed:
                     raise TrialCanceled("killed before it started")
                 process = self._make_process(
                     target=_child, args=(theirs, writer, self._job, device)
@@ -156,7 +167,7 @@ class _Supervised:
             try:
                 try:
                     with _watched(process) as ended:
-                        result = self._converse(ours, process, ended, printed)
+                        result = _Words(self, ours, process, ended, printed).hold(self._on_report)
                 finally:
                     write_output(printed.content(), self._output)
                 answer(result)
@@ -168,35 +179,37 @@ class _Supervised:
                 if process.exitcode is not None:
                     process.close()
 
-    def _converse(
-        self, connection: Connection, process: ForkServerProcess, ended: Any, printed: "_Pipe"
-    ) -> Any:
-        while True:
-            ready = multiprocessing.connection.wait([connection, ended], timeout=1.0)
-            if not ready:
-                if self._killed_at and time.monotonic() - self._killed_at > KILL_SECONDS:
-                    raise TrialCanceled("killed on request, but its process does not end")
-                continue
-            try:
-                if not connection.poll():  # a process of the job's own may hold the other end
-                    raise EOFError
-                kind, payload = connection.recv()
-            except (EOFError, ConnectionResetError):
-                process.join(KILL_SECONDS)
-                if self._killed_at is not None:
-                    raise TrialCanceled("killed on request") from None
-                last_output = last_lines(printed.content())
-                raise TrialCrashed(_describe_exit(process.exitcode) + last_output) from None
-            if kind == "result":
-                return payload
-            if kind == "error":
-                error, remote_traceback = payload
-                raise error from RemoteTraceback(remote_traceback)
-            verdict = self._on_report(payload)
-            if verdict is Verdict.CANCEL:  # not asked to end: leaving `run` kills its process
-                obey(verdict)
-            with suppress(BrokenPipeError):  # it has died meanwhile, as the next turn finds
-                connection.send(verdict)
+
+@dataclass(frozen=True, slots=True)
+class _Words(Conversation):
+    """What a job's process and this one say through a pipe."""
+
+    supervised: _Supervised
+    connection: "Connection[Any, Any]"
+    process: ForkServerProcess
+    #: is ready when the process has ended
+    ended: Any
+    printed: "_Pipe"
+
+    def receive(self) -> Report | Answer:
+        while not multiprocessing.connection.wait([self.connection, self.ended], timeout=1.0):
+            if self.supervised.is_stuck:
+                raise TrialCanceled("killed on request, but its process does not end")
+        try:
+            if not self.connection.poll():  # a process of the job's own may hold the other end
+                raise EOFError
+            said: Report | Answer = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join(KILL_SECONDS)
+            if self.supervised.is_killed:
+                raise TrialCanceled("killed on request") from None
+            last_output = last_lines(self.printed.content())
+            raise TrialCrashed(_describe_exit(self.process.exitcode) + last_output) from None
+        return said
+
+    def reply(self, verdict: Verdict) -> None:
+        with suppress(BrokenPipeError):  # it has died meanwhile, as `receive` then finds
+            self.connection.send(verdict)
 
 
 @contextmanager
@@ -223,7 +236,7 @@ def _kill(process: ForkServerProcess) -> None:
 
 
 class _Pipe:
-    """What a job's process prints into. writer: its end of it."""
+    """What a job's process prints into: the end to read, and the end to write, `writer`."""
 
     def __init__(self) -> None:
         self._reader, self.writer = multiprocessing.Pipe(duplex=False)
@@ -278,29 +291,18 @@ def _child(
     if device is not None:  # read when CUDA is first used, which the fork server never does
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     with output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    logs.configure(logging.WARNING, own_level=logging.INFO)
+        print_into(output.fileno())
     faulthandler.enable()  # where a plugin was when it crashed is told as well
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
     def report(report: Report) -> Verdict:
-        connection.send(("report", report))
+        connection.send(report)
         return obey(connection.recv())
 
-    try:
-        answer: tuple[str, Any] = ("result", job(report))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised again there
-        answer = ("error", (portable(error), traceback.format_exc()))
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
-    try:
-        connection.send(answer)
-    except Exception:  # noqa: BLE001 - an answer that cannot be pickled is described instead
-        description = f"the trial's answer cannot be sent between processes: {answer[1]!r}"
-        connection.send(("error", (MethodError(description), traceback.format_exc())))
+    answer = answer_of(job, report)
+    flush_printed()
+    connection.send(answer)
 
 
 def _die_with_parent() -> None:

@@ -18,15 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from multiprocessing.pool import RemoteTraceback  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from embedding_studio.errors import (
-    ExecutorUnavailable,
-    TrialCanceled,
-    TrialCrashed,
-)
+from embedding_studio.errors import EmbeddingStudioError, ExecutorUnavailable, TrialCanceled
 from embedding_studio.executors.base import (
     EVEN_SHARE,
     Executor,
@@ -34,10 +29,11 @@ from embedding_studio.executors.base import (
     Report,
     Resources,
     Verdict,
-    obey,
     relocated,
 )
+from embedding_studio.executors.conversation import Answer, Conversation
 from embedding_studio.executors.ray_driver import CLOSE_SECONDS, Order, drive
+from embedding_studio.executors.ray_node import Sender
 
 Result = TypeVar("Result")
 
@@ -47,12 +43,14 @@ SILENCE_SECONDS = 30.0
 
 
 class RayExecutor(Executor):
-    """address: "auto" for the cluster that this machine is part of, else one on this machine alone;
-    or ray://host:port. Raises ExecutorUnavailable."""
+    """Jobs on a cluster: the one at ray://host:port, or with "auto" the one of this machine.
+
+    A machine without a cluster gets one of its own. Raises ExecutorUnavailable.
+    """
 
     def __init__(self, address: str) -> None:
         self._numbers = itertools.count()
-        self._inboxes: dict[Future[Any], _Inbox] = {}
+        self._submitted: dict[Future[Any], _Submitted] = {}
         try:
             self._link = _Link(address, may_start=address == "auto")
         except ExecutorUnavailable:  # Ray Client's server now and then lets a connection hang
@@ -69,19 +67,19 @@ class RayExecutor(Executor):
         needs: Resources = EVEN_SHARE,
         output: Path | None = None,
     ) -> Future[Result]:
-        number, inbox, future = next(self._numbers), _Inbox(), Future[Result]()
+        number, future = next(self._numbers), Future[Result]()
         reads, writes = list[Path](), list[Path]()
         absolute = relocated(job, partial(_note, reads), partial(_note, writes))
         kept = output.absolute() if output else None
         order = Order(number, pickle.dumps(absolute), reads, writes, kept, *self._demand(needs))
         link = self._link
-        link.submit(order, inbox)
-        self._inboxes[future] = inbox
-        future.add_done_callback(self._inboxes.pop)
+        submitted = link.submit(order)
+        self._submitted[future] = submitted
+        future.add_done_callback(self._submitted.pop)
 
         def supervise() -> None:
             try:
-                result = _converse(link, inbox, on_report)
+                result = submitted.hold(on_report)
             except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
                 link.drop(number)
                 future.set_exception(error)
@@ -93,8 +91,8 @@ class RayExecutor(Executor):
         return future
 
     def kill(self, future: "Future[Result]") -> None:
-        if inbox := self._inboxes.get(future):
-            inbox.put(("killed", None))
+        if submitted := self._submitted.get(future):
+            submitted.tell(TrialCanceled("killed on request"))
 
     def ping(self) -> None:
         if not self._link.is_open:
@@ -102,7 +100,7 @@ class RayExecutor(Executor):
             self._link = _Link(self._link.address, self._link.has_started_cluster)
 
     def close(self) -> None:
-        for future in list(self._inboxes):
+        for future in list(self._submitted):
             self.kill(future)
         self._link.close()
 
@@ -128,31 +126,30 @@ def _count_fits(node: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 # -- between the submitting process and the driver ---------------------------------------------
 
-_Inbox: TypeAlias = queue.SimpleQueue[tuple[str, Any]]
-"""What concerns one job: a kind of message, and its content."""
 
+class _Submitted(Conversation):
+    """A job, as the submitting process hears of it from the driver."""
 
-def _converse(link: "_Link", inbox: _Inbox, on_report: Callable[[Report], Verdict]) -> Any:
-    while True:
-        kind, content = inbox.get()
-        match kind:
-            case "report":
-                sender, report = content
-                verdict = on_report(report)
-                if verdict is Verdict.CANCEL:  # not asked to end: dropping the job kills it
-                    obey(verdict)
-                link.send("answer", sender, verdict)
-            case "result":
-                return pickle.loads(content)
-            case "error":
-                error, remote_traceback = pickle.loads(content)
-                raise error from RemoteTraceback(remote_traceback)
-            case "crashed":
-                raise TrialCrashed(content)
-            case "killed":
-                raise TrialCanceled("killed on request")
-            case _:
-                raise ExecutorUnavailable(content)
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
+        self._told = queue.SimpleQueue[tuple[Sender, Report] | Answer | EmbeddingStudioError]()
+        self._sender: Sender
+
+    def tell(self, message: tuple[Sender, Report] | Answer | EmbeddingStudioError) -> None:
+        """Let the job's thread know; an error ends the job."""
+        self._told.put(message)
+
+    def receive(self) -> Report | Answer:
+        message = self._told.get()
+        if isinstance(message, EmbeddingStudioError):
+            raise message
+        if isinstance(message, Answer):
+            return message
+        self._sender, report = message
+        return report
+
+    def reply(self, verdict: Verdict) -> None:
+        self._send("answer", self._sender, verdict)
 
 
 class _Link:
@@ -165,8 +162,8 @@ class _Link:
         self._process = context.Process(
             target=drive, args=(theirs, address, may_start), name="ray-driver", daemon=True
         )
-        self._inboxes: dict[int, _Inbox] = {}
-        self._lock = threading.Lock()  # around inboxes and is_open
+        self._submitted: dict[int, _Submitted] = {}
+        self._lock = threading.Lock()  # around what was submitted and is_open
         self._sending = threading.Lock()
         self._nodes: Sequence[Mapping[str, float]] = []
         self._process.start()
@@ -187,12 +184,14 @@ class _Link:
             raise ExecutorUnavailable(self._outage)
         return self._nodes
 
-    def submit(self, order: Order, inbox: _Inbox) -> None:
+    def submit(self, order: Order) -> _Submitted:
+        submitted = _Submitted(self.send)
         with self._lock:
             if not self.is_open:
                 raise ExecutorUnavailable(self._outage)
-            self._inboxes[order.number] = inbox
+            self._submitted[order.number] = submitted
         self.send("submit", order)
+        return submitted
 
     def send(self, command: str, *arguments: Any) -> None:
         """Tell the driver; one that is gone has been, or will be, noticed by the listener."""
@@ -202,7 +201,7 @@ class _Link:
     def drop(self, number: int) -> None:
         """Forget a job, which ends if it still runs."""
         with self._lock:
-            self._inboxes.pop(number, None)
+            self._submitted.pop(number, None)
         self.send("drop", number)
 
     def close(self) -> None:
@@ -233,18 +232,18 @@ class _Link:
                 if kind == "nodes":
                     self._nodes = content
                 else:
-                    number, *message = content
-                    if inbox := self._inboxes.get(number):
-                        inbox.put((kind, *message))
+                    number, message = content
+                    if submitted := self._submitted.get(number):
+                        submitted.tell(message)
         except ExecutorUnavailable as error:
             why = str(error)
         finally:
             self._end()
             with self._lock:
                 self.is_open = False
-                inboxes = list(self._inboxes.values())
-            for inbox in inboxes:
-                inbox.put(("unavailable", why))
+                left = list(self._submitted.values())
+            for submitted in left:
+                submitted.tell(ExecutorUnavailable(why))
 
     def _end(self) -> None:
         self.is_open = False

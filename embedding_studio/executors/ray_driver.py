@@ -1,5 +1,6 @@
-"""The process that holds the connection to a Ray cluster: it takes orders from the one that submits
-and passes on what becomes of them.
+"""The process that holds the connection to a Ray cluster.
+
+It takes orders from the process that submits jobs, and passes on what becomes of them.
 """
 
 import hashlib
@@ -7,7 +8,6 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,14 +20,15 @@ from pydantic import SecretStr
 from ray import exceptions as ray_errors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from embedding_studio.errors import TrialCrashed
 from embedding_studio.executors.base import Verdict
+from embedding_studio.executors.conversation import Answer
 from embedding_studio.executors.output import last_lines, read_output, write_output
 from embedding_studio.executors.ray_node import (
     Mailbox,
     Packed,
     Sender,
     pack,
-    pickled,
     run_job,
     unpack_beside,
     wait_for,
@@ -57,6 +58,11 @@ class Order:
 
 
 def drive(connection: "Connection[Any, Any]", address: str, may_start: bool) -> None:
+    """Serve the process at the other end of the connection until it has had enough.
+
+    It is sent pairs: ("connected", whether a cluster was started for it), then ("nodes", what each
+    has), again and again, ("job", (its number, what it says)) and ("unavailable", why).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     os.dup2(2, 1)
     for secret in _SECRETS:  # trials are given what is left
@@ -98,12 +104,12 @@ _GONE = (ConnectionError, ray_errors.LocalRayletDiedError, ray_errors.RaySystemE
 
 @dataclass(slots=True)
 class _RunningJob:
-    """reported: steps that earlier attempts had reported; reporting: those of this attempt."""
-
     attempt: int = 0
     task: Any = None
     is_dropped: bool = False
+    #: the steps that earlier attempts had reported
     reported: set[int] = field(default_factory=set)
+    #: the steps that this attempt has reported
     reporting: set[int] = field(default_factory=set)
 
 
@@ -182,7 +188,7 @@ class _Driver:
                     self._answer((number, attempt), Verdict.CONTINUE)
                 else:
                     job.reporting.add(report.step)
-                    self._send("report", (number, ((number, attempt), report)))
+                    self._send("job", (number, ((number, attempt), report)))
 
     def _answer(self, sender: Sender, verdict: Verdict) -> None:
         self._mailbox.answer.remote(sender, verdict)
@@ -199,23 +205,22 @@ class _Driver:
 
     def _see_through(self, order: Order, job: _RunningJob) -> None:
         try:
-            kind, content = self._run(order, job)
+            message: Answer | TrialCrashed = self._run(order, job)
         except (*_GONE, ray_errors.RayActorError):
             raise  # the latter is about our mailbox, which lives as long as we do
         except Exception as error:  # noqa: BLE001 - around a trial: it becomes the future's exception
-            kind, content = "error", pickled((error, traceback.format_exc()))
+            message = Answer.with_error(error)
         if not job.is_dropped:
-            self._send(kind, (order.number, content))
+            self._send("job", (order.number, message))
 
-    def _run(self, order: Order, job: _RunningJob) -> tuple[str, Any]:
-        """Return the kind and the content of the job's answer."""
+    def _run(self, order: Order, job: _RunningJob) -> Answer | TrialCrashed:
         while job.attempt < MAX_ATTEMPTS:
             sender = (order.number, job.attempt)
             try:
                 job.task = self._start(order, sender)
                 if job.is_dropped:
                     ray.cancel(job.task, force=True)
-                kind, content, written, printed = wait_for(job.task)
+                answer, written, printed = wait_for(job.task)
             except _GONE:
                 raise
             except (ray_errors.ObjectLostError, ray_errors.RayActorError):
@@ -223,12 +228,12 @@ class _Driver:
                     self._packed.clear()
             except ray_errors.RayError as error:
                 if job.is_dropped:
-                    return "crashed", _describe(error)
+                    return TrialCrashed(_describe(error))
                 if not isinstance(error, ray_errors.NodeDiedError):
                     printed = self._read_output(sender)
                     if printed is not None:
                         write_output(printed, order.output)
-                        return "crashed", _describe(error) + last_lines(printed)
+                        return TrialCrashed(_describe(error) + last_lines(printed))
             else:
                 if not job.is_dropped:
                     write_output(printed, order.output)
@@ -236,12 +241,12 @@ class _Driver:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with unpack_beside(packed, path) as beside:
                         (beside / path.name).rename(path)
-                return kind, content
+                return answer  # type: ignore[no-any-return]
             finally:
                 self._mailbox.forget.remote(sender)
             job.reported |= job.reporting
             job.attempt += 1
-        return "crashed", f"the nodes that it ran on were lost, {MAX_ATTEMPTS} times in a row"
+        return TrialCrashed(f"the nodes that it ran on were lost, {MAX_ATTEMPTS} times in a row")
 
     def _start(self, order: Order, sender: Sender) -> Any:
         threads = max(1, int(order.cpus))

@@ -1,18 +1,16 @@
-"""What runs on a Ray cluster's nodes: a job, the mailbox of its reports, and the node's copies of
-what jobs read, each in a folder named by its content, for all jobs of that node.
+"""What runs on a Ray cluster's nodes: jobs, and the mailbox of their reports.
+
+Each node keeps a copy of what its jobs read, in a folder named by the content.
 """
 
 import asyncio
 import fcntl
 import io
-import logging
 import os
 import pickle
-import sys
 import tarfile
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,11 +20,10 @@ from typing import Any, TypeAlias
 import ray
 from ray import exceptions as ray_errors
 
-from embedding_studio import logs
-from embedding_studio.deletion import remove_tree
-from embedding_studio.errors import MethodError
-from embedding_studio.executors.base import Report, Verdict, obey, portable, relocated
-from embedding_studio.executors.output import read_output
+from embedding_studio.deletion import remove_abandoned, remove_tree
+from embedding_studio.executors.base import Report, Reporter, Verdict, obey, relocated
+from embedding_studio.executors.conversation import Answer, answer_of
+from embedding_studio.executors.output import flush_printed, print_into, read_output
 
 Sender: TypeAlias = tuple[int, int]
 """A job's number and which attempt at it this is."""
@@ -80,11 +77,11 @@ class Mailbox:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A file or folder, and where the object store has it: in a list, so that Ray does not fetch
-    what is on the node already."""
+    """A file or folder in Ray's object store."""
 
     name: str
     digest: str
+    #: a reference to its bytes, in a list: Ray fetches no object that a node may have already
     content: list[Any]
 
 
@@ -94,77 +91,57 @@ def run_job(
     writes: Sequence[Path],
     sender: Sender,
     mailbox: Any,
-) -> tuple[str, bytes, Mapping[Path, bytes], bytes]:
-    """Run a job here; return the kind and content of its answer, what it wrote, packed, and what it
-    printed."""
+) -> tuple[Answer, Mapping[Path, bytes], bytes]:
+    """Run a job here; return its answer, what it wrote, packed, and what it printed."""
+
+    def report(report: Report) -> Verdict:
+        return obey(wait_for(mailbox.report.remote(sender, report)))
+
     with _scratch() as scratch:
         output = scratch / "output"
         node_id = ray.get_runtime_context().get_node_id()
         wait_for(mailbox.begin.remote(sender, node_id, output))
         with _printing_to(output):
-            answer = _run_job(job, packed, writes, sender, mailbox, scratch)
-        return *answer, read_output(output)
+            answer, written = _run_job(job, packed, writes, report, scratch)
+        return answer, written, read_output(output)
 
 
 def _run_job(
     job: bytes,
     packed: Mapping[Path, Packed],
     writes: Sequence[Path],
-    sender: Sender,
-    mailbox: Any,
+    report: Reporter,
     scratch: Path,
-) -> tuple[str, bytes, Mapping[Path, bytes]]:
-    def report(report: Report) -> Verdict:
-        return obey(wait_for(mailbox.report.remote(sender, report)))
-
+) -> tuple[Answer, Mapping[Path, bytes]]:
+    written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
+    for place in written.values():
+        place.parent.mkdir()
     with ExitStack() as held:
         read = {path: held.enter_context(_unpacked(source)) for path, source in packed.items()}
-        written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
-        for place in written.values():
-            place.parent.mkdir()
-        try:
-            there = relocated(pickle.loads(job), read.__getitem__, written.__getitem__)
-            answer: Any = there(report)
-        except ray_errors.RayActorError:
-            raise  # the mailbox is out of reach, which is no fault of the job
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised again there
-            return "error", pickled((portable(error), traceback.format_exc())), {}
-        try:
-            content = pickle.dumps(answer)
-        except Exception:  # noqa: BLE001 - described instead
-            return "error", pickled((answer, traceback.format_exc())), {}
-        return (
-            "result",
-            content,
-            {path: pack(place) for path, place in written.items() if place.exists()},
-        )
+
+        def run(report: Reporter) -> Any:
+            return relocated(pickle.loads(job), read.__getitem__, written.__getitem__)(report)
+
+        # without its mailbox, which is out of reach, a job has no answer
+        answer = answer_of(run, report, not_its_fault=(ray_errors.RayActorError,))
+        if not answer.is_result:
+            return answer, {}
+        return answer, {path: pack(place) for path, place in written.items() if place.exists()}
 
 
 @contextmanager
 def _printing_to(file: Path) -> Iterator[None]:
-    """Ray's process writes into its own logs again afterwards, for it lives on."""
+    """Print into a file meanwhile; then Ray's process, which lives on, into its own logs again."""
     before = [(number, os.dup(number)) for number in (1, 2)]
     with file.open("wb") as output:
-        for number, _ in before:
-            os.dup2(output.fileno(), number)
-    logs.configure(logging.WARNING, own_level=logging.INFO)
+        print_into(output.fileno())
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
+        flush_printed()
         for number, kept in before:
             os.dup2(kept, number)
             os.close(kept)
-
-
-def pickled(failure: tuple[Any, str]) -> bytes:
-    try:
-        return pickle.dumps(failure)
-    except Exception:  # noqa: BLE001 - an answer that cannot be pickled is described instead
-        description = f"the trial's answer cannot be sent between processes: {failure[0]!r}"
-        return pickle.dumps((MethodError(description), traceback.format_exc()))
 
 
 @contextmanager
@@ -223,18 +200,7 @@ def _remove_unused(cache: Path) -> None:
     for folder in cache.iterdir():
         with suppress(FileNotFoundError):  # a job that has ended removes its own meanwhile
             if time.time() - folder.stat().st_mtime > UNUSED_SECONDS:
-                _remove_unless_held(folder)
-
-
-def _remove_unless_held(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_tree(folder, ignore_errors=True)
-    except BlockingIOError:
-        pass  # in use, for longer than most
-    finally:
-        os.close(handle)
+                remove_abandoned(folder, lock=folder)
 
 
 def pack(path: Path) -> bytes:
