@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from embedding_studio.clickstream import Session
 
@@ -220,9 +221,9 @@ def _fit_from(
         relevant_first = _sum_by(first, relevance, n_positions)
         # a search engine ranks no worse than at random: without this, "never looked at" and "never
         # relevant" explain an unclicked position equally well
-        prior = _non_increasing(
-            relevant_first + _PRIOR_STRENGTH * overall, shown_first + _PRIOR_STRENGTH
-        )
+        weights = shown_first + _PRIOR_STRENGTH
+        shares = (relevant_first + _PRIOR_STRENGTH * overall) / weights
+        prior = isotonic_regression(shares, weights=weights, increasing=False).x
         model = replace(model, prior=np.clip(prior, *_PRIOR_RANGE))
         if np.abs(model.theta - before).max() < tolerance:
             break
@@ -251,20 +252,6 @@ def _maximize(
     # the two kinds must keep their names: relevant is what is clicked more
     a1 = max(a1, min(1.5 * a0, _ATTRACTION_CEILING))
     return ClickModel(theta, a1, min(a0, a1 / 1.5), model.prior)
-
-
-def _non_increasing(part: NDArray[np.floating], whole: NDArray[np.floating]) -> Floats:
-    """Return the non-increasing sequence closest to part / whole, weighted by whole.
-
-    Isotonic regression by its min-max formula (Barlow et al. 1972): both (n,), whole > 0.
-    """
-    sums, weights = (np.concatenate([[0.0], np.cumsum(x)]) for x in (part, whole))
-    start, stop = np.triu_indices(len(part))
-    means = np.full((len(part), len(part)), -np.inf)
-    means[start, stop] = (sums[stop + 1] - sums[start]) / (weights[stop + 1] - weights[start])
-    best_tail = np.maximum.accumulate(means[:, ::-1], axis=1)[:, ::-1]
-    closest: Floats = np.where(np.tri(len(part), dtype=bool).T, best_tail, np.inf).min(axis=0)
-    return closest
 
 
 def count_impressions(
