@@ -1,5 +1,8 @@
-"""HTTP to addresses that clients chose: never into the operator's own network by accident, and
-never for longer, or for more bytes, than was said."""
+"""HTTP to addresses that clients chose.
+
+It does not reach into the operator's own network by accident, and takes no more time and bytes than
+allowed.
+"""
 
 import io
 import ipaddress
@@ -22,32 +25,24 @@ _REDIRECTS = 10
 _IDLE_CONNECTIONS = 20
 _TOO_LATE = "its time is up"
 _COMPRESSIONS = ("gzip", "deflate", "compress", "br", "zstd")
-"""Of which a few bytes could become any number. What else object stores say of a plain image, as
-aws-chunked, does no harm."""
+"""A few bytes in one of these could become any number of bytes. Object stores name other codings
+for plain images too, as aws-chunked, which do no harm."""
 
 
 class Outbound:
     """A client of servers that nobody vouches for. Threads may share it.
 
-    Addresses are judged after the name was resolved, and those judged are those connected to, so
-    that a name that changes its mind in between gains nothing. Redirects are judged like any
-    address. Proxies of the environment are not used, and cookies are not kept.
+    A name is resolved once: the address that is judged is the one that is connected to, whatever
+    the name leads to a moment later. Redirects are judged like any address. Proxies of the
+    environment are not used, and cookies are not kept.
 
-    What cannot be reached raises httpx.HTTPError or httpx.InvalidURL; a host without an address
-    that may be reached raises ForbiddenAddress, whether it has none or private ones alone.
+    Raises httpx.HTTPError or httpx.InvalidURL for what cannot be reached, ForbiddenAddress for a
+    host without an address that may be reached: one that has none, or a private one.
     """
 
     def __init__(self, allow_private: bool) -> None:
-        transport = httpx.HTTPTransport()
-        # httpx has no public way to give its pool a network
-        transport._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=None,  # those who ask are few, and must not wait for each other
-            max_keepalive_connections=_IDLE_CONNECTIONS,
-            network_backend=_Network(allow_private),
-        )
         self._http = httpx.Client(
-            transport=transport,
+            transport=_Transport(_Network(allow_private)),
             trust_env=False,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             headers={"accept-encoding": "identity"},
@@ -60,10 +55,11 @@ class Outbound:
         self._http.close()
 
     def get(self, url: str, seconds: float, max_bytes: int) -> bytes:
-        """Return what lies at a URL, the first so many bytes of it.
+        """Return the first `max_bytes` of what a URL leads to.
 
         Redirects are followed, all of them within the seconds. Raises httpx.HTTPStatusError unless
-        it is a 2xx, Unreadable where it is compressed or redirects without end."""
+        the status is a 2xx, Unreadable where the answer is compressed or redirects without end.
+        """
         request = self._request("GET", url, seconds)
         for _ in range(_REDIRECTS + 1):
             # httpx would follow by itself, but reads the body of every redirect to its end
@@ -93,7 +89,7 @@ class Outbound:
 
 @contextmanager
 def _no_host() -> Iterator[None]:
-    """Let httpx say in its own words what it finds of a host that cannot be one."""
+    """Raise what httpx raises for other hosts that cannot be one."""
     try:
         yield
     except UnicodeError as error:
@@ -116,7 +112,8 @@ def _end_of(seconds: float) -> httpx.Timeout:
     """Return the moment when these seconds are over, as it is told to `_Network` and `_Stream`.
 
     httpx hands a timeout to each operation on the network. A duration would begin anew with each
-    byte of a server that sends one now and then; a moment is the same for all of them."""
+    byte of a server that sends one now and then; a moment is the same for all of them.
+    """
     return httpx.Timeout(time.monotonic() + seconds, pool=None)
 
 
@@ -126,6 +123,68 @@ def _left(moment: float | None) -> float:
     if left <= 0:
         raise httpcore.ReadTimeout(_TOO_LATE)
     return left
+
+
+class _Transport(httpx.BaseTransport):
+    """httpx's way to a network of ours, for which its own transport has no place."""
+
+    def __init__(self, network: httpcore.NetworkBackend) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=None,  # those who ask are few, and must not wait for each other
+            max_keepalive_connections=_IDLE_CONNECTIONS,
+            network_backend=network,
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        with _errors_of_httpx():
+            response = self._pool.handle_request(
+                httpcore.Request(
+                    request.method,
+                    httpcore.URL(
+                        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+                    ),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(
+            response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _errors_of_httpx():
+            yield from self._response.iter_stream()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextmanager
+def _errors_of_httpx() -> Iterator[None]:
+    """Raise httpx's error for that of httpcore, which has the same name."""
+    try:
+        yield
+    except (
+        httpcore.TimeoutException,
+        httpcore.NetworkError,
+        httpcore.ProtocolError,
+        httpcore.UnsupportedProtocol,
+    ) as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
 
 
 class _Network(httpcore.SyncBackend):
@@ -209,7 +268,7 @@ def _addresses(host: str, port: int, seconds: float) -> list[str]:
             else:
                 found.set_result([])
 
-    # by itself, for a look-up has no timeout
+    # in a thread of its own, since a look-up has no timeout
     threading.Thread(target=look_up, daemon=True, name="look-up").start()
     try:
         return found.result(seconds)
@@ -234,9 +293,10 @@ _SPECIAL = [
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the internet's, not one within somebody's network.
+    """Return whether an IP address belongs to the internet, not to somebody's own network.
 
-    An IPv6 address with an IPv4 one in it that packets go to is judged as that."""
+    An IPv6 address that packets leave for an IPv4 address is judged as the latter.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
