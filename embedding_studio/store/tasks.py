@@ -51,6 +51,7 @@ TASKS = Kind(
         ("project", "created_at", "id"),
         ("project", "status", "created_at", "id"),
         ("delivery_due_at", "id"),
+        ("project", "turn"),  # MongoDB sorts by a unique group only where it knows it to be whole
     ),
 )
 TASK = Codec(FineTuningTask)
