@@ -67,28 +67,24 @@ IGNORED_KINDS = ignored_kinds(_BY_KIND)
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """An impression: an item that was shown; its position is its place in the session's list.
-
-    rank: the search engine's own score, whatever its scale, or None.
-    """
+    """An impression: an item that was shown; its position is its place in the session's list."""
 
     object_id: str
+    #: the search engine's own score, whatever its scale, or None
     rank: float | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionEvent:
-    """A click (or another action) on a shown result. Times are UTC.
-
-    weight: as how many clicks it counts; None where nobody has said, for what EVENT_WEIGHTS says.
-    """
+    """A click (or another action) on a shown result. Times are UTC."""
 
     event_id: str
     object_id: str
     created_at: datetime
     event_type: str = "click"
     meta: Mapping[str, Any] = field(default_factory=dict)
+    #: as how many clicks it counts; None where nobody has said, for what EVENT_WEIGHTS says
     weight: float | None = None
 
     @property

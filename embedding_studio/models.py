@@ -30,30 +30,32 @@ class MoveKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A model that is, or was, in MLflow's registry under a number.
-
-    task_id, promotion: whose iteration made it, and its verdict; None for an initial model.
-    previous: the champion whose place it took. removed_at: when its files went, by retention.
-    """
+    """A model that is, or was, in MLflow's registry under a number."""
 
     number: int
     model: StoredModel
     created_at: datetime
+    #: whose iteration made it; None for an initial model
     task_id: str | None = None
+    #: the verdict of that iteration
     promotion: Promotion | None = None
+    #: the champion whose place it took
     previous: int | None = None
+    #: when its files were removed by retention
     removed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ChampionMove:
-    """One change of the champion. by: who moved it, for people; why: one sentence."""
+    """One change of the champion."""
 
     kind: MoveKind
     at: datetime
     from_version: int | None
     to_version: int
+    #: who moved it, for people
     by: str
+    #: one sentence
     why: str
 
 

@@ -50,16 +50,14 @@ def sources_of(target: TaskStatus) -> frozenset[TaskStatus]:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a search ends, whichever limit comes first; None leaves that limit to the method.
-
-    max_minutes: of the search; at their end trials at work are asked to end.
-    max_trained_tokens: tokens seen times epochs, of all trials; the trial that passes it ends.
-    max_minutes_per_trial: after which a trial is asked to end, at its next report.
-    """
+    """When a search ends, whichever limit comes first; None leaves that limit to the method."""
 
     max_trials: int | None = None
+    #: of the search; at their end trials at work are asked to end
     max_minutes: float | None = None
+    #: tokens seen times epochs, of all trials; the trial that passes it ends
     max_trained_tokens: int | None = None
+    #: after which a trial is asked to end, at its next report
     max_minutes_per_trial: float | None = None
 
     def or_else(self, other: "Budget") -> "Budget":
@@ -111,11 +109,13 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunningTrial:
-    """step, main_metric: as last reported, on the validation split; None before the first."""
+    """A trial at work, as it last reported."""
 
     trial: int
     started_at: datetime
+    #: None before the first report
     step: int | None = None
+    #: on the validation split
     main_metric: float | None = None
 
 
@@ -149,18 +149,21 @@ class TaskProgress:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """path: relative to the model's folder, with forward slashes; sha256: hex digest."""
+    """A file of a stored model."""
 
+    #: relative to the model's folder, with forward slashes
     path: str
     size_bytes: int
+    #: hex digest
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model among MLflow's artifacts. artifact_uri: the folder that holds `files`."""
+    """A model among MLflow's artifacts."""
 
     run_id: str
+    #: the folder that holds `files`
     artifact_uri: str
     files: tuple[ModelFile, ...]
 
@@ -181,28 +184,21 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How the telling of an end goes. id: the same for every attempt to tell this end of the task.
+    """How far a webhook has been told the end of a task."""
 
-    attempts: with the one under way. error: why the last attempt failed. delivered_at: when it was
-    heard; if that is None and nothing is due, it was given up.
-    """
-
+    #: the same for every attempt to tell this end
     id: str
+    #: with the one under way
     attempts: int = 0
+    #: why the last attempt failed
     error: str | None = None
+    #: when it was heard; if that is None and nothing is due, it was given up
     delivered_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FineTuningTask:
-    """A request to fine-tune and everything known about its execution. Times are UTC.
-
-    attempt: the fencing token, one higher with each claim; a write by an older owner matches
-    nothing. expired_leases: how many owners died; a drained worker does not count.
-    fresh_starts: how often it was restarted without what earlier attempts had tried.
-    event_weights: as how many clicks events of a type count, where the method says otherwise.
-    delivery: of its end to webhook_url; delivery_due_at: when to try (again), once it has ended.
-    """
+    """A request to fine-tune and everything known about its execution. Times are UTC."""
 
     id: str
     fine_tuning_method: str
@@ -215,9 +211,13 @@ class FineTuningTask:
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
+    #: as how many clicks events of a type count, where the method says otherwise
     event_weights: Mapping[str, float] | None = None
+    #: the fencing token, one higher with each claim: a write by an older owner matches nothing
     attempt: int = 0
+    #: how many owners died; a drained worker does not count
     expired_leases: int = 0
+    #: how often it was restarted without what earlier attempts had tried
     fresh_starts: int = 0
     worker_id: str | None = None
     lease_expires_at: datetime | None = None
@@ -227,7 +227,9 @@ class FineTuningTask:
     promotion: Promotion | None = None
     error: str | None = None
     webhook_url: str | None = None
+    #: of its end to webhook_url
     delivery: Delivery | None = None
+    #: when to try (again), once it has ended
     delivery_due_at: datetime | None = None
 
     @property
@@ -266,18 +268,21 @@ class TaskEventKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """detail: one sentence for people; data: the figures in it, for programs."""
+    """Something that happened to a task."""
 
     kind: TaskEventKind
     at: datetime
+    #: one sentence for people
     detail: str
+    #: the figures in it, for programs
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class NumberedTaskEvent:
-    """number: 1 for a task's first event, then one higher each time."""
+    """An event and its place among those of its task."""
 
+    #: 1 for a task's first event, then one higher each time
     number: int
     event: TaskEvent
 

@@ -38,21 +38,20 @@ _MAX_GRADIENT_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """temperature: of the softmax loss, or the margin of the margin losses, in units of cosine,
-    whatever a model compares by (see `unit_of`).
-
-    negatives_per_click: other shown items per probably meant one, drawn anew each epoch.
-    debias: learn from the click model's relevance; else from "was it ever clicked".
-    blends: shares of the tuned weights, in (0, 1), that are tried in a mixture with the start's.
-    """
+    """How a model is trained."""
 
     weight_decay: float = 0.01
     epochs: int = 3
     batch_size: int = 64
     loss: Literal["softmax", "margin", "prob_margin"] = "softmax"
+    #: of the softmax loss, or the margin of the margin losses, in units of cosine,
+    #: whatever a model compares by (see `unit_of`)
     temperature: float = 0.07
+    #: other shown items per probably meant one, drawn anew each epoch
     negatives_per_click: int = 2
+    #: learn from the click model's relevance; else from "was it ever clicked"
     debias: bool = True
+    #: shares of the tuned weights, in (0, 1), that are tried in a mixture with the start's
     blends: tuple[float, ...] = (0.5, 0.75)
 
     def batches(self, lists: QueryLists) -> Batches:
