@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -91,7 +92,8 @@ class SqliteFormer(Former):
             event = None if row["document"] is None else EVENT.validate_python(row["document"])
             # sessions had keys: with their projects before their ids, but for the default one's
             session_id = row["session_id"].removeprefix(f"p:{row['project']}:")
-            yield FormerEarly(row["project"], session_id, event, row["expires_at"])
+            expires_at = datetime.fromisoformat(row["expires_at"])
+            yield FormerEarly(row["project"], session_id, event, expires_at)
 
     def api_keys(self) -> Iterator[ApiKey]:
         for row in self._pages("api_keys", "arrival"):

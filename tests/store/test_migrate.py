@@ -90,6 +90,7 @@ def test_all_that_0_1_wrote_is_read(former: Former) -> None:
     assert second.is_irrelevant
     early = [(one.project, one.event and one.event.event_id) for one in former.early()]
     assert early == [("default", "e-1"), ("default", "e-2"), ("default", None), ("acme", "e-1")]
+    assert {one.expires_at.year for one in former.early()} == {2125}
     assert [key.name for key in former.api_keys()] == ["ann", "bob"]
     assert [schedule.project for schedule in former.schedules()] == ["acme"]
     assert [model.champion for model in former.models()] == [2]
