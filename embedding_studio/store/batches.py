@@ -1,0 +1,350 @@
+"""Batches: which sessions were collected together, and the number of each.
+
+A session that is posted has neither a batch nor a number. It gets both when its batch is read or
+released, together with up to BLOCK others, by a block: a document with their ids in order. A batch
+is a chain of blocks, and block k+1 is inserted by one process only, which has first marked all
+sessions of block k. So a session is in exactly one block, and numbers have no gaps, whichever
+process dies at whichever step; whoever comes next goes on. A release closes the chain with an end
+block. What was not placed by then belongs to the next batch.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+
+from embedding_studio.clickstream import (
+    IGNORED_KINDS,
+    BatchCount,
+    BatchStatus,
+    NumberedSession,
+    SessionBatch,
+)
+from embedding_studio.store.base import PAGE_BYTES, cannot_release, unknown
+from embedding_studio.store.codec import Codec, milliseconds
+from embedding_studio.store.documents import (
+    Document,
+    Documents,
+    Filter,
+    Kind,
+    Op,
+    above,
+    absent,
+    among,
+    new_id,
+    up_to,
+)
+from embedding_studio.store.projects import PROJECTS, Projects
+from embedding_studio.store.sessions import SESSIONS, Sessions
+from embedding_studio.store.tasks import TASKS
+from embedding_studio.tasks import TERMINAL, TaskStatus
+
+BLOCK = 1000
+"""How many sessions a block places at most."""
+RELEASING, DELETING = "releasing", "deleting"
+"""A batch whose release has begun is to the outside still collecting; one whose deletion has begun
+is gone."""
+NOT_ENDED = among(sorted(set(TaskStatus) - TERMINAL))
+
+BATCHES = Kind(
+    "batches", unique=(("project", "release_id"),), indexes=(("project", "status", "id"),)
+)
+BLOCKS = Kind("blocks", indexes=(("batch", "number"), ("batch", "last")))
+BATCH = Codec(SessionBatch)
+
+
+class Batches:
+    """The batches of one project."""
+
+    def __init__(self, documents: Documents, project: str, sessions: Sessions) -> None:
+        self._documents = documents
+        self._project = project
+        self._sessions = sessions
+        self._projects = Projects(documents)
+        self._unplaced: Filter = {"project": project, "batch": absent}
+
+    def open(self, seen: Document, now: datetime) -> Document:
+        """Have a batch collect; return the project's document, which names it as `batch`.
+
+        seen: the project's document.
+        """
+        if "batch" not in seen:
+            opened = {"batch": new_id(), "opened_at": milliseconds(now)}
+            which: Filter = {"id": self._project, "batch": absent}
+            changed = self._documents.change(PROJECTS, which, set=opened)
+            # when somebody else opened one, its sessions may already be released
+            seen = changed.document if changed else {**seen, **opened, **self._project_now()}
+            if changed:
+                self._insert(seen)
+        return seen
+
+    def _insert(self, project: Document) -> None:
+        """Insert the batch that the project's document names, if nobody has."""
+        batch = {
+            "id": project["batch"],
+            "project": self._project,
+            "status": BatchStatus.COLLECTING.value,
+            "created_at": project["opened_at"],
+            "since": project.get("since"),
+            "counts": {},
+        }
+        self._documents.insert_one(BATCHES, batch)
+
+    def _project_now(self) -> Document:
+        return self._documents.find_one(PROJECTS, {"id": self._project}) or {}
+
+    def collecting_id(self) -> str | None:
+        """Return the id of the batch that collects, None where none does."""
+        found: str | None = self._project_now().get("batch")
+        return found
+
+    # -- placing sessions --------------------------------------------------------------------------
+
+    def _place(self, batch_id: str, last_id: str | None = None) -> int:
+        """Place the sessions that have no place yet; return the last number of the batch.
+
+        last_id: of the last session that belongs to the batch, after which it is closed. None: the
+        batch goes on collecting.
+        """
+        upto: Filter = {} if last_id is None else {"id": up_to(last_id)}
+        while True:
+            last = self._last_block(batch_id)
+            if last["ids"]:
+                which = {"id": among(last["ids"]), "batch": absent}
+                self._documents.change_all(SESSIONS, which, {"batch": batch_id})
+            if last["is_end"]:
+                return int(last["last"])
+            waiting = self._documents.find(
+                SESSIONS, {**self._unplaced, **upto}, sort=("id",), limit=BLOCK, fields=("id",)
+            )
+            if not waiting and last_id is None:
+                return int(last["last"])
+            block = {
+                "id": f"{batch_id}:{last['number'] + 1}",
+                "batch": batch_id,
+                "number": last["number"] + 1,
+                "first": last["last"] + 1,
+                "last": last["last"] + len(waiting),
+                "ids": [session["id"] for session in waiting],
+                "is_end": not waiting,
+            }
+            # where another process was quicker, its block is looked at next
+            self._documents.insert_one(BLOCKS, block)
+
+    def _last_block(self, batch_id: str) -> Document:
+        last = self._documents.find(
+            BLOCKS, {"batch": batch_id}, sort=("number",), descending=True, limit=1
+        )
+        return last[0] if last else {"number": 0, "last": 0, "ids": [], "is_end": False}
+
+    # -- releases ----------------------------------------------------------------------------------
+
+    def release(self, release_id: str, now: datetime, batch_id: str | None = None) -> SessionBatch:
+        while True:
+            collecting = self._releasable()
+            # Asked only now: if this very release took that batch meanwhile, it is seen here.
+            if (released := self.find_release(release_id)) is not None:
+                return released
+            if collecting is None or batch_id not in (None, collecting["id"]):
+                raise cannot_release(self.get(batch_id) if batch_id else None)
+            newest = self._documents.find(
+                SESSIONS, self._unplaced, sort=("id",), descending=True, limit=1
+            )
+            self._documents.change(
+                BATCHES,
+                {"id": collecting["id"], "status": BatchStatus.COLLECTING.value},
+                set={
+                    "status": RELEASING,
+                    "release_id": release_id,
+                    "released_at": milliseconds(now),
+                    # clocks of other processes may be ahead
+                    "last_id": max([new_id(), *(session["id"] for session in newest)]),
+                },
+            )
+
+    def find_release(self, release_id: str) -> SessionBatch | None:
+        which = {"project": self._project, "release_id": release_id}
+        released = self._documents.find_one(BATCHES, which)
+        if released is None or released["status"] == DELETING:
+            return None
+        return self._view(released)
+
+    def _releasable(self) -> Document | None:
+        """Return the batch that collects, if it has a session."""
+        batch = self._collecting()
+        if batch is None or not self._count(batch):
+            return None
+        return batch
+
+    def _collecting(self) -> Document | None:
+        while True:
+            project = self._project_now()
+            if "batch" not in project:
+                # what came while the last batch was being released
+                if "since" not in project or not self._documents.count(SESSIONS, self._unplaced):
+                    return None
+                opened = {"batch": new_id(), "opened_at": project["since"]}
+                which: Filter = {"id": self._project, "batch": absent}
+                self._documents.change(PROJECTS, which, set=opened)
+                continue
+            batch = self._documents.find_one(BATCHES, {"id": project["batch"]})
+            if batch is None:
+                self._insert(project)
+            elif batch["status"] == BatchStatus.COLLECTING:
+                return batch
+            else:
+                self._finish(batch)
+
+    def _finish(self, batch: Document) -> Document:
+        """Complete a release that has begun: any process may, and any number of them."""
+        count = self._place(batch["id"], batch["last_id"])
+        self._documents.change(
+            PROJECTS,
+            {"id": self._project, "batch": batch["id"]},
+            set={"batch": None, "since": batch["released_at"]},
+        )
+        released = {"status": BatchStatus.RELEASED.value, "session_count": count}
+        which = {"id": batch["id"], "status": RELEASING}
+        self._documents.change(BATCHES, which, set=released)
+        return {**batch, **released}
+
+    def get(self, batch_id: str) -> SessionBatch:
+        return self._view(self._find(batch_id))
+
+    def collecting(self) -> SessionBatch | None:
+        batch = self._releasable()
+        return None if batch is None else self._view(batch)
+
+    def _find(self, batch_id: str) -> Document:
+        batch = self._documents.find_one(BATCHES, {"id": batch_id, "project": self._project})
+        if batch is None and self.collecting_id() == batch_id:
+            batch = self._collecting()
+        if batch is None or batch["status"] == DELETING:
+            raise unknown("batch", batch_id)
+        return batch
+
+    def _view(self, batch: Document) -> SessionBatch:
+        if batch["status"] == RELEASING:
+            batch = self._finish(batch)
+        count = batch.get("session_count")
+        if count is None:
+            count = self._count(batch)
+        return BATCH.decode({**batch, "batch_id": batch["id"], "session_count": count})
+
+    def _count(self, batch: Document, where: Filter | None = None) -> int:
+        """Return how many sessions a batch has: placed ones, and while it collects all others."""
+        placed = {"project": self._project, "batch": batch["id"]}
+        count = self._documents.count(SESSIONS, {**placed, **(where or {})})
+        if batch["status"] == BatchStatus.COLLECTING:
+            count += self._documents.count(SESSIONS, {**self._unplaced, **(where or {})})
+        return count
+
+    # -- what is asked of a batch ------------------------------------------------------------------
+
+    def add_counts(self, batch_id: str, counts: Mapping[BatchCount, int]) -> None:
+        added = {f"counts.{name}": count for name, count in counts.items()}
+        batch = {"id": batch_id, "project": self._project}
+        if self._documents.change(BATCHES, batch, add=added) is None:
+            self._find(batch_id)
+            self._documents.change(BATCHES, batch, add=added)
+
+    def count_clicked(self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS) -> int:
+        batch = self._find(batch_id)
+        counted = self._sessions.kinds_beside(ignored_kinds)
+        return sum(
+            self._count(batch, {"kinds": among(some), "is_irrelevant": False})
+            for some in _pages(counted)
+        )
+
+    def read(
+        self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
+    ) -> list[NumberedSession]:
+        batch = self._find(batch_id)
+        if limit < 1:
+            return []
+        if batch["status"] == RELEASING:
+            self._finish(batch)
+        elif batch["status"] == BatchStatus.COLLECTING:
+            self._place(batch_id)
+        numbers = self._numbers(batch_id, after_number, after_number + limit)
+        stored = self._sessions.read(self._fitting(list(numbers)), events_limit)
+        return [
+            NumberedSession(session, batch_id, numbers[its_id])
+            for its_id, session in stored.items()
+        ]
+
+    def _numbers(self, batch_id: str, above_number: int, last_number: int) -> dict[str, int]:
+        """Return the numbers of sessions above one and up to another, by their ids."""
+        overlapping: Filter = {
+            "batch": batch_id,
+            "last": above(above_number),
+            "first": up_to(last_number),
+        }
+        return {
+            its_id: number
+            for block in self._documents.find(BLOCKS, overlapping, sort=("last",))
+            for number, its_id in enumerate(block["ids"], start=block["first"])
+            if above_number < number <= last_number
+        }
+
+    def _fitting(self, ids: Sequence[str]) -> list[str]:
+        """Return as many of the ids as a page has room for, or the first."""
+        sizes = self._sessions.sizes({"id": among(ids)})
+        page: list[str] = []
+        total = 0
+        for its_id in ids:
+            total += sizes.get(its_id, 0)
+            if page and total > PAGE_BYTES:
+                break
+            page.append(its_id)
+        return page
+
+    # -- deletion ----------------------------------------------------------------------------------
+
+    def delete_older(self, keep: int) -> list[str]:
+        needed = {
+            task.get("batch_id")
+            for task in self._documents.find(
+                TASKS, {"project": self._project, "status": NOT_ENDED}, fields=("batch_id",)
+            )
+        }
+        released: Filter = {"project": self._project, "status": BatchStatus.RELEASED.value}
+        for batch in self._documents.find(
+            BATCHES, released, sort=("id",), descending=True, skip=keep
+        ):
+            if batch["id"] not in needed:
+                # from here on nobody finds it, and whoever comes after an interruption goes on
+                self._documents.change(BATCHES, {"id": batch["id"]}, set={"status": DELETING})
+        deleting: Filter = {"project": self._project, "status": DELETING}
+        leaving = [batch["id"] for batch in self._documents.find(BATCHES, deleting)]
+        for batch_id in leaving:
+            self._documents.delete(SESSIONS, {"project": self._project, "batch": batch_id})
+            self._documents.delete(BLOCKS, {"batch": batch_id})
+        if leaving:
+            self._count_anew()
+            # last of all: until then what they took is counted anew after an interruption
+            self._documents.delete(BATCHES, {"id": among(leaving), "project": self._project})
+        return leaving
+
+    def _count_anew(self) -> None:
+        """Sum up what the project holds, give or take what is added meanwhile."""
+        before = self._project_now()
+        there = self._documents.find(BATCHES, {"project": self._project}, fields=("id",))
+        sessions = size = 0
+        for batch in (absent, *(found["id"] for found in there)):
+            for page in self._sizes_of(batch):
+                sessions, size = sessions + len(page), size + sum(page.values())
+        size += before.get("task_bytes", 0)
+        change = {"sessions": sessions - before["sessions"], "bytes": size - before["bytes"]}
+        self._documents.change(PROJECTS, {"id": self._project}, add=change)
+
+    def _sizes_of(self, batch: Op | str) -> Iterator[dict[str, int]]:
+        last = ""
+        while page := self._sessions.sizes(
+            {"project": self._project, "batch": batch, "id": above(last)}, limit=BLOCK
+        ):
+            yield page
+            last = max(page)
+
+
+def _pages(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), BLOCK):
+        yield values[start : start + BLOCK]
