@@ -147,6 +147,15 @@ class Session:
         return {event.kind for event in self.events if event.object_id in shown}
 
 
+@dataclass(frozen=True, slots=True)
+class EarlyFeedback:
+    """Events of a session that has not come yet, or the mark that its results were all wrong."""
+
+    session_id: str
+    events: tuple[SessionEvent, ...] = ()
+    is_irrelevant: bool = False
+
+
 def text_of(result: SearchResult) -> str | None:
     """Return the text that the result carries in its meta, or None when there is none."""
     text = result.meta.get("text")

@@ -78,7 +78,7 @@ def test_the_demos_clickstream_is_posted(settings: Settings) -> None:
         batch = api.get("/clickstream/internal/batch").json()
     assert batch["session_count"] == 2
     assert not any(batch["counts"].values())
-    session = store.clickstream.get("1").session
+    session = store.clickstream.get("1")
     store.close()
     assert session.clicked_ids() == {"items/1.jpg"}
     assert image_of(session.search_results[2]) == "s3://a-bucket/items/2.jpg"

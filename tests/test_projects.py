@@ -7,6 +7,7 @@ import pytest
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.clock import utc_now
 from embedding_studio.projects import DEFAULT_PROJECT
+from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.tasks import FineTuningTask, TaskRequest, TaskStatus
 from tests.iterations import TOY, Bench, make_session
 
@@ -39,7 +40,7 @@ def test_projects_have_champions_of_their_own(bench: Bench) -> None:
         assert task.promotion is not None
         assert task.promotion.promoted
         assert task.batch_id is not None
-        batch = bench.house.store.in_project(project).get_batch(task.batch_id)
+        batch = bench.house.store.in_project(project).clickstream.get_batch(task.batch_id)
         assert (batch.status, batch.session_count) == (BatchStatus.RELEASED, 60)
         champion = bench.house.tracking.registry.champion(task.registered_name)
         assert champion is not None
@@ -61,14 +62,14 @@ def test_a_canceled_task_of_a_project_is_cleaned_up(bench: Bench) -> None:
     store = bench.house.store.in_project("acme")
     store.clickstream.register([make_session(n) for n in range(60)], utc_now())
     task, _ = store.tasks.add(TaskRequest("Toy"), utc_now())
-    release = store.__class__.release_batch
+    release = Clickstream.release
 
-    def cancel_first(*asked: Any) -> object:
+    def cancel_first(*asked: Any, **more: Any) -> object:
         store.tasks.cancel(task.id, utc_now())
-        return release(*asked)
+        return release(*asked, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.__class__, "release_batch", cancel_first)
+        patch.setattr(Clickstream, "release", cancel_first)
         assert bench.worker.work_once()
     ended = store.tasks.get(task.id)
     assert (ended.status, ended.worker_id) == (TaskStatus.CANCELED, None)

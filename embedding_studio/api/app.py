@@ -18,7 +18,7 @@ from embedding_studio.clock import Clock, utc_now
 from embedding_studio.errands.webhooks import check_secret
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 
 
 def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> FastAPI:

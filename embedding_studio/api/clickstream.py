@@ -14,9 +14,9 @@ from embedding_studio.api.errors import describe_fields, problems
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
 from embedding_studio.api.routing import Route
-from embedding_studio.clickstream import BatchCount, Session, Usage
+from embedding_studio.clickstream import BatchCount, EarlyFeedback, Session, Usage
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
-from embedding_studio.store.base import EarlyFeedback, Registered
+from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
     BatchPage,
     BatchSessionView,
@@ -89,7 +89,7 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
 def get_session(
     session_id: Annotated[str, Query(min_length=1)], context: ReadContext
 ) -> SessionView:
-    return SessionView.of(context.store.clickstream.get(session_id).session)
+    return SessionView.of(context.store.clickstream.get(session_id))
 
 
 @router.post("/session/events", summary="Add clicks", responses=problems(400, 413, 404, 422))
@@ -263,7 +263,7 @@ def _keep_early(context: Context, feedback: EarlyFeedback) -> None:
 def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]]) -> None:
     sums: defaultdict[str, Counter[BatchCount]] = defaultdict(Counter)
     for answer, notices in noticed:
-        sums[answer.stored.batch_id] += notices.counts
+        sums[answer.batch_id] += notices.counts
     for batch_id, counts in sums.items():
         if counts:
             with suppress(NotFound):  # deleted meanwhile

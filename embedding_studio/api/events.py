@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from embedding_studio.errors import StoreUnavailable
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.tasks import TERMINAL
 from embedding_studio.wire.tasks import TaskEventView
 

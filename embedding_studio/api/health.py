@@ -12,7 +12,7 @@ from embedding_studio.clickstream import Usage
 from embedding_studio.clock import Clock
 from embedding_studio.errors import ConfigurationError, StoreUnavailable
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.store.usage import most_of
 from embedding_studio.tracking import reader
 from embedding_studio.wire.system import (

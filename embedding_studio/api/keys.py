@@ -12,7 +12,7 @@ from embedding_studio.errors import Forbidden, StoreUnavailable, Unauthorized
 from embedding_studio.keys import ApiKey, PresentedKey, Scope, matches, read_key
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 
 KEY_AGE = timedelta(seconds=5)
 """How long a key may still be taken after it was revoked."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from embedding_studio.clickstream import BatchCount, Session, SessionEvent, image_of, text_of
-from embedding_studio.store.base import Registered
+from embedding_studio.store.clickstream import Registered
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ def look_at(posted: Session, outcome: Registered) -> Notices:
         _look_at_results(posted, notices)
         if outcome.is_late:
             notices.counts[BatchCount.LATE_SESSIONS] += 1
-    elif different := _differences(posted, outcome.stored.session):
+    elif different := _differences(posted, outcome.stored):
         notices.counts[BatchCount.CHANGED_SESSIONS] += 1
         notices.warnings.append(
             f"the session is known with another {', '.join(different)}: what was stored first stays"
@@ -36,7 +36,7 @@ def look_at(posted: Session, outcome: Registered) -> Notices:
 def look_at_events(events: Sequence[SessionEvent], outcome: Registered) -> Notices:
     """Return what is to be said of events that were posted to a session."""
     notices = Notices()
-    shown = {result.object_id for result in outcome.stored.session.search_results}
+    shown = {result.object_id for result in outcome.stored.search_results}
     elsewhere = [event for event in events if event.object_id not in shown]
     if elsewhere:
         # of events that are posted again, none is counted again
@@ -49,7 +49,7 @@ def look_at_events(events: Sequence[SessionEvent], outcome: Registered) -> Notic
     if outcome.is_late and not outcome.is_new and outcome.new_events:
         notices.counts[BatchCount.LATE_EVENTS] += outcome.new_events
         notices.warnings.append(
-            f"the session's batch {outcome.stored.batch_id} is released already: a task that has "
+            f"the session's batch {outcome.batch_id} is released already: a task that has "
             "taken its sessions does not see these events"
         )
     return notices

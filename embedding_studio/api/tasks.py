@@ -25,7 +25,7 @@ from embedding_studio.api.requests import (
 from embedding_studio.api.routing import Route
 from embedding_studio.clickstream import BatchStatus
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
-from embedding_studio.store.base import ensure_room
+from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 from embedding_studio.tracking.reader import open_card, open_model
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted

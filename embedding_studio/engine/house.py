@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from embedding_studio.clock import Clock
 from embedding_studio.executors.base import Executor
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 
 if TYPE_CHECKING:
     from embedding_studio.tracking.tracking import Tracking

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from embedding_studio.clock import Clock
 from embedding_studio.errors import Draining, LeaseLost, Stopped, StoreUnavailable
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.tasks import Claim, FineTuningTask, TaskProgress, TaskStatus
 
 Arguments = ParamSpec("Arguments")

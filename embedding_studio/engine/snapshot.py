@@ -12,7 +12,7 @@ from embedding_studio.clickstream import Session
 
 if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
     from embedding_studio.engine.lease import Lease
-    from embedding_studio.store.base import Store
+    from embedding_studio.store import Store
 
 PAGE = 1000
 

@@ -12,7 +12,7 @@ from cronsim import CronSim, CronSimError
 from embedding_studio.clickstream import ignored_kinds, merge_weights
 from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable
 from embedding_studio.schedules import Schedule
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.tasks import FineTuningTask, TaskRequest
 
 log = logging.getLogger(__name__)

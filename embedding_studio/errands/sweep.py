@@ -14,7 +14,7 @@ from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from embedding_studio.errors import ConfigurationError, DeliveryFailed, InvalidI
 from embedding_studio.outbound import Outbound, is_public
 from embedding_studio.plain import escape
 from embedding_studio.settings import Settings
-from embedding_studio.store.base import Store
+from embedding_studio.store import Store
 from embedding_studio.tasks import FineTuningTask
 from embedding_studio.wire.tasks import TaskEnded
 

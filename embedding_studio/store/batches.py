@@ -18,7 +18,7 @@ from embedding_studio.clickstream import (
     NumberedSession,
     SessionBatch,
 )
-from embedding_studio.store.base import PAGE_BYTES, cannot_release, unknown
+from embedding_studio.errors import Conflict, NotFound, unknown
 from embedding_studio.store.codec import Codec, milliseconds
 from embedding_studio.store.documents import (
     Document,
@@ -35,6 +35,7 @@ from embedding_studio.store.documents import (
 from embedding_studio.store.projects import PROJECTS, Projects
 from embedding_studio.store.sessions import SESSIONS, Sessions
 from embedding_studio.store.tasks import TASKS
+from embedding_studio.store.usage import PAGE_BYTES
 from embedding_studio.tasks import TERMINAL, TaskStatus
 
 BLOCK = 1000
@@ -45,7 +46,9 @@ is gone."""
 NOT_ENDED = among(sorted(set(TaskStatus) - TERMINAL))
 
 BATCHES = Kind(
-    "batches", unique=(("project", "release_id"),), indexes=(("project", "status", "id"),)
+    "batches",
+    unique=(("project", "release_id"),),
+    indexes=(("project", "status", "released_at", "id"),),
 )
 BLOCKS = Kind("blocks", indexes=(("batch", "number"), ("batch", "last")))
 BATCH = Codec(SessionBatch)
@@ -92,9 +95,10 @@ class Batches:
         return self._documents.find_one(PROJECTS, {"id": self._project}) or {}
 
     def collecting_id(self) -> str | None:
-        """Return the id of the batch that collects, None where none does."""
-        found: str | None = self._project_now().get("batch")
-        return found
+        """Return the id of the batch that collects, None where none does; whatever has no place
+        once this was asked is in none that was released before."""
+        batch = self._collecting()
+        return None if batch is None else str(batch["id"])
 
     # -- placing sessions --------------------------------------------------------------------------
 
@@ -106,10 +110,7 @@ class Batches:
         """
         upto: Filter = {} if last_id is None else {"id": up_to(last_id)}
         while True:
-            last = self._last_block(batch_id)
-            if last["ids"]:
-                which = {"id": among(last["ids"]), "batch": absent}
-                self._documents.change_all(SESSIONS, which, {"batch": batch_id})
+            last = self._marked(batch_id)
             if last["is_end"]:
                 return int(last["last"])
             waiting = self._documents.find(
@@ -129,6 +130,14 @@ class Batches:
             # where another process was quicker, its block is looked at next
             self._documents.insert_one(BLOCKS, block)
 
+    def _marked(self, batch_id: str) -> Document:
+        """Return the last block of a batch, whose sessions, and those of all others, are marked."""
+        last = self._last_block(batch_id)
+        if last["ids"]:
+            which = {"id": among(last["ids"]), "batch": absent}
+            self._documents.change_all(SESSIONS, which, {"batch": batch_id})
+        return last
+
     def _last_block(self, batch_id: str) -> Document:
         last = self._documents.find(
             BLOCKS, {"batch": batch_id}, sort=("number",), descending=True, limit=1
@@ -144,7 +153,7 @@ class Batches:
             if (released := self.find_release(release_id)) is not None:
                 return released
             if collecting is None or batch_id not in (None, collecting["id"]):
-                raise cannot_release(self.get(batch_id) if batch_id else None)
+                raise _cannot_release(self.get(batch_id) if batch_id else None)
             newest = self._documents.find(
                 SESSIONS, self._unplaced, sort=("id",), descending=True, limit=1
             )
@@ -215,7 +224,7 @@ class Batches:
 
     def _find(self, batch_id: str) -> Document:
         batch = self._documents.find_one(BATCHES, {"id": batch_id, "project": self._project})
-        if batch is None and self.collecting_id() == batch_id:
+        if batch is None and self._project_now().get("batch") == batch_id:
             batch = self._collecting()
         if batch is None or batch["status"] == DELETING:
             raise unknown("batch", batch_id)
@@ -231,11 +240,17 @@ class Batches:
 
     def _count(self, batch: Document, where: Filter | None = None) -> int:
         """Return how many sessions a batch has: placed ones, and while it collects all others."""
+        where = where or {}
         placed = {"project": self._project, "batch": batch["id"]}
-        count = self._documents.count(SESSIONS, {**placed, **(where or {})})
-        if batch["status"] == BatchStatus.COLLECTING:
-            count += self._documents.count(SESSIONS, {**self._unplaced, **(where or {})})
-        return count
+        if batch["status"] != BatchStatus.COLLECTING:
+            return self._documents.count(SESSIONS, {**placed, **where})
+        while True:
+            last = self._marked(batch["id"])
+            count = self._documents.count(SESSIONS, {**placed, **where})
+            if not last["is_end"]:
+                count += self._documents.count(SESSIONS, {**self._unplaced, **where})
+            if self._last_block(batch["id"])["number"] == last["number"]:
+                return count  # none was placed between the two counts
 
     # -- what is asked of a batch ------------------------------------------------------------------
 
@@ -308,7 +323,7 @@ class Batches:
         }
         released: Filter = {"project": self._project, "status": BatchStatus.RELEASED.value}
         for batch in self._documents.find(
-            BATCHES, released, sort=("id",), descending=True, skip=keep
+            BATCHES, released, sort=("released_at", "id"), descending=True, skip=keep
         ):
             if batch["id"] not in needed:
                 # from here on nobody finds it, and whoever comes after an interruption goes on
@@ -348,3 +363,13 @@ class Batches:
 def _pages(values: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(values), BLOCK):
         yield values[start : start + BLOCK]
+
+
+def _cannot_release(named: SessionBatch | None) -> NotFound | Conflict:
+    """Return the refusal to release; named: the batch that was asked for, which has been taken."""
+    if named is None:
+        return NotFound("nothing to release: no session came since the last release")
+    return Conflict(
+        f"batch {named.batch_id!r} is released already, as {named.release_id!r}: a batch is taken "
+        "once; post more sessions, or name it in batch_id to learn from it again"
+    )

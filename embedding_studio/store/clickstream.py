@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
     BatchCount,
+    EarlyFeedback,
     NumberedSession,
     Session,
     SessionBatch,
@@ -16,8 +17,7 @@ from embedding_studio.clickstream import (
     Usage,
     fresh_events,
 )
-from embedding_studio.errors import InvalidInput, TooManyRequests
-from embedding_studio.store.base import EarlyFeedback, unknown
+from embedding_studio.errors import InvalidInput, TooManyRequests, unknown
 from embedding_studio.store.batches import Batches
 from embedding_studio.store.codec import milliseconds
 from embedding_studio.store.documents import Document, Documents
@@ -120,7 +120,9 @@ class Clickstream:
         if used != reserved:
             unused = Usage(reserved.sessions - used.sessions, reserved.bytes - used.bytes)
             self._projects.give_back(self._project, unused)
-        joined = self._join_early(list(first), now)
+        # the database may not even look for the id of one that it refused
+        kept = [one for one, answer in answers.items() if not isinstance(answer, InvalidInput)]
+        joined = self._join_early(kept, now)
         return self._instead_of_refused(
             sessions,
             [
@@ -253,6 +255,7 @@ class Clickstream:
     ) -> Registered:
         """Add the events whose event_id the session does not have, all of them or none. Raises
         NotFound; TooManyRequests as above."""
+        collecting = self._batches.collecting_id()
         seen = self._known(session_id)
         (fresh,) = self._sessions.fresh([(seen, events)])
         reserved = size_of_events(fresh)
@@ -265,7 +268,7 @@ class Clickstream:
         finally:
             if used != reserved:
                 self._projects.give_back(self._project, Usage(0, reserved - used))
-        return _known(added, self._batches.collecting_id())
+        return _known(added, collecting)
 
     def mark_irrelevant(self, session_id: str) -> None:
         """Mark a session as one whose results were all wrong; for good. Raises NotFound."""

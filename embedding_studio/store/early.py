@@ -5,8 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from embedding_studio.clickstream import SessionEvent
-from embedding_studio.store.base import EarlyFeedback
+from embedding_studio.clickstream import EarlyFeedback, SessionEvent
 from embedding_studio.store.codec import Codec, milliseconds
 from embedding_studio.store.documents import Documents, Filter, Kind, above, among, new_id, up_to
 

@@ -37,7 +37,8 @@ class Models:
         else:
             as_seen: Filter = {**self._which(changed.method), "revision": changed.revision}
             is_kept = self._documents.change(MODELS, as_seen, set=document) is not None
-        return after if is_kept else None
+        # as it is read again, with times cut to the millisecond: claims are compared by them
+        return MODEL.decode(document) if is_kept else None
 
     def update(
         self, method: str, rule: Callable[[RegisteredModel], RegisteredModel]

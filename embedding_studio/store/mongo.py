@@ -1,12 +1,16 @@
-"""The production store: MongoDB, a standalone server or a replica set, without transactions."""
+"""Documents in MongoDB, a standalone server or a replica set, without transactions.
 
-from collections.abc import Collection, Mapping, Sequence
+Each kind is a collection; a document's log is an array in it, which no call but `logs` reads.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from bson import CodecOptions, ObjectId, encode
-from pydantic import TypeAdapter
+from bson import CodecOptions, encode
+from bson.errors import BSONError
 from pymongo import (
     ASCENDING,
     DESCENDING,
@@ -19,333 +23,246 @@ from pymongo import errors as mongo_errors
 from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern
 
-from embedding_studio.clickstream import Usage
-from embedding_studio.clock import latest_end
-from embedding_studio.errors import (
-    ConfigurationError,
-    StoreUnavailable,
+from embedding_studio.errors import ConfigurationError, InvalidInput, StoreUnavailable
+from embedding_studio.store.codec import milliseconds
+from embedding_studio.store.documents import (
+    Changed,
+    Document,
+    Documents,
+    Entry,
+    Filter,
+    Kind,
+    Op,
+    among,
 )
-from embedding_studio.projects import DEFAULT_PROJECT
-from embedding_studio.store.base import ensure_page, ensure_room, unknown
-from embedding_studio.store.deliveries import TaskDeliveries
-from embedding_studio.store.mongo_access import MongoKeys
-from embedding_studio.store.mongo_answers import answering, id_of
-from embedding_studio.store.mongo_clickstream import MongoClickstream
-from embedding_studio.store.mongo_models import BY_NAME, MongoModels
-from embedding_studio.store.mongo_schedules import MongoSchedules
-from embedding_studio.store.moves import TaskMoves, created, ensure_same_request, new_task
-from embedding_studio.store.usage import size_of_request
-from embedding_studio.tasks import (
-    OWNED,
-    TERMINAL,
-    Claim,
-    FineTuningTask,
-    NumberedTaskEvent,
-    TaskEvent,
-    TaskRequest,
-    TaskStatus,
-)
-from embedding_studio.workers import WorkerRecord
 
-Document = dict[str, Any]
 DEFAULT_DATABASE = "embedding_studio"
+COLLECTION = "documents"
+"""The names of our collections begin with it."""
+FORMER_COLLECTION = "batches"
+"""What a database in the layout of 0.1 has."""
 ANSWER_MS = 20_000
 CLIENT_DEFAULTS: dict[str, Any] = {
     "serverSelectionTimeoutMS": 5_000,
     "connectTimeoutMS": 5_000,
     "socketTimeoutMS": ANSWER_MS,
 }
-OLDEST_FIRST = [("created_at", ASCENDING), ("_id", ASCENDING)]
-NEWEST_FIRST = [("created_at", DESCENDING), ("_id", DESCENDING)]
-INDEX_NOT_FOUND = 27
-WITHOUT_EVENTS = {"events": 0}  # a task's history is read by pages alone
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+ONE_ANSWER = 10_000
+"""Up to so many documents come in one answer, if they are not too large for it."""
+WITHOUT_LOG = {"log": 0}
 
-TASK = TypeAdapter(FineTuningTask)
-TASK_EVENT = TypeAdapter(TaskEvent)
-WORKER = TypeAdapter(WorkerRecord)
+NO_CODE = 0
+DUPLICATE_KEY = 11000
+# BSONObjectTooLarge, two codes of growing one by an update, DollarPrefixedFieldName, too deep
+UNSTORABLE = {10334, 17419, 17420, 52, 15}
+# OutOfDiskSpace, over Atlas's quota, UserWritesBlocked, Unauthorized: it may write again later
+TAKES_NO_WRITES = {14031, 8000, 371, 13}
 
 
-class MongoStore(
-    TaskMoves, TaskDeliveries, MongoClickstream, MongoKeys, MongoModels, MongoSchedules
-):
-    """url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
+class MongoDocuments(Documents):
+    """A database of a MongoDB server.
 
-    client: an open client to use instead of one made from the url; closed with the store.
+    url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
+    client: an open client to use instead of one made from the url; closed with this.
+    is_migrating: what it has in the layout of 0.1 is just being brought along.
     """
 
-    def __init__(self, url: str, client: MongoClient[Document] | None = None) -> None:
+    def __init__(
+        self, url: str, client: MongoClient[Document] | None = None, *, is_migrating: bool = False
+    ) -> None:
         self._client = client or _connect(url)
+        self._indexed: set[str] = set()
+        name = unquote(urlsplit(url).path.lstrip("/")) or DEFAULT_DATABASE
         try:
             with answering():
                 level = "local" if client else _durable_level(self._client)
-                self._open(unquote(urlsplit(url).path.lstrip("/")) or DEFAULT_DATABASE, level)
+                self.database = self._client.get_database(
+                    name,
+                    codec_options=CodecOptions(tz_aware=True),
+                    read_preference=ReadPreference.PRIMARY,
+                    write_concern=WriteConcern(w="majority", j=True, wtimeout=ANSWER_MS),
+                    read_concern=ReadConcern(level),
+                )
+                if self.is_former and not is_migrating:
+                    raise ConfigurationError(
+                        f"the database {name!r} is one of Embedding Studio 0.1: stop the API and "
+                        "all workers, make a backup, and run `embedding-studio migrate` once"
+                    )
         except Exception:
             self.close()
             raise
 
-    def _open(self, name: str, read_level: str) -> None:
-        database = self._client.get_database(
-            name,
-            codec_options=CodecOptions(tz_aware=True),
-            read_preference=ReadPreference.PRIMARY,
-            write_concern=WriteConcern(w="majority", j=True, wtimeout=ANSWER_MS),
-            read_concern=ReadConcern(read_level),
-        )
-        self._batches = database["batches"]
-        self._sessions = database["sessions"]
-        self._tasks = database["tasks"]
-        self._workers = database["workers"]
-        self._keys = database["api_keys"]
-        self._schedules = database["schedules"]
-        self._models = database["models"]
-        self._early = database["early_events"]
-        self._pings = database["pings"]
-        self._open_usage(database)
-        self._adopt_older_documents()
-        # not a partial one: it also finds a project's newest batch
-        self._batches.create_index([("project", ASCENDING), ("ordinal", ASCENDING)], unique=True)
-        _make_unique(self._batches, "release_id")
-        _make_unique(self._tasks, "idempotency_key")
-        self._sessions.create_index([("batch_id", ASCENDING), ("number", ASCENDING)], unique=True)
-        self._sessions.create_index([("batch_id", ASCENDING), ("shown_kinds", ASCENDING)])
-        self._find_shown_kinds()
-        self._tasks.create_index([("status", ASCENDING), *OLDEST_FIRST])
-        self._tasks.create_index([("project", ASCENDING), *OLDEST_FIRST])
-        self._tasks.create_index([("project", ASCENDING), ("status", ASCENDING), *OLDEST_FIRST])
-        self._tasks.create_index("delivery_due_at", sparse=True)
-        self._models.create_index(BY_NAME, unique=True)
-        self._index_early()
+    @property
+    def is_former(self) -> bool:
+        """Whether it has what 0.1 kept, which was not brought along."""
+        return FORMER_COLLECTION in self.database.list_collection_names()
 
-    def _adopt_older_documents(self) -> None:
-        """Bring a database from before there were projects up to date: what is in it belongs to
-        the default one. Repeating it is safe, and so is doing it in several processes at once."""
-        for collection in (self._batches, self._tasks):
-            collection.update_many({"project": None}, {"$set": {"project": DEFAULT_PROJECT}})
-        for collection, former_index in (
-            (self._batches, "ordinal_1"),
-            (self._batches, "release_id_1"),
-            (self._tasks, "idempotency_key_1"),
-        ):
-            if former_index in collection.index_information():
-                try:
-                    collection.drop_index(former_index)
-                except mongo_errors.OperationFailure as error:
-                    if error.code != INDEX_NOT_FOUND:  # another process was quicker
+    def _collection(self, kind: Kind) -> MongoCollection[Document]:
+        """Return where a kind lies, with its indexes."""
+        collection = self.database[f"{COLLECTION}.{kind.name}"]
+        if kind.name not in self._indexed:
+            for group in kind.unique:
+                collection.create_index(
+                    [(_field(name), ASCENDING) for name in group],
+                    name=f"unique {' '.join(group)}",
+                    unique=True,
+                    partialFilterExpression={_field(name): {"$exists": True} for name in group},
+                )
+            for names in kind.indexes:
+                collection.create_index(
+                    [(_field(name), ASCENDING) for name in names], name=f"by {' '.join(names)}"
+                )
+            self._indexed.add(kind.name)
+        return collection
+
+    def insert(self, kind: Kind, documents: Sequence[Document]) -> list[bool | InvalidInput]:
+        answers: list[bool | InvalidInput] = [True] * len(documents)
+        kept: list[tuple[int, Document]] = []
+        for place, document in enumerate(documents):
+            stored = _stored(document)
+            if (refusal := _refusal(stored)) is not None:
+                answers[place] = refusal
+            else:
+                kept.append((place, stored))
+        if not kept:
+            return answers
+        with answering():
+            try:
+                self._collection(kind).insert_many([stored for _, stored in kept], ordered=False)
+            except mongo_errors.BulkWriteError as error:
+                for one in error.details["writeErrors"]:
+                    place, _ = kept[one["index"]]
+                    if one["code"] == DUPLICATE_KEY:
+                        answers[place] = False
+                    elif one["code"] in UNSTORABLE:
+                        answers[place] = _cannot_store(one["errmsg"])
+                    else:
                         raise
+                if error.details.get("writeConcernErrors"):
+                    raise
+        return answers
 
-    # -- tasks, as their clients see them --------------------------------------------------------
-
-    @answering()
-    def add_task(
+    def find(
         self,
-        request: TaskRequest,
-        now: datetime,
-        most_pending: int | None = None,
-        most: Usage | None = None,
-    ) -> tuple[FineTuningTask, bool]:
-        task = {
-            **new_task(self.project, request, now),
-            "events": [TASK_EVENT.dump_python(created(now))],
-        }
-        added = Usage(0, size_of_request(request))
-        if request.idempotency_key is None:
-            del task["idempotency_key"]  # the partial index would take None for a key
-        if request.idempotency_key is None or self._with_key(request.idempotency_key) is None:
-            ensure_room(self.count_tasks(TaskStatus.PENDING), most_pending)
-            self._ensure_within(added, most)
-        try:
-            self._tasks.insert_one(task)
-        except mongo_errors.DuplicateKeyError:
-            stored = self._with_key(request.idempotency_key)
-            if stored is None:
-                raise StoreUnavailable("the task is just being added by another call") from None
-            ensure_same_request(str(stored["_id"]), stored["request"], request)
-            return _task(stored), False
-        self._count_task(added)
-        return _task(task), True
-
-    @answering()
-    def get_task(self, task_id: str) -> FineTuningTask:
-        document = self._tasks.find_one(self._which(task_id), WITHOUT_EVENTS)
-        if document is None:
-            raise unknown("fine-tuning task", task_id)
-        return _task(document)
-
-    @answering()
-    def find_task(self, idempotency_key: str) -> FineTuningTask | None:
-        document = self._with_key(idempotency_key)
-        return None if document is None else _task(document)
-
-    def _with_key(self, idempotency_key: str | None) -> Document | None:
-        key = {"project": self.project, "idempotency_key": idempotency_key}
-        return self._tasks.find_one(key, WITHOUT_EVENTS)
-
-    def _which(self, task_id: str) -> Document:
-        return {"_id": id_of(task_id), "project": self.project}
-
-    @answering()
-    def list_tasks(
-        self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
-    ) -> list[FineTuningTask]:
-        if limit < 1:
-            return []
-        newest = self._tasks.find(
-            {"project": self.project, **({} if status is None else {"status": status})},
-            WITHOUT_EVENTS,
-            sort=NEWEST_FIRST,
-            skip=skip,
-            limit=limit,
-        )
-        tasks, total = [], 0
-        for document in newest:
-            ensure_page(total := total + len(encode(document.get("metadata") or {})))
-            tasks.append(_task(document))
-        return tasks
-
-    @answering()
-    def count_tasks(self, status: TaskStatus) -> int:
-        return self._tasks.count_documents({"project": self.project, "status": status})
-
-    @answering()
-    def waiting_for_batch(self) -> FineTuningTask | None:
-        not_ended = {"$in": sorted(set(TaskStatus) - TERMINAL)}
-        of_project = {"project": self.project, "status": not_ended, "batch_id": None}
-        oldest = self._tasks.find_one(of_project, WITHOUT_EVENTS, sort=OLDEST_FIRST)
-        return _task(oldest) if oldest else None
-
-    @answering()
-    def list_events(
-        self, task_id: str, after_number: int = 0, limit: int = 100
-    ) -> list[NumberedTaskEvent]:
-        page = {"events": {"$slice": [after_number, max(1, limit)]}}
-        document = self._tasks.find_one(self._which(task_id), page)
-        if document is None:
-            raise unknown("fine-tuning task", task_id)
-        return [
-            NumberedTaskEvent(number, TASK_EVENT.validate_python(event))
-            for number, event in enumerate(
-                document.get("events", [])[:limit], start=after_number + 1
+        kind: Kind,
+        where: Filter,
+        *,
+        sort: Sequence[str] = (),
+        descending: bool = False,
+        skip: int = 0,
+        limit: int | None = None,
+        fields: Collection[str] | None = None,
+    ) -> list[Document]:
+        if limit is not None and limit < 1:
+            return []  # to MongoDB a limit of 0 means none
+        direction = DESCENDING if descending else ASCENDING
+        wanted = WITHOUT_LOG if fields is None else {_field(name): 1 for name in ("id", *fields)}
+        with answering():
+            found = self._collection(kind).find(
+                _conditions(where),
+                wanted,
+                sort=[(_field(name), direction) for name in sort] or None,
+                skip=skip,
+                limit=limit or 0,
+                batch_size=min(limit or ONE_ANSWER, ONE_ANSWER),
             )
-        ]
+            documents = [_given(stored) for stored in found]
+        if fields is not None and "id" not in fields:
+            for document in documents:
+                del document["id"]
+        return documents
 
-    @answering()
-    def _oldest_claimable(
-        self, now: datetime, skip_methods: frozenset[str]
-    ) -> FineTuningTask | None:
-        at_work = {"status": {"$in": sorted(OWNED)}}
-        ends = [None, {"$lte": now}, {"$gt": latest_end(now)}]
-        is_expired = {"$or": [{"lease_expires_at": end} for end in ends]}
-        oldest = self._tasks.find_one(
-            {
-                "$or": [{"status": TaskStatus.PENDING}, {**at_work, **is_expired}],
-                "fine_tuning_method": {"$nin": sorted(skip_methods)},
-            },
-            WITHOUT_EVENTS,
-            sort=OLDEST_FIRST,
-        )
-        return _task(oldest) if oldest else None
-
-    @answering()
-    def tasks_at_work(self) -> list[FineTuningTask]:
-        at_work = self._tasks.find({"status": {"$in": sorted(OWNED)}}, WITHOUT_EVENTS)
-        return [_task(document) for document in at_work]
-
-    @answering()
-    def _oldest_due(self, now: datetime, skip_projects: Collection[str]) -> FineTuningTask | None:
-        due = self._tasks.find_one(
-            {
-                "delivery_due_at": {"$lte": now},
-                "status": {"$in": sorted(TERMINAL)},
-                "project": {"$nin": sorted(skip_projects)},
-            },
-            WITHOUT_EVENTS,
-            sort=[("delivery_due_at", ASCENDING), ("_id", ASCENDING)],
-        )
-        return _task(due) if due else None
-
-    @answering()
-    def _change_delivery(
-        self, seen: FineTuningTask, changes: Mapping[str, Any]
-    ) -> FineTuningTask | None:
-        as_seen = {
-            "_id": ObjectId(seen.id),
-            "status": seen.status,
-            "delivery_due_at": seen.delivery_due_at,
-        }
-        return self._change_task(as_seen, changes, ())
-
-    @answering()
-    def _change_seen(
-        self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
-    ) -> FineTuningTask | None:
-        as_seen = {
-            "_id": ObjectId(seen.id),
-            "attempt": seen.attempt,
-            "status": seen.status,
-            "lease_expires_at": seen.lease_expires_at,
-        }
-        return self._change_task(as_seen, changes, events)
-
-    @answering()
-    def _change_owned(
+    def change(
         self,
-        claim: Claim,
-        statuses: Collection[TaskStatus],
-        changes: Mapping[str, Any],
-        *events: TaskEvent,
-        once: bool = False,
-    ) -> FineTuningTask | None:
-        owned = {
-            "_id": id_of(claim.task_id),
-            "attempt": claim.attempt,
-            "status": {"$in": sorted(statuses)},
-        }
-        return self._change_task(owned, changes, events, once)
+        kind: Kind,
+        where: Filter,
+        *,
+        set: Mapping[str, Any] | None = None,  # noqa: A002 - the word for it
+        add: Mapping[str, int] | None = None,
+        append: Sequence[Entry] = (),
+    ) -> Changed | None:
+        update = _setting(set or {})
+        if add:
+            update["$inc"] = dict(add)
+        entries = _first_of_each_key(append)
+        with answering():
+            collection = self._collection(kind)
+            while True:
+                changed = self._change(collection, _conditions(where), update, entries)
+                keys = [entry.key for entry in entries if entry.key is not None]
+                if changed is not None or not keys:
+                    break
+                # compared to what the document is now: some of the keys may be there
+                seen = collection.find_one(_conditions(where), {"log.key": 1})
+                if seen is None:
+                    return None
+                there = {entry["key"] for entry in seen.get("log", ()) if "key" in entry}
+                if not there.intersection(keys):
+                    return None
+                entries = [entry for entry in entries if entry.key not in there]
+        return None if changed is None else Changed(_given(changed), len(entries))
 
-    def _change_task(
+    def _change(
         self,
+        collection: MongoCollection[Document],
         which: Document,
-        changes: Mapping[str, Any],
-        events: Sequence[TaskEvent],
-        once: bool = False,
-    ) -> FineTuningTask | None:
-        update: Document = {"$set": changes}
-        if events:
-            adding = "$addToSet" if once else "$push"
-            update[adding] = {"events": {"$each": [*map(TASK_EVENT.dump_python, events)]}}
-        changed = self._tasks.find_one_and_update(
-            which, update, WITHOUT_EVENTS, return_document=ReturnDocument.AFTER
-        )
-        return _task(changed) if changed else None
+        update: Document,
+        entries: Sequence[Entry],
+    ) -> Document | None:
+        if entries:
+            update = {**update, "$push": {"log": {"$each": _log(entries)}}}
+            keys = [entry.key for entry in entries if entry.key is not None]
+            which = {**which, "log.key": {"$nin": keys}} if keys else which
+        if not update:
+            return collection.find_one(which, WITHOUT_LOG)
+        try:
+            return collection.find_one_and_update(
+                which, update, WITHOUT_LOG, return_document=ReturnDocument.AFTER
+            )
+        except mongo_errors.DuplicateKeyError:
+            return None
 
-    # -- workers ---------------------------------------------------------------------------------
+    def change_all(self, kind: Kind, where: Filter, set: Mapping[str, Any]) -> int:  # noqa: A002
+        with answering():
+            changed = self._collection(kind).update_many(_conditions(where), _setting(set))
+        return changed.matched_count
 
-    @answering()
-    def record_worker(self, worker: WorkerRecord) -> datetime:
-        recorded = self._workers.find_one_and_update(
-            {"_id": worker.worker_id},
-            {"$set": WORKER.dump_python(worker), "$currentDate": {"recorded_at": True}},
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-        )
-        assert recorded is not None
-        recorded_at: datetime = recorded["recorded_at"]
-        return recorded_at
+    def logs(
+        self, kind: Kind, ids: Collection[str], *, after: int = 0, limit: int | None = None
+    ) -> dict[str, list[Any]]:
+        if limit is not None and limit < 1:
+            known = self.find(kind, {"id": among(ids)}, fields=["id"])
+            return {document["id"]: [] for document in known}
+        # a slice of as many as there can be at most: an entry takes more than a byte
+        part = {"$slice": ["$log", after, limit or MAX_DOCUMENT_BYTES]}
+        with answering():
+            found = self._collection(kind).aggregate(
+                [{"$match": {"_id": {"$in": list(ids)}}}, {"$project": {"log": part}}],
+                batchSize=ONE_ANSWER,
+            )
+            return {one["_id"]: [entry["value"] for entry in one.get("log") or ()] for one in found}
 
-    @answering()
-    def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
-        seen = self._workers.find({"seen_at": {"$gt": seen_after}}, sort=[("_id", ASCENDING)])
-        return [WORKER.validate_python(document) for document in seen]
+    def count(self, kind: Kind, where: Filter) -> int:
+        with answering():
+            return self._collection(kind).count_documents(_conditions(where))
 
-    @answering()
-    def remove_worker(self, worker_id: str) -> None:
-        self._workers.delete_one({"_id": worker_id})
+    def delete(self, kind: Kind, where: Filter) -> int:
+        with answering():
+            return self._collection(kind).delete_many(_conditions(where)).deleted_count
 
-    # -- life cycle ------------------------------------------------------------------------------
-
-    @answering()
-    def ping(self) -> None:
-        self._pings.update_one({"_id": "last"}, {"$currentDate": {"at": True}}, upsert=True)
+    def ping(self) -> int:
+        pinged = None
+        while pinged is None:  # where another one makes the document meanwhile
+            with answering():
+                pinged = self.database[COLLECTION].find_one_and_update(
+                    {"_id": "ping"},
+                    {"$currentDate": {"at": True}},
+                    upsert=True,
+                    return_document=ReturnDocument.AFTER,
+                )
+        at: datetime = pinged["at"]
+        return milliseconds(at)
 
     def close(self) -> None:
         self._client.close()
@@ -368,14 +285,115 @@ def _durable_level(client: MongoClient[Document]) -> str:
     return "majority" if "setName" in hello else "local"
 
 
-def _make_unique(collection: MongoCollection[Document], name: str) -> None:
-    """Have a value, where it is there, be unique in each project."""
-    collection.create_index(
-        [("project", ASCENDING), (name, ASCENDING)],
-        unique=True,
-        partialFilterExpression={name: {"$exists": True}},
-    )
+# -- our words in MongoDB's ----------------------------------------------------------------------
 
 
-def _task(document: Mapping[str, Any]) -> FineTuningTask:
-    return TASK.validate_python({**document, "id": str(document["_id"])})
+def _field(name: str) -> str:
+    return "_id" if name == "id" else name
+
+
+def _conditions(where: Filter) -> Document:
+    return {_field(name): _condition(condition) for name, condition in where.items()}
+
+
+def _condition(condition: Any) -> Any:
+    match condition:
+        case None | Op("absent"):
+            return None
+        case Op("among", values):
+            return {"$in": list(values)}
+        case Op("above", value):
+            return {"$gt": value}
+        case Op("up to", value):
+            return {"$lte": value}
+        case Op("equal", value):
+            return {"$eq": value}
+    return {"$eq": condition}
+
+
+def _setting(changes: Mapping[str, Any]) -> Document:
+    """Return the update that sets fields, and removes those that are None."""
+    present = {name: value for name, value in changes.items() if value is not None}
+    removed = dict.fromkeys(changes.keys() - present.keys(), "")
+    return {**({"$set": present} if present else {}), **({"$unset": removed} if removed else {})}
+
+
+def _stored(document: Mapping[str, Any]) -> Document:
+    stored = {_field(name): value for name, value in document.items() if value is not None}
+    if "log" in stored:
+        stored["log"] = _log(_first_of_each_key(stored["log"]))
+    return stored
+
+
+def _given(stored: Document) -> Document:
+    return {"id": stored.pop("_id"), **stored}
+
+
+def _log(entries: Sequence[Entry]) -> list[Document]:
+    return [
+        {"value": entry.value} if entry.key is None else {"key": entry.key, "value": entry.value}
+        for entry in entries
+    ]
+
+
+def _first_of_each_key(entries: Sequence[Entry]) -> list[Entry]:
+    keys: set[str] = set()
+    first = []
+    for entry in entries:
+        if entry.key not in keys:
+            first.append(entry)
+        if entry.key is not None:
+            keys.add(entry.key)
+    return first
+
+
+# -- what MongoDB refuses, in our errors ---------------------------------------------------------
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Say in our own errors that the database does not answer or cannot hold a document."""
+    try:
+        yield
+    except mongo_errors.PyMongoError as error:
+        code, reason = _code_and_reason(error)
+        if code in UNSTORABLE:
+            raise _cannot_store(reason) from None
+        if code is None or error.timeout:
+            raise StoreUnavailable(f"MongoDB does not answer: {reason}") from error
+        if code in TAKES_NO_WRITES:
+            raise StoreUnavailable(f"MongoDB takes no writes: {reason}") from error
+        raise
+    except (BSONError, OverflowError, UnicodeEncodeError) as error:
+        raise _cannot_store(error) from error
+
+
+def _code_and_reason(error: mongo_errors.PyMongoError) -> tuple[int | None, str]:
+    """Return the server's code for refusing, None where it gave no answer, and the reason."""
+    if isinstance(error, mongo_errors.BulkWriteError):
+        refused = [one for one in error.details["writeErrors"] if one["code"] != DUPLICATE_KEY]
+        if not refused:
+            return None, str(error.details["writeConcernErrors"])
+        return refused[0]["code"], refused[0]["errmsg"]  # its own text repeats the documents
+    if isinstance(error, mongo_errors.ConnectionFailure | mongo_errors.WriteConcernError):
+        return None, str(error)
+    details = getattr(error, "details", None) or {}
+    return getattr(error, "code", NO_CODE) or NO_CODE, details.get("errmsg") or str(error)
+
+
+def _refusal(stored: Document) -> InvalidInput | None:
+    """Return why no document can be as this one is, if none can."""
+    try:
+        size_bytes = len(encode(stored))
+    except (BSONError, OverflowError, UnicodeEncodeError) as error:
+        return _cannot_store(error)
+    if size_bytes > MAX_DOCUMENT_BYTES:
+        return _cannot_store(
+            f"it has {size_bytes} bytes as BSON, and a document has {MAX_DOCUMENT_BYTES} at most; "
+            "post fewer results or less meta"
+        )
+    return None
+
+
+def _cannot_store(reason: object) -> InvalidInput:
+    return InvalidInput(f"MongoDB cannot store this: {reason}")

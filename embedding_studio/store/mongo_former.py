@@ -14,7 +14,7 @@ from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.schedules import Schedule
 from embedding_studio.store.migrate import Former, FormerBatch, FormerEarly, FormerTask
-from embedding_studio.store.mongo_documents import FORMER_COLLECTION
+from embedding_studio.store.mongo import FORMER_COLLECTION, answering
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 Document = dict[str, Any]
@@ -38,7 +38,7 @@ class MongoFormer(Former):
         self._database = database
 
     def tasks(self) -> Iterator[FormerTask]:
-        for found in self._database["tasks"].find(sort=OLDEST_FIRST):
+        for found in self._find("tasks", sort=OLDEST_FIRST):
             yield FormerTask(
                 TASK.validate_python(_with_id(found)),
                 REQUEST.validate_python(found["request"]),
@@ -46,7 +46,8 @@ class MongoFormer(Former):
             )
 
     def batches(self) -> Iterator[FormerBatch]:
-        for found in self._database["batches"].find(sort=[("ordinal", ASCENDING)]):
+        # all at once: copying one may take longer than a server keeps a cursor that waits
+        for found in list(self._find("batches", sort=[("ordinal", ASCENDING)])):
             if found["status"] == "deleting":
                 continue
             is_collecting = found["status"] == BatchStatus.COLLECTING
@@ -60,30 +61,36 @@ class MongoFormer(Former):
 
     def sessions(self, batch_id: str) -> Iterator[Session]:
         of_batch = {"batch_id": ObjectId(batch_id), "is_end": None}
-        for found in self._database["sessions"].find(of_batch, sort=[("number", ASCENDING)]):
+        for found in self._find("sessions", of_batch, sort=[("number", ASCENDING)]):
             yield SESSION.validate_python(found)
 
     def early(self) -> Iterator[FormerEarly]:
-        for found in self._database["early_events"].find(sort=[("_id", ASCENDING)]):
+        for found in self._find("early_events", sort=[("_id", ASCENDING)]):
             event = EVENT.validate_python(found["event"])
             yield FormerEarly(found["project"], found["session_id"], event, found["expires_at"])
 
     def api_keys(self) -> Iterator[ApiKey]:
-        for found in self._database["api_keys"].find(sort=OLDEST_FIRST):
+        for found in self._find("api_keys", sort=OLDEST_FIRST):
             yield KEY.validate_python(_with_id(found))
 
     def schedules(self) -> Iterator[Schedule]:
-        for found in self._database["schedules"].find(sort=OLDEST_FIRST):
+        for found in self._find("schedules", sort=OLDEST_FIRST):
             yield SCHEDULE.validate_python(_with_id(found))
 
     def models(self) -> Iterator[RegisteredModel]:
-        for found in self._database["models"].find():
+        for found in self._find("models"):
             yield MODEL.validate_python(found["document"])
 
+    def _find(self, collection: str, *where: Document, **how: Any) -> Iterator[Document]:
+        with answering():
+            yield from self._database[collection].find(*where, **how)
+
+    @answering()
     def retire(self) -> None:
         names = {*self._database.list_collection_names()}
-        # the one by which the former layout is known comes last: until then all can be repeated
-        for name in (*FORMER_COLLECTIONS, FORMER_COLLECTION):
+        # The one by which the former layout is known comes first: what is left behind by a process
+        # that dies here is in nobody's way.
+        for name in (FORMER_COLLECTION, *FORMER_COLLECTIONS):
             if name in names:
                 self._database[name].rename(f"former.{name}", dropTarget=True)
 

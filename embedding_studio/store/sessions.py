@@ -8,7 +8,6 @@ from typing import Any
 
 from embedding_studio.clickstream import Session, SessionEvent, fresh_events
 from embedding_studio.errors import InvalidInput
-from embedding_studio.store.base import EVENTS_BYTES
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import (
     Document,
@@ -28,6 +27,8 @@ SESSIONS = Kind(
 )
 KINDS = Kind("kinds", indexes=(("project",),))
 """Which `kinds` the sessions of a project have."""
+EVENTS_BYTES = 16 * 1024 * 1024
+"""What the events of a session come to at most; in MongoDB it is all of the session."""
 SESSION = Codec(Session)
 EVENT = Codec(SessionEvent)
 

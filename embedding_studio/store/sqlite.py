@@ -1,305 +1,366 @@
-"""The embedded store: one SQLite file, shared by the API and the workers of one machine."""
+"""Documents in one SQLite file, shared by the threads and processes of one machine.
 
-import secrets
-from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+Each kind is a table of JSON texts, with indexes on what the texts say, and a table of the entries
+of their logs.
+"""
 
-import sqlalchemy as sa
-from pydantic import TypeAdapter
-from sqlalchemy import Connection
-from sqlalchemy.dialects.sqlite import insert as upsert
+import json
+import re
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from embedding_studio.clickstream import Usage
-from embedding_studio.clock import latest_end
-from embedding_studio.store.base import ensure_page, ensure_room, unknown
-from embedding_studio.store.deliveries import TaskDeliveries
-from embedding_studio.store.moves import (
-    TaskMoves,
-    created,
-    ensure_same_request,
-    new_task,
-    to_document,
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from embedding_studio.errors import InvalidInput
+from embedding_studio.store.documents import (
+    Changed,
+    Document,
+    Documents,
+    Entry,
+    Filter,
+    Kind,
+    among,
+    op_of,
 )
-from embedding_studio.store.sqlite_access import SqliteKeys
-from embedding_studio.store.sqlite_clickstream import SqliteClickstream
-from embedding_studio.store.sqlite_file import (
-    task_event_rows,
-    task_rows,
-    worker_rows,
-)
-from embedding_studio.store.sqlite_models import SqliteModels
-from embedding_studio.store.sqlite_schedules import SqliteSchedules
-from embedding_studio.store.sqlite_usage import change_usage, usage_of
-from embedding_studio.store.usage import ensure_within, size_of_request
-from embedding_studio.tasks import (
-    OWNED,
-    TERMINAL,
-    Claim,
-    FineTuningTask,
-    NumberedTaskEvent,
-    TaskEvent,
-    TaskRequest,
-    TaskStatus,
-)
-from embedding_studio.workers import WorkerRecord
+from embedding_studio.store.sqlite_file import SqliteFile
 
-TASK = TypeAdapter(FineTuningTask)
-TASK_EVENT = TypeAdapter(TaskEvent)
-WORKER = TypeAdapter(WorkerRecord)
+MOST = 2**63 - 1
+
+CONDITIONS = {
+    "equal": "{} = ?",
+    "absent": "{} IS NULL",
+    "among": "{} IN (SELECT value FROM json_each(?))",
+    "above": "{} > ?",
+    "up to": "{} <= ?",
+}
+# SQLite's JSON has no words for these, but numbers that are too large
+NOT_FINITE = {"NaN": "9e999", "Infinity": "1e999", "-Infinity": "-1e999"}
+NAN = {"9e999": "nan"}
+STRING_OR_NOT_FINITE = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 
 
-class SqliteStore(
-    TaskMoves, TaskDeliveries, SqliteClickstream, SqliteKeys, SqliteModels, SqliteSchedules
-):
-    def _with_key(self, connection: Connection, idempotency_key: str) -> sa.Row[Any] | None:
-        return connection.execute(
-            sa.select(task_rows).where(
-                task_rows.c.project == self.project,
-                task_rows.c.idempotency_key == idempotency_key,
-            )
-        ).one_or_none()
+class SqliteDocuments(Documents):
+    """Documents in the file that a URL names, as `SqliteFile` takes it."""
 
-    # -- tasks, as their clients see them --------------------------------------------------------
+    def __init__(self, url: str, *, is_migrating: bool = False) -> None:
+        self.file = SqliteFile(url, is_migrating=is_migrating)
+        self._kinds: set[Kind] = set()
 
-    def add_task(
+    def insert(self, kind: Kind, documents: Sequence[Document]) -> list[bool | InvalidInput]:
+        table = self._table(kind)
+        rows = [_row_of(kind, document) for document in documents]
+
+        def work(connection: sqlite3.Connection) -> list[bool | InvalidInput]:
+            return [
+                row if isinstance(row, InvalidInput) else table.insert(connection, row)
+                for row in rows
+            ]
+
+        return self.file.write(work)
+
+    def find(
         self,
-        request: TaskRequest,
-        now: datetime,
-        most_pending: int | None = None,
-        most: Usage | None = None,
-    ) -> tuple[FineTuningTask, bool]:
-        with self._writing() as connection:
-            if request.idempotency_key is not None:
-                row = self._with_key(connection, request.idempotency_key)
-                if row is not None:
-                    ensure_same_request(row.id, row.request, request)
-                    return _task(row), False
-            ensure_room(self._count(connection, TaskStatus.PENDING), most_pending)
-            added = Usage(0, size_of_request(request))
-            ensure_within(self.project, usage_of(connection, self.project), added, most)
-            change_usage(connection, self.project, added)
-            values = {"id": secrets.token_hex(12), **new_task(self.project, request, now)}
-            insert = sa.insert(task_rows).values(values).returning(task_rows)
-            task = _task(connection.execute(insert).one())
-            _add_task_events(connection, task.id, [created(now)])
-            return task, True
-
-    def get_task(self, task_id: str) -> FineTuningTask:
-        with self._reading() as connection:
-            return _get_task(connection, self.project, task_id)
-
-    def find_task(self, idempotency_key: str) -> FineTuningTask | None:
-        with self._reading() as connection:
-            row = self._with_key(connection, idempotency_key)
-        return None if row is None else _task(row)
-
-    def list_tasks(
-        self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
-    ) -> list[FineTuningTask]:
-        size = sa.func.coalesce(sa.func.length(task_rows.c.metadata), 0).label("size")
-        newest = (
-            sa.select(task_rows, size)
-            .where(task_rows.c.project == self.project)
-            .order_by(task_rows.c.created_at.desc(), task_rows.c.arrival.desc())
-        )
-        if status is not None:
-            newest = newest.where(task_rows.c.status == status)
-        with self._reading() as connection:
-            tasks, total = [], 0
-            for row in connection.execute(newest.offset(skip).limit(limit)):
-                ensure_page(total := total + row.size)
-                tasks.append(_task(row))
-            return tasks
-
-    def count_tasks(self, status: TaskStatus) -> int:
-        with self._reading() as connection:
-            return self._count(connection, status)
-
-    def _count(self, connection: Connection, status: TaskStatus) -> int:
-        of_project = sa.and_(task_rows.c.project == self.project, task_rows.c.status == status)
-        count = sa.select(sa.func.count()).select_from(task_rows).where(of_project)
-        return connection.execute(count).scalar_one()
-
-    def waiting_for_batch(self) -> FineTuningTask | None:
-        oldest = (
-            sa.select(task_rows)
-            .where(
-                task_rows.c.project == self.project,
-                task_rows.c.status.in_(sorted(set(TaskStatus) - TERMINAL)),
-                task_rows.c.batch_id.is_(None),
-            )
-            .order_by(task_rows.c.created_at, task_rows.c.arrival)
-            .limit(1)
-        )
-        with self._reading() as connection:
-            row = connection.execute(oldest).one_or_none()
-        return None if row is None else _task(row)
-
-    def list_events(
-        self, task_id: str, after_number: int = 0, limit: int = 100
-    ) -> list[NumberedTaskEvent]:
-        of_task = sa.select(task_event_rows).where(task_event_rows.c.task_id == task_id)
-        page = of_task.where(task_event_rows.c.number > after_number).limit(limit)
-        with self._reading() as connection:
-            _get_task(connection, self.project, task_id)
-            rows = connection.execute(page.order_by(task_event_rows.c.number)).all()
+        kind: Kind,
+        where: Filter,
+        *,
+        sort: Sequence[str] = (),
+        descending: bool = False,
+        skip: int = 0,
+        limit: int | None = None,
+        fields: Collection[str] | None = None,
+    ) -> list[Document]:
+        table, names = self._table(kind), None if fields is None else list(fields)
+        what = "document"
+        if names is not None:  # with a second path it gives a list, however few there are
+            paths = ", ".join(_path(name) for name in [*names, "id"])
+            what = f"json_extract(document, '$.id', {paths})"
+        condition, values = _condition(where)
+        query = f"SELECT {what} FROM {table.name} WHERE {condition}"
+        if sort:
+            direction = " DESC" if descending else ""
+            query += " ORDER BY " + ", ".join(f"{_field(name)}{direction}" for name in sort)
+        query += " LIMIT ? OFFSET ?"
+        rows = self.file.read(query, [*values, -1 if limit is None else limit, skip])
+        if names is None:
+            return [_load(text) for (text,) in rows]
         return [
-            NumberedTaskEvent(row.number, TASK_EVENT.validate_python(row.document)) for row in rows
+            {
+                name: value
+                for name, value in zip(names, _load(text)[1:-1], strict=True)
+                if value is not None
+            }
+            for (text,) in rows
         ]
 
-    def _oldest_claimable(
-        self, now: datetime, skip_methods: frozenset[str]
-    ) -> FineTuningTask | None:
-        is_expired = sa.and_(
-            task_rows.c.status.in_(sorted(OWNED)),
-            sa.or_(
-                task_rows.c.lease_expires_at.is_(None),
-                task_rows.c.lease_expires_at <= now,
-                task_rows.c.lease_expires_at > latest_end(now),
-            ),
-        )
-        oldest = (
-            sa.select(task_rows)
-            .where(
-                sa.or_(task_rows.c.status == TaskStatus.PENDING, is_expired),
-                task_rows.c.fine_tuning_method.not_in(sorted(skip_methods)),
-            )
-            .order_by(task_rows.c.created_at, task_rows.c.arrival)
-            .limit(1)
-        )
-        with self._reading() as connection:
-            row = connection.execute(oldest).one_or_none()
-        return None if row is None else _task(row)
-
-    def tasks_at_work(self) -> list[FineTuningTask]:
-        at_work = sa.select(task_rows).where(task_rows.c.status.in_(sorted(OWNED)))
-        with self._reading() as connection:
-            return [_task(row) for row in connection.execute(at_work)]
-
-    def _oldest_due(self, now: datetime, skip_projects: Collection[str]) -> FineTuningTask | None:
-        # most tasks have ended, and few are due: SQLite would go by the status if not told so
-        has_ended = sa.func.likely(task_rows.c.status.in_(sorted(TERMINAL)))
-        due = (
-            sa.select(task_rows)
-            .where(
-                task_rows.c.delivery_due_at <= now,
-                has_ended,
-                task_rows.c.project.not_in(sorted(skip_projects)),
-            )
-            .order_by(task_rows.c.delivery_due_at, task_rows.c.arrival)
-            .limit(1)
-        )
-        with self._reading() as connection:
-            row = connection.execute(due).one_or_none()
-        return None if row is None else _task(row)
-
-    def _change_delivery(
-        self, seen: FineTuningTask, changes: Mapping[str, Any]
-    ) -> FineTuningTask | None:
-        return self._change_task(
-            changes,
-            (),
-            task_rows.c.id == seen.id,
-            task_rows.c.status == seen.status,
-            task_rows.c.delivery_due_at == seen.delivery_due_at,
-        )
-
-    def _change_seen(
-        self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
-    ) -> FineTuningTask | None:
-        return self._change_task(
-            changes,
-            events,
-            task_rows.c.id == seen.id,
-            task_rows.c.attempt == seen.attempt,
-            task_rows.c.status == seen.status,
-            task_rows.c.lease_expires_at.is_not_distinct_from(seen.lease_expires_at),
-        )
-
-    def _change_owned(
+    def change(
         self,
-        claim: Claim,
-        statuses: Collection[TaskStatus],
-        changes: Mapping[str, Any],
-        *events: TaskEvent,
-        once: bool = False,
-    ) -> FineTuningTask | None:
-        return self._change_task(
-            changes,
-            events,
-            task_rows.c.id == claim.task_id,
-            task_rows.c.attempt == claim.attempt,
-            task_rows.c.status.in_(sorted(statuses)),
-            once=once,
-        )
+        kind: Kind,
+        where: Filter,
+        *,
+        set: Mapping[str, Any] | None = None,  # noqa: A002 - the word for it
+        add: Mapping[str, int] | None = None,
+        append: Sequence[Entry] = (),
+    ) -> Changed | None:
+        table = self._table(kind)
+        condition, values = _condition(where)
+        changes = _checked(kind, set or {})
+        entries = [(entry.key, _dump(entry.value)) for entry in append]
 
-    def _change_task(
-        self,
-        changes: Mapping[str, Any],
-        events: Sequence[TaskEvent],
-        *conditions: sa.ColumnElement[bool],
-        once: bool = False,
-    ) -> FineTuningTask | None:
-        change = sa.update(task_rows).where(*conditions).values(**changes).returning(task_rows)
-        with self._writing() as connection:
-            row = connection.execute(change).one_or_none()
-            if row is None:
+        def work(connection: sqlite3.Connection) -> Changed | None:
+            found = f"SELECT row, document FROM {table.name} WHERE {condition} LIMIT 1"
+            one = connection.execute(found, values).fetchone()
+            if one is None:
                 return None
-            _add_task_events(connection, row.id, events, once)
-        return _task(row)
+            row, document = one[0], _load(one[1])
+            _apply(document, _load(changes), add or {})
+            try:
+                table.replace(connection, row, document)
+            except sqlite3.IntegrityError:  # another has these values of a unique group
+                return None
+            return Changed(document, table.append(connection, row, entries))
 
-    # -- workers ---------------------------------------------------------------------------------
+        return self.file.write(work)
 
-    def record_worker(self, worker: WorkerRecord) -> datetime:
-        values = WORKER.dump_python(worker)
-        with self._writing() as connection:
-            connection.execute(
-                upsert(worker_rows)
-                .values(values)
-                .on_conflict_do_update(index_elements=["worker_id"], set_=values)
-            )
-        return datetime.now(UTC)  # all who share the file share this machine
+    def change_all(self, kind: Kind, where: Filter, set: Mapping[str, Any]) -> int:  # noqa: A002
+        table = self._table(kind)
+        condition, values = _condition(where)
+        changed, new = "document", []
+        for name, value in _load(_checked(kind, set)).items():
+            if value is None:
+                changed = f"json_remove({changed}, {_path(name)})"
+            else:
+                changed = f"json_set({changed}, {_path(name)}, json(?))"
+                new.append(_dump(value))
+        # a row that would break a unique group is left as it is
+        change = f"UPDATE OR IGNORE {table.name} SET document = {changed} WHERE {condition}"
+        return self.file.write(
+            lambda connection: connection.execute(change, [*new, *values]).rowcount
+        )
 
-    def list_workers(self, seen_after: datetime) -> list[WorkerRecord]:
-        seen = sa.select(worker_rows).where(worker_rows.c.seen_at > seen_after)
-        with self._reading() as connection:
-            rows = connection.execute(seen.order_by(worker_rows.c.worker_id))
-            return [WORKER.validate_python(row._asdict()) for row in rows]
+    def logs(
+        self, kind: Kind, ids: Collection[str], *, after: int = 0, limit: int | None = None
+    ) -> dict[str, list[Any]]:
+        table = self._table(kind)
+        condition, values = _condition({"id": among(ids)})
+        query = (
+            f"SELECT id, value FROM {table.name} AS one LEFT JOIN {table.log} AS entry "
+            "ON entry.row = one.row AND number > ? AND number <= ? "
+            f"WHERE {condition} ORDER BY one.row, number"
+        )
+        last = MOST if limit is None else after + limit
+        found: dict[str, list[Any]] = {}
+        for one, value in self.file.read(query, [after, last, *values]):
+            log = found.setdefault(one, [])
+            if value is not None:
+                log.append(_load(value))
+        return found
 
-    def remove_worker(self, worker_id: str) -> None:
-        with self._writing() as connection:
-            connection.execute(sa.delete(worker_rows).where(worker_rows.c.worker_id == worker_id))
+    def count(self, kind: Kind, where: Filter) -> int:
+        table = self._table(kind)
+        condition, values = _condition(where)
+        query = f"SELECT count(*) FROM {table.name} WHERE {condition}"
+        ((count,),) = self.file.read(query, values)
+        return int(count)
+
+    def delete(self, kind: Kind, where: Filter) -> int:
+        table = self._table(kind)
+        condition, values = _condition(where)
+
+        def work(connection: sqlite3.Connection) -> int:
+            leaving = f"SELECT row FROM {table.name} WHERE {condition}"
+            connection.execute(f"DELETE FROM {table.log} WHERE row IN ({leaving})", values)
+            return connection.execute(
+                f"DELETE FROM {table.name} WHERE {condition}", values
+            ).rowcount
+
+        return self.file.write(work)
+
+    def ping(self) -> int:
+        self.file.ping()
+        return time.time_ns() // 1_000_000  # all who share the file share this machine
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _table(self, kind: Kind) -> "_Table":
+        """Return the tables of a kind, which are there with all their indexes."""
+        table = _Table(kind)
+        if kind not in self._kinds:
+            present = {name for (name,) in self.file.read("SELECT name FROM sqlite_master", [])}
+            missing = [text for name, text in table.definitions() if name not in present]
+            if missing:
+                self.file.write(lambda connection: [connection.execute(text) for text in missing])
+            self._kinds.add(kind)
+        return table
 
 
-def _add_task_events(
-    connection: Connection, task_id: str, events: Sequence[TaskEvent], once: bool = False
-) -> None:
-    if not events:
-        return
-    of_task = task_event_rows.c.task_id == task_id
-    last = connection.scalar(sa.select(sa.func.max(task_event_rows.c.number)).where(of_task)) or 0
-    documents = [to_document(event) for event in events]
-    if once:
-        is_same = task_event_rows.c.document.in_(documents)
-        known = connection.scalars(sa.select(task_event_rows.c.document).where(of_task, is_same))
-        there = known.all()
-        documents = [document for document in documents if document not in there]
-    rows = [
-        {"task_id": task_id, "number": number, "document": document}
-        for number, document in enumerate(documents, start=last + 1)
-    ]
-    if rows:
-        connection.execute(sa.insert(task_event_rows), rows)
+class _Row(NamedTuple):
+    """A document as its table has it."""
+
+    id: str
+    document: str
+    #: of its log: keys and values
+    entries: list[tuple[str | None, str]]
 
 
-def _task(row: sa.Row[Any]) -> FineTuningTask:
-    return TASK.validate_python(row._asdict())
+class _Table:
+    """The table of a kind and the one of its logs; a log's entries are numbered from 1."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self.name = f'"{kind.name} documents"'
+        self.log = f'"{kind.name} log"'
+
+    def definitions(self) -> Iterator[tuple[str, str]]:
+        """Give what makes these tables and their indexes, by their names."""
+        name = self._kind.name
+        yield (
+            f"{name} documents",
+            f"CREATE TABLE IF NOT EXISTS {self.name} "
+            "(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document TEXT NOT NULL)",
+        )
+        yield (
+            f"{name} log",
+            f"CREATE TABLE IF NOT EXISTS {self.log} (row INTEGER NOT NULL, number INTEGER NOT NULL,"
+            " key TEXT, value TEXT NOT NULL, PRIMARY KEY (row, number)) WITHOUT ROWID",
+        )
+        yield (
+            f"{name} log keys",
+            f'CREATE UNIQUE INDEX IF NOT EXISTS "{name} log keys" ON {self.log} (row, key) '
+            "WHERE key IS NOT NULL",
+        )
+        for word, groups in (("UNIQUE INDEX", self._kind.unique), ("INDEX", self._kind.indexes)):
+            for group in groups:
+                index = f"{name} {word.lower()}: {', '.join(group)}"
+                fields = ", ".join(_field(field) for field in group)
+                yield (
+                    index,
+                    f'CREATE {word} IF NOT EXISTS "{index}" ON {self.name} ({fields})',
+                )
+
+    def insert(self, connection: sqlite3.Connection, row: _Row) -> bool:
+        inserted = connection.execute(
+            f"INSERT INTO {self.name} (id, document) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            (row.id, row.document),
+        )
+        if inserted.rowcount == 0:
+            return False
+        assert inserted.lastrowid is not None
+        self._append(connection, inserted.lastrowid, 0, row.entries)
+        return True
+
+    def replace(self, connection: sqlite3.Connection, row: int, document: Document) -> None:
+        change = f"UPDATE {self.name} SET document = ? WHERE row = ?"
+        connection.execute(change, (_dump(document), row))
+
+    def append(
+        self, connection: sqlite3.Connection, row: int, entries: Sequence[tuple[str | None, str]]
+    ) -> int:
+        if not entries:
+            return 0
+        query = f"SELECT coalesce(max(number), 0) FROM {self.log} WHERE row = ?"
+        ((last,),) = connection.execute(query, (row,)).fetchall()
+        return self._append(connection, row, last, entries)
+
+    def _append(
+        self,
+        connection: sqlite3.Connection,
+        row: int,
+        last: int,
+        entries: Iterable[tuple[str | None, str]],
+    ) -> int:
+        number = last
+        for key, value in entries:
+            number += connection.execute(
+                f"INSERT INTO {self.log} VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (row, number + 1, key, value),
+            ).rowcount
+        return number - last
 
 
-def _get_task(connection: Connection, project: str, task_id: str) -> FineTuningTask:
-    found = sa.select(task_rows).where(task_rows.c.project == project, task_rows.c.id == task_id)
-    row = connection.execute(found).one_or_none()
-    if row is None:
-        raise unknown("fine-tuning task", task_id)
-    return _task(row)
+def _row_of(kind: Kind, document: Document) -> _Row | InvalidInput:
+    fields = dict(document)
+    log = fields.pop("log", [])
+    try:
+        entries = [(entry.key, _dump(entry.value)) for entry in log]
+        for key, _ in entries:
+            (key or "").encode()
+        present = {name: value for name, value in fields.items() if value is not None}
+        return _Row(document["id"], _checked(kind, present), entries)
+    except InvalidInput as refusal:
+        return refusal
+    except UnicodeEncodeError as error:
+        return _refusal(error)
+
+
+def _checked(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """Return fields as text. Raises InvalidInput if they cannot be stored, or not be found."""
+    for group in (("id",), *kind.unique, *kind.indexes):
+        for name in group:
+            value = fields.get(name)
+            if isinstance(value, str) and "\0" in value:
+                raise InvalidInput(f"SQLite cannot look up a NUL, as in {name} {value!r}")
+            if isinstance(value, int) and not -MOST <= value <= MOST:
+                raise InvalidInput(f"SQLite cannot look up a number of over 64 bits, as {name} is")
+    return _dump(fields)
+
+
+def _refusal(error: Exception) -> InvalidInput:
+    return InvalidInput(f"SQLite cannot store this: {error}")
+
+
+def _dump(value: Any) -> str:
+    try:
+        text = to_json(value).decode()
+    except (PydanticSerializationError, UnicodeEncodeError) as error:
+        raise _refusal(error) from error
+    if "NaN" in text or "Infinity" in text:
+        return STRING_OR_NOT_FINITE.sub(lambda found: NOT_FINITE.get(found[0], found[0]), text)
+    return text
+
+
+def _load(text: str) -> Any:
+    if "9e999" not in text:
+        try:
+            return from_json(text)
+        except ValueError:  # nested deeper than it goes
+            pass
+    return json.loads(text, parse_float=lambda digits: float(NAN.get(digits, digits)))
+
+
+def _apply(document: Document, changes: Mapping[str, Any], add: Mapping[str, int]) -> None:
+    """Set fields of a document, and add to its numbers."""
+    for name, value in changes.items():
+        if value is None:
+            document.pop(name, None)
+        else:
+            document[name] = value
+    for name, number in add.items():
+        *path, last = name.split(".")
+        parent = document
+        for part in path:
+            parent = parent.setdefault(part, {})
+        parent[last] = parent.get(last, 0) + number
+
+
+def _condition(where: Filter) -> tuple[str, list[Any]]:
+    """Return a filter as an SQL condition, and its values."""
+    conditions, values = ["true"], []
+    for name, condition in where.items():
+        word, value = op_of(condition)
+        conditions.append(CONDITIONS[word].format(_field(name)))
+        if word == "among":  # what has a NUL is nobody's, but json_each would cut it off there
+            value = _dump([one for one in value if not (isinstance(one, str) and "\0" in one)])
+        if word != "absent":
+            values.append(value)
+    return " AND ".join(conditions), values
+
+
+def _path(name: str) -> str:
+    return f"'$.\"{name}\"'"
+
+
+def _field(name: str) -> str:
+    return "id" if name == "id" else f"json_extract(document, {_path(name)})"

@@ -14,7 +14,7 @@ from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.schedules import Schedule
 from embedding_studio.store.migrate import Former, FormerBatch, FormerEarly, FormerTask
-from embedding_studio.store.sqlite_transactions import SqliteFile
+from embedding_studio.store.sqlite_file import SqliteFile
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 Row = dict[str, Any]

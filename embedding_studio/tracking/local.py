@@ -33,8 +33,8 @@ def speed_up(tracking_uri: str, artifacts_folder: Path) -> Callable[[], None]:
         return lambda: None
     # each keeps one engine for all of its instances: those that MLflow's clients use
     engines = (
-        TrackingStore(tracking_uri, str(artifacts_folder)).engine,
-        RegistryStore(tracking_uri).engine,
+        TrackingStore(tracking_uri, str(artifacts_folder)).engine,  # type: ignore[no-untyped-call]
+        RegistryStore(tracking_uri).engine,  # type: ignore[no-untyped-call]
     )
     for engine in engines:
         if not sa.event.contains(engine, "connect", _relax):

@@ -7,7 +7,8 @@ from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
-from embedding_studio.store import Store, open_store
+from embedding_studio.store import Store
+from embedding_studio.store.memory import MemoryDocuments
 from tests.api.samples import Clock
 
 
@@ -23,7 +24,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def store(settings: Settings) -> Iterator[Store]:
-    with closing(open_store(settings.resolved_store_url)) as store:
+    with closing(Store(MemoryDocuments())) as store:
         yield store
 
 

@@ -1,14 +1,15 @@
 from datetime import timedelta
 from typing import Any
 
+import mongomock
 import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
+from embedding_studio.store.mongo import MongoDocuments
 from tests.api.samples import START, Clock, event_json, session_json
-from tests.contracts.store_backends import MongomockBackend
 
 NOW = int(START.timestamp())
 
@@ -389,7 +390,8 @@ def test_one_item_that_the_store_refuses_costs_only_itself(settings: Settings) -
     roomy = settings.replaced(max_body_mb=64, max_meta_bytes=2**25)
     large = session_json("large", search_meta={"text": "x" * 17_000_000})
     items = [session_json("a"), large, session_json("b")]
-    app = create_app(MongomockBackend().open(), roomy, Clock())
+    client: Any = mongomock.MongoClient()
+    app = create_app(Store(MongoDocuments("mongodb://nowhere", client)), roomy, Clock())
     with TestClient(app, base_url="http://studio/api/v1") as api:
         answer = api.post("/clickstream/sessions", json={"sessions": items})
         outcomes = answer.json()["sessions"]

@@ -18,7 +18,8 @@ from embedding_studio.keys import ApiKey, Scope, make_key
 from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import Claim, TaskRequest, TaskStatus
+from embedding_studio.store.tasks import Tasks
+from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus
 from tests.api.samples import (
     METHOD,
     START,
@@ -207,10 +208,10 @@ def ids(store: Store, tmp_path: Path) -> Ids:
     """Project a: a released batch, sessions collecting, a task that was stopped with a model."""
     a = store.in_project("a")
     session = Session("old", SECRET, (SearchResult("shoe-1"),), START)
-    a.register_sessions([session], START)
-    batch_id = a.release_batch("r", START).batch_id
-    a.register_sessions([replace(session, session_id="s")], START)
-    task, _ = a.add_task(TaskRequest(METHOD, batch_id, idempotency_key="key"), START)
+    a.clickstream.register([session], START)
+    batch_id = a.clickstream.release("r", START).batch_id
+    a.clickstream.register([replace(session, session_id="s")], START)
+    task, _ = a.tasks.add(TaskRequest(METHOD, batch_id, idempotency_key="key"), START)
     finish_with_model(a, str(tmp_path / "model"), write_model(tmp_path / "model"))
     store.tasks.finish(Claim(task.id, 1, "worker-1"), START, TaskStatus.ERROR, SECRET)
     schedule = Schedule(
@@ -225,13 +226,13 @@ def everything(store: Store, ids: Ids) -> list[Any]:
     """Return all that project a holds."""
     a = store.in_project("a")
     return [
-        a.get_session("s"),
-        a.read_batch(ids.batch_id, 0, 10),
-        a.collecting_batch(),
-        a.list_tasks(),
-        a.list_events(ids.task_id),
-        a.list_schedules(),
-        a.find_model(METHOD),
+        a.clickstream.get("s"),
+        a.clickstream.read(ids.batch_id, 0, 10),
+        a.clickstream.collecting_batch(),
+        a.tasks.page(),
+        a.tasks.events(ids.task_id),
+        a.schedules.all(),
+        a.models.find(METHOD),
     ]
 
 
@@ -427,7 +428,7 @@ def test_a_known_key_is_not_asked_for_again(
     def fail(*_: object) -> None:
         raise StoreUnavailable("the database went away")
 
-    monkeypatch.setattr(store, "list_keys", fail)
+    monkeypatch.setattr(store.keys, "all", fail)
     assert api.get("/fine-tuning/task").status_code == 200
     _, unknown = make_key("x", [Scope.READ], "default", START)
     clock.now += timedelta(seconds=1)
@@ -450,7 +451,7 @@ def test_what_is_wrong_with_the_installation_is_for_admins(
         raise StoreUnavailable("/data/store.db is gone")
 
     texts = [add_key(store, scope)[1] for scope in (Scope.ADMIN, Scope.READ)]
-    monkeypatch.setattr(type(store), "list_tasks", fail)
+    monkeypatch.setattr(Tasks, "page", fail)
     told, untold = (connect(text).get("/fine-tuning/task") for text in texts)
     assert told.status_code == untold.status_code == 503
     assert told.json() == {"detail": "/data/store.db is gone"}
@@ -475,7 +476,7 @@ def test_guessing_makes_the_store_work_once_a_second(
         looks.append(1)
         return list_keys()
 
-    monkeypatch.setattr(store, "list_keys", look)
+    monkeypatch.setattr(store.keys, "all", look)
     for second in range(1, 4):
         guesses = [make_key("x", [Scope.READ], "default", START)[1] for _ in range(20)]
         for guess in [*guesses, text[:-1] + "?", text[:-1] + ("A" if text[-1] != "A" else "B")]:
@@ -503,15 +504,16 @@ def test_a_followed_history_ends_with_the_key(
     claim(store)
     asked: list[str] = []
 
-    class Watched(type(store)):  # type: ignore[misc]
-        def get_task(self, task_id: str) -> Any:
-            asked.append(task_id)
-            if len(asked) == 3:
-                store.keys.end(key.id, revoked_at=START)
-                clock.now += timedelta(seconds=5)
-            return super().get_task(task_id)
+    get = Tasks.get
 
-    monkeypatch.setattr(store, "__class__", Watched)
+    def watched_get(tasks: Tasks, task_id: str) -> FineTuningTask:
+        asked.append(task_id)
+        if len(asked) == 3:
+            store.keys.end(key.id, revoked_at=START)
+            clock.now += timedelta(seconds=5)
+        return get(tasks, task_id)
+
+    monkeypatch.setattr(Tasks, "get", watched_get)
     stream = api.get(
         f"/fine-tuning/task/{task['id']}/events", headers={"Accept": "text/event-stream"}
     )

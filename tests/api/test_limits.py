@@ -14,6 +14,7 @@ from embedding_studio.errors import ConfigurationError
 from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
+from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.tasks import Claim
 from tests.api.samples import METHOD, START, Clock, claim, event_json, record_worker, session_json
 
@@ -194,7 +195,7 @@ def test_calls_of_one_key_that_take_long_hold_up_no_other(
         may_go_on.wait(60)
         return 0
 
-    monkeypatch.setattr(type(store), "count_clicked_sessions", count)
+    monkeypatch.setattr(Clickstream, "count_clicked", count)
     app = create_app(store, settings, Clock())
 
     async def ask() -> tuple[int, set[int]]:

@@ -171,8 +171,8 @@ def test_a_silent_store_is_503(
     def fail(*_: object) -> None:
         raise StoreUnavailable("the database went away")
 
-    for name in ("ping", "list_workers", "list_tasks"):
-        monkeypatch.setattr(store, name, fail)
+    for noun, call in ((store, "ping"), (store.workers, "seen"), (store.tasks, "page")):
+        monkeypatch.setattr(type(noun), call, fail)
     response = api.get("/health")
     assert response.status_code == 503
     assert "went away" in response.json()["store"]["detail"]

@@ -354,9 +354,9 @@ def test_a_concurrent_post_of_the_key_may_take_the_batch(
 ) -> None:
     """A post that finds the batch gone because its twin's task has it gets that task, not 409."""
 
-    def twin_was_faster() -> None:
+    def twin_was_faster(_: object) -> None:
         store.tasks.add(TaskRequest(METHOD, idempotency_key="k-1"), START)
         store.clickstream.release("twin", START)
 
-    monkeypatch.setattr(store, "collecting_batch", twin_was_faster)
+    monkeypatch.setattr(type(store.clickstream), "collecting_batch", twin_was_faster)
     assert create(api, idempotency_key="k-1")["id"] == only_task(store).id

@@ -14,18 +14,16 @@ PROCESSES = 3
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+def backend(request: pytest.FixtureRequest) -> Backend:
     """An empty database of each kind."""
-    backend = make_backend(request.param, request)
-    yield backend
-    backend.drop()
+    return make_backend(request.param, request)
 
 
 @pytest.fixture
 def shared(backend: Backend) -> Backend:
-    """A database that threads and processes may share."""
+    """A database that other processes may share."""
     if not backend.is_shared:
-        pytest.skip("mongomock lives in one process and is not atomic between threads")
+        pytest.skip("what is in memory lives in one process")
     return backend
 
 

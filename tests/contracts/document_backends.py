@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from embedding_studio.store.documents import Documents, Entry, Kind
-from embedding_studio.store.sqlite_documents import SqliteDocuments
+from embedding_studio.store.sqlite import SqliteDocuments
 from tests.contracts.store_processes import START_SECONDS
 
 THINGS = Kind(
@@ -33,7 +33,7 @@ class Place:
 def open_documents(url: str) -> Documents:
     if url.startswith("sqlite"):
         return SqliteDocuments(url)
-    from embedding_studio.store.mongo_documents import MongoDocuments
+    from embedding_studio.store.mongo import MongoDocuments
 
     return MongoDocuments(url)
 

@@ -1,41 +1,31 @@
-"""The databases that the store's contract is held against, and how each is opened and broken."""
+"""The databases that the store's contract is held against, and how each is watched and broken."""
 
 import os
-import secrets
-import sqlite3
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from functools import partial, partialmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal, cast
 
 import mongomock
 import mongomock.collection
-import pymongo
 import pytest
-import sqlalchemy as sa
-from pymongo.errors import AutoReconnect, OperationFailure
 from pymongo.monitoring import CommandListener, CommandStartedEvent
-from sqlalchemy.engine.default import DefaultDialect
 
-from embedding_studio.store import Store, open_store
-from embedding_studio.store.mongo import MongoStore
+from embedding_studio.errors import StoreUnavailable
+from embedding_studio.store import Store
+from embedding_studio.store.documents import Documents
+from embedding_studio.store.memory import MemoryDocuments
+from embedding_studio.store.mongo import MongoDocuments
+from tests.contracts.document_backends import Place, mongo_place, sqlite_place
 
 MONGO_VARIABLE = "ES_TEST_MONGO_URL"
-BACKENDS = ["sqlite", "mongomock", "secantus"]
+BACKENDS = ["memory", "sqlite", "secantus"]
 if os.environ.get(MONGO_VARIABLE):
     BACKENDS.append("mongodb")
 
-WRITES = (
-    "bulk_write",
-    "find_one_and_update",
-    "insert_many",
-    "insert_one",
-    "replace_one",
-    "update_one",
-)
+WRITES = ("insert", "change", "change_all", "delete", "ping")
+READS = ("find", "logs", "count")
+MADE_OF_THEM = ("insert_one", "find_one", "each")
 
 Moment = Literal["before", "halfway", "after"]
 
@@ -43,10 +33,9 @@ Moment = Literal["before", "halfway", "after"]
 class Failure:
     """Breaks the n-th write of a store: before or after it takes effect, or halfway through."""
 
-    def __init__(self, nth: int, moment: Moment, error: Exception) -> None:
+    def __init__(self, nth: int, moment: Moment) -> None:
         self.left = nth
         self.moment = moment
-        self.error = error
 
     @property
     def happened(self) -> bool:
@@ -60,7 +49,7 @@ class Failure:
             write()
         elif self.moment == "halfway":
             half()
-        raise self.error
+        raise StoreUnavailable("connection reset")
 
 
 class Interruption:
@@ -85,203 +74,116 @@ class Interruption:
             self.is_running = False
 
 
-class Backend(ABC):
-    """One database, empty at first. url: what `open_store` takes."""
+class Watched:
+    """Documents of which each call goes through a backend's `around`."""
 
-    url: str
-    is_shared = True  # by threads and processes
-    can_slice = True  # a list within a document, leaving its other fields
-    is_bounded = True  # no document is larger than 16 MB
+    def __init__(self, documents: Documents, backend: "Backend") -> None:
+        self._documents = documents
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MADE_OF_THEM:
+            return lambda *given, **named: getattr(Documents, name)(self, *given, **named)
+        call = getattr(self._documents, name)
+        if name not in WRITES + READS:
+            return call
+        return lambda *given, **named: self._backend.around(name, call, *given, **named)
+
+
+class Backend:
+    """One database, empty at first."""
+
+    def __init__(self, make: Callable[[], Place]) -> None:
+        self._make = make
+        self._place = make()
+        self._around: Callable[..., Any] | None = None
+
+    @property
+    def url(self) -> str:
+        """What `open_store` takes; of a database that other processes can open."""
+        assert self._place.url is not None
+        return self._place.url
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can open it."""
+        return self._place.url is not None
 
     def open(self) -> Store:
-        return open_store(self.url)
+        return Store(cast(Documents, Watched(self._place.open(), self)))
 
-    @abstractmethod
     def another(self) -> "Backend":
         """Return one more empty database of this kind."""
+        return Backend(self._make)
 
-    @abstractmethod
-    def unreachable_url(self, folder: Path) -> str:
-        """Return the URL of a database of this kind that does not answer."""
+    def around(self, name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if self._around is None:
+            return call(*given, **named)
+        return self._around(name, call, *given, **named)
 
-    @abstractmethod
-    def counted(self) -> AbstractContextManager[tuple[Store, list[str]]]:
-        """Give a store and a list that grows with every query that is sent."""
+    @contextmanager
+    def _calling(self, around: Callable[..., Any]) -> Iterator[None]:
+        self._around = around
+        try:
+            yield
+        finally:
+            self._around = None
 
-    @abstractmethod
-    def failing(self, nth: int, moment: Moment) -> AbstractContextManager[Failure]:
+    @contextmanager
+    def counted(self) -> Iterator[tuple[Store, list[str]]]:
+        """Give a store and a list that grows with every call that is made."""
+        calls: list[str] = []
+
+        def around(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            calls.append(name)
+            return call(*given, **named)
+
+        store = self.open()
+        with self._calling(around):
+            yield store, calls
+        store.close()
+
+    @contextmanager
+    def failing(self, nth: int, moment: Moment) -> Iterator[Failure]:
         """Have the n-th write within fail."""
+        failure = Failure(nth, moment)
 
-    @abstractmethod
-    def refusing(self) -> AbstractContextManager[None]:
+        def around(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            if name not in WRITES:
+                return call(*given, **named)
+
+            def half() -> None:
+                if name == "insert" and len(given[1]) > 1:
+                    call(given[0], given[1][: len(given[1]) // 2])
+
+            return failure.around(lambda: call(*given, **named), half)
+
+        with self._calling(around):
+            yield failure
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
         """Have every write within be refused, as with a full disk."""
 
-    @abstractmethod
-    def interrupted(
-        self, nth: int, action: Callable[[], Any]
-    ) -> AbstractContextManager[Interruption]:
-        """Have the action come before the n-th step within.
+        def around(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            if name in WRITES:
+                raise StoreUnavailable("there is no space left on the device")
+            return call(*given, **named)
 
-        Steps are SQLite's transactions, MongoDB's writes and, where it costs no time, its reads.
-        """
-
-    @abstractmethod
-    def forget_usage(self, store: Any) -> None:
-        """Make the database one of before it was counted what projects hold."""
-
-    @abstractmethod
-    def drop(self) -> None:
-        """Remove the database."""
-
-
-@contextmanager
-def listening(event: str, listener: Callable[..., None]) -> Iterator[None]:
-    """Have SQLAlchemy tell the listener about every engine's events of that name."""
-    sa.event.listen(sa.Engine, event, listener)
-    try:
-        yield
-    finally:
-        sa.event.remove(sa.Engine, event, listener)
-
-
-class SqliteBackend(Backend):
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = f"sqlite:///{folder / 'new' / 'store.db'}"
-
-    def another(self) -> "SqliteBackend":
-        return SqliteBackend(self._folder / secrets.token_hex(6))
-
-    def unreachable_url(self, folder: Path) -> str:
-        (folder / "broken.db").write_bytes(b"this is not a database" * 100)
-        return f"sqlite:///{folder / 'broken.db'}"
-
-    @contextmanager
-    def counted(self) -> Iterator[tuple[Store, list[str]]]:
-        queries: list[str] = []
-
-        def count(connection: object, cursor: object, statement: str, *rest: object) -> None:
-            queries.append(statement)
-
-        with closing(self.open()) as store, listening("before_cursor_execute", count):
-            yield store, queries
-
-    @contextmanager
-    def interrupted(self, nth: int, action: Callable[[], Any]) -> Iterator[Interruption]:
-        interruption = Interruption(nth, action)
-
-        def begin(connection: object) -> None:
-            interruption.step()
-
-        with listening("begin", begin):
-            yield interruption
-
-    @contextmanager
-    def failing(self, nth: int, moment: Moment) -> Iterator[Failure]:
-        failure = Failure(nth, moment, sqlite3.OperationalError("disk I/O error"))
-        with pytest.MonkeyPatch.context() as patch:
-            commit = DefaultDialect.do_commit
-
-            def do_commit(dialect: DefaultDialect, connection: Any) -> None:
-                write = partial(commit, dialect, connection)
-                failure.around(write, half=lambda: None)
-
-            patch.setattr(DefaultDialect, "do_commit", do_commit)
-            yield failure
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        def begin(connection: sa.Connection) -> None:
-            if "begin" in connection.get_execution_options():  # to write
-                full = sqlite3.OperationalError("database or disk is full")
-                raise sa.exc.OperationalError("BEGIN IMMEDIATE", {}, full)
-
-        with listening("begin", begin):
-            yield
-
-    def forget_usage(self, store: Any) -> None:
-        with store._writing() as connection:
-            connection.exec_driver_sql("DELETE FROM usage")
-            connection.exec_driver_sql("UPDATE batches SET bytes = 0")
-
-    def drop(self) -> None:
-        pass  # pytest removes the folder
-
-
-class MongoBackend(Backend):
-    def __init__(self, server_url: str) -> None:
-        self._server_url = server_url
-        parts = urlsplit(server_url)
-        self._database = f"test_{secrets.token_hex(6)}"
-        self.url = parts._replace(path=f"/{self._database}").geturl()
-
-    def another(self) -> "MongoBackend":
-        return MongoBackend(self._server_url)
-
-    def unreachable_url(self, folder: Path) -> str:
-        return "mongodb://127.0.0.1:1/nothing?serverSelectionTimeoutMS=100"
-
-    @contextmanager
-    def counted(self) -> Iterator[tuple[Store, list[str]]]:
-        listener = QueryListener()
-        client = pymongo.MongoClient[dict[str, Any]](self.url, event_listeners=[listener])
-        with closing(MongoStore(self.url, client)) as store:
-            yield store, listener.queries
-
-    collection_class: Any = pymongo.collection.Collection
-    interruptible: tuple[str, ...] = WRITES
-
-    @contextmanager
-    def failing(self, nth: int, moment: Moment) -> Iterator[Failure]:
-        failure = Failure(nth, moment, AutoReconnect("connection reset"))
-
-        def around(real: Any, collection: Any, first: Any, *rest: Any, **options: Any) -> Any:
-            def half() -> None:
-                if isinstance(first, list) and len(first) > 1:
-                    real(collection, first[: len(first) // 2], *rest, **options)
-
-            return failure.around(lambda: real(collection, first, *rest, **options), half)
-
-        with self._wrapped(WRITES, around):
-            yield failure
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        def refuse(*arguments: Any, **options: Any) -> Any:
-            raise OperationFailure("there is no space left on the device", 14031)
-
-        with self._wrapped(WRITES, refuse):
+        with self._calling(around):
             yield
 
     @contextmanager
     def interrupted(self, nth: int, action: Callable[[], Any]) -> Iterator[Interruption]:
+        """Have the action come before the n-th call within."""
         interruption = Interruption(nth, action)
 
-        def around(real: Any, *arguments: Any, **options: Any) -> Any:
+        def around(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
             interruption.step()
-            return real(*arguments, **options)
+            return call(*given, **named)
 
-        with self._wrapped(self.interruptible, around):
+        with self._calling(around):
             yield interruption
-
-    @contextmanager
-    def _wrapped(self, names: Sequence[str], around: Callable[..., Any]) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in names:
-                patch.setattr(
-                    self.collection_class,
-                    name,
-                    partialmethod(partial(around, getattr(self.collection_class, name))),
-                )
-            yield
-
-    def forget_usage(self, store: Any) -> None:
-        store._usage.delete_many({})
-        store._batches.update_many({}, {"$unset": {"bytes": 1}})
-
-    def drop(self) -> None:
-        with pymongo.MongoClient[dict[str, Any]](self.url) as client:
-            client.drop_database(self._database)
 
 
 BulkOperationBuilder: Any = mongomock.collection.BulkOperationBuilder
@@ -296,32 +198,9 @@ def add_update_without_sort(builder: Any, *rest: Any, sort: None, **options: Any
 BulkOperationBuilder.add_update = add_update_without_sort
 
 
-class MongomockBackend(MongoBackend):
-    is_shared = False
-    can_slice = False
-    is_bounded = False
-    collection_class = mongomock.collection.Collection
-    interruptible = (*WRITES, "find")
-
-    def __init__(self) -> None:
-        super().__init__("mongodb://nowhere")
-        self._client: Any = mongomock.MongoClient()
-
-    def another(self) -> "MongomockBackend":
-        return MongomockBackend()
-
-    def open(self) -> Store:
-        return MongoStore(self.url, self._client)
-
-    @contextmanager
-    def counted(self) -> Iterator[tuple[Store, list[str]]]:
-        pytest.skip("mongomock has no command listeners")
-
-    def drop(self) -> None:
-        pass
-
-
 class QueryListener(CommandListener):
+    """Keeps the names of the commands that a client sends."""
+
     def __init__(self) -> None:
         self.queries: list[str] = []
 
@@ -336,10 +215,26 @@ class QueryListener(CommandListener):
 
 
 def make_backend(name: str, request: pytest.FixtureRequest) -> Backend:
-    if name == "sqlite":
-        return SqliteBackend(request.getfixturevalue("tmp_path"))
+    if name == "memory":
+
+        def make() -> Place:
+            documents = MemoryDocuments()
+            return Place(lambda: documents)
+
+        return Backend(make)
     if name == "mongomock":
-        return MongomockBackend()
-    if name == "secantus":
-        return MongoBackend(request.getfixturevalue("secantus_url"))
-    return MongoBackend(os.environ[MONGO_VARIABLE])
+        # where a database per example would take a server seconds
+
+        def make_mock() -> Place:
+            client = cast(Any, mongomock.MongoClient())
+            documents = MongoDocuments("mongodb://mock/store", client)
+            return Place(lambda: documents)
+
+        return Backend(make_mock)
+    if name == "sqlite":
+        folder: Path = request.getfixturevalue("tmp_path")
+        numbers = iter(range(10**6))
+        return Backend(lambda: sqlite_place(folder / str(next(numbers))))
+    is_test_server = name == "secantus"
+    url = request.getfixturevalue("secantus_url") if is_test_server else os.environ[MONGO_VARIABLE]
+    return Backend(lambda: mongo_place(url))

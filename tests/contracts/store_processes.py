@@ -1,18 +1,22 @@
 """What the store's contract has other processes do; kept light, for each of them imports it."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from multiprocessing.synchronize import Barrier
+from typing import TypeVar
 
-from embedding_studio.clickstream import SearchResult, Session, SessionEvent
+from embedding_studio.clickstream import NumberedSession, SearchResult, Session, SessionEvent
 from embedding_studio.errors import NotFound
 from embedding_studio.store import Store, open_store
-from embedding_studio.store.base import Registered
+from embedding_studio.store.clickstream import Registered
 from embedding_studio.tasks import TaskRequest
 
+Result = TypeVar("Result")
 NOW = datetime(2024, 5, 1, 12, 0, 0, tzinfo=UTC)
 START_SECONDS = 60.0
 
@@ -42,6 +46,38 @@ def register(store: Store, sessions: Sequence[Session]) -> list[Registered]:
         assert isinstance(answer, Registered), answer
         kept.append(answer)
     return kept
+
+
+def batch_of(store: Store, session_id: str) -> str:
+    return store.clickstream.append_events(session_id, []).batch_id
+
+
+def read_all(store: Store, batch_id: str) -> list[NumberedSession]:
+    found: list[NumberedSession] = []
+    while page := store.clickstream.read(batch_id, found[-1].number if found else 0, 10_000):
+        found += page
+    return found
+
+
+def number_of(store: Store, session_id: str) -> int:
+    found = read_all(store, batch_of(store, session_id))
+    return next(one.number for one in found if one.session.session_id == session_id)
+
+
+def assert_gapless(store: Store, batch_ids: Sequence[str]) -> list[str]:
+    """Return the ids of all sessions in those batches, each of which numbers them 1..n."""
+    session_ids: list[str] = []
+    for batch_id in batch_ids:
+        members = read_all(store, batch_id)
+        assert [member.number for member in members] == list(range(1, len(members) + 1))
+        assert store.clickstream.get_batch(batch_id).session_count == len(members)
+        session_ids += [member.session.session_id for member in members]
+    assert max(Counter(session_ids).values()) == 1
+    return session_ids
+
+
+def results_of(futures: Sequence[Future[Result]]) -> list[Result]:
+    return [future.result(START_SECONDS) for future in futures]
 
 
 def open_first(url: str) -> bool:

@@ -28,7 +28,7 @@ from embedding_studio.store.documents import (
     up_to,
 )
 from embedding_studio.store.memory import MemoryDocuments
-from embedding_studio.store.mongo_documents import MongoDocuments
+from embedding_studio.store.mongo import MongoDocuments
 from tests.contracts import document_backends
 from tests.contracts.conftest import PROCESSES
 from tests.contracts.document_backends import THINGS, Place, mongo_place, sqlite_place
@@ -44,7 +44,7 @@ ODD_JSON = {
 }
 
 
-@pytest.fixture(params=["memory", *BACKENDS])
+@pytest.fixture(params=["mongomock", *BACKENDS])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty database of each kind."""
     if request.param == "memory":

@@ -14,7 +14,6 @@ from embedding_studio.engine.attempt import Attempt
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.schedules import Schedule
-from embedding_studio.store.moves import TaskMoves
 from embedding_studio.tasks import TaskStatus
 from tests.iterations import Bench
 
@@ -187,24 +186,19 @@ def test_an_outage_of_the_database_at_the_release_is_waited_out(bench: Bench) ->
         raise StoreUnavailable("no answer")
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, type(bench.house.store), "release_batch", time_out)
+        before(patch, bench.house.store.clickstream, "release", time_out)
         task = bench.run_task()
     assert (task.status, collected(bench)) == (TaskStatus.DONE, 0)
 
 
-@pytest.mark.parametrize("end", ["stop_task", "cancel_task"])
+@pytest.mark.parametrize("end", ["stop", "cancel"])
 def test_a_task_that_is_ended_while_it_prepares_uses_nothing_up(bench: Bench, end: str) -> None:
     """Stopped or canceled just before the release, it leaves the batch to the next task."""
     bench.post_sessions()
     task = bench.post_task()
     with pytest.MonkeyPatch.context() as patch:
-        ask: Callable[..., object] = getattr(TaskMoves, end)
-        before(
-            patch,
-            Attempt,
-            "release_batch",
-            lambda: ask(bench.house.store, task.id, utc_now()),
-        )
+        ask: Callable[..., object] = getattr(bench.house.store.tasks, end)
+        before(patch, Attempt, "release_batch", lambda: ask(task.id, utc_now()))
         assert bench.worker.work_once()
     ended = bench.house.store.tasks.get(task.id)
     assert ended.status in (TaskStatus.STOPPED, TaskStatus.CANCELED)

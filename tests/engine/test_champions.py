@@ -20,7 +20,7 @@ from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
 from embedding_studio.models import MoveKind, RegisteredModel
 from embedding_studio.projects import RegisteredName
-from embedding_studio.store.sqlite_file import SqliteFile, model_rows
+from embedding_studio.store.models import MODELS
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from embedding_studio.tracking.iterations import Iterations
 from embedding_studio.tracking.registry import Registry
@@ -239,9 +239,7 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     projects, and asks for them once."""
     task = bench.run_task()
     store = bench.house.store
-    assert isinstance(store, SqliteFile)
-    with store._writing() as connection:
-        connection.execute(model_rows.delete())
+    store._documents.delete(MODELS, {})
     assert store.models.find("Toy") is None
     tracking = bench.house.tracking
     # one whose files nobody can read keeps none of the others from being taken over
@@ -255,7 +253,7 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     assert registered(bench).champion == 2
     assert registered(bench).version(2).model == task.best_model
     assert registered(bench).is_mirrored
-    acme = store.in_project("acme").find_model("Toy")
+    acme = store.in_project("acme").models.find("Toy")
     assert acme is not None
     assert acme.champion == 1
     assert len(store.models.all()) == 2

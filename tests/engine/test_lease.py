@@ -64,7 +64,7 @@ def test_a_silent_database_costs_nothing_until_the_lease_is_out(
     def silent(*_: object) -> None:
         raise StoreUnavailable("gone")
 
-    monkeypatch.setattr(bench.house.store, "renew_lease", silent)
+    monkeypatch.setattr(bench.house.store.tasks, "renew", silent)
     clock.now += timedelta(seconds=9)
     lease.beat()
     lease.check()

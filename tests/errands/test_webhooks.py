@@ -280,7 +280,7 @@ def test_one_waits_for_a_store_that_hangs(outbox: Outbox, monkeypatch: pytest.Mo
         assert outbox.released.wait(30)
 
     monkeypatch.setattr(webhooks, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(outbox.store, "claim_delivery", hang)
+    monkeypatch.setattr(outbox.store.deliveries, "claim", hang)
     outbox.start()
     wait_until(lambda: asked)
     outbox.deliveries.tell_ends()

@@ -16,12 +16,12 @@ MODELS = "embedding_studio.tracking.models:Models"
 REGISTRY = "embedding_studio.tracking.registry:Registry"
 RUNS = "embedding_studio.tracking.runs:Runs"
 CHAMPIONS = "embedding_studio.engine.champions:Champions"
-MOVES = "embedding_studio.store.moves:TaskMoves"
+TASKS = "embedding_studio.store.tasks:Tasks"
 CLIENT = "mlflow:MlflowClient"
 
 TRIALS = 4
 CRASHES = [
-    Fault(f"{MOVES}.claim_task", "after"),
+    Fault(f"{TASKS}.claim", "after"),
     Fault(f"{TRACKING}.create_run", "after"),  # the initial model's
     Fault(f"{MODELS}.upload", "after"),
     Fault(f"{MODELS}.confirm", "after"),
@@ -29,7 +29,7 @@ CRASHES = [
     Fault(f"{ATTEMPT}.prepare_data", "before"),
     Fault(f"{ATTEMPT}.prepare_data", "after"),
     Fault(f"{ATTEMPT}.release_batch", "before"),  # all is checked, the batch collects
-    Fault(f"{MOVES}.record", "before", 2),  # the batch is released, the task does not know
+    Fault(f"{TASKS}.record", "before", 2),  # the batch is released, the task does not know
     Fault(f"{ATTEMPT}.release_batch", "after"),
     Fault(f"{TRACKING}.create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ATTEMPT}.open_experiment", "after"),
@@ -74,8 +74,8 @@ CRASHES = [
     Fault(f"{CLIENT}.delete_experiment", "before"),
     Fault(f"{ITERATIONS}.remove_older", "after"),
     Fault(f"{ITERATIONS}.set_state", "after"),
-    Fault(f"{MOVES}.finish_task", "before"),
-    Fault(f"{MOVES}.finish_task", "after"),
+    Fault(f"{TASKS}.finish", "before"),
+    Fault(f"{TASKS}.finish", "after"),
     Fault(f"{WORKSPACE}.close", "before"),
 ]
 NEED_A_FORMER_ITERATION = (
@@ -84,8 +84,8 @@ NEED_A_FORMER_ITERATION = (
 
 
 IN_EVERY_RUN = {
-    "kill after TaskMoves.claim_task #1",
-    "kill before TaskMoves.record #2",
+    "kill after Tasks.claim #1",
+    "kill before Tasks.record #2",
     "kill after Models.confirm #1",
     "kill after Runs.log_reports #4",
     "kill after Models.confirm #3",
@@ -94,7 +94,7 @@ IN_EVERY_RUN = {
     "kill after Champions.promote #1",
     "kill after Registry.set_champion #2",
     "kill after MlflowClient.delete_run #3",
-    "kill after TaskMoves.finish_task #1",
+    "kill after Tasks.finish #1",
 }
 
 

@@ -35,14 +35,14 @@ def test_receivers_that_drip_hold_up_nobody_else(yard: Yard) -> None:
         end_task(store, dripping.url)
     other = store.in_project("acme")
     told = end_task(other, heard.url)
-    other.register_sessions([make_session(1)], now)
+    other.clickstream.register([make_session(1)], now)
     hourly = {"interval_seconds": 3600.0, "min_new_sessions": 1}
-    other.add_schedule(Schedule("s-1", "acme", "Toy", now - timedelta(hours=1), now, **hourly))  # type: ignore[arg-type]
+    other.schedules.add(Schedule("s-1", "acme", "Toy", now - timedelta(hours=1), now, **hourly))  # type: ignore[arg-type]
     secret = "whsec_" + base64.b64encode(b"s" * 32).decode()
     yard.start_worker(webhook_secret=secret, allow_private_addresses=True)
     wait_until(lambda: dripping.got)
-    wait_until(lambda: (delivery := other.get_task(told).delivery) and delivery.delivered_at)
-    wait_until(lambda: other.get_schedule("s-1").last_task_id)
+    wait_until(lambda: (delivery := other.tasks.get(told).delivery) and delivery.delivered_at)
+    wait_until(lambda: other.schedules.get("s-1").last_task_id)
     assert len(dripping.got) < 2 * AT_A_TIME
     wait_until(lambda: len(dripping.got) > 2 * SHARE)
     assert yard.log.count("its webhook") == 1

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import ViewType
 
 from embedding_studio.clock import utc_now
-from embedding_studio.store.moves import to_document
+from embedding_studio.store.codec import to_json
 from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
 from tests.faults.harness import (
     WorkerProcess,
@@ -25,9 +25,9 @@ from tests.faults.test_crashes import (
     CHAMPIONS,
     ITERATIONS,
     MODELS,
-    MOVES,
     REGISTRY,
     RUNS,
+    TASKS,
 )
 from tests.iterations import TOY
 from tests.waiting import wait_until
@@ -72,7 +72,7 @@ def everything(yard: Yard) -> dict[str, str]:
     for version in client.search_model_versions():
         held[f"version {version.name} {version.version}"] = dict(version)
     for task in yard.bench.house.store.tasks.page():
-        held[f"task {task.id}"] = [to_document(task), to_document(yard.events(task))]
+        held[f"task {task.id}"] = [to_json(task), to_json(yard.events(task))]
     for file in sorted(yard.settings.artifacts_folder.rglob("*")):
         held[str(file)] = file.read_bytes().hex() if file.is_file() else "folder"
     return {name: json.dumps(value, default=str, sort_keys=True) for name, value in held.items()}
@@ -186,7 +186,7 @@ def test_a_zombie_leaves_the_next_attempts_files_alone(shared_yard: Yard) -> Non
     yard = shared_yard
     yard.bench.post_sessions()
     task = yard.bench.post_task("Paced", trials=4)
-    zombie = yard.start_worker(Fault(f"{MOVES}.claim_task", "after", action="stop"), **ALONE)
+    zombie = yard.start_worker(Fault(f"{TASKS}.claim", "after", action="stop"), **ALONE)
     zombie.wait_for_fault()
     wait_until(zombie.is_frozen)
     yard.start_worker()

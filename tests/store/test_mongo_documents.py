@@ -1,7 +1,9 @@
 """What documents in MongoDB cost, and what is refused in MongoDB's own words."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from threading import Barrier
 from typing import Any
 
 import mongomock
@@ -10,8 +12,9 @@ import pytest
 
 from embedding_studio.errors import ConfigurationError, InvalidInput
 from embedding_studio.store.documents import Document, Documents, Entry, Kind, among
-from embedding_studio.store.mongo_documents import MongoDocuments
-from tests.contracts.store_backends import MongoBackend, QueryListener
+from embedding_studio.store.mongo import MongoDocuments
+from tests.contracts.document_backends import mongo_place
+from tests.contracts.store_backends import QueryListener
 
 KIND = Kind("things", unique=(("project", "key"),), indexes=(("project", "number"),))
 IDS = [f"{number:04}" for number in range(1_000)]
@@ -41,14 +44,13 @@ CALLS: dict[str, tuple[Callable[[Documents], Any], list[str]]] = {
 @pytest.fixture
 def counted(secantus_url: str) -> Iterator[tuple[Documents, list[str]]]:
     """A database with a thousand documents, and the names of the commands sent to it from now."""
-    backend = MongoBackend(secantus_url)
+    url = mongo_place(secantus_url).url or ""
     listener = QueryListener()
-    client = pymongo.MongoClient[dict[str, Any]](backend.url, event_listeners=[listener])
-    with closing(MongoDocuments(backend.url, client)) as documents:
+    client = pymongo.MongoClient[dict[str, Any]](url, event_listeners=[listener])
+    with closing(MongoDocuments(url, client)) as documents:
         documents.insert(KIND, MANY)
         listener.queries.clear()
         yield documents, listener.queries
-    backend.drop()
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -86,3 +88,18 @@ def test_a_database_of_0_1_is_not_opened() -> None:
     client["embedding_studio"]["batches"].insert_one({"status": "collecting"})
     with pytest.raises(ConfigurationError, match="embedding-studio migrate"):
         MongoDocuments("mongodb://nowhere", client)
+
+
+def test_those_that_ping_first_at_once_are_all_told_the_time(secantus_url: str) -> None:
+    """Whoever of them makes the document that a ping writes."""
+    url = mongo_place(secantus_url).url
+    assert url is not None
+    together = Barrier(6)
+
+    def ping(documents: MongoDocuments) -> int:
+        together.wait(30)
+        return documents.ping()
+
+    with ExitStack() as stack, ThreadPoolExecutor(6) as pool:
+        opened = [stack.enter_context(closing(MongoDocuments(url))) for _ in range(6)]
+        assert min(pool.map(ping, opened)) > 0

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from embedding_studio.errors import InvalidInput, StoreUnavailable
-from embedding_studio.store import sqlite_transactions
+from embedding_studio.store import sqlite_file
 from embedding_studio.store.documents import Entry, Kind, above, absent, among
-from embedding_studio.store.sqlite_documents import SqliteDocuments
-from embedding_studio.store.sqlite_transactions import SqliteFile
+from embedding_studio.store.sqlite import SqliteDocuments
+from embedding_studio.store.sqlite_file import SqliteFile
 
 THINGS = Kind("things", unique=(("group", "number"),), indexes=(("state", "at", "id"),))
 
@@ -127,7 +127,7 @@ def test_a_refusal_is_remembered_by_pings(
         with pytest.raises(StoreUnavailable, match="full"):
             documents.ping()
     with monkeypatch.context() as later:
-        later.setattr(sqlite_transactions, "REFUSED_SECONDS", 0.0)
+        later.setattr(sqlite_file, "REFUSED_SECONDS", 0.0)
         documents.ping()
     with pytest.raises(StoreUnavailable, match="full"):
         documents.ping()
@@ -143,7 +143,7 @@ def test_a_locked_file_is_waited_for_and_then_refused(
 ) -> None:
     """Another process may hold the write lock for a while; all who wait here are told at once, and
     reading goes on."""
-    monkeypatch.setattr(sqlite_transactions, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_file, "BUSY_SECONDS", 0.05)
     documents.file._idle.clear()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")

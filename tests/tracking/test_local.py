@@ -39,8 +39,8 @@ def test_only_mlflows_own_connections_are_made_quick(
     uri = settings.resolved_tracking_uri
     synchronous = []
     for engine in (
-        LedgerStore(uri, str(settings.artifacts_folder)).engine,
-        RegistryStore(uri).engine,
+        LedgerStore(uri, str(settings.artifacts_folder)).engine,  # type: ignore[no-untyped-call]
+        RegistryStore(uri).engine,  # type: ignore[no-untyped-call]
     ):
         with engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"

@@ -22,7 +22,7 @@ def add_key(store: Store, name: str = "shop", **more: object) -> ApiKey:
 def test_a_key_comes_back_as_it_was_added(store: Store) -> None:
     """Every field is read back equal, whichever project the store sees; unknown ids give None."""
     key = add_key(store, expires_at=LATER)
-    assert store.keys.find(key.id) == store.in_project("other").find_key(key.id) == key
+    assert store.keys.find(key.id) == store.in_project("other").keys.find(key.id) == key
     assert store.keys.find("0" * 12) is None
 
 

@@ -1,6 +1,5 @@
-"""The contract of every store: schedules, deliveries and the deletion of batches."""
+"""The contract of every store: schedules, and the tasks they create."""
 
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -15,8 +14,6 @@ from embedding_studio.errands.schedules import next_time, run_due
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
-from embedding_studio.store.mongo import MongoStore
-from embedding_studio.store.sqlite import SqliteStore
 from embedding_studio.tasks import Budget, Claim, Sampler, SearchOptions, TaskRequest, TaskStatus
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW, make_session
@@ -45,9 +42,6 @@ def post(store: Store, *session_ids: str, clicked: bool = True) -> None:
 
 def event(event_id: str, object_id: str = "item-1", event_type: str = "click") -> SessionEvent:
     return SessionEvent(event_id, object_id, NOW, event_type)
-
-
-# -- schedules ---------------------------------------------------------------------------------
 
 
 def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
@@ -83,14 +77,14 @@ def test_schedules_of_other_projects_are_not_seen(store: Store) -> None:
         store.schedules.pause("s-1", True, NOW)
     with pytest.raises(NotFound):
         store.schedules.remove("s-1")
-    assert store.in_project("acme").get_schedule("s-1").id == "s-1"
+    assert store.in_project("acme").schedules.get("s-1").id == "s-1"
     assert [schedule.id for schedule in store.schedules.due(later(60))] == ["s-1"]
 
 
-def test_a_project_keeps_so_many_schedules(shared: Backend) -> None:
-    """Of eight that come at once beyond the last place, SQLite keeps one; those that are there may
+def test_a_project_keeps_so_many_schedules(backend: Backend) -> None:
+    """Of eight that come at once beyond the last place one is kept; those that are there may
     be added again, and other projects' do not count."""
-    with closing(shared.open()) as store:
+    with closing(backend.open()) as store:
         store.schedules.add(make_schedule("other", project="acme"))
         assert store.schedules.add(make_schedule(), 2)
         barrier = Barrier(8)
@@ -101,7 +95,7 @@ def test_a_project_keeps_so_many_schedules(shared: Backend) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             kept = sum(pool.map(add, range(8)))
-        assert kept == 1 or not isinstance(store, SqliteStore)
+        assert kept == 1
         assert len(store.schedules.all()) == 1 + kept
         assert store.schedules.add(make_schedule(), 2)
         assert not store.schedules.add(make_schedule("late"), 2)
@@ -172,14 +166,14 @@ def test_one_task_waits_for_a_batch(store: Store) -> None:
     which. Once it has, or has ended, the next does."""
     for number in range(30):
         store.schedules.add(make_schedule(f"s-{number}"))
-    store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
+    store.in_project("acme").schedules.add(make_schedule("s", project="acme"))
     post(store, "a")
     post(store.in_project("acme"), "a")
     run_due(store, later(60), 100)
     (task,) = store.tasks.page()
     assert store.tasks.waiting_for_batch() == task
-    (other,) = store.in_project("acme").list_tasks()
-    store.in_project("acme").cancel_task(other.id, later(60))
+    (other,) = store.in_project("acme").tasks.page()
+    store.in_project("acme").tasks.cancel(other.id, later(60))
     outcomes = [schedule.last_outcome or "" for schedule in store.schedules.all()]
     assert outcomes[0] == f"task {task.id} was created"
     assert all(f"task {task.id} is pending and has not" in outcome for outcome in outcomes[1:])
@@ -217,11 +211,11 @@ def test_a_schedule_creates_no_more_tasks_than_may_wait(store: Store) -> None:
     assert len(store.tasks.page()) == 3
 
 
-def test_so_many_tasks_of_a_project_may_wait(shared: Backend) -> None:
-    """Of eight that come at once beyond the last place, SQLite adds one; the same request is there
+def test_so_many_tasks_of_a_project_may_wait(backend: Backend) -> None:
+    """Of eight that come at once beyond the last place one is added; the same request is there
     again, and other projects' tasks do not count."""
-    with closing(shared.open()) as store:
-        store.in_project("acme").add_task(TaskRequest("m"), NOW)
+    with closing(backend.open()) as store:
+        store.in_project("acme").tasks.add(TaskRequest("m"), NOW)
         first = TaskRequest("m", idempotency_key="first")
         store.tasks.add(first, NOW, 2)
         barrier = Barrier(8)
@@ -235,7 +229,7 @@ def test_so_many_tasks_of_a_project_may_wait(shared: Backend) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             added = sum(pool.map(add, range(8)))
-        assert added == 1 or not isinstance(store, SqliteStore)
+        assert added == 1
         assert store.tasks.count(TaskStatus.PENDING) == 1 + added
         assert not store.tasks.add(first, NOW, 2)[1]
         with pytest.raises(Conflict, match="ES_MAX_PENDING_TASKS"):
@@ -246,9 +240,9 @@ def test_a_schedule_that_cannot_be_run_holds_up_no_other(store: Store) -> None:
     """Neither one whose idempotency key somebody has used for a task of their own, nor one that
     fails in a way that nobody thought of."""
     store.schedules.add(make_schedule())
-    store.in_project("broken").add_schedule(make_schedule("s-2", project="broken", cron="never"))
+    store.in_project("broken").schedules.add(make_schedule("s-2", project="broken", cron="never"))
     other = store.in_project("acme")
-    other.add_schedule(make_schedule("s-3", project="acme"))
+    other.schedules.add(make_schedule("s-3", project="acme"))
     key = f"schedule s-1 at {later(60).isoformat()}"
     forged = TaskRequest("m", metadata={"mine": 1}, idempotency_key=key)
     taken, _ = store.tasks.add(forged, NOW)
@@ -258,7 +252,7 @@ def test_a_schedule_that_cannot_be_run_holds_up_no_other(store: Store) -> None:
     outcome = store.schedules.get("s-1").last_outcome or ""
     assert outcome.startswith("no task: the idempotency key")
     assert taken.id in outcome
-    assert len(other.list_tasks()) == 1
+    assert len(other.tasks.page()) == 1
 
 
 def test_projects_take_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,15 +261,15 @@ def test_projects_take_turns(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(schedules, "MOST_SECONDS", 0.0)
     for number in range(3):
         store.schedules.add(make_schedule(f"s-{number}"))
-    store.in_project("acme").add_schedule(make_schedule("s", project="acme"))
+    store.in_project("acme").schedules.add(make_schedule("s", project="acme"))
     for left in (["s-1", "s-2"], ["s-2"], []):
         run_due(store, later(60), 100)
         assert [schedule.id for schedule in store.schedules.due(later(60))] == left
 
 
-def test_workers_at_once_create_one_task(shared: Backend) -> None:
+def test_workers_at_once_create_one_task(backend: Backend) -> None:
     """Eight that look at the same schedule at the same time make one task of it."""
-    store = shared.open()
+    store = backend.open()
     store.schedules.add(make_schedule())
     post(store, "a")
     barrier = Barrier(8)
@@ -310,198 +304,3 @@ def test_a_timing_that_is_none_is_refused(cron: str | None, interval: float | No
     """Both, neither, what cannot be read, what is too often, and a day that never comes."""
     with pytest.raises(InvalidInput):
         next_time(cron, interval, NOW, NOW)
-
-
-# -- deliveries --------------------------------------------------------------------------------
-
-
-def end_task(store: Store, url: str | None = URL) -> str:
-    task, _ = store.tasks.add(TaskRequest("m", webhook_url=url), NOW)
-    claimed = store.tasks.claim("w", NOW, 60)
-    assert claimed is not None
-    store.tasks.finish(Claim(task.id, claimed.attempt, "w"), later(1), TaskStatus.DONE)
-    return task.id
-
-
-def test_an_end_is_due_to_be_told(store: Store) -> None:
-    """Not before the task has ended, not for tasks without a webhook, and to one claimant."""
-    end_task(store, None)
-    waiting, _ = store.tasks.add(TaskRequest("m", webhook_url=URL), NOW)
-    assert store.deliveries.claim(later(9), 30) is None
-    store.tasks.cancel(waiting.id, later(9))
-    claimed = store.deliveries.claim(later(9), 30)
-    assert claimed is not None
-    assert (claimed.id, claimed.status) == (waiting.id, TaskStatus.CANCELED)
-    assert claimed.delivery is not None
-    assert store.deliveries.claim(later(10), 30) is None
-
-
-def test_projects_may_be_left_alone(store: Store) -> None:
-    """A claimant that skips projects gets the oldest end of the others."""
-    end_task(store)
-    other = end_task(store.in_project("acme"))
-    claimed = store.deliveries.claim(later(9), 30, skip_projects={"default"})
-    assert claimed is not None
-    assert claimed.id == other
-    assert store.deliveries.claim(later(9), 30, skip_projects={"default", "acme"}) is None
-    assert store.deliveries.claim(later(9), 30) is not None
-
-
-def test_a_delivery_is_repeated_under_its_id_until_it_is_heard(store: Store) -> None:
-    """A claimant that died, and one that failed, are counted and followed by another; then nothing
-    is due."""
-    end_task(store)
-    first = store.deliveries.claim(later(9), 30)
-    again = store.deliveries.claim(later(39), 30)
-    assert first is not None
-    assert again is not None
-    assert first.delivery is not None
-    assert again.delivery == replace(first.delivery, attempts=2)
-    assert not store.deliveries.settle(first, later(39), None, None)
-    assert store.deliveries.settle(again, later(40), "503", later(60))
-    assert store.deliveries.claim(later(59), 30) is None
-    last = store.deliveries.claim(later(60), 30)
-    assert last is not None
-    assert last.delivery is not None
-    assert again.delivery is not None
-    assert last.delivery == replace(again.delivery, attempts=3, error="503")
-    assert store.deliveries.settle(last, later(61), None, None)
-    assert store.deliveries.claim(later(9999), 30) is None
-    heard = store.tasks.get(last.id).delivery
-    assert heard is not None
-    assert (heard.attempts, heard.error, heard.delivered_at) == (3, None, later(61))
-
-
-def test_a_restarted_task_tells_its_next_end_anew(store: Store) -> None:
-    """Under another id, and a delivery of the former end that is under way settles nothing."""
-    task_id = end_task(store)
-    store.deliveries.claim(later(2), 30)
-    other, _ = store.tasks.add(TaskRequest("m", webhook_url=URL), NOW)
-    store.tasks.cancel(other.id, NOW)
-    former = store.deliveries.claim(later(3), 30)
-    assert former is not None
-    assert former.id == other.id
-    store.tasks.restart(other.id, later(4))
-    assert not store.deliveries.settle(former, later(5), None, None)
-    assert store.deliveries.claim(later(6), 30) is None
-    store.tasks.cancel(other.id, later(7))
-    anew = store.deliveries.claim(later(8), 30)
-    assert anew is not None
-    assert anew.id != task_id
-    assert anew.delivery is not None
-    assert former.delivery is not None
-    assert anew.delivery.id != former.delivery.id
-
-
-# -- retention, and what is at work ------------------------------------------------------------
-
-
-def test_older_batches_are_deleted_with_their_sessions(store: Store) -> None:
-    """The latest stay, and so do one that an open task needs, the collecting one and other
-    projects'; deleted session ids are free again; repeating it deletes nothing."""
-    ids = []
-    for number in range(4):
-        post(store, f"s-{number}")
-        post(store.in_project("acme"), f"s-{number}")
-        ids.append(store.clickstream.release(f"r-{number}", later(number)).batch_id)
-        store.in_project("acme").release_batch(f"r-{number}", later(number))
-    post(store, "s-4")
-    store.tasks.add(TaskRequest("m", batch_id=ids[1]), NOW)
-    assert store.clickstream.delete_older(2) == [ids[0]]
-    assert store.clickstream.delete_older(2) == []
-    for gone in (lambda: store.clickstream.get_batch(ids[0]), lambda: store.clickstream.get("s-0")):
-        with pytest.raises(NotFound):
-            gone()
-    for batch_id in ids[1:]:
-        assert len(store.clickstream.read(batch_id, 0, 10)) == 1
-    assert store.clickstream.get("s-4").number == 1
-    assert store.in_project("acme").get_session("s-0").number == 1
-    post(store, "s-0")
-    assert store.clickstream.get("s-0").number == 2
-
-
-def test_clicked_sessions_are_counted(store: Store) -> None:
-    """Those of a batch with an event of a kind that is not ignored, on an item that was shown,
-    unless they are marked irrelevant; each once. An unknown batch is not found."""
-    post(store, "of an earlier batch")
-    store.clickstream.release("r", NOW)
-    post(store, "clicked", "all wrong", "marked later")
-    post(store, "nothing", "late", "late stray", clicked=False)
-    posted = {
-        "viewed": [event("1", event_type="view")],
-        "stray": [event("1", "item-9")],
-        "viewed and bought": [event("1", event_type="VIEW"), event("2", event_type="buy")],
-        "twice": [event("1"), event("1"), event("2", "item-2")],
-    }
-    store.clickstream.register(
-        [replace(make_session(id_), events=tuple(events)) for id_, events in posted.items()], NOW
-    )
-    store.clickstream.register([replace(make_session("marked"), is_irrelevant=True)], NOW)
-    store.clickstream.append_events("marked", [event("1")])
-    store.clickstream.append_events("late", [event("1")])
-    store.clickstream.append_events(
-        "late stray", [event("1", "item-9"), event("2", event_type="view")]
-    )
-    store.clickstream.register([make_session("clicked", ["1", "2"])], NOW)
-    for session_id in ("all wrong", "marked later"):
-        store.clickstream.mark_irrelevant(session_id)
-    batch = store.clickstream.collecting_batch()
-    assert batch is not None
-    assert store.clickstream.count_clicked(batch.batch_id) == 4
-    assert store.clickstream.count_clicked(batch.batch_id, []) == 6
-    assert store.clickstream.count_clicked(batch.batch_id, ["view", "click", "unheard of"]) == 1
-    with pytest.raises(NotFound):
-        store.in_project("acme").count_clicked_sessions(batch.batch_id)
-
-
-def forget_kinds(backend: Backend, store: Store) -> None:
-    """Leave a database as it was before kinds of events were kept."""
-    if isinstance(store, MongoStore):
-        store._sessions.update_many({}, {"$unset": {"shown_kinds": ""}})
-        store._batches.update_many({}, {"$unset": {"has_shown_kinds": ""}})
-    else:
-        with closing(sqlite3.connect(backend.url.removeprefix("sqlite:///"))) as database:
-            database.execute("ALTER TABLE events DROP COLUMN shown_kind")
-            database.commit()
-
-
-def test_clicked_sessions_of_an_older_database_are_counted(backend: Backend) -> None:
-    """What was collected before the kinds of events were kept counts as what comes now."""
-    first = backend.open()
-    post(first, "released")
-    first.release_batch("r", NOW)
-    posted = [make_session("viewed"), make_session("clicked", ["1"])]
-    first.in_project("acme").register_sessions(posted, NOW)
-    view = event("1", event_type="View")
-    first.in_project("acme").append_events("viewed", [view, event("2", "item-9", "buy")])
-    forget_kinds(backend, first)
-    if backend.is_shared:
-        first.close()
-        backend.open().close()
-    with closing(backend.open()) as opened:
-        store = opened.in_project("acme")
-        batch = store.clickstream.collecting_batch()
-        assert batch is not None
-        assert store.clickstream.count_clicked(batch.batch_id) == 1
-        assert store.clickstream.count_clicked(batch.batch_id, []) == 2
-        store.clickstream.append_events("viewed", [event("3")])
-        assert store.clickstream.count_clicked(batch.batch_id) == 2
-
-
-def test_tasks_at_work_are_those_of_all_projects(store: Store) -> None:
-    """Processing and stopping ones, whoever's."""
-    for project in ("default", "acme", "other"):
-        store.in_project(project).add_task(TaskRequest("m"), NOW)
-    first, second = store.tasks.claim("w", NOW, 60), store.tasks.claim("w", NOW, 60)
-    assert first is not None
-    assert second is not None
-    store.in_project(second.project).stop_task(second.id, NOW)
-    at_work = {(task.id, task.status) for task in store.tasks.at_work()}
-    assert at_work == {(first.id, TaskStatus.PROCESSING), (second.id, TaskStatus.STOPPING)}
-
-
-def test_what_waits_for_its_session_is_found_by_an_index(store: Store) -> None:
-    """Each post of a session looks for it, however much waits; SQLite's table is its own index."""
-    if isinstance(store, MongoStore):
-        indexes = store._early.index_information()
-        assert indexes["project_1_session_id_1_event_id_1"]["unique"]

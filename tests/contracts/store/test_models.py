@@ -46,9 +46,20 @@ def test_a_model_comes_back_as_it_was_kept(store: Store) -> None:
     assert store.models.find("m") == changed
     assert store.models.find("n") is None
     other = store.in_project("other")
-    assert other.find_model("m") is None
+    assert other.models.find("m") is None
     assert fill(other).project == "other"
     assert store.models.find("m") == changed
+
+
+def test_a_change_returns_what_is_found_afterwards(store: Store) -> None:
+    """Times are cut to the millisecond in both: a claim is known again by the time it ends at."""
+    until = NOW + timedelta(microseconds=1_234_567)
+    first = store.models.change(RegisteredModel("default", "m", mirroring_until=until))
+    assert first is not None
+    assert first == store.models.find("m")
+    later = store.models.change(replace(first, mirroring_until=until + timedelta(seconds=1)))
+    assert later is not None
+    assert later == store.models.find("m")
 
 
 def test_a_change_of_what_was_changed_meanwhile_is_refused(store: Store) -> None:
@@ -72,8 +83,8 @@ def test_a_rule_is_asked_again_when_somebody_was_quicker(backend: Backend, store
     def be_quicker() -> None:
         store.models.update("m", lambda model: model.moved(move(3, 1, "bob")))
 
-    # SQLite's first step is the look, MongoDB's the write
-    with backend.interrupted(2 if "sqlite" in backend.url else 1, be_quicker) as interruption:
+    # the first call is the look, the second the write
+    with backend.interrupted(2, be_quicker) as interruption:
         with pytest.raises(Conflict, match=r"is version 1 \(rolled back by bob .* not version 3"):
             store.models.update("m", lambda model: model.moved(move(3, 2)))
         assert interruption.happened
@@ -82,9 +93,9 @@ def test_a_rule_is_asked_again_when_somebody_was_quicker(backend: Backend, store
     assert (after.champion, len(after.moves)) == (1, 4)
 
 
-def test_of_moves_at_once_one_is_made(shared: Backend) -> None:
+def test_of_moves_at_once_one_is_made(backend: Backend) -> None:
     """Eight threads move the champion from the same version: one of them does, with one event."""
-    with closing(shared.open()) as store:
+    with closing(backend.open()) as store:
         fill(store, 9)
 
         def roll_back(to_version: int) -> bool:
@@ -117,7 +128,7 @@ def test_models_of_all_projects_are_found_by_what_is_mirrored(store: Store) -> N
     fill(store)
     fill(store.in_project("other"))
     assert [model.project for model in store.models.all()] == ["default", "other"]
-    assert len(store.in_project("other").all_models(are_mirrored=False)) == 2
+    assert len(store.in_project("other").models.all(are_mirrored=False)) == 2
     until = NOW + timedelta(seconds=60)
 
     def claim(model: RegisteredModel) -> RegisteredModel:
