@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from embedding_studio.cli import keys, models, services, sweep
+from embedding_studio.cli import keys, migrate, models, services, sweep
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape_lines
 
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(services.app)
 app.add_typer(sweep.app)
+app.add_typer(migrate.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="champion")
 

@@ -5,15 +5,39 @@ anywhere and repeated. Nobody else may use the database meanwhile.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
-from embedding_studio.clickstream import Session, SessionBatch, SessionEvent
+from embedding_studio.clickstream import (
+    BatchStatus,
+    Session,
+    SessionBatch,
+    SessionEvent,
+    Usage,
+    fresh_events,
+)
 from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.schedules import Schedule
+from embedding_studio.store.batches import BATCH, BATCHES
+from embedding_studio.store.clickstream import Clickstream
+from embedding_studio.store.codec import milliseconds, to_json
+from embedding_studio.store.documents import Documents, Entry, absent, new_id
+from embedding_studio.store.early import EARLY, MARK
+from embedding_studio.store.keys import KEY, KEYS
+from embedding_studio.store.models import MODELS, document_of
+from embedding_studio.store.projects import PROJECTS
+from embedding_studio.store.schedules import Schedules
+from embedding_studio.store.sessions import SESSIONS, Sessions
+from embedding_studio.store.tasks import EVENT, REQUEST, TASK, TASKS
+from embedding_studio.store.usage import size_of, size_of_events, size_of_request
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
+
+PAGE = 1000
+"""How many sessions are copied at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +103,122 @@ class Former(ABC):
     @abstractmethod
     def retire(self) -> None:
         """Put all of it out of the way: from here on the database is one of the present layout."""
+
+
+def former_of(documents: Documents) -> Former | None:
+    """Return what 0.1 kept in an open database; None if that is one of the present layout."""
+    from embedding_studio.store.mongo import MongoDocuments
+    from embedding_studio.store.mongo_former import MongoFormer
+    from embedding_studio.store.sqlite import SqliteDocuments
+    from embedding_studio.store.sqlite_former import SqliteFormer
+
+    if isinstance(documents, SqliteDocuments) and documents.file.is_former:
+        return SqliteFormer(documents.file)
+    if isinstance(documents, MongoDocuments) and documents.is_former:
+        return MongoFormer(documents.database)
+    return None
+
+
+def bring_along(former: Former, documents: Documents) -> Counter[str]:
+    """Copy what 0.1 kept into the present layout, and retire it; return how many of each noun."""
+    copied: Counter[str] = Counter()
+    held: dict[str, Usage] = defaultdict(Usage)
+    task_bytes: Counter[str] = Counter()
+    for key in former.api_keys():
+        documents.insert_one(KEYS, KEY.encode(key))
+        copied["keys"] += 1
+    for schedule in former.schedules():
+        Schedules(documents, schedule.project).add(schedule)
+        copied["schedules"] += 1
+    for model in former.models():
+        its_id = f"{model.project}/{model.method}"
+        documents.insert_one(MODELS, {"id": its_id, **document_of(model)})
+        copied["models"] += 1
+    for one in former.tasks():
+        _copy_task(one, documents)
+        task_bytes[one.task.project] += size_of_request(one.request)
+        copied["tasks"] += 1
+    for batch in former.batches():
+        size = _copy_batch(batch, former, documents)
+        before = held[batch.project]
+        held[batch.project] = Usage(before.sessions + size.sessions, before.bytes + size.bytes)
+        copied["batches"] += 1
+        copied["sessions"] += size.sessions
+    for early in former.early():
+        _copy_early(early, documents)
+    for project in held.keys() | task_bytes.keys():
+        counted = {
+            "sessions": held[project].sessions,
+            "bytes": held[project].bytes + task_bytes[project],
+            "task_bytes": task_bytes[project],
+        }
+        documents.insert_one(PROJECTS, {"id": project, **counted})
+        documents.change(PROJECTS, {"id": project}, set=counted)
+    former.retire()
+    return copied
+
+
+def _copy_task(former: FormerTask, documents: Documents) -> None:
+    log = [Entry(None, EVENT.encode(event)) for event in former.events]
+    request = REQUEST.encode(former.request)
+    documents.insert_one(TASKS, {**TASK.encode(former.task), "request": request, "log": log})
+
+
+def _copy_batch(former: FormerBatch, source: Former, documents: Documents) -> Usage:
+    """Copy a batch with its sessions: it collects them again, and is released again if it was."""
+    project, batch = former.project, former.batch
+    its_id = batch.batch_id
+    there = documents.find_one(BATCHES, {"id": its_id}) or {"status": BatchStatus.COLLECTING.value}
+    if is_open := there["status"] == BatchStatus.COLLECTING:
+        _open_batch(former, documents)
+    sessions = Sessions(documents, project, set())
+    count = size = 0
+    for page in _pages(source.sessions(its_id)):
+        sizes = [size_of(session) for session in page]
+        for answer in sessions.insert(page, sizes) if is_open else ():
+            if isinstance(answer, Exception):
+                raise answer
+        events = (fresh_events(session.events) for session in page)
+        count, size = count + len(page), size + sum(sizes) + sum(map(size_of_events, events))
+    if batch.status == BatchStatus.RELEASED:
+        assert batch.release_id is not None
+        assert batch.released_at is not None
+        released_at = batch.released_at
+        Clickstream(documents, project).release(batch.release_id, released_at, its_id)
+    return Usage(count, size)
+
+
+def _open_batch(former: FormerBatch, documents: Documents) -> None:
+    """Have a batch collect, with none of its sessions yet."""
+    project, batch = former.project, former.batch
+    opened = {
+        "batch": batch.batch_id,
+        "opened_at": milliseconds(batch.created_at),
+        "since": batch.since and milliseconds(batch.since),
+    }
+    documents.insert_one(PROJECTS, {"id": project, "sessions": 0, "bytes": 0})
+    documents.change(PROJECTS, {"id": project}, set=opened)
+    collecting = {"status": BatchStatus.COLLECTING.value, "session_count": None}
+    unreleased = {"release_id": None, "released_at": None}
+    document = {**BATCH.encode(batch), **collecting, **unreleased}
+    documents.insert_one(BATCHES, {**document, "id": batch.batch_id, "project": project})
+    # what an interrupted call has copied: all of it is copied again, in order
+    documents.delete(SESSIONS, {"project": project, "batch": absent})
+
+
+def _pages(sessions: Iterable[Session]) -> Iterator[list[Session]]:
+    rest = iter(sessions)
+    while page := list(islice(rest, PAGE)):
+        yield page
+
+
+def _copy_early(early: FormerEarly, documents: Documents) -> None:
+    waiting = {
+        "id": new_id(),
+        "project": early.project,
+        "session_id": early.session_id,
+        "event_id": MARK if early.event is None else early.event.event_id,
+        "event": to_json(early.event),
+        "expires_at": milliseconds(early.expires_at),
+    }
+    documents.insert_one(EARLY, waiting)

@@ -3,20 +3,29 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import mongomock
+import mongomock.collection
 import pytest
 from bson import json_util
 
-from embedding_studio.errors import ConfigurationError
-from embedding_studio.store.documents import Kind
-from embedding_studio.store.migrate import Former
-from embedding_studio.store.mongo_documents import MongoDocuments
+from embedding_studio.clickstream import Session
+from embedding_studio.errors import ConfigurationError, StoreUnavailable
+from embedding_studio.store.clickstream import Clickstream
+from embedding_studio.store.documents import Documents, Kind
+from embedding_studio.store.keys import Keys
+from embedding_studio.store.memory import MemoryDocuments
+from embedding_studio.store.migrate import Former, bring_along
+from embedding_studio.store.models import Models
+from embedding_studio.store.mongo import MongoDocuments
 from embedding_studio.store.mongo_former import MongoFormer
-from embedding_studio.store.sqlite_documents import SqliteDocuments
+from embedding_studio.store.schedules import Schedules
+from embedding_studio.store.sqlite import SqliteDocuments
 from embedding_studio.store.sqlite_former import SqliteFormer
+from embedding_studio.store.tasks import Tasks
 
 HERE = Path(__file__).parent
 MONGO_URL = "mongodb://nowhere/former"
@@ -32,7 +41,7 @@ def former(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Former]:
         ) as sqlite:
             yield SqliteFormer(sqlite.file)
         return
-    client: Any = mongomock.MongoClient()
+    client: Any = mongomock.MongoClient(tz_aware=True)
     written = json_util.loads((HERE / "former_mongo.json").read_text(encoding="utf-8"))
     for name, documents in written.items():
         client["former"][name].insert_many(documents)
@@ -94,3 +103,107 @@ def test_all_that_0_1_wrote_is_read(former: Former) -> None:
     assert [key.name for key in former.api_keys()] == ["ann", "bob"]
     assert [schedule.project for schedule in former.schedules()] == ["acme"]
     assert [model.champion for model in former.models()] == [2]
+
+
+class Interrupted(MemoryDocuments):
+    """A database whose n-th insertion is the last thing that happens to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = -1
+
+    def insert(self, kind: Kind, documents: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise StoreUnavailable("killed")
+        return super().insert(kind, documents)
+
+
+@pytest.mark.parametrize("nth", range(28))
+def test_all_that_0_1_kept_is_brought_along(
+    former: Former, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """Wherever it is interrupted, repeating it completes it: ids, members and numbers of batches,
+    histories and usage are as they were."""
+    documents = Interrupted()
+    monkeypatch.setattr(former, "retire", lambda: None)
+    if nth:
+        documents.left = nth
+        with pytest.raises(StoreUnavailable):
+            bring_along(former, documents)
+    copied = bring_along(former, documents)
+    assert copied == {
+        "keys": 2, "schedules": 1, "models": 1, "tasks": 4, "batches": 3, "sessions": 8,
+    }  # fmt: skip
+    check_whole(former, documents)
+
+
+def check_whole(former: Former, documents: Documents) -> None:
+    tasks = Tasks(documents, "default")
+    first, *_ = [one.task for one in former.tasks()]
+    assert tasks.get(first.id) == first
+    assert [event.event.kind for event in tasks.events(first.id)][-1] == "done"
+    for one in former.batches():
+        clickstream = Clickstream(documents, one.project)
+        numbered = clickstream.read(one.batch.batch_id, 0, 100)
+        assert [session.session for session in numbered] == [*former.sessions(one.batch.batch_id)]
+        assert [session.number for session in numbered] == [*range(1, len(numbered) + 1)]
+        kept = clickstream.get_batch(one.batch.batch_id)
+        assert (kept.status, kept.release_id) == (one.batch.status, one.batch.release_id)
+        assert (kept.created_at, kept.since) == (one.batch.created_at, one.batch.since)
+        assert (kept.released_at, kept.counts) == (one.batch.released_at, one.batch.counts)
+    default = Clickstream(documents, "default")
+    collecting = default.collecting_batch()
+    assert collecting is not None
+    assert default.count_clicked(collecting.batch_id, {"click"}) == 1
+    assert default.count_early(first.created_at) == 3
+    assert {name: usage.sessions for name, usage in default.usage().items()} == {
+        "default": 7, "acme": 1,
+    }  # fmt: skip
+    assert Keys(documents).all() == [*former.api_keys()]
+    assert Schedules(documents, "acme").all() == [*former.schedules()]
+    assert Models(documents, "default").all() == [*former.models()]
+
+
+def test_batches_from_before_are_older(former: Former, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their ids are, they are deleted before those that are released later."""
+    documents = MemoryDocuments()
+    monkeypatch.setattr(former, "retire", lambda: None)
+    bring_along(former, documents)
+    default = Clickstream(documents, "default")
+    default.release("r-2", datetime.now(UTC))
+    default.register([Session("new", "", (), datetime.now(UTC))], datetime.now(UTC))
+    latest = default.release("r-3", datetime.now(UTC))
+    assert len(default.delete_older(1)) == 2
+    assert default.get_batch(latest.batch_id) == latest
+
+
+def test_one_that_dies_while_it_puts_away_leaves_nothing_to_do(
+    former: Former, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first collection of MongoDB on that is out of the way, none of it is copied again:
+    the rest might be gone already."""
+    if not isinstance(former, MongoFormer):
+        pytest.skip("in SQLite it is one transaction")
+    database = former._database
+    documents = MongoDocuments(MONGO_URL, database.client, is_migrating=True)
+    assert documents.is_former
+    with monkeypatch.context() as patch:
+        patch.setattr(mongomock.collection.Collection, "rename", interrupted_after(1))
+        with pytest.raises(StoreUnavailable):
+            former.retire()
+    assert not documents.is_former
+
+
+def interrupted_after(calls: int) -> Any:
+    rename: Any = mongomock.collection.Collection.rename
+    left = calls
+
+    def wrapped(self: Any, *what: Any, **how: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise StoreUnavailable("killed")
+        left -= 1
+        return rename(self, *what, **how)
+
+    return wrapped
