@@ -35,6 +35,7 @@ HOMES = {
     "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},
+    "msgspec": {"wire.quick", "store.usage"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},
     "torch": {"training"},

@@ -12,8 +12,10 @@ from embedding_studio.api import models as champions
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, RateLimit
+from embedding_studio.api.groups import Groups
 from embedding_studio.api.health import Health
 from embedding_studio.api.keys import KeyRing
+from embedding_studio.api.lane import Lane
 from embedding_studio.clock import Clock, utc_now
 from embedding_studio.errands.webhooks import check_secret
 from embedding_studio.errors import ConfigurationError
@@ -34,7 +36,9 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
     )
     app.state.store, app.state.settings, app.state.clock = store, settings, clock
     app.state.health = Health(store, settings, clock)
+    app.state.groups = Groups()
     add_error_handlers(app)
+    app.add_middleware(Lane)
     app.add_middleware(
         Gate,
         keys=KeyRing(store, settings, clock),

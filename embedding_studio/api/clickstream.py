@@ -4,16 +4,19 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter, ValidationError
 
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
 from embedding_studio.api.errors import describe_fields, problems
+from embedding_studio.api.groups import Groups
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
-from embedding_studio.api.routing import Route
+from embedding_studio.api.routing import Route, reading
 from embedding_studio.clickstream import BatchCount, EarlyFeedback, Session, Usage
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
 from embedding_studio.store.clickstream import Registered
@@ -38,6 +41,7 @@ from embedding_studio.wire.clickstream import (
 )
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
+from embedding_studio.wire.quick import QuickSession, read_session, read_sessions
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 
@@ -45,18 +49,28 @@ _ID = TypeAdapter[str](PostedId)
 
 
 @router.post("/session", summary="Register a search", responses=problems(400, 413, 422))
-def register_session(body: AsPosted[SessionBody], context: IngestContext) -> SessionOutcome:
+@reading(read_session)
+async def register_session(
+    body: AsPosted[SessionBody], request: Request, context: IngestContext
+) -> SessionOutcome:
     """A known session_id keeps what was stored first; only events it did not have are added."""
-    now = context.clock()
-    posted = judged(SessionBody, body, context)
-    session = posted.to_session(_accepted_instant(context, now))
-    (answer,) = context.store.clickstream.register([session], now, context.most)
-    if isinstance(answer, InvalidInput):
-        raise answer
-    return _outcomes(context, [(session, answer)])[0]
+    posted: SessionBody | QuickSession = body
+    if not isinstance(posted, QuickSession):
+        posted = await run_in_threadpool(judged, SessionBody, body, context)
+    return await register_together(posted, request, context)
+
+
+async def register_together(
+    posted: SessionBody | QuickSession, request: Request, context: Context
+) -> SessionOutcome:
+    """Register a session that is right, together with those that are posted meanwhile."""
+    session = posted.to_session(_accepted_instant(context, context.clock()))
+    groups: Groups[Session, SessionOutcome] = request.app.state.groups
+    return await groups.do(context.store.project, session, partial(_register, context))
 
 
 @router.post("/sessions", summary="Register many searches", responses=problems(400, 413, 422))
+@reading(read_sessions)
 def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> SessionOutcomes:
     """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
     items = judged(SessionsBody, body, context).sessions
@@ -66,23 +80,17 @@ def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> S
             f"{len(items)} sessions in one request; at most {limit} are taken, "
             "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
-    now = context.clock()
-    sessions, refused = _read(items, context, now)
-    new = list(sessions.values())
-    answers = context.store.clickstream.register(new, now, context.most) if new else []
-    kept: list[tuple[Session, Registered]] = []
-    for (place, session), answer in zip(sessions.items(), answers, strict=True):
-        if isinstance(answer, Registered):
-            kept.append((session, answer))
-        else:
+    sessions, refused = _read(items, context)
+    outcomes: dict[int, SessionOutcome] = {}
+    answers = _register(context, list(sessions.values()))
+    for place, answer in zip(sessions, answers, strict=True):
+        if isinstance(answer, InvalidInput):
             refused[place] = answer
-    outcomes = iter(_outcomes(context, kept))
-    return SessionOutcomes(
-        sessions=[
-            _refusal(item, refused[place], context) if place in refused else next(outcomes)
-            for place, item in enumerate(items)
-        ]
-    )
+        else:
+            outcomes[place] = answer
+    for place, error in refused.items():
+        outcomes[place] = _refusal(items[place], error, context)
+    return SessionOutcomes(sessions=[outcomes[place] for place in range(len(items))])
 
 
 @router.get("/session", summary="Read one session", responses=problems(404, 422))
@@ -215,18 +223,36 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
 
 
 def _read(
-    items: Sequence[object], context: Context, now: datetime
+    items: Sequence[object], context: Context
 ) -> tuple[dict[int, Session], dict[int, ValidationError | InvalidInput]]:
     """Return by their places the sessions that were posted, and why others are none."""
-    to_instant = _accepted_instant(context, now)
+    to_instant = _accepted_instant(context, context.clock())
     sessions: dict[int, Session] = {}
     refused: dict[int, ValidationError | InvalidInput] = {}
     for place, item in enumerate(items):
         try:
-            sessions[place] = validated(SessionBody, item, context).to_session(to_instant)
+            if not isinstance(item, QuickSession):
+                item = validated(SessionBody, item, context)
+            sessions[place] = item.to_session(to_instant)
         except (ValidationError, InvalidInput) as error:
             refused[place] = error
     return sessions, refused
+
+
+def _register(
+    context: Context, sessions: Sequence[Session]
+) -> Sequence[SessionOutcome | InvalidInput]:
+    """Keep sessions, and return what to answer to each."""
+    if not sessions:
+        return []
+    answers = context.store.clickstream.register(sessions, context.clock(), context.most)
+    kept = [
+        (session, answer)
+        for session, answer in zip(sessions, answers, strict=True)
+        if isinstance(answer, Registered)
+    ]
+    outcomes = iter(_outcomes(context, kept))
+    return [answer if isinstance(answer, InvalidInput) else next(outcomes) for answer in answers]
 
 
 def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> list[SessionOutcome]:
@@ -277,10 +303,12 @@ def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context)
         reason = summarize_field_errors(describe_fields(first, SessionBody), len(others))
     else:
         reason = str(error)
-    try:
-        session_id = _ID.validate_python(item["session_id"], context=context.settings)
-    except (ValidationError, LookupError, TypeError):
-        session_id = None
+    session_id: str | None = None
+    if isinstance(item, QuickSession):
+        session_id = item.session_id
+    else:
+        with suppress(ValidationError, LookupError, TypeError):
+            session_id = _ID.validate_python(item["session_id"], context=context.settings)
     return SessionOutcome(
         session_id=session_id,
         status=PostStatus.INVALID,

@@ -1,8 +1,8 @@
 """What every route works with: the store as the caller sees it, the settings and the clock."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
@@ -28,6 +28,17 @@ class Context:
     #: whether the caller's key still is valid, for answers that take long
     still_allowed: Callable[[], Awaitable[bool]]
 
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        state, asking = request.app.state, request.state
+        return cls(
+            state.store.in_project(asking.caller.project),
+            state.settings,
+            state.clock,
+            asking.caller,
+            asking.still_allowed,
+        )
+
     @property
     def most(self) -> Usage:
         """What a project may hold."""
@@ -48,21 +59,11 @@ class Context:
         return limit
 
 
-async def _context_of(request: Request) -> AsyncIterator[Context]:
-    state = request.app.state
-    caller: Caller = request.state.caller
-    async with request.state.turns:
-        yield Context(
-            store=state.store.in_project(caller.project),
-            settings=state.settings,
-            clock=state.clock,
-            caller=caller,
-            still_allowed=request.state.still_allowed,
-        )
+async def _context_of(request: Request) -> Context:
+    return Context.of(request)
 
 
-# a turn begins with the body there and ends before the answer is sent: no slow client keeps it
-OpenContext = Annotated[Context, Depends(_context_of, scope="function")]
+OpenContext = Annotated[Context, Depends(_context_of)]
 """Of a route that needs no key."""
 
 
@@ -72,7 +73,8 @@ class Needs:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
 
-    async def __call__(self, context: OpenContext) -> Context:
+    async def __call__(self, request: Request) -> Context:
+        context = Context.of(request)
         context.caller.require(self.scope)
         return context
 

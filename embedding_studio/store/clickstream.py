@@ -1,7 +1,7 @@
 """The clickstream of a project: sessions that are posted, and what happened to them."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Self
@@ -23,8 +23,8 @@ from embedding_studio.store.codec import milliseconds
 from embedding_studio.store.documents import Document, Documents
 from embedding_studio.store.early import Early
 from embedding_studio.store.projects import Projects
-from embedding_studio.store.sessions import Sessions, session_of
-from embedding_studio.store.usage import size_of, size_of_events
+from embedding_studio.store.sessions import Sessions, session_of, usage_of
+from embedding_studio.store.usage import size_of_events
 
 log = logging.getLogger(__name__)
 
@@ -96,29 +96,24 @@ class Clickstream:
         first: dict[str, Session] = {}
         for session in sessions:
             first.setdefault(session.session_id, session)
-        new = list(first.values())
-        sizes = [size_of(session) for session in new]
-        reserved = Usage(len(new), sum(sizes) + _size_of_events(sessions))
+        documents = self._sessions.documents(first.values())
+        reserved = usage_of(documents)
+        again = [session for session in sessions if session is not first[session.session_id]]
+        reserved = Usage(reserved.sessions, reserved.bytes + _size_of_events(again))
         try:
             project = self._projects.reserve(self._project, reserved, most)
         except TooManyRequests:
             # some of it may be there already
-            reserved = self._missing(sessions, first, sizes)
+            reserved = self._missing(sessions, documents)
             project = self._projects.reserve(self._project, reserved, most)
         project = self._batches.open(project, now)
-        answers = dict(zip(first, self._sessions.insert(new, sizes), strict=True))
+        answers = dict(zip(first, self._sessions.insert(documents), strict=True))
         outcomes, size_of_added = self._outcomes(sessions, first, answers, project)
-        used = Usage(
-            sum(answer is True for answer in answers.values()),
-            size_of_added
-            + sum(
-                size + size_of_events(fresh_events(session.events))
-                for session, size in zip(new, sizes, strict=True)
-                if answers[session.session_id] is True
-            ),
+        used = usage_of(one for one in documents if answers[one["session_id"]] is True)
+        unused = Usage(
+            reserved.sessions - used.sessions, reserved.bytes - used.bytes - size_of_added
         )
-        if used != reserved:
-            unused = Usage(reserved.sessions - used.sessions, reserved.bytes - used.bytes)
+        if unused != Usage():
             self._projects.give_back(self._project, unused)
         # the database may not even look for the id of one that it refused
         kept = [one for one, answer in answers.items() if not isinstance(answer, InvalidInput)]
@@ -155,21 +150,17 @@ class Clickstream:
             outcomes[place] = answer
         return outcomes
 
-    def _missing(
-        self, sessions: Sequence[Session], first: Mapping[str, Session], sizes: Sequence[int]
-    ) -> Usage:
+    def _missing(self, sessions: Sequence[Session], documents: Sequence[Document]) -> Usage:
         """Return what the project does not hold of sessions that are posted."""
-        known = self._sessions.find(first)
+        known = self._sessions.find({session.session_id for session in sessions})
         again = [session for session in sessions if session.session_id in known]
         fresh = self._sessions.fresh(
             [(known[session.session_id], session.events) for session in again]
         )
         new = [session for session in sessions if session.session_id not in known]
-        sizes_of_new = [
-            size for session_id, size in zip(first, sizes, strict=True) if session_id not in known
-        ]
-        size = sum(sizes_of_new) + sum(map(size_of_events, fresh)) + _size_of_events(new)
-        return Usage(len(sizes_of_new), size)
+        of_new = [one for one in documents if one["session_id"] not in known]
+        size = sum(one["size"] for one in of_new)
+        return Usage(len(of_new), size + sum(map(size_of_events, fresh)) + _size_of_events(new))
 
     def _outcomes(
         self,
@@ -372,7 +363,7 @@ class Clickstream:
         return self._projects.usage()
 
 
-def _size_of_events(sessions: Sequence[Session]) -> int:
+def _size_of_events(sessions: Iterable[Session]) -> int:
     return sum(size_of_events(fresh_events(session.events)) for session in sessions)
 
 

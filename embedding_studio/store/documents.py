@@ -12,11 +12,14 @@ what an interrupted `insert` or `delete` did before stays done. Documents and va
 cannot hold raise InvalidInput. Calls are safe from several threads and processes at once.
 """
 
+import random
 import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 from embedding_studio.errors import InvalidInput
@@ -28,7 +31,7 @@ PAGE = 128
 """How many documents are read at once, where it is not known how many are needed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
     """A kind of documents: where they lie, and what is looked up quickly."""
 
@@ -37,6 +40,11 @@ class Kind:
     unique: tuple[tuple[str, ...], ...] = ()
     #: fields by which documents are found (equal first) and sorted (last)
     indexes: tuple[tuple[str, ...], ...] = ()
+
+    @cached_property
+    def looked_up(self) -> frozenset[str]:
+        """The fields by which documents are found."""
+        return frozenset(chain(("id",), *self.unique, *self.indexes))
 
 
 class Op(NamedTuple):
@@ -100,10 +108,13 @@ class Changed(NamedTuple):
     appended: int
 
 
+_random = random.Random(secrets.randbits(128))
+
+
 def new_id() -> str:
     """Return an id of 24 hexadecimal digits; of two made one after the other the first sorts
     first."""
-    return f"{time.time_ns():016x}{secrets.token_hex(4)}"
+    return f"{time.time_ns():016x}{_random.getrandbits(32):08x}"
 
 
 class Documents(ABC):

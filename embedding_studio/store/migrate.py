@@ -17,7 +17,6 @@ from embedding_studio.clickstream import (
     SessionBatch,
     SessionEvent,
     Usage,
-    fresh_events,
 )
 from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
@@ -31,9 +30,9 @@ from embedding_studio.store.keys import KEY, KEYS
 from embedding_studio.store.models import MODELS, document_of
 from embedding_studio.store.projects import PROJECTS
 from embedding_studio.store.schedules import Schedules
-from embedding_studio.store.sessions import SESSIONS, Sessions
+from embedding_studio.store.sessions import SESSIONS, Sessions, usage_of
 from embedding_studio.store.tasks import EVENT, REQUEST, TASK, TASKS
-from embedding_studio.store.usage import size_of, size_of_events, size_of_request
+from embedding_studio.store.usage import size_of_request
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 PAGE = 1000
@@ -174,12 +173,12 @@ def _copy_batch(former: FormerBatch, source: Former, documents: Documents) -> Us
     sessions = Sessions(documents, project, set())
     count = size = 0
     for page in _pages(source.sessions(its_id)):
-        sizes = [size_of(session) for session in page]
-        for answer in sessions.insert(page, sizes) if is_open else ():
+        new = sessions.documents(page)
+        for answer in sessions.insert(new) if is_open else ():
             if isinstance(answer, Exception):
                 raise answer
-        events = (fresh_events(session.events) for session in page)
-        count, size = count + len(page), size + sum(sizes) + sum(map(size_of_events, events))
+        held = usage_of(new)
+        count, size = count + held.sessions, size + held.bytes
     if batch.status == BatchStatus.RELEASED:
         assert batch.release_id is not None
         assert batch.released_at is not None

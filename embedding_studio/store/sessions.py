@@ -3,12 +3,11 @@
 import json
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
-from embedding_studio.clickstream import Session, SessionEvent, fresh_events
+from embedding_studio.clickstream import Session, SessionEvent, Usage, fresh_events
 from embedding_studio.errors import InvalidInput
-from embedding_studio.store.codec import Codec
+from embedding_studio.store.codec import Codec, milliseconds
 from embedding_studio.store.documents import (
     Document,
     Documents,
@@ -18,7 +17,7 @@ from embedding_studio.store.documents import (
     among,
     new_id,
 )
-from embedding_studio.store.usage import size_of_events
+from embedding_studio.store.usage import json_size, size_of_events
 
 SESSIONS = Kind(
     "sessions",
@@ -30,7 +29,6 @@ KINDS = Kind("kinds", indexes=(("project",),))
 EVENTS_BYTES = 16 * 1024 * 1024
 """What the events of a session come to at most; in MongoDB it is all of the session."""
 SESSION = Codec(Session)
-EVENT = Codec(SessionEvent)
 
 
 class Sessions:
@@ -49,33 +47,31 @@ class Sessions:
         #: projects and kinds that are known to be in the database
         self._known_kinds = known_kinds
 
-    def insert(
-        self, sessions: Sequence[Session], sizes: Sequence[int]
-    ) -> list[bool | InvalidInput]:
-        """Insert sessions; False for one whose session_id is there."""
-        documents = [
-            self._document(session, size) for session, size in zip(sessions, sizes, strict=True)
-        ]
-        refused = self._register_kinds([document.get("kinds") for document in documents])
-        answers = self._documents.insert(SESSIONS, documents)
-        return [
-            _of_session(session.session_id, refused.get(document["kinds"]) or answer)
-            for session, document, answer in zip(sessions, documents, answers, strict=True)
-        ]
+    def documents(self, sessions: Iterable[Session]) -> list[Document]:
+        """Return the documents of new sessions, which `insert` takes."""
+        return [self._document(session) for session in sessions]
 
-    def _document(self, session: Session, size: int) -> Document:
+    def _document(self, session: Session) -> Document:
+        content = content_of(session)
         events = fresh_events(session.events)
-        document = SESSION.encode(replace(session, events=()))
-        del document["events"]
         return {
-            **document,
+            **content,
             "id": new_id(),
             "project": self._project,
             "kinds": _kinds_text(session.shown_kinds()),
-            "size": size,
+            "size": json_size(content),
             "events_size": size_of_events(events),
             "log": _entries(events),
         }
+
+    def insert(self, documents: Sequence[Document]) -> list[bool | InvalidInput]:
+        """Insert sessions; False for one whose session_id is there."""
+        refused = self._register_kinds([document["kinds"] for document in documents])
+        answers = self._documents.insert(SESSIONS, documents)
+        return [
+            _of_session(document["session_id"], refused.get(document["kinds"]) or answer)
+            for document, answer in zip(documents, answers, strict=True)
+        ]
 
     def find(self, session_ids: Collection[str]) -> dict[str, Document]:
         """Return the documents of sessions by their session_ids."""
@@ -181,6 +177,29 @@ class Sessions:
         return refused
 
 
+def content_of(session: Session) -> Document:
+    """Return what is kept of a session as it was posted, but for its events."""
+    # written out, here and for events: each session that is posted comes by
+    return {
+        "session_id": session.session_id,
+        "search_query": session.search_query,
+        "search_results": [
+            {"object_id": one.object_id, "rank": one.rank, "meta": one.meta}
+            for one in session.search_results
+        ],
+        "created_at": milliseconds(session.created_at),
+        "search_meta": session.search_meta,
+        "user_id": session.user_id,
+        "is_irrelevant": session.is_irrelevant,
+    }
+
+
+def usage_of(documents: Iterable[Document]) -> Usage:
+    """Return what sessions come to with their events, by their documents."""
+    sizes = [one["size"] + one["events_size"] for one in documents]
+    return Usage(len(sizes), sum(sizes))
+
+
 def session_of(document: Document) -> Session:
     """Return a session without its events."""
     return SESSION.decode({**document, "events": []})
@@ -195,12 +214,19 @@ def _kinds_of(text: str | None) -> set[str]:
 
 
 def _entries(events: Iterable[SessionEvent]) -> list[Entry]:
-    entries = []
-    for event in events:
-        document = EVENT.encode(event)
-        del document["weight"]
-        entries.append(Entry(event.event_id, document))
-    return entries
+    return [
+        Entry(
+            event.event_id,
+            {
+                "event_id": event.event_id,
+                "object_id": event.object_id,
+                "created_at": milliseconds(event.created_at),
+                "event_type": event.event_type,
+                "meta": event.meta,
+            },
+        )
+        for event in events
+    ]
 
 
 def _of_session(session_id: str, answer: Any) -> Any:

@@ -297,13 +297,12 @@ def _row_of(kind: Kind, document: Document) -> _Row | InvalidInput:
 
 def _checked(kind: Kind, fields: Mapping[str, Any]) -> str:
     """Return fields as text. Raises InvalidInput if they cannot be stored, or not be found."""
-    for group in (("id",), *kind.unique, *kind.indexes):
-        for name in group:
-            value = fields.get(name)
-            if isinstance(value, str) and "\0" in value:
-                raise InvalidInput(f"SQLite cannot look up a NUL, as in {name} {value!r}")
-            if isinstance(value, int) and not -MOST <= value <= MOST:
-                raise InvalidInput(f"SQLite cannot look up a number of over 64 bits, as {name} is")
+    for name in kind.looked_up:
+        value = fields.get(name)
+        if isinstance(value, str) and "\0" in value:
+            raise InvalidInput(f"SQLite cannot look up a NUL, as in {name} {value!r}")
+        if isinstance(value, int) and not -MOST <= value <= MOST:
+            raise InvalidInput(f"SQLite cannot look up a number of over 64 bits, as {name} is")
     return _dump(fields)
 
 

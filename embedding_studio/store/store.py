@@ -38,6 +38,8 @@ class Store:
 
         It is cheap, and shares the connections: closing is left to whoever opened the store.
         """
+        if project == self.project:
+            return self
         clickstream = self.clickstream.in_project(check_project(project))
         return type(self)(self._documents, project, clickstream)
 

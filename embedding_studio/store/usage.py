@@ -1,19 +1,14 @@
 """What a project's sessions and tasks take, and when there is room for no more."""
 
 from collections.abc import Iterable
-from typing import Any
 
-from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError
+import msgspec
 
-from embedding_studio.clickstream import Session, SessionEvent, Usage
+from embedding_studio.clickstream import SessionEvent, Usage
 from embedding_studio.errors import TooManyRequests
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskRequest
 
-SESSION = TypeAdapter(Session)
-EVENT = TypeAdapter(SessionEvent)
-REQUEST = TypeAdapter(TaskRequest)
 PAGE_BYTES = 4 * 1024 * 1024
 """What the sessions of a page come to at most, as the database keeps them, or it is one session."""
 SAMPLE = 100
@@ -25,25 +20,21 @@ def most_of(settings: Settings) -> Usage:
     return Usage(settings.max_project_sessions, settings.max_project_mb * 1024 * 1024)
 
 
-def size_of(session: Session) -> int:
-    """Return the bytes of a session without its events."""
-    return _json_size(SESSION, session, exclude={"events"})
-
-
 def size_of_request(request: TaskRequest) -> int:
     """Return the bytes of a new task: what was asked for is kept twice, as it was and as it is."""
-    return 2 * _json_size(REQUEST, request)
+    return 2 * json_size(request)
 
 
 def size_of_events(events: Iterable[SessionEvent]) -> int:
     """Return the bytes of events."""
-    return sum(_json_size(EVENT, event) for event in events)
+    return sum(map(json_size, events))
 
 
-def _json_size(kind: TypeAdapter[Any], value: object, **options: Any) -> int:
+def json_size(value: object) -> int:
+    """Return the bytes of a value as JSON."""
     try:
-        return len(kind.dump_json(value, **options))
-    except PydanticSerializationError:  # half a surrogate pair, which is no UTF-8
+        return len(msgspec.json.encode(value))
+    except (UnicodeEncodeError, TypeError):  # half a surrogate pair, which is no UTF-8
         return len(repr(value))
 
 

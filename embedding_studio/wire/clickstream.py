@@ -59,7 +59,7 @@ def _at_most(setting: str, units: str, kind: type[str] | type[list[Any]] = str) 
     return BeforeValidator(check)
 
 
-def _to_seconds(posted: object) -> object:
+def to_seconds(posted: Any) -> Any:
     """Return an ISO 8601 time as Unix seconds; what is no such text is for others to judge."""
     if not isinstance(posted, str):
         return posted
@@ -88,7 +88,7 @@ UnixSeconds = Annotated[
 ]
 PostedTime = Annotated[
     float,
-    BeforeValidator(_to_seconds, json_schema_input_type=float | AwareDatetime),
+    BeforeValidator(to_seconds, json_schema_input_type=float | AwareDatetime),
     Field(
         allow_inf_nan=False,
         description="Unix seconds, or ISO 8601 with a time zone; now when absent",

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 MAX_PAGE_OFFSET = 2**31 - 1
 
 
-def _check_meta(meta: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-    settings: Settings | None = info.context
-    if settings is None:  # read by a client, from an API that has checked it
-        return meta
+def _check_posted(meta: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    # a client reads it from an API that has checked it
+    return meta if info.context is None else check_meta(meta, info.context)
+
+
+def check_meta(meta: dict[str, Any], settings: "Settings") -> dict[str, Any]:
+    """Return free-form JSON. Raises ValueError if it is none, or beyond the settings' bounds."""
     _check_storable(meta, settings.max_meta_depth)
     if _is_small(meta, settings.max_meta_bytes):
         return meta
@@ -66,7 +69,7 @@ AsPosted = Annotated[T, WrapValidator(lambda posted, _: posted)]
 """What its route validates itself: see `requests.judged`."""
 Plain = AfterValidator(check_plain)
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
-Meta = Annotated[dict[str, Any], AfterValidator(_check_meta)]
+Meta = Annotated[dict[str, Any], AfterValidator(_check_posted)]
 """Free-form JSON, within the bounds of the settings that the validation's context gives."""
 
 

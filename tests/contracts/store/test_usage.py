@@ -11,7 +11,8 @@ import pytest
 from embedding_studio.clickstream import EarlyFeedback, Session, SessionEvent, Usage
 from embedding_studio.errors import StoreUnavailable, TooManyRequests
 from embedding_studio.store import Store
-from embedding_studio.store.usage import size_of, size_of_events, size_of_request
+from embedding_studio.store.sessions import content_of
+from embedding_studio.store.usage import json_size, size_of_events, size_of_request
 from embedding_studio.tasks import TaskRequest
 from tests.contracts.store_backends import Backend, Moment
 from tests.contracts.store_processes import NOW, make_session
@@ -21,7 +22,9 @@ CLICK = SessionEvent("e-1", "item-1", NOW, meta={"page": "ж"})
 
 
 def size(*sessions: Session) -> int:
-    return sum(size_of(session) + size_of_events(session.events) for session in sessions)
+    return sum(
+        json_size(content_of(session)) + size_of_events(session.events) for session in sessions
+    )
 
 
 def test_sessions_and_events_are_counted_once(store: Store) -> None:
