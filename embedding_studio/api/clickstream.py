@@ -41,11 +41,12 @@ from embedding_studio.wire.clickstream import (
 )
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
-from embedding_studio.wire.quick import QuickSession, read_session, read_sessions
+from embedding_studio.wire.quick import QuickSession, QuickSessions, read_session, read_sessions
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 
 _ID = TypeAdapter[str](PostedId)
+Posted = SessionBody | QuickSession
 
 
 @router.post("/session", summary="Register a search", responses=problems(400, 413, 422))
@@ -54,43 +55,47 @@ async def register_session(
     body: AsPosted[SessionBody], request: Request, context: IngestContext
 ) -> SessionOutcome:
     """A known session_id keeps what was stored first; only events it did not have are added."""
-    posted: SessionBody | QuickSession = body
-    if not isinstance(posted, QuickSession):
-        posted = await run_in_threadpool(judged, SessionBody, body, context)
-    return await register_together(posted, request, context)
+    if isinstance(body, QuickSession):  # a large one
+        return await register_one(body, request, context)
+    posted = await run_in_threadpool(judged, SessionBody, body, context)
+    return await register_one(posted, request, context)
 
 
-async def register_together(
-    posted: SessionBody | QuickSession, request: Request, context: Context
-) -> SessionOutcome:
+async def register_one(posted: Posted, request: Request, context: Context) -> SessionOutcome:
     """Register a session that is right, together with those that are posted meanwhile."""
-    session = posted.to_session(_accepted_instant(context, context.clock()))
-    groups: Groups[Session, SessionOutcome] = request.app.state.groups
-    return await groups.do(context.store.project, session, partial(_register, context))
+    [outcome] = await _register_together([posted], request, context)
+    if isinstance(outcome, InvalidInput):
+        raise outcome
+    return outcome
 
 
 @router.post("/sessions", summary="Register many searches", responses=problems(400, 413, 422))
 @reading(read_sessions)
-def register_sessions(body: AsPosted[SessionsBody], context: IngestContext) -> SessionOutcomes:
+async def register_sessions(
+    body: AsPosted[SessionsBody], request: Request, context: IngestContext
+) -> SessionOutcomes:
     """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
-    items = judged(SessionsBody, body, context).sessions
+    quick = isinstance(body, QuickSessions)
+    many = body if quick else await run_in_threadpool(judged, SessionsBody, body, context)
+    items = many.sessions
     limit = context.settings.max_sessions_per_request
     if len(items) > limit:
         raise InvalidInput(
             f"{len(items)} sessions in one request; at most {limit} are taken, "
             "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
-    sessions, refused = _read(items, context)
-    outcomes: dict[int, SessionOutcome] = {}
-    answers = _register(context, list(sessions.values()))
-    for place, answer in zip(sessions, answers, strict=True):
-        if isinstance(answer, InvalidInput):
-            refused[place] = answer
-        else:
-            outcomes[place] = answer
-    for place, error in refused.items():
-        outcomes[place] = _refusal(items[place], error, context)
-    return SessionOutcomes(sessions=[outcomes[place] for place in range(len(items))])
+    posted: Sequence[Posted | ValidationError | InvalidInput] = items
+    if not all(isinstance(item, QuickSession) for item in items):
+        posted = await run_in_threadpool(_judged_each, items, context)
+    right = [one for one in posted if not isinstance(one, Exception)]
+    answers = iter(await _register_together(right, request, context))
+    outcomes = [one if isinstance(one, Exception) else next(answers) for one in posted]
+    return SessionOutcomes(
+        sessions=[
+            _refusal(item, outcome, context) if isinstance(outcome, Exception) else outcome
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
+    )
 
 
 @router.get("/session", summary="Read one session", responses=problems(404, 422))
@@ -222,37 +227,49 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
     return to_instant
 
 
-def _read(
+def _judged_each(
     items: Sequence[object], context: Context
-) -> tuple[dict[int, Session], dict[int, ValidationError | InvalidInput]]:
-    """Return by their places the sessions that were posted, and why others are none."""
-    to_instant = _accepted_instant(context, context.clock())
-    sessions: dict[int, Session] = {}
-    refused: dict[int, ValidationError | InvalidInput] = {}
-    for place, item in enumerate(items):
+) -> list[Posted | ValidationError | InvalidInput]:
+    """Return the sessions that were posted, or why they are none."""
+    judged_ones: list[Posted | ValidationError | InvalidInput] = []
+    for item in items:
         try:
-            if not isinstance(item, QuickSession):
-                item = validated(SessionBody, item, context)
-            sessions[place] = item.to_session(to_instant)
+            quick = item if isinstance(item, QuickSession) else None
+            judged_ones.append(quick or validated(SessionBody, item, context))
         except (ValidationError, InvalidInput) as error:
-            refused[place] = error
-    return sessions, refused
+            judged_ones.append(error)
+    return judged_ones
 
 
-def _register(
-    context: Context, sessions: Sequence[Session]
+async def _register_together(
+    posted: Sequence[Posted], request: Request, context: Context
 ) -> Sequence[SessionOutcome | InvalidInput]:
+    groups: Groups[Posted, SessionOutcome | InvalidInput] = request.app.state.groups
+    return await groups.do(context.store.project, posted, partial(_register, context))
+
+
+def _register(context: Context, posted: Sequence[Posted]) -> list[SessionOutcome | InvalidInput]:
     """Keep sessions, and return what to answer to each."""
-    if not sessions:
-        return []
-    answers = context.store.clickstream.register(sessions, context.clock(), context.most)
+    now = context.clock()
+    to_instant = _accepted_instant(context, now)
+    read = [_session_of(one, to_instant) for one in posted]
+    sessions = [one for one in read if isinstance(one, Session)]
+    answers = context.store.clickstream.register(sessions, now, context.most)
     kept = [
         (session, answer)
         for session, answer in zip(sessions, answers, strict=True)
         if isinstance(answer, Registered)
     ]
-    outcomes = iter(_outcomes(context, kept))
-    return [answer if isinstance(answer, InvalidInput) else next(outcomes) for answer in answers]
+    outcomes, answered = iter(_outcomes(context, kept)), iter(answers)
+    ended = [one if isinstance(one, InvalidInput) else next(answered) for one in read]
+    return [one if isinstance(one, InvalidInput) else next(outcomes) for one in ended]
+
+
+def _session_of(posted: Posted, to_instant: ToInstant) -> Session | InvalidInput:
+    try:
+        return posted.to_session(to_instant)
+    except InvalidInput as error:  # a time that is not taken
+        return error
 
 
 def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> list[SessionOutcome]:

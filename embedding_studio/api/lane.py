@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from embedding_studio import keys
-from embedding_studio.api.clickstream import register_together
+from embedding_studio.api.clickstream import register_one
 from embedding_studio.api.context import Context
 from embedding_studio.api.errors import answer
 from embedding_studio.api.routing import SMALL_BYTES
@@ -43,7 +43,7 @@ class Lane:
             await self._app(scope, _again(messages, receive), send)
             return
         try:
-            outcome = await register_together(posted, request, Context.of(request))
+            outcome = await register_one(posted, request, Context.of(request))
             response = Response(outcome.model_dump_json(), media_type="application/json")
         except ERRORS as error:
             response = answer(error, is_admins=request.state.caller.allows(keys.Scope.ADMIN))

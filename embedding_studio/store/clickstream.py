@@ -97,17 +97,23 @@ class Clickstream:
         for session in sessions:
             first.setdefault(session.session_id, session)
         documents = self._sessions.documents(first.values())
-        reserved = usage_of(documents)
+        refused = self._sessions.register_kinds(documents)
         again = [session for session in sessions if session is not first[session.session_id]]
-        reserved = Usage(reserved.sessions, reserved.bytes + _size_of_events(again))
-        try:
-            project = self._projects.reserve(self._project, reserved, most)
-        except TooManyRequests:
-            # some of it may be there already
-            reserved = self._missing(sessions, documents)
-            project = self._projects.reserve(self._project, reserved, most)
-        project = self._batches.open(project, now)
-        answers = dict(zip(first, self._sessions.insert(documents), strict=True))
+
+        def insert() -> tuple[Usage, Document, list[bool | InvalidInput]]:
+            reserved = usage_of(documents)
+            reserved = Usage(reserved.sessions, reserved.bytes + _size_of_events(again))
+            try:
+                project = self._projects.reserve(self._project, reserved, most)
+            except TooManyRequests:
+                # some of it may be there already
+                reserved = self._missing(sessions, documents)
+                project = self._projects.reserve(self._project, reserved, most)
+            project = self._batches.open(project, now)
+            return reserved, project, self._sessions.insert(documents, refused)
+
+        reserved, project, inserted = self._documents.together(insert)
+        answers = dict(zip(first, inserted, strict=True))
         outcomes, size_of_added = self._outcomes(sessions, first, answers, project)
         used = usage_of(one for one in documents if answers[one["session_id"]] is True)
         unused = Usage(
@@ -118,17 +124,13 @@ class Clickstream:
         # the database may not even look for the id of one that it refused
         kept = [one for one, answer in answers.items() if not isinstance(answer, InvalidInput)]
         joined = self._join_early(kept, now)
-        return self._instead_of_refused(
-            sessions,
-            [
-                replace(answer, early_events=joined.pop(answer.stored.session_id, 0))
-                if isinstance(answer, Registered)
-                else answer
-                for answer in outcomes
-            ],
-            now,
-            most,
-        )
+        outcomes = [
+            replace(answer, early_events=joined.pop(answer.stored.session_id, 0))
+            if isinstance(answer, Registered)
+            else answer
+            for answer in outcomes
+        ]
+        return self._instead_of_refused(sessions, outcomes, now, most)
 
     def _instead_of_refused(
         self,

@@ -16,16 +16,17 @@ import random
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from embedding_studio.errors import InvalidInput
 
 Document = dict[str, Any]
 Scalar = str | int | float | bool
+Result = TypeVar("Result")
 
 PAGE = 128
 """How many documents are read at once, where it is not known how many are needed."""
@@ -183,6 +184,14 @@ class Documents(ABC):
     @abstractmethod
     def delete(self, kind: Kind, where: Filter) -> int:
         """Delete the documents that meet a filter, with their logs; return how many."""
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Return what work returns, whose calls share one commit where the database can do that.
+
+        Where it can, and work raises, nothing that it did is kept; and it may be done again, after
+        nothing was kept, so it changes nothing else.
+        """
+        return work()
 
     # what is asked so often that it has a word, made of the calls above
 

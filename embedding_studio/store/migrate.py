@@ -174,7 +174,7 @@ def _copy_batch(former: FormerBatch, source: Former, documents: Documents) -> Us
     count = size = 0
     for page in _pages(source.sessions(its_id)):
         new = sessions.documents(page)
-        for answer in sessions.insert(new) if is_open else ():
+        for answer in sessions.insert(new, sessions.register_kinds(new)) if is_open else ():
             if isinstance(answer, Exception):
                 raise answer
         held = usage_of(new)

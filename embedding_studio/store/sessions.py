@@ -1,7 +1,7 @@
 """Sessions as they are kept: a document each, with its events as its log."""
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -64,9 +64,13 @@ class Sessions:
             "log": _entries(events),
         }
 
-    def insert(self, documents: Sequence[Document]) -> list[bool | InvalidInput]:
-        """Insert sessions; False for one whose session_id is there."""
-        refused = self._register_kinds([document["kinds"] for document in documents])
+    def insert(
+        self, documents: Sequence[Document], refused: Mapping[str | None, InvalidInput]
+    ) -> list[bool | InvalidInput]:
+        """Insert sessions; False for one whose session_id is there.
+
+        refused: what `register_kinds` returned.
+        """
         answers = self._documents.insert(SESSIONS, documents)
         return [
             _of_session(document["session_id"], refused.get(document["kinds"]) or answer)
@@ -159,6 +163,10 @@ class Sessions:
         """Return all `kinds` of the project with one that is not ignored."""
         found = self._documents.find(KINDS, {"project": self._project}, fields=("kinds",))
         return [one["kinds"] for one in found if _kinds_of(one["kinds"]).difference(ignored)]
+
+    def register_kinds(self, documents: Iterable[Document]) -> Mapping[str | None, InvalidInput]:
+        """Keep the `kinds` of sessions that are about to be; return those that cannot be kept."""
+        return self._register_kinds([document["kinds"] for document in documents])
 
     def _register_kinds(self, kinds: Iterable[str | None]) -> dict[str | None, InvalidInput]:
         """Keep that there are such kinds, before there are; return those that cannot be kept."""

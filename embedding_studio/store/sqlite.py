@@ -8,7 +8,7 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -21,6 +21,7 @@ from embedding_studio.store.documents import (
     Entry,
     Filter,
     Kind,
+    Result,
     among,
     op_of,
 )
@@ -177,6 +178,9 @@ class SqliteDocuments(Documents):
 
         return self.file.write(work)
 
+    def together(self, work: Callable[[], Result]) -> Result:
+        return self.file.together(work)
+
     def ping(self) -> int:
         self.file.ping()
         return time.time_ns() // 1_000_000  # all who share the file share this machine
@@ -192,7 +196,8 @@ class SqliteDocuments(Documents):
             missing = [text for name, text in table.definitions() if name not in present]
             if missing:
                 self.file.write(lambda connection: [connection.execute(text) for text in missing])
-            self._kinds.add(kind)
+            if not self.file.is_joined:  # else they may be undone
+                self._kinds.add(kind)
         return table
 
 

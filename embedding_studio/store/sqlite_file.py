@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Condition
+from threading import Condition, local
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -46,6 +46,7 @@ class SqliteFile:
         self._turn = Condition()
         self._waiting: list[_Job[Any]] = []
         self._is_writing = False
+        self._local = local()
         #: when, and why, the last write was refused, if it was
         self._refusal: tuple[float, str] | None = None
         try:
@@ -62,11 +63,16 @@ class SqliteFile:
             raise
 
     def read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        if (joined := self._joined) is not None:
+            with self._answering():
+                return joined.execute(query, values).fetchall()
         with self._connection() as connection:
             return connection.execute(query, values).fetchall()
 
     def write(self, work: Work[Result]) -> Result:
         """Do work in a transaction, and remember whether it was refused."""
+        if (joined := self._joined) is not None:
+            return self._within(joined, work)
         try:
             result = self._in_turn(work)
         except StoreUnavailable as error:
@@ -74,6 +80,41 @@ class SqliteFile:
             raise
         self._refusal = None
         return result
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do work whose reads and writes join one transaction."""
+
+        def join(connection: sqlite3.Connection) -> Result:
+            self._local.connection = connection
+            try:
+                return work()
+            finally:
+                self._local.connection = None
+
+        return self.write(join)
+
+    def _within(self, joined: sqlite3.Connection, work: Work[Result]) -> Result:
+        with self._answering():
+            joined.execute("SAVEPOINT one")
+            try:
+                result = work(joined)
+            except BaseException:
+                joined.execute("ROLLBACK TO one")
+                joined.execute("RELEASE one")
+                raise
+            joined.execute("RELEASE one")
+            return result
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether what this thread does joins a transaction."""
+        return self._joined is not None
+
+    @property
+    def _joined(self) -> sqlite3.Connection | None:
+        """The connection whose transaction is joined by what this thread does."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        return connection
 
     def _in_turn(self, work: Work[Result]) -> Result:
         """Do work when it is its turn, in one transaction with all that waits by then."""

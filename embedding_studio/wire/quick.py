@@ -110,6 +110,12 @@ class _Many(Quick):
     sessions: list[msgspec.Raw]
 
 
+class QuickSessions(Quick):
+    """Many posted sessions: those that are not plainly right are as they were posted."""
+
+    sessions: list[Any]
+
+
 _session = msgspec.json.Decoder(QuickSession)
 _many = msgspec.json.Decoder(_Many)
 Parse = Callable[[bytes], Any]
@@ -121,8 +127,7 @@ def read_session(settings: Settings, parse: Parse, body: bytes) -> Any:
 
 
 def read_sessions(settings: Settings, parse: Parse, body: bytes) -> Any:
-    """Return what `parse` makes of a body of many sessions, in which those that are plainly right
-    are read already."""
+    """Return the sessions of a body, or what `parse` makes of it where it has no list of them."""
     try:
         items = _many.decode(body).sessions
     except (msgspec.DecodeError, RecursionError):
@@ -131,7 +136,7 @@ def read_sessions(settings: Settings, parse: Parse, body: bytes) -> Any:
     if not all(read):
         parsed = parse(body)["sessions"]
         read = [quick or item for quick, item in zip(read, parsed, strict=True)]
-    return {"sessions": read}
+    return QuickSessions(read)
 
 
 def quick_session(body: bytes | msgspec.Raw, settings: Settings) -> QuickSession | None:

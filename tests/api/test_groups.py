@@ -9,8 +9,9 @@ from embedding_studio.errors import StoreUnavailable
 
 
 async def ask(groups: Groups[int, int], items: Sequence[int], work: object) -> list[object]:
-    asked = [groups.do("one", item, work) for item in items]  # type: ignore[arg-type]
-    return list(await asyncio.gather(*asked, return_exceptions=True))
+    asked = [groups.do("one", [item], work) for item in items]  # type: ignore[arg-type]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return [one if isinstance(one, BaseException) else one[0] for one in answers]
 
 
 def test_those_that_come_meanwhile_go_together() -> None:
@@ -25,13 +26,13 @@ def test_those_that_come_meanwhile_go_together() -> None:
 
     async def run() -> list[object]:
         groups: Groups[int, int] = Groups()
-        first = asyncio.create_task(groups.do("one", 1, work))
+        first = asyncio.create_task(groups.do("one", [1], work))
         while not seen:
             await asyncio.sleep(0.001)
         others = asyncio.create_task(ask(groups, [2, 3, 4], work))
         await asyncio.sleep(0.01)
         rest_came.set()
-        return [await first, *await others]
+        return [*await first, *await others]
 
     assert asyncio.run(run()) == [10, 20, 30, 40]
     assert seen == [[1], [2, 3, 4]]
@@ -48,30 +49,29 @@ def test_who_has_gone_leaves_the_others_their_answers() -> None:
 
     async def run() -> list[object]:
         groups: Groups[int, int] = Groups()
-        first = asyncio.create_task(groups.do("one", 1, work))
+        first = asyncio.create_task(groups.do("one", [1], work))
         while not begun.is_set():
             await asyncio.sleep(0.001)
-        gone, stays = (asyncio.create_task(groups.do("one", item, work)) for item in (2, 3))
+        gone, stays = (asyncio.create_task(groups.do("one", [item], work)) for item in (2, 3))
         await asyncio.sleep(0.01)
         gone.cancel()
         go_on.set()
-        return [await first, await stays]
+        return [*await first, *await stays]
 
     assert asyncio.run(run()) == [1, 3]
 
 
 def test_one_that_cannot_be_done_is_alone_with_it() -> None:
-    """The others of its group get their answers; what is answered as an error is raised."""
+    """The others of its group get their answers."""
 
-    def work(items: Sequence[int]) -> list[int | Exception]:
+    def work(items: Sequence[int]) -> list[int]:
         if 2 in items:
             raise KeyError(2)
-        return [ValueError(item) if item == 3 else item for item in items]
+        return list(items)
 
-    first, second, third, fourth = asyncio.run(ask(Groups(), [1, 2, 3, 4], work))
-    assert (first, fourth) == (1, 4)
+    first, second, third = asyncio.run(ask(Groups(), [1, 2, 3], work))
+    assert (first, third) == (1, 3)
     assert isinstance(second, KeyError)
-    assert isinstance(third, ValueError)
 
 
 def test_a_store_that_is_away_is_asked_once() -> None:
@@ -95,8 +95,26 @@ def test_groups_of_other_keys_do_not_wait() -> None:
         both.wait()
         return list(items)
 
-    async def run() -> list[int]:
+    async def run() -> list[Sequence[int]]:
         groups: Groups[int, int] = Groups()
-        return list(await asyncio.gather(*(groups.do(key, 1, work) for key in ("one", "two"))))
+        return list(await asyncio.gather(*(groups.do(key, [1], work) for key in ("one", "two"))))
 
-    assert asyncio.run(run()) == [1, 1]
+    assert asyncio.run(run()) == [[1], [1]]
+
+
+def test_a_group_has_a_size() -> None:
+    """Who waits behind many does not wait for all of them; one request stays together."""
+    sizes: list[int] = []
+
+    def work(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        return list(items)
+
+    async def run() -> None:
+        groups: Groups[int, int] = Groups()
+        many = [300, 200, 1, 700, 2]
+        asked = [groups.do("one", range(size), work) for size in many]
+        assert [len(answers) for answers in await asyncio.gather(*asked)] == many
+
+    asyncio.run(run())
+    assert sizes == [300, 201, 700, 2]

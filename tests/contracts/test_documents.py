@@ -465,6 +465,19 @@ def test_it_is_there_after_reopening(place: Place, url: str) -> None:
         assert documents.insert(more, [{"id": "a"}]) == [False]
 
 
+def test_work_done_together_is_done(documents: Documents) -> None:
+    """It returns what the work returns, and each call sees what the ones before it did."""
+
+    def work() -> list[Any]:
+        documents.insert(THINGS, [{"id": "a", "n": 1}])
+        documents.change(THINGS, {"id": "a"}, set={"n": 2}, append=[Entry(None, "e")])
+        return [documents.find(THINGS, {}), documents.logs(THINGS, ["a"])]
+
+    expected = [[{"id": "a", "n": 2}], {"a": ["e"]}]
+    assert documents.together(work) == expected
+    assert [documents.find(THINGS, {}), documents.logs(THINGS, ["a"])] == expected
+
+
 # -- races ---------------------------------------------------------------------------------------
 
 

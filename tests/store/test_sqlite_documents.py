@@ -257,3 +257,35 @@ def test_what_has_an_index_is_found_by_it(documents: SqliteDocuments, where: Any
     assert any("USING" in query for query in queries)
     plans = [query for query in queries if "json_each" not in query]
     assert not [query for query in plans if "SCAN" in query or "TEMP B-TREE" in query]
+
+
+def test_work_done_together_is_kept_as_a_whole(documents: SqliteDocuments) -> None:
+    """Where it raises, nothing that it did is: not the table of a kind that is new either."""
+    new = Kind("new")
+
+    def work(error: Exception | None) -> None:
+        documents.insert(THINGS, [{"id": "second"}])
+        documents.insert(new, [{"id": "one"}])
+        if error:
+            raise error
+
+    with pytest.raises(KeyError):
+        documents.together(lambda: work(KeyError("in the middle")))
+    assert documents.count(THINGS, {}) == 1
+    documents.together(lambda: work(None))
+    assert (documents.count(THINGS, {}), documents.count(new, {})) == (2, 1)
+
+
+def test_of_work_done_together_a_refused_call_is_undone_alone(documents: SqliteDocuments) -> None:
+    """The calls before and after it are kept."""
+
+    def work() -> None:
+        documents.insert(THINGS, [{"id": "a", "n": 1}])
+        half = Entry("\ud800", "half a character")
+        with pytest.raises(InvalidInput):
+            documents.change(THINGS, {"id": "first"}, set={"n": 2}, append=[half])
+        documents.insert(THINGS, [{"id": "b", "n": 3}])
+
+    documents.together(work)
+    found = documents.find(THINGS, {}, sort=("id",))
+    assert found == [{"id": "a", "n": 1}, {"id": "b", "n": 3}, {"id": "first"}]

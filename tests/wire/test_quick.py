@@ -122,6 +122,6 @@ def test_what_is_no_session_is_left_to_others(body: bytes) -> None:
 def test_of_many_only_the_others_are_left() -> None:
     """Those that are right are read; the rest is as it was posted."""
     body = json.dumps({"sessions": [session_json(), {"session_id": 1}, 5]}).encode()
-    read = read_sessions(Settings(), from_json, body)["sessions"]
+    read = read_sessions(Settings(), from_json, body).sessions
     assert isinstance(read[0], QuickSession)
     assert read[1:] == [{"session_id": 1}, 5]
