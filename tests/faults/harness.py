@@ -52,12 +52,16 @@ def in_every_run(faults: Sequence[Fault], names: set[str]) -> list[ParameterSet]
     ]
 
 
+_NURSERY = "from tests.faults.nursery import main; main()"
+"""No `-m`: each process of a trial would import the nursery anew, as the main module of its own."""
+
+
 class Nursery:
     """Forks workers in no time; see `tests.faults.nursery`. modules: more that they import."""
 
     def __init__(self, *modules: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.nursery", *modules],
+            [sys.executable, "-c", _NURSERY, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

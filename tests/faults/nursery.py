@@ -84,7 +84,3 @@ def _status(pid: int, ended: dict[int, int]) -> Any:
             return None
         ended[pid] = os.waitstatus_to_exitcode(status)
     return ended[pid]
-
-
-if __name__ == "__main__":
-    main()
