@@ -15,6 +15,7 @@ from typing import IO, Any
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.errors import ConfigurationError, EmbeddingStudioError
 from embedding_studio.settings import Settings
+from embedding_studio.tracking.environment import set_environment
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Services(AbstractContextManager["Services"]):
 
     def _start(self) -> None:
         settings = self.settings
+        set_environment()  # MLflow's server inherits it
         settings.artifacts_folder.mkdir(parents=True, exist_ok=True)
         program = [sys.executable, "-m", "embedding_studio"]
         self._spawn("API", [*program, "api"])

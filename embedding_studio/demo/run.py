@@ -59,16 +59,16 @@ def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: 
         console.print(f"[dim]logs: {settings.data_folder / 'logs'}[/dim]")
         settings = services.settings
         with services.client() as client:
-            model = Path(settings.initial_model)
+            champion = _embed(corpus, Path(settings.initial_model))
             summary: dict[str, object] = {}
             for number in range(rounds):
                 if rounds > 1:
                     console.rule(f"round {number + 1} of {rounds}")
-                round_ = _Round(console, settings, client, corpus, f"round-{number}")
-                folder = round_.fine_tune(model, sessions, trials, seed + number)
-                summary = round_.summarize(folder, started, seed)
-                if summary["promoted"]:
-                    model = folder
+                round_ = _Round(console, settings, client, corpus, champion, f"round-{number}")
+                folder = round_.fine_tune(sessions, trials, seed + number)
+                if round_.is_promoted:
+                    champion = _embed(corpus, folder)
+                summary = round_.summarize(champion, started, seed)
         console.print(json.dumps(summary), soft_wrap=True, highlight=False, markup=False)
 
 
@@ -87,6 +87,15 @@ def _packaged_model() -> Path:
     return Path(package.origin).parent / "model"
 
 
+def _embed(corpus: Corpus, model: Path) -> Embeddings:
+    encoder = load_encoder(model)
+    labels = [icon.label for icon in corpus.items]
+    return Embeddings(
+        queries=encoder.encode(list(corpus.queries), show_progress_bar=False),
+        items=encoder.encode(labels, show_progress_bar=False),
+    )
+
+
 class _Round:
     """One batch of searches, one task, one comparison."""
 
@@ -96,18 +105,25 @@ class _Round:
         settings: Settings,
         client: EmbeddingStudioClient,
         corpus: Corpus,
+        before: Embeddings,
         name: str,
     ) -> None:
         self._console = console
         self._settings = settings
         self._client = client
         self._corpus = corpus
+        self._before = before
         self._name = name
         self._task: TaskView | None = None
 
-    def fine_tune(self, model: Path, sessions: int, trials: int, seed: int) -> Path:
-        """Search with `model`, run a task on the clicks, and return the downloaded best model."""
-        self._before = self._embed(model)
+    @property
+    def is_promoted(self) -> bool:
+        assert self._task is not None
+        assert self._task.promotion is not None
+        return self._task.promotion.promoted
+
+    def fine_tune(self, sessions: int, trials: int, seed: int) -> Path:
+        """Search, run a task on the clicks, and return the downloaded best model."""
         now = datetime.now(UTC)
         searches = simulate_sessions(
             self._corpus,
@@ -130,20 +146,20 @@ class _Round:
         self._client.download_model(task.id, folder)
         return folder
 
-    def summarize(self, after: Path, started: float, seed: int) -> dict[str, object]:
-        """Measure both models on held-out queries against true relevance, print and return it."""
+    def summarize(self, now: Embeddings, started: float, seed: int) -> dict[str, object]:
+        """Measure both models on held-out queries against true relevance, print and return it.
+
+        now: of the champion after the round."""
         task = self._task
         assert task is not None
         assert task.promotion is not None
         assert task.progress is not None
-        promoted = task.promotion.promoted
         baseline = held_out_quality(self._corpus, self._before.queries, self._before.items)
-        now = self._embed(after) if promoted else self._before
         champion = held_out_quality(self._corpus, now.queries, now.items)
         low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
         models = _models_on_disk(self._settings.artifacts_folder)
         self._print_table(baseline, champion, (low, high))
-        verdict = "promoted" if promoted else "not promoted"
+        verdict = "promoted" if self.is_promoted else "not promoted"
         self._console.print(f"{verdict}: {task.promotion.reason}")
         self._console.print(f"MLflow    {task.mlflow_url}")
         self._console.print(f"model     {task.best_model_url}")
@@ -159,7 +175,7 @@ class _Round:
             "baseline_mrr10": round(float(baseline.mrr_at_10.mean()), 4),
             "champion_mrr10": round(float(champion.mrr_at_10.mean()), 4),
             "delta_ci95": [round(low, 4), round(high, 4)],
-            "promoted": promoted,
+            "promoted": self.is_promoted,
             "trials": task.progress.finished_trials,
             "trained_tokens": task.progress.trained_tokens,
             "estimated_trained_tokens": task.progress.estimated_trained_tokens,
@@ -169,14 +185,6 @@ class _Round:
             "mlflow_url": task.mlflow_url,
             "best_model_url": task.best_model_url,
         }
-
-    def _embed(self, model: Path) -> Embeddings:
-        encoder = load_encoder(model)
-        labels = [icon.label for icon in self._corpus.items]
-        return Embeddings(
-            queries=encoder.encode(list(self._corpus.queries), show_progress_bar=False),
-            items=encoder.encode(labels, show_progress_bar=False),
-        )
 
     def _post(self, searches: Iterator[Session], count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

@@ -5,6 +5,8 @@ import os
 _UNLESS_SET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # read when MLflow is loaded
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # its server starts five processes of 240 MB for jobs of its own, none of which we ask for
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # a request is given up after half a minute, not after four: the worker waits out what is longer
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

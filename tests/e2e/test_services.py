@@ -35,7 +35,7 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
     settings = Settings(data_folder=tmp_path, api_port=0, mlflow_port=0)
     store = {"ES_STORE_URL": f"{secantus_url.rstrip('/')}/demo"}
     done = subprocess.run(
-        [*PROGRAM, "demo", "--sessions", "2500", "--trials", "1", "--rounds", "2"],
+        [*PROGRAM, "demo", "--sessions", "1000", "--trials", "1", "--rounds", "2"],
         env={**environ, **settings.as_environment(), **store},
         capture_output=True,
         text=True,
