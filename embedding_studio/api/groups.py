@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Sequence[Item]], Sequence[Result]]
 
+THREADS = 40
+"""As many as all other requests have."""
 MOST = 500
 """How many items a group has at most, unless one request has more."""
 
@@ -58,7 +60,7 @@ class Groups(Generic[Item, Result]):
         self._groups: WeakKeyDictionary[
             asyncio.AbstractEventLoop, dict[str, _Group[Item, Result]]
         ] = WeakKeyDictionary()
-        self._threads = ThreadPoolExecutor(thread_name_prefix="group")
+        self._threads = ThreadPoolExecutor(THREADS, "group")
 
     async def do(
         self, key: str, items: Sequence[Item], work: Work[Item, Result]
