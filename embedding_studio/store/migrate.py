@@ -6,10 +6,11 @@ anywhere and repeated. Nobody else may use the database meanwhile.
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Any
 
 from embedding_studio.clickstream import (
     BatchStatus,
@@ -20,16 +21,17 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
+from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.schedules import Schedule
 from embedding_studio.store.batches import BATCH, BATCHES
 from embedding_studio.store.clickstream import Clickstream
-from embedding_studio.store.codec import milliseconds, to_json
+from embedding_studio.store.codec import Codec, milliseconds, to_json
 from embedding_studio.store.documents import Documents, Entry, absent, new_id
 from embedding_studio.store.early import EARLY, MARK
 from embedding_studio.store.keys import KEY, KEYS
-from embedding_studio.store.models import MODELS, document_of
+from embedding_studio.store.models import MODEL, MODELS, document_of
 from embedding_studio.store.projects import PROJECTS
-from embedding_studio.store.schedules import Schedules
+from embedding_studio.store.schedules import SCHEDULE, Schedules
 from embedding_studio.store.sessions import SESSIONS, Sessions, usage_of
 from embedding_studio.store.tasks import EVENT, REQUEST, TASK, TASKS
 from embedding_studio.store.usage import size_of_request
@@ -37,6 +39,7 @@ from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
 PAGE = 1000
 """How many sessions are copied at once."""
+SESSION = Codec(Session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,41 +70,54 @@ class FormerEarly:
     expires_at: datetime
 
 
+FORMER_EARLY = Codec(FormerEarly)
+
+
 class Former(ABC):
-    """What a database in the layout of 0.1 holds."""
+    """What a database in the layout of 0.1 holds, read from the rows that lie there."""
 
     @abstractmethod
-    def tasks(self) -> Iterator[FormerTask]:
-        """Give all tasks, oldest first."""
+    def rows(self, noun: str) -> Iterator[Mapping[str, Any]]:
+        """Give what is kept of a noun, oldest first; none of one that it does not know. Names are
+        those of 0.1 in MongoDB."""
 
     @abstractmethod
-    def batches(self) -> Iterator[FormerBatch]:
-        """Give the batches of all projects that are not being deleted; of each project's oldest
-        first."""
-
-    @abstractmethod
-    def sessions(self, batch_id: str) -> Iterator[Session]:
+    def session_rows(self, batch_id: str) -> Iterator[Mapping[str, Any]]:
         """Give the sessions of a batch by their numbers."""
-
-    @abstractmethod
-    def early(self) -> Iterator[FormerEarly]:
-        """Give what waits for its session, oldest first."""
-
-    @abstractmethod
-    def api_keys(self) -> Iterator[ApiKey]:
-        """Give all API keys, oldest first."""
-
-    @abstractmethod
-    def schedules(self) -> Iterator[Schedule]:
-        """Give the schedules of all projects, oldest first."""
-
-    @abstractmethod
-    def models(self) -> Iterator[RegisteredModel]:
-        """Give the registered models of all projects."""
 
     @abstractmethod
     def retire(self) -> None:
         """Put all of it out of the way: from here on the database is one of the present layout."""
+
+    def tasks(self) -> Iterator[FormerTask]:
+        for row in self.rows("tasks"):
+            events = [EVENT.decode(event) for event in row.get("events", ())]
+            yield FormerTask(TASK.decode(row), REQUEST.decode(row["request"]), events)
+
+    def batches(self) -> Iterator[FormerBatch]:
+        """Give the batches of all projects that are not being deleted."""
+        # all at once: copying one may take longer than a server keeps a cursor that waits
+        for row in list(self.rows("batches")):
+            if row["status"] != "deleting":
+                is_collecting = row["status"] == BatchStatus.COLLECTING
+                status = BatchStatus.COLLECTING if is_collecting else BatchStatus.RELEASED
+                batch = BATCH.decode({"session_count": 0, **row, "status": status})
+                yield FormerBatch(row.get("project", DEFAULT_PROJECT), batch)
+
+    def sessions(self, batch_id: str) -> Iterator[Session]:
+        return map(SESSION.decode, self.session_rows(batch_id))
+
+    def early(self) -> Iterator[FormerEarly]:
+        return map(FORMER_EARLY.decode, self.rows("early_events"))
+
+    def api_keys(self) -> Iterator[ApiKey]:
+        return map(KEY.decode, self.rows("api_keys"))
+
+    def schedules(self) -> Iterator[Schedule]:
+        return map(SCHEDULE.decode, self.rows("schedules"))
+
+    def models(self) -> Iterator[RegisteredModel]:
+        return (MODEL.decode(row["document"]) for row in self.rows("models"))
 
 
 def former_of(documents: Documents) -> Former | None:
@@ -134,7 +150,9 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
         documents.insert_one(MODELS, {"id": its_id, **document_of(model)})
         copied["models"] += 1
     for one in former.tasks():
-        _copy_task(one, documents)
+        log = [Entry(None, EVENT.encode(event)) for event in one.events]
+        beside = {"request": REQUEST.encode(one.request), "log": log}
+        documents.insert_one(TASKS, {**TASK.encode(one.task), **beside})
         task_bytes[one.task.project] += size_of_request(one.request)
         copied["tasks"] += 1
     for batch in former.batches():
@@ -155,12 +173,6 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
         documents.change(PROJECTS, {"id": project}, set=counted)
     former.retire()
     return copied
-
-
-def _copy_task(former: FormerTask, documents: Documents) -> None:
-    log = [Entry(None, EVENT.encode(event)) for event in former.events]
-    request = REQUEST.encode(former.request)
-    documents.insert_one(TASKS, {**TASK.encode(former.task), "request": request, "log": log})
 
 
 def _copy_batch(former: FormerBatch, source: Former, documents: Documents) -> Usage:

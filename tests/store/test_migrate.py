@@ -3,7 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,10 @@ def test_batches_from_before_are_older(former: Former, monkeypatch: pytest.Monke
     monkeypatch.setattr(former, "retire", lambda: None)
     bring_along(former, documents)
     default = Clickstream(documents, "default")
-    default.release("r-2", datetime.now(UTC))
-    default.register([Session("new", "", (), datetime.now(UTC))], datetime.now(UTC))
-    latest = default.release("r-3", datetime.now(UTC))
+    now = datetime.now(UTC)
+    default.release("r-2", now)
+    default.register([Session("new", "", (), now)], now)
+    latest = default.release("r-3", now + timedelta(seconds=1))
     assert len(default.delete_older(1)) == 2
     assert default.get_batch(latest.batch_id) == latest
 
