@@ -103,6 +103,7 @@ class TaskRequest:
     idempotency_key: str | None = None
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
+    #: as how many clicks events of a type count, where the method says otherwise
     event_weights: Mapping[str, float] | None = None
     webhook_url: str | None = None
 
@@ -196,23 +197,17 @@ class Delivery:
     delivered_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FineTuningTask:
-    """A request to fine-tune and everything known about its execution. Times are UTC."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuningTask(TaskRequest):
+    """A request to fine-tune and everything known about its execution. Times are UTC.
+
+    Its batch_id is that of the request, or else of the batch that an attempt released."""
 
     id: str
-    fine_tuning_method: str
     status: TaskStatus
     created_at: datetime
     updated_at: datetime
     project: str = DEFAULT_PROJECT
-    batch_id: str | None = None
-    metadata: Mapping[str, Any] | None = None
-    idempotency_key: str | None = None
-    budget: Budget = field(default_factory=Budget)
-    search: SearchOptions = field(default_factory=SearchOptions)
-    #: as how many clicks events of a type count, where the method says otherwise
-    event_weights: Mapping[str, float] | None = None
     #: the fencing token, one higher with each claim: a write by an older owner matches nothing
     attempt: int = 0
     #: how many owners died; a drained worker does not count
@@ -226,7 +221,6 @@ class FineTuningTask:
     best_model: StoredModel | None = None
     promotion: Promotion | None = None
     error: str | None = None
-    webhook_url: str | None = None
     #: of its end to webhook_url
     delivery: Delivery | None = None
     #: when to try (again), once it has ended

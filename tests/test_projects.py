@@ -25,7 +25,9 @@ def run_task(bench: Bench, project: str, start: int) -> FineTuningTask:
 def test_a_registered_name_is_a_projects_and_a_methods(project: str, name: str) -> None:
     """In `default` it bears the method's bare name, so that older champions stay."""
     now = utc_now()
-    task = FineTuningTask("1", "Toy", TaskStatus.PENDING, now, now, project=project)
+    task = FineTuningTask(
+        "Toy", id="1", status=TaskStatus.PENDING, created_at=now, updated_at=now, project=project
+    )
     assert task.registered_name == name
 
 

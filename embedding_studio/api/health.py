@@ -136,16 +136,7 @@ def _worker(store: Store, settings: Settings, clock: Clock) -> WorkerHealth:
     return WorkerHealth(
         status=PartStatus.OK,
         detail=_describe_workers(workers),
-        live=[
-            WorkerView(
-                worker_id=one.worker_id,
-                methods=list(one.methods),
-                seen_at=one.seen_at,
-                plugin_failures=one.plugin_failures,
-                missing_models=one.missing_models,
-            )
-            for one in workers
-        ],
+        live=[WorkerView.model_validate(one, from_attributes=True) for one in workers],
         methods=sorted({method for one in workers for method in one.methods}),
     )
 

@@ -24,24 +24,20 @@ from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
 
 router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_class=Route)
 
-_GIVEN = (
-    "fine_tuning_method", "cron", "interval_seconds", "min_new_sessions", "budget", "search",
-    "event_weights", "metadata", "webhook_url",
-)  # fmt: skip
-
 
 @router.post("", summary="Have tasks created by the clock", responses=problems(400, 409, 413, 422))
 def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> ScheduleView:
     """At each time, a task is created if the batch now collecting holds enough sessions with
     clicks. The same idempotency_key gives the same schedule, and is refused for another body."""
     now = context.clock()
-    posted = judged(ScheduleBody, body, context)
+    posted = judged(ScheduleBody, body, context).given()
+    key = posted.pop("idempotency_key")
     wanted = Schedule(
-        id=_id_of(context, posted.idempotency_key),
+        id=_id_of(context, key),
         project=context.store.project,
         created_at=now,
-        next_at=next_time(posted.cron, posted.interval_seconds, now, now),
-        **posted.given(),
+        next_at=next_time(posted["cron"], posted["interval_seconds"], now, now),
+        **posted,
     )
     check_method(context, wanted.fine_tuning_method)
     check_trials(context, wanted.budget)
@@ -53,10 +49,10 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
             "(ES_MAX_SCHEDULES): delete one"
         )
     kept = context.store.schedules.get(wanted.id)
-    different = [name for name in _GIVEN if getattr(kept, name) != getattr(wanted, name)]
+    different = [name for name in posted if getattr(kept, name) != getattr(wanted, name)]
     if different:
         raise Conflict(
-            f"the idempotency key {posted.idempotency_key!r} belongs to schedule {kept.id}, which "
+            f"the idempotency key {key!r} belongs to schedule {kept.id}, which "
             f"differs in {', '.join(different)}: use another key for another schedule"
         )
     return ScheduleView.model_validate(kept)

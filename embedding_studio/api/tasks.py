@@ -40,7 +40,7 @@ _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext) -> TaskView:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
     The same idempotency_key gives the same task, and is refused for another body."""
-    wanted = _with_its_key(context, judged(TaskBody, body, context).to_request())
+    wanted = _with_its_key(context, TaskRequest(**judged(TaskBody, body, context).given()))
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
     try:

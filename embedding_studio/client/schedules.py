@@ -10,7 +10,6 @@ from embedding_studio.client.connection import Connection
 from embedding_studio.errors import NotFound
 from embedding_studio.tasks import Budget, SearchOptions
 from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
-from embedding_studio.wire.tasks import BudgetBody, SearchBody
 
 
 class ScheduleCalls(Connection):
@@ -31,15 +30,15 @@ class ScheduleCalls(Connection):
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
-        body = ScheduleBody.model_construct(
+        body = ScheduleBody.unchecked(
             fine_tuning_method=fine_tuning_method,
             cron=cron,
             interval_seconds=interval_seconds,
             min_new_sessions=min_new_sessions,
-            metadata=None if metadata is None else dict(metadata),
-            budget=BudgetBody.of(budget),
-            search=SearchBody.of(search),
-            event_weights=None if event_weights is None else dict(event_weights),
+            metadata=metadata,
+            budget=budget,
+            search=search,
+            event_weights=event_weights,
             webhook_url=webhook_url,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )

@@ -11,14 +11,7 @@ from typing import Any
 from embedding_studio.client.connection import Connection
 from embedding_studio.errors import CorruptModel, InvalidInput
 from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
-from embedding_studio.wire.tasks import (
-    BudgetBody,
-    SearchBody,
-    TaskBody,
-    TaskEventsPage,
-    TaskEventView,
-    TaskView,
-)
+from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskView
 
 
 class TaskCalls(Connection):
@@ -37,15 +30,15 @@ class TaskCalls(Connection):
         webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
-        body = TaskBody.model_construct(
+        body = TaskBody.unchecked(
             fine_tuning_method=fine_tuning_method,
             batch_id=batch_id,
-            metadata=None if metadata is None else dict(metadata),
+            metadata=metadata,
             # made up here if need be: a retry after a lost answer must not add a second task
             idempotency_key=idempotency_key or str(uuid.uuid4()),
-            budget=BudgetBody.of(budget),
-            search=SearchBody.of(search),
-            event_weights=None if event_weights is None else dict(event_weights),
+            budget=budget,
+            search=search,
+            event_weights=event_weights,
             webhook_url=webhook_url,
         )
         return self._post(TaskView, "/fine-tuning/task", body)

@@ -8,15 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
 from embedding_studio.tasks import Budget, SearchOptions
-from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Meta, Plain, is_none
-from embedding_studio.wire.tasks import BudgetBody, EventWeights, SearchBody, WebhookUrl
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain, is_none
+from embedding_studio.wire.tasks import Terms
 
 
-class ScheduleBody(BaseModel):
+class ScheduleBody(Terms):
     """Exactly one of cron and interval_seconds."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -28,7 +27,6 @@ class ScheduleBody(BaseModel):
         },
     )
 
-    fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
     cron: Annotated[str, StringConstraints(max_length=256), Plain] | None = Field(
         None, description="minute, hour, day of month, month, day of week; in UTC"
     )
@@ -37,26 +35,7 @@ class ScheduleBody(BaseModel):
         MIN_NEW_SESSIONS,
         description="clicked, in the batch now collecting; fewer: no task this time",
     )
-    metadata: Meta | None = None
-    budget: BudgetBody | None = None
-    search: SearchBody | None = None
-    event_weights: EventWeights | None = None
-    webhook_url: WebhookUrl | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same schedule")
-
-    def given(self) -> dict[str, Any]:
-        """Return the fields of a Schedule that the body tells."""
-        return {
-            "fine_tuning_method": self.fine_tuning_method,
-            "cron": self.cron,
-            "interval_seconds": self.interval_seconds,
-            "min_new_sessions": self.min_new_sessions,
-            "metadata": self.metadata,
-            "budget": (self.budget or BudgetBody()).to_budget(),
-            "search": (self.search or SearchBody()).to_options(),
-            "event_weights": self.event_weights,
-            "webhook_url": self.webhook_url,
-        }
 
 
 class ScheduleView(BaseModel):

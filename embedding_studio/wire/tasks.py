@@ -20,7 +20,6 @@ from embedding_studio.tasks import (
     SearchOptions,
     TaskEventKind,
     TaskProgress,
-    TaskRequest,
     TaskStatus,
 )
 from embedding_studio.tracking.reader import experiment_url
@@ -45,13 +44,6 @@ class BudgetBody(BaseModel):
         None, description="after which a trial is asked to end, at its next report"
     )
 
-    @staticmethod
-    def of(budget: Budget | None) -> "BudgetBody":
-        return BudgetBody.model_construct(**asdict(budget or Budget()))
-
-    def to_budget(self) -> Budget:
-        return Budget(**dict(self))
-
 
 class SearchBody(BaseModel):
     """How to search; what is left out is the method's own."""
@@ -60,14 +52,6 @@ class SearchBody(BaseModel):
 
     sampler: Sampler | None = Field(None, description="who proposes hyperparameter sets")
     pruner: Pruner | None = Field(None, description="who ends hopeless trials early")
-
-    @staticmethod
-    def of(options: SearchOptions | None) -> "SearchBody":
-        options = options or SearchOptions()
-        return SearchBody.model_construct(sampler=options.sampler, pruner=options.pruner)
-
-    def to_options(self) -> SearchOptions:
-        return SearchOptions(self.sampler, self.pruner)
 
 
 WebhookUrl = Annotated[
@@ -88,9 +72,35 @@ EventWeights = Annotated[
 ]
 
 
-class TaskBody(BaseModel):
+class Terms(BaseModel):
+    """What a task is asked for with, at once or by a schedule."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
+    metadata: Meta | None = None
+    budget: BudgetBody | None = None
+    search: SearchBody | None = None
+    event_weights: EventWeights | None = None
+    webhook_url: WebhookUrl | None = None
+
+    @classmethod
+    def unchecked(cls, **given: Any) -> "Terms":
+        """Return a body of the domain's values as a client sends it, for the server to judge."""
+        given["budget"] = asdict(given["budget"] or Budget())
+        given["search"] = asdict(given["search"] or SearchOptions())
+        for name in ("metadata", "event_weights"):
+            given[name] = None if given[name] is None else dict(given[name])
+        return cls.model_construct(**given)
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields, as the domain has them."""
+        budget, search = Budget(**dict(self.budget or ())), SearchOptions(**dict(self.search or ()))
+        return {**dict(self), "budget": budget, "search": search}
+
+
+class TaskBody(Terms):
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -102,26 +112,8 @@ class TaskBody(BaseModel):
         },
     )
 
-    fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
     batch_id: Id | None = Field(None, description="a released batch; absent: the one collecting")
-    metadata: Meta | None = None
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
-    budget: BudgetBody | None = None
-    search: SearchBody | None = None
-    event_weights: EventWeights | None = None
-    webhook_url: WebhookUrl | None = None
-
-    def to_request(self) -> TaskRequest:
-        return TaskRequest(
-            fine_tuning_method=self.fine_tuning_method,
-            batch_id=self.batch_id,
-            metadata=self.metadata,
-            idempotency_key=self.idempotency_key,
-            budget=(self.budget or BudgetBody()).to_budget(),
-            search=(self.search or SearchBody()).to_options(),
-            event_weights=self.event_weights,
-            webhook_url=self.webhook_url,
-        )
 
 
 class TaskView(BaseModel):
@@ -200,14 +192,7 @@ class TaskEventView(BaseModel):
 
     @classmethod
     def of(cls, numbered: NumberedTaskEvent) -> Self:
-        event = numbered.event
-        return cls(
-            number=numbered.number,
-            kind=event.kind,
-            at=event.at,
-            detail=event.detail,
-            data=event.data,
-        )
+        return cls(number=numbered.number, **asdict(numbered.event))
 
 
 class TaskEventsPage(BaseModel):
