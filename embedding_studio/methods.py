@@ -6,11 +6,9 @@ import importlib.util
 import json
 import re
 import sys
-import threading
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 from embedding_studio.clickstream import EVENT_WEIGHTS, Session, Splits
 from embedding_studio.errors import PluginError, UnknownMethod
 from embedding_studio.tasks import Budget, Pruner, Sampler
+from embedding_studio.threads import in_own_thread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -300,25 +299,16 @@ def _look(folder: Path) -> dict[Path, tuple[int, ...]]:
 
 def _within(seconds: float, load: Callable[[], Loaded]) -> Loaded:
     """Return what `load` returns, in a thread that is left to itself when it takes too long."""
-    future: Future[Loaded] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(load())
-        except Exception as error:  # noqa: BLE001 - it becomes the future's
-            future.set_exception(error)
-        except BaseException as error:  # noqa: BLE001 - a plugin may not end our process
-            future.set_exception(PluginError(f"its import raised {error!r}"))
-
-    threading.Thread(target=work, daemon=True).start()
+    future = in_own_thread(load)
     try:
-        return future.result(seconds)
+        error = future.exception(seconds)
     except TimeoutError:
-        if future.done():
-            raise  # the plugin's own
         raise PluginError(
             f"its import did not end within {seconds:g} s (ES_PLUGIN_IMPORT_SECONDS)"
         ) from None
+    if error is not None and not isinstance(error, Exception):  # it may not end our process
+        raise PluginError(f"its import raised {error!r}")
+    return future.result()
 
 
 def _methods_of_entry_point(point: importlib.metadata.EntryPoint) -> Loaded:

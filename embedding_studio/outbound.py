@@ -8,10 +8,8 @@ import io
 import ipaddress
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Self
@@ -20,6 +18,7 @@ import httpcore
 import httpx
 
 from embedding_studio.errors import ForbiddenAddress, Unreadable
+from embedding_studio.threads import in_own_thread
 
 _REDIRECTS = 10
 _IDLE_CONNECTIONS = 20
@@ -256,22 +255,18 @@ class _Stream(httpcore.NetworkStream):
 
 def _addresses(host: str, port: int, seconds: float) -> list[str]:
     """Return where a name leads; nowhere, if nobody knows it."""
-    found: Future[list[str]] = Future()
 
-    def look_up() -> None:
+    def look_up() -> list[str]:
         try:
             places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found.set_result([str(place[4][0]) for place in places])
         except (OSError, ValueError) as error:  # ValueError: it cannot be a name
             if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-                found.set_exception(httpcore.ConnectError("the resolver does not answer"))
-            else:
-                found.set_result([])
+                raise httpcore.ConnectError("the resolver does not answer") from error
+            return []
+        return [str(place[4][0]) for place in places]
 
-    # in a thread of its own, since a look-up has no timeout
-    threading.Thread(target=look_up, daemon=True, name="look-up").start()
     try:
-        return found.result(seconds)
+        return in_own_thread(look_up).result(seconds)  # since a look-up has no timeout
     except TimeoutError as error:
         raise httpcore.ConnectTimeout("the resolver does not answer in time") from error
 

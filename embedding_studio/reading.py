@@ -73,13 +73,12 @@ class Reader:
 
     def _read_http(self, address: str) -> bytes:
         ends_at = time.monotonic() + self._seconds
-        for attempt in stamina.retry_context(
-            on=_is_passing, attempts=_ATTEMPTS, timeout=self._seconds
-        ):
-            with attempt:
-                left = ends_at - time.monotonic()
-                return self._http.get(address, left, self._max_bytes + 1)
-        raise AssertionError("stamina ends with an answer or an error")
+
+        def get() -> bytes:
+            return self._http.get(address, ends_at - time.monotonic(), self._max_bytes + 1)
+
+        caller = stamina.RetryingCaller(attempts=_ATTEMPTS, timeout=self._seconds)
+        return caller(_is_passing, get)
 
     def _read_object(self, protocol: str, path: str) -> bytes:
         address = f"{protocol}://{path}"

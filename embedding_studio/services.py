@@ -7,9 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import IO, Any
 
 from embedding_studio.client import EmbeddingStudioClient
@@ -23,7 +22,7 @@ START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 
 
-class Services(AbstractContextManager["Services"]):
+class Services:
     """Started on entering, ready when entered, stopped on leaving, also on Ctrl-C or SIGTERM.
 
     Ports that are taken are replaced by free ones. An MLflow named by ES_MLFLOW_TRACKING_URI as
@@ -69,12 +68,7 @@ class Services(AbstractContextManager["Services"]):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> bool:
         self.stop()
         return kind is KeyboardInterrupt
 

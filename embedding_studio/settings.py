@@ -22,211 +22,140 @@ def _parts(text: str | None) -> list[str]:
 class Settings(BaseSettings):
     """Read from environment variables with the prefix ES_; the README's table lists them all."""
 
-    model_config = SettingsConfigDict(env_prefix="ES_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ES_", frozen=True, use_attribute_docstrings=True)
 
-    data_folder: Path = Field(Path("mlruns"), description="where everything local is kept")
-    store_url: SecretStr | None = Field(
-        None,
-        description="tasks and clickstream: mongodb://host/database, or sqlite:///path "
-        "(default: store.db in the data folder)",
-    )
-    mlflow_tracking_uri: str | None = Field(
-        None,
-        description="MLflow's server, http://host:port, or its database "
-        "(default: sqlite, mlflow.db in the data folder)",
-    )
-    mlflow_public_url: str = Field(
-        "http://127.0.0.1:5001", description="where people open the MLflow UI; used in links"
-    )
-    plugins_folder: Path = Field(Path("plugins"), description="one file per fine-tuning method")
-    plugin_import_seconds: float = Field(
-        120.0, gt=0, description="a plugin whose import takes longer is left out"
-    )
-    executor: str | None = Field(
-        None,
-        description="where trials run: process:N (N at a time, each in a process of its own), "
-        "ray:auto or ray://host:port (a Ray cluster), or inline (in the worker, for debugging) "
-        "(default: a process per GPU, else per core, at most four)",
-    )
-    initial_model: str = Field(
-        "sentence-transformers/all-MiniLM-L6-v2",
-        description="what the default method starts from: a folder or a model hub's name",
-    )
-    initial_image_model: str = Field(
-        "sentence-transformers/clip-ViT-B-32",
-        description="what the image method starts from: a folder or a model hub's name",
-    )
-    model_dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
-        "stored",
-        description="the type that the weights of encoders are saved in; stored: the type that the "
-        "initial model has",
-    )
-    activations_mb: int = Field(
-        4096,
-        ge=0,
-        description="how much of the disk an iteration may use to keep what frozen "
-        "layers compute; 0 to compute it anew each time",
-    )
-    api_host: str = Field("127.0.0.1", description="address the API binds to")
-    api_port: int = Field(5000, ge=0, le=65535, description="port of the API")
-    allow_open: bool = Field(
-        False,
-        description="whether an API that anyone can reach may answer while there are no API keys",
-    )
-    cors_origins: str | None = Field(
-        None,
-        description="web pages that may call the API from a browser, by their origins: "
-        "https://shop.example,https://www.shop.example; * for any; by default none",
-    )
-    api_key: SecretStr | None = Field(
-        None, description="what `up`, `demo` and `champion` show to the API, once there are keys"
-    )
-    mlflow_port: int = Field(5001, ge=0, le=65535, description="port of the MLflow UI under `up`")
-    max_event_age_seconds: float = Field(
-        12 * 3600, gt=0, description="sessions and events older than this are refused"
-    )
-    max_event_ahead_seconds: float = Field(
-        5 * 60, ge=0, description="sessions and events further in the future are refused"
-    )
-    max_page_size: int = Field(1000, gt=0, description="most tasks or sessions one page returns")
-    max_sessions_per_request: int = Field(
-        1000, gt=0, description="most sessions in one bulk request"
-    )
-    max_results_per_session: int = Field(
-        1000, gt=0, description="most results that one session may show"
-    )
-    max_events_per_session: int = Field(
-        1000, gt=0, description="most events that one post may add to a session"
-    )
-    max_early_events: int = Field(
-        10_000,
-        ge=0,
-        description="most events of a project that wait for their session, each for as long as "
-        "sessions may be old; 0: none wait",
-    )
-    max_project_sessions: int = Field(
-        5_000_000, gt=0, description="most sessions of a project; deleted batches are room again"
-    )
-    max_project_mb: int = Field(
-        10_240,
-        gt=0,
-        description="most megabytes of a project's sessions, events and tasks, as JSON; a database "
-        "takes more for them",
-    )
-    max_query_chars: int = Field(4096, gt=0, description="longest query, in characters")
-    max_id_chars: int = Field(
-        256, gt=0, description="longest id of a session, item, event or user, and event type"
-    )
-    max_meta_bytes: int = Field(
-        32 * 1024, gt=0, description="largest meta or metadata, in bytes of its JSON"
-    )
-    max_meta_depth: int = Field(
-        16, gt=0, le=64, description="how deep a meta or metadata may be nested; MongoDB takes 100"
-    )
-    ignore_unknown_fields: bool = Field(
-        False,
-        description="whether fields that are not known are left out of what is posted to the "
-        "clickstream, rather than refused",
-    )
-    max_body_mb: int = Field(
-        16, gt=0, description="largest body of a request; each MB may have 65,536 values or commas"
-    )
-    allowed_roots: str | None = Field(
-        None,
-        description="folders, and buckets or parts of them, whose files clients may name as "
-        "images: /data/images,s3://bucket/images; by default none",
-    )
-    max_item_mb: int = Field(
-        32, gt=0, description="largest file of an item; what is larger is left out"
-    )
-    max_item_seconds: float = Field(
-        30.0, gt=0, description="a file of an item that takes longer to fetch is left out"
-    )
-    max_image_megapixels: int = Field(
-        50,
-        gt=0,
-        le=178,
-        description="largest image, in millions of pixels; what is larger is left out. Decoding "
-        "takes about 30 MB of memory a million",
-    )
-    max_connections: int = Field(
-        1000,
-        gt=0,
-        description="most connections to the API; a new one takes the place of the one that waits "
-        "longest for its client",
-    )
-    request_seconds: float = Field(
-        60.0,
-        gt=0,
-        description="how long a request may take to come, body included, and a client to take what "
-        "he was sent; then the connection is closed",
-    )
-    max_pending_tasks: int = Field(
-        100, gt=0, description="most tasks of a project that wait for a worker"
-    )
-    max_schedules: int = Field(100, gt=0, description="most schedules of a project")
-    max_trials_per_task: int = Field(
-        1000, gt=0, description="most hyperparameter sets that a task may ask for"
-    )
-    rate_limit: str = Field(
-        "6000/minute",
-        description="most requests of an API key, or of an address where no key counts: "
-        "a number, a slash, and second, minute, hour or day; empty for no limit",
-    )
-    poll_seconds: float = Field(1.0, gt=0, description="how often a worker looks for a task")
-    lease_seconds: float = Field(
-        60.0,
-        gt=0,
-        le=MAX_LEASE_SECONDS,
-        description="a worker silent for this long loses its task; at most an hour",
-    )
-    max_expired_leases: int = Field(
-        3, ge=1, description="after this many dead workers a task is an error"
-    )
-    stop_grace_seconds: float = Field(
-        300.0,
-        ge=0,
-        description="a trial that goes on for this long after it was asked to end is killed",
-    )
-    max_job_minutes: float = Field(
-        120.0,
-        gt=0,
-        description="a step of a task that is no trial (preparing the data, scoring a model) is "
-        "killed after this, and the task is an error",
-    )
-    keep_iterations: int = Field(
-        1, ge=1, description="how many of a method's iterations stay, the champions' apart"
-    )
-    keep_models: int = Field(
-        1, ge=1, description="how many of those keep their model files, the champions' apart"
-    )
-    keep_champions: int = Field(
-        2, ge=0, description="how many champions before the present one stay to be rolled back to"
-    )
-    keep_batches: int = Field(
-        0, ge=0, description="how many of a project's released batches stay; 0: all of them"
-    )
-    sweep_minutes: float = Field(
-        60.0, ge=0, description="how often a worker removes what crashes left; 0: never"
-    )
-    allow_private_addresses: bool = Field(
-        False,
-        description="whether webhooks and images may be at addresses of private networks",
-    )
-    webhook_secret: SecretStr | None = Field(
-        None, description="signs webhooks: whsec_ and base64; without it tasks name none"
-    )
-    api_public_url: str | None = Field(
-        None, description="where receivers of webhooks reach the API; used in links"
-    )
-    warm_start_trials: int = Field(
-        2, ge=0, description="how many of the previous iteration's best sets are tried first"
-    )
-    learn_from_previous: bool = Field(
-        False,
-        description="whether the sampler also learns from the previous iteration's trials",
-    )
-    seed: int = Field(0, ge=0, description="of the search, the trials and the promotion gate")
+    data_folder: Path = Path("mlruns")
+    """where everything local is kept"""
+    store_url: SecretStr | None = None
+    """tasks and clickstream: mongodb://host/database, or sqlite:///path (default: store.db in the
+    data folder)"""
+    mlflow_tracking_uri: str | None = None
+    """MLflow's server, http://host:port, or its database (default: sqlite, mlflow.db in the data
+    folder)"""
+    mlflow_public_url: str = "http://127.0.0.1:5001"
+    """where people open the MLflow UI; used in links"""
+    plugins_folder: Path = Path("plugins")
+    """one file per fine-tuning method"""
+    plugin_import_seconds: float = Field(120.0, gt=0)
+    """a plugin whose import takes longer is left out"""
+    executor: str | None = None
+    """where trials run: process:N (N at a time, each in a process of its own), ray:auto or
+    ray://host:port (a Ray cluster), or inline (in the worker, for debugging) (default: a process
+    per GPU, else per core, at most four)"""
+    initial_model: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """what the default method starts from: a folder or a model hub's name"""
+    initial_image_model: str = "sentence-transformers/clip-ViT-B-32"
+    """what the image method starts from: a folder or a model hub's name"""
+    model_dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored"
+    """the type that the weights of encoders are saved in; stored: the type that the initial model
+    has"""
+    activations_mb: int = Field(4096, ge=0)
+    """how much of the disk an iteration may use to keep what frozen layers compute; 0 to compute it
+    anew each time"""
+    api_host: str = "127.0.0.1"
+    """address the API binds to"""
+    api_port: int = Field(5000, ge=0, le=65535)
+    """port of the API"""
+    allow_open: bool = False
+    """whether an API that anyone can reach may answer while there are no API keys"""
+    cors_origins: str | None = None
+    """web pages that may call the API from a browser, by their origins:
+    https://shop.example,https://www.shop.example; * for any; by default none"""
+    api_key: SecretStr | None = None
+    """what `up`, `demo` and `champion` show to the API, once there are keys"""
+    mlflow_port: int = Field(5001, ge=0, le=65535)
+    """port of the MLflow UI under `up`"""
+    max_event_age_seconds: float = Field(12 * 3600, gt=0)
+    """sessions and events older than this are refused"""
+    max_event_ahead_seconds: float = Field(5 * 60, ge=0)
+    """sessions and events further in the future are refused"""
+    max_page_size: int = Field(1000, gt=0)
+    """most tasks or sessions one page returns"""
+    max_sessions_per_request: int = Field(1000, gt=0)
+    """most sessions in one bulk request"""
+    max_results_per_session: int = Field(1000, gt=0)
+    """most results that one session may show"""
+    max_events_per_session: int = Field(1000, gt=0)
+    """most events that one post may add to a session"""
+    max_early_events: int = Field(10_000, ge=0)
+    """most events of a project that wait for their session, each for as long as sessions may be
+    old; 0: none wait"""
+    max_project_sessions: int = Field(5_000_000, gt=0)
+    """most sessions of a project; deleted batches are room again"""
+    max_project_mb: int = Field(10_240, gt=0)
+    """most megabytes of a project's sessions, events and tasks, as JSON; a database takes more for
+    them"""
+    max_query_chars: int = Field(4096, gt=0)
+    """longest query, in characters"""
+    max_id_chars: int = Field(256, gt=0)
+    """longest id of a session, item, event or user, and event type"""
+    max_meta_bytes: int = Field(32 * 1024, gt=0)
+    """largest meta or metadata, in bytes of its JSON"""
+    max_meta_depth: int = Field(16, gt=0, le=64)
+    """how deep a meta or metadata may be nested; MongoDB takes 100"""
+    ignore_unknown_fields: bool = False
+    """whether fields that are not known are left out of what is posted to the clickstream, rather
+    than refused"""
+    max_body_mb: int = Field(16, gt=0)
+    """largest body of a request; each MB may have 65,536 values or commas"""
+    allowed_roots: str | None = None
+    """folders, and buckets or parts of them, whose files clients may name as images:
+    /data/images,s3://bucket/images; by default none"""
+    max_item_mb: int = Field(32, gt=0)
+    """largest file of an item; what is larger is left out"""
+    max_item_seconds: float = Field(30.0, gt=0)
+    """a file of an item that takes longer to fetch is left out"""
+    max_image_megapixels: int = Field(50, gt=0, le=178)
+    """largest image, in millions of pixels; what is larger is left out. Decoding takes about 30 MB
+    of memory a million"""
+    max_connections: int = Field(1000, gt=0)
+    """most connections to the API; a new one takes the place of the one that waits longest for its
+    client"""
+    request_seconds: float = Field(60.0, gt=0)
+    """how long a request may take to come, body included, and a client to take what he was sent;
+    then the connection is closed"""
+    max_pending_tasks: int = Field(100, gt=0)
+    """most tasks of a project that wait for a worker"""
+    max_schedules: int = Field(100, gt=0)
+    """most schedules of a project"""
+    max_trials_per_task: int = Field(1000, gt=0)
+    """most hyperparameter sets that a task may ask for"""
+    rate_limit: str = "6000/minute"
+    """most requests of an API key, or of an address where no key counts: a number, a slash, and
+    second, minute, hour or day; empty for no limit"""
+    poll_seconds: float = Field(1.0, gt=0)
+    """how often a worker looks for a task"""
+    lease_seconds: float = Field(60.0, gt=0, le=MAX_LEASE_SECONDS)
+    """a worker silent for this long loses its task; at most an hour"""
+    max_expired_leases: int = Field(3, ge=1)
+    """after this many dead workers a task is an error"""
+    stop_grace_seconds: float = Field(300.0, ge=0)
+    """a trial that goes on for this long after it was asked to end is killed"""
+    max_job_minutes: float = Field(120.0, gt=0)
+    """a step of a task that is no trial (preparing the data, scoring a model) is killed after this,
+    and the task is an error"""
+    keep_iterations: int = Field(1, ge=1)
+    """how many of a method's iterations stay, the champions' apart"""
+    keep_models: int = Field(1, ge=1)
+    """how many of those keep their model files, the champions' apart"""
+    keep_champions: int = Field(2, ge=0)
+    """how many champions before the present one stay to be rolled back to"""
+    keep_batches: int = Field(0, ge=0)
+    """how many of a project's released batches stay; 0: all of them"""
+    sweep_minutes: float = Field(60.0, ge=0)
+    """how often a worker removes what crashes left; 0: never"""
+    allow_private_addresses: bool = False
+    """whether webhooks and images may be at addresses of private networks"""
+    webhook_secret: SecretStr | None = None
+    """signs webhooks: whsec_ and base64; without it tasks name none"""
+    api_public_url: str | None = None
+    """where receivers of webhooks reach the API; used in links"""
+    warm_start_trials: int = Field(2, ge=0)
+    """how many of the previous iteration's best sets are tried first"""
+    learn_from_previous: bool = False
+    """whether the sampler also learns from the previous iteration's trials"""
+    seed: int = Field(0, ge=0)
+    """of the search, the trials and the promotion gate"""
 
     @cached_property
     def resolved_store_url(self) -> str:

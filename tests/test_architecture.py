@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "tasks", "schedules", "models", "keys", "workers"}
-    | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock"}
+    | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire"}

@@ -18,7 +18,8 @@ def settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
-        rows.append(f"| `ES_{name.upper()}` | {default} | {field.description} |")
+        description = " ".join((field.description or "").split())
+        rows.append(f"| `ES_{name.upper()}` | {default} | {description} |")
     return "\n".join(rows)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -43,12 +42,7 @@ class Connection:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -73,31 +67,27 @@ class Connection:
         return self._retrying(lambda: _checked(self._http.request(method, path, **content), fine))
 
     def _download(self, path: str, target: Path) -> None:
-        self._retrying(lambda: self._stream(path, target))
+        def stream() -> httpx.Response:
+            with self._http.stream("GET", path) as response, target.open("wb") as file:
+                if not response.is_success:
+                    response.read()
+                _checked(response)
+                for chunk in response.iter_bytes():
+                    file.write(chunk)
+            return response
 
-    def _stream(self, path: str, target: Path) -> httpx.Response:
-        with self._http.stream("GET", path) as response, target.open("wb") as file:
-            if not response.is_success:
-                response.read()
-            _checked(response)
-            for chunk in response.iter_bytes():
-                file.write(chunk)
-        return response
+        self._retrying(stream)
 
     def _retrying(self, call: Callable[[], httpx.Response]) -> httpx.Response:
         try:
-            for attempt in stamina.retry_context(
-                on=self._is_transient, attempts=None, timeout=self._retry_seconds
-            ):
-                with attempt:
-                    return call()
+            caller = stamina.RetryingCaller(attempts=None, timeout=self._retry_seconds)
+            return caller(self._is_transient, call)
         except httpx.HTTPStatusError as error:
             raise _error_of(error.response) from error
         except httpx.HTTPError as error:
             raise StoreUnavailable(
                 f"the API at {self._base_url} does not answer: {error or type(error).__name__}"
             ) from error
-        raise AssertionError("stamina ends with an answer or an error")
 
     def _is_transient(self, error: Exception) -> bool | float:
         """Return whether to try again, or in how many seconds."""

@@ -1,11 +1,9 @@
 """The folders of an attempt, and the jobs that work in them."""
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextvars import copy_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ from embedding_studio.errors import MethodError
 from embedding_studio.executors.base import Job, Resources, Verdict
 from embedding_studio.methods import AnyMethod, Scores
 from embedding_studio.tasks import FineTuningTask
+from embedding_studio.threads import in_own_thread
 
 Result = TypeVar("Result")
 
@@ -92,15 +91,7 @@ class Workspace:
     ) -> Result:
         """Return what a function of the plugin gives in this process, in a thread that is left to
         itself when it hangs. Raises as `result_of`."""
-        future: Future[Result] = Future()
-
-        def work() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:  # noqa: BLE001 - it becomes the future's exception
-                future.set_exception(error)
-
-        threading.Thread(target=copy_context().run, args=(work,), daemon=True).start()
+        future = in_own_thread(function)
         with during(doing):
             self.first_done([future], self._ending(meanwhile))
             return future.result()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from embedding_studio.clickstream import Usage
 from embedding_studio.clock import is_held
@@ -61,6 +61,16 @@ EVENT = Codec(TaskEvent)
 OLDEST_FIRST = ("created_at", "id")
 NO_OWNER: Mapping[str, None] = {"worker_id": None, "lease_expires_at": None}
 CLEARED_BY_RESTART = ("error", "progress", "promotion", "best_model", "delivery", *NO_OWNER)
+_DONE = (TaskStatus.DONE, TaskStatus.STOPPED)
+ENDS = {
+    TaskStatus.DONE: _DONE,
+    TaskStatus.STOPPED: _DONE,
+    TaskStatus.ERROR: (TaskStatus.ERROR, TaskStatus.ERROR),
+}
+"""What a task ends as that was processing, or stopping, by what its owner calls it."""
+GIVEN_BACK = (TaskStatus.PENDING, TaskStatus.STOPPING)
+Move: TypeAlias = tuple[Mapping[str, Any], TaskEvent]
+"""What of a task changes, and the event that tells of it."""
 MAX_HISTORY = 10_000
 """A task to which more has happened is not restarted: MongoDB keeps a task in one document."""
 
@@ -125,8 +135,7 @@ class Tasks:
             **asked,
         )
         created = TaskEvent(TaskEventKind.CREATED, now, "added, waits for a worker")
-        log = [Entry(None, EVENT.encode(created))]
-        return {**TASK.encode(task), "request": REQUEST.encode(request), "log": log}
+        return {**TASK.encode(task), "request": REQUEST.encode(request), "log": [_entry(created)]}
 
     def _next_turn(self) -> int:
         last = self._documents.find(
@@ -219,23 +228,15 @@ class Tasks:
         and for a task whose promotion is recorded, which is all but done.
         worker_id and lease stay until the owner lets go (release_canceled) or the lease expires.
         """
-        while True:
-            task = self.get(task_id)
+
+        def rule(task: FineTuningTask) -> Move | None:
             if task.status == TaskStatus.CANCELED:
-                return task
-            if task.status not in sources_of(TaskStatus.CANCELED):
-                raise Conflict(
-                    f"task {task.id} cannot be canceled: its status is already {task.status}"
-                )
-            if task.promotion is not None:
-                raise Conflict(
-                    f"task {task.id} cannot be canceled any more: its verdict is in and is being "
-                    "carried out; it is done in a moment"
-                )
-            changes = {"status": TaskStatus.CANCELED, "updated_at": now}
+                return None
+            _ensure_undecided(task, TaskStatus.CANCELED, "canceled")
             event = TaskEvent(TaskEventKind.CANCELED, now, f"canceled while {task.status}")
-            if (canceled := self._change_seen(task, changes, event)) is not None:
-                return canceled
+            return {"status": TaskStatus.CANCELED}, event
+
+        return self._move(task_id, now, rule)
 
     def stop(self, task_id: str, now: datetime) -> FineTuningTask:
         """Ask for a task to end with what it has: stopping at once, stopped once its owner is done.
@@ -244,17 +245,22 @@ class Tasks:
         Stopping a task that is stopping or stopped changes nothing. Raises NotFound; Conflict for
         a task that never began, one that has ended, and one whose promotion is recorded.
         """
-        changes = {"status": TaskStatus.STOPPING, "updated_at": now}
-        event = TaskEvent(
-            TaskEventKind.STOP_REQUESTED, now, "asked to end with the best model so far"
-        )
-        while True:
-            task = self.get(task_id)
+
+        def rule(task: FineTuningTask) -> Move | None:
             if task.status in (TaskStatus.STOPPING, TaskStatus.STOPPED):
-                return task
-            _ensure_stoppable(task)
-            if (stopping := self._change_seen(task, changes, event)) is not None:
-                return stopping
+                return None
+            if task.status == TaskStatus.PENDING and task.attempt == 0:
+                raise Conflict(
+                    f"task {task.id} cannot be stopped: it has not begun, so there is nothing to "
+                    "keep; cancel it"
+                )
+            _ensure_undecided(task, TaskStatus.STOPPING, "stopped")
+            asked = "asked to end with the best model so far"
+            return {"status": TaskStatus.STOPPING}, TaskEvent(
+                TaskEventKind.STOP_REQUESTED, now, asked
+            )
+
+        return self._move(task_id, now, rule)
 
     def restart(self, task_id: str, now: datetime, fresh: bool = False) -> FineTuningTask:
         """Set a stopped, canceled or failed task to pending, error, progress, promotion, best model
@@ -267,26 +273,25 @@ class Tasks:
         """
         how = "from the beginning" if fresh else "going on from its finished trials"
         event = TaskEvent(TaskEventKind.RESTARTED, now, f"restarted, {how}", {"fresh": fresh})
-        while True:
-            task = self.get(task_id)
+
+        def rule(task: FineTuningTask) -> Move | None:
             if task.status == TaskStatus.PENDING:
-                return task
+                return None
             _ensure_restartable(task, now)
             if self.events(task_id, MAX_HISTORY, limit=1):
                 raise Conflict(
                     f"task {task_id} cannot be restarted any more: more than {MAX_HISTORY} things "
                     "have happened to it already; ask for another task"
                 )
-            changes = {
+            return {
                 "status": TaskStatus.PENDING,
-                "updated_at": now,
                 "expired_leases": 0,
                 "fresh_starts": task.fresh_starts + fresh,
                 **dict.fromkeys(CLEARED_BY_RESTART),
                 "delivery_due_at": now if task.webhook_url else None,
-            }
-            if (restarted := self._change_seen(task, changes, event)) is not None:
-                return restarted
+            }, event
+
+        return self._move(task_id, now, rule)
 
     # -- as their owner sees them ------------------------------------------------------------------
 
@@ -312,21 +317,21 @@ class Tasks:
             deaths = task.expired_leases
             if task.worker_id is not None:
                 deaths += 1
-                events.append(_lease_expired(task, now))
+                silent = f"worker {task.worker_id} fell silent in attempt {task.attempt}"
+                whose = {"attempt": task.attempt, "worker_id": task.worker_id}
+                events.append(TaskEvent(TaskEventKind.LEASE_EXPIRED, now, silent, whose))
             changes: dict[str, Any] = {"updated_at": now, "expired_leases": deaths}
             if deaths > max_expired_leases:
                 why = f"its worker died {deaths} times"
                 changes |= _ended(TaskStatus.ERROR, why)
                 events.append(TaskEvent(TaskEventKind.ERROR, now, why))
             else:
-                changes |= {
-                    "attempt": task.attempt + 1,
-                    "worker_id": worker_id,
-                    "lease_expires_at": now + timedelta(seconds=lease_seconds),
-                }
+                owner = {"attempt": task.attempt + 1, "worker_id": worker_id}
+                changes |= {**owner, "lease_expires_at": now + timedelta(seconds=lease_seconds)}
                 if task.status == TaskStatus.PENDING:
                     changes["status"] = TaskStatus.PROCESSING
-                events.append(_claimed(task.attempt + 1, worker_id, now))
+                claimed = f"attempt {task.attempt + 1}, by worker {worker_id}"
+                events.append(TaskEvent(TaskEventKind.CLAIMED, now, claimed, owner))
             # Of several claimants one finds the task as it was seen; the others look again.
             changed = self._change_seen(task, changes, *events)
             if changed is not None and changed.status in OWNED:
@@ -408,30 +413,23 @@ class Tasks:
         What was asked to stop, be it a moment ago, ends as stopped where it would be done, and
         nothing else does. Returns what it ended as.
         """
-        if status == TaskStatus.ERROR:
-            event = TaskEvent(TaskEventKind.ERROR, now, error or "no reason given", dict(data))
-            return self._write_owned(claim, now, _ended(status, error), _entry(event)).status
-        if status not in (TaskStatus.DONE, TaskStatus.STOPPED):
+        if status not in ENDS:
             raise ValueError(f"a task ends as done, stopped or error, not as {status}")
-        return self._end_by_status(
+        told = error or ("no reason given" if status == TaskStatus.ERROR else None)
+        return self._let_go(
             claim,
             now,
-            {TaskStatus.PROCESSING: TaskStatus.DONE, TaskStatus.STOPPING: TaskStatus.STOPPED},
-            lambda end: (_ended(end, error), TaskEvent(TaskEventKind(end), now, error or end)),
+            ENDS[status],
+            error,
+            lambda end: TaskEvent(TaskEventKind(end), now, told or end, dict(data)),
         )
 
     def give_back(self, claim: Claim, now: datetime) -> None:
         """Give a task back without counting an expired lease: pending, or stopping without an
         owner. Raises LeaseLost."""
-        event = TaskEvent(
-            TaskEventKind.GIVEN_BACK, now, f"worker {claim.worker_id} was asked to end"
-        )
-        self._end_by_status(
-            claim,
-            now,
-            {TaskStatus.PROCESSING: TaskStatus.PENDING, TaskStatus.STOPPING: TaskStatus.STOPPING},
-            lambda end: ({"status": end, **NO_OWNER}, event),
-        )
+        why = f"worker {claim.worker_id} was asked to end"
+        event = TaskEvent(TaskEventKind.GIVEN_BACK, now, why)
+        self._let_go(claim, now, GIVEN_BACK, None, lambda _: event)
 
     def release_canceled(self, claim: Claim) -> None:
         """Let go of a canceled task, once what this attempt wrote is removed.
@@ -442,19 +440,19 @@ class Tasks:
         changes = {**NO_OWNER, "best_model": None}
         self._change(_owned(claim, {TaskStatus.CANCELED}), changes)
 
-    def _end_by_status(
+    def _let_go(
         self,
         claim: Claim,
         now: datetime,
-        ends: Mapping[TaskStatus, TaskStatus],
-        change_to: Callable[[TaskStatus], tuple[Mapping[str, Any], TaskEvent]],
+        ends: tuple[TaskStatus, TaskStatus],
+        error: str | None,
+        event_of: Callable[[TaskStatus], TaskEvent],
     ) -> TaskStatus:
-        """Give a task up; by its status now, it becomes what `ends` says. From processing it may
-        turn to stopping meanwhile, never back: so each is tried once, in that order."""
-        for status, end in ends.items():
-            changes, event = change_to(end)
-            changes = {"updated_at": now, **changes}
-            if self._change(_owned(claim, {status}), changes, _entry(event)) is not None:
+        """Give a task up that is processing or stopping; it becomes the first or second of `ends`.
+        From processing it may turn to stopping meanwhile, never back: each is tried once."""
+        for status, end in zip((TaskStatus.PROCESSING, TaskStatus.STOPPING), ends, strict=True):
+            changes = {"updated_at": now, **_ended(end, error)}
+            if self._change(_owned(claim, {status}), changes, _entry(event_of(end))) is not None:
                 return end
         raise _lease_lost(claim)
 
@@ -477,22 +475,34 @@ class Tasks:
         Nothing of a task that is at work, or whose experiment is another one. Raises NotFound.
         """
         kind = TaskEventKind.ITERATION_REMOVED if is_whole else TaskEventKind.MODEL_REMOVED
-        changes: dict[str, Any] = {"best_model": None, "updated_at": now}
-        if is_whole:
-            changes["experiment_id"] = None
-        while True:
-            task = self.get(task_id)
+
+        def rule(task: FineTuningTask) -> Move | None:
             is_gone = task.best_model is None and not is_whole
             if is_gone or task.status in OWNED or task.experiment_id != experiment_id:
-                return
-            if self._change_seen(task, changes, TaskEvent(kind, now, why)):
-                return
+                return None
+            gone = ("best_model", "experiment_id") if is_whole else ("best_model",)
+            return dict.fromkeys(gone), TaskEvent(kind, now, why)
+
+        self._move(task_id, now, rule)
 
     def at_work(self) -> list[FineTuningTask]:
         """Return the tasks of all projects that a worker is at, or was until it died."""
         return [*map(TASK.decode, self._documents.find(TASKS, {"status": _among(OWNED)}))]
 
     # -- one atomic step ---------------------------------------------------------------------------
+
+    def _move(
+        self, task_id: str, now: datetime, rule: Callable[[FineTuningTask], Move | None]
+    ) -> FineTuningTask:
+        """Change a task by a rule, again if somebody else was quicker; None: it stays as it is."""
+        while True:
+            task = self.get(task_id)
+            if (move := rule(task)) is None:
+                return task
+            changes, event = move
+            moved = self._change_seen(task, {"updated_at": now, **changes}, event)
+            if moved is not None:
+                return moved
 
     def _change_seen(
         self, seen: FineTuningTask, changes: Mapping[str, Any], *events: TaskEvent
@@ -579,35 +589,13 @@ def _lease_lost(claim: Claim) -> LeaseLost:
     )
 
 
-def _claimed(attempt: int, worker_id: str, now: datetime) -> TaskEvent:
-    return TaskEvent(
-        TaskEventKind.CLAIMED,
-        now,
-        f"attempt {attempt}, by worker {worker_id}",
-        {"attempt": attempt, "worker_id": worker_id},
-    )
-
-
-def _lease_expired(task: FineTuningTask, now: datetime) -> TaskEvent:
-    return TaskEvent(
-        TaskEventKind.LEASE_EXPIRED,
-        now,
-        f"worker {task.worker_id} fell silent in attempt {task.attempt}",
-        {"attempt": task.attempt, "worker_id": task.worker_id},
-    )
-
-
-def _ensure_stoppable(task: FineTuningTask) -> None:
-    if task.status == TaskStatus.PENDING and task.attempt == 0:
-        raise Conflict(
-            f"task {task.id} cannot be stopped: it has not begun, so there is nothing to keep; "
-            "cancel it"
-        )
-    if task.status not in sources_of(TaskStatus.STOPPING):
-        raise Conflict(f"task {task.id} cannot be stopped: its status is already {task.status}")
+def _ensure_undecided(task: FineTuningTask, target: TaskStatus, what: str) -> None:
+    """Raise Conflict for a task that has ended, or whose verdict is in."""
+    if task.status not in sources_of(target):
+        raise Conflict(f"task {task.id} cannot be {what}: its status is already {task.status}")
     if task.promotion is not None:
         raise Conflict(
-            f"task {task.id} cannot be stopped any more: its verdict is in and is being carried "
+            f"task {task.id} cannot be {what} any more: its verdict is in and is being carried "
             "out; it is done in a moment"
         )
 

@@ -87,12 +87,8 @@ class Client:
 
         MLflow's client repeats single requests; this is for calls of many, such as an upload.
         """
-        for attempt in stamina.retry_context(
-            on=self.is_outage, attempts=_ATTEMPTS, wait_initial=0.5, wait_max=10.0
-        ):
-            with attempt:
-                return call()
-        raise AssertionError("stamina ends with an answer or an error")
+        caller = stamina.RetryingCaller(attempts=_ATTEMPTS, wait_initial=0.5, wait_max=10.0)
+        return caller(self.is_outage, call)
 
     # -- experiments and runs ------------------------------------------------------------------
 
