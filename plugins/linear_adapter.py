@@ -1,8 +1,6 @@
 """Learn one matrix over frozen query vectors from clicks."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +21,7 @@ from embedding_studio.clickstream import Session, Splits
 from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
+from embedding_studio.tracking.files import link_tree
 from embedding_studio.training.batches import Batches
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import (
@@ -163,7 +162,7 @@ class LinearAdapter(FineTuningMethod[Adapter]):
         if model.encoder is None:
             _save_with_route(load_encoder(Settings().initial_model), folder)
         else:
-            shutil.copytree(model.encoder, folder, copy_function=_link, dirs_exist_ok=True)
+            link_tree(model.encoder, folder)
         weights = _route_weights(folder)
         weights[: len(model.matrix), : len(model.matrix)] = torch.from_numpy(model.matrix.T)
         file = _route_file(folder)
@@ -208,10 +207,3 @@ def _route_file(folder: Path) -> Path:
 def _route_weights(folder: Path) -> Tensor:
     """Return (width, width), what a query's vector is multiplied by from the left."""
     return load_file(_route_file(folder))[_WEIGHTS]
-
-
-def _link(file: str, name: str) -> None:
-    try:
-        os.link(file, name)
-    except OSError:  # across file systems
-        shutil.copyfile(file, name)

@@ -347,7 +347,7 @@ class Attempt:
 
         A drawing that fails is told there and in the log: no model hangs on it."""
         tracking = self.house.tracking
-        if tracking.runs.has_summary(experiment_id):
+        if tracking.runs.finished(experiment_id, "summary") is not None:
             return
         if drawing is None:  # an earlier attempt ended between its verdict and this
             drawing = self.draw(

@@ -181,17 +181,15 @@ class Trials:
     def _may_start_another(self) -> bool:
         """Return whether there is a free slot, something to try, and a budget left for it."""
         max_tokens = self._attempt.budget.max_trained_tokens
+        busy = sum(running.trial.outcome is None for running in self._running.values())
         return (
             self._started < self._max_trials
             and not self._is_exhausted
             and not self._attempt.lease.is_stopping
             and self._limits.seconds_left > 0
             and (max_tokens is None or self.trained_tokens < max_tokens)
-            and self._count_busy() < self._attempt.workspace.slots()
+            and busy < self._attempt.workspace.slots()
         )
-
-    def _count_busy(self) -> int:
-        return sum(running.trial.outcome is None for running in self._running.values())
 
     def _let_go(self, trial: Trial, future: Future[TrialResult]) -> None:
         """Tell the search at once of a trial that leaves no model to read back: its slot is free

@@ -50,7 +50,12 @@ def draw_search(trials: Sequence[Trial], direction: Direction, metric: str, fold
             figure = (axes.ravel()[0] if hasattr(axes, "ravel") else axes).figure
             figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
             plt.close("all")
-    _write_page(figures, folder / "search.html")
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0)  # the library once
+        for number, figure in enumerate(figures)
+    ]
+    head = "<!doctype html><meta charset='utf-8'><title>Search</title>"
+    (folder / "search.html").write_text(head + "".join(parts))
 
 
 def _numbered_as_logged(trial: Trial) -> FrozenTrial:
@@ -79,14 +84,6 @@ def _plots(study: optuna.Study, metric: str, complete: int) -> Iterator[_Plot]:
         name, page, _ = both("parallel_coordinate", target_name=metric)
         yield name, page, None  # a picture's lines cannot be told apart; the page's are picked out
         yield both("param_importances", evaluator=PedAnovaImportanceEvaluator())
-
-
-def _write_page(figures: Sequence[Any], path: Path) -> None:
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=number == 0)  # the library once
-        for number, figure in enumerate(figures)
-    ]
-    path.write_text("<!doctype html><meta charset='utf-8'><title>Search</title>" + "".join(parts))
 
 
 def _write_table(trials: Sequence[Trial], metric: str, path: Path) -> None:

@@ -73,7 +73,8 @@ class Client:
         if not self._is_server:
             return isinstance(error, MlflowException) and "database is locked" in str(error)
         if isinstance(error, MlflowException):
-            return _http_status(error) >= 500
+            status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
+            return status >= 500
         if isinstance(error, requests.HTTPError) and error.response is not None:
             return int(error.response.status_code) >= 500
         return isinstance(error, requests.RequestException)
@@ -166,11 +167,6 @@ def pages(search: Callable[..., Any], *args: Any, **options: Any) -> Iterator[An
         token = page.token
         if not token:
             return
-
-
-def _http_status(error: MlflowException) -> int:
-    status: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    return status
 
 
 @contextmanager

@@ -212,10 +212,10 @@ class Runs:
         self._client.writing.set_tag(best_run_id, "es.is_best", "true")
         for run in runs:
             if run.info.run_id == best_run_id:
-                self._rename(run, story.name_of_best(run.info.run_name))
+                self._rename(run, run.info.run_name.removesuffix(story.BEST) + story.BEST)
                 continue
             if "es.is_best" in run.data.tags:
-                self._rename(run, story.name_of_former_best(run.info.run_name))
+                self._rename(run, run.info.run_name.removesuffix(story.BEST))
                 self._client.writing.delete_tag(run.info.run_id, "es.is_best")
             if run.info.run_id not in kept_run_ids:
                 self._models.delete_of(run)
@@ -228,7 +228,8 @@ class Runs:
 
     def supersede(self, run: Run) -> None:
         """Let a trial count no more."""
-        self._rename(run, story.name_of_superseded(run.info.run_name))
+        name = run.info.run_name.removesuffix(", superseded")
+        self._rename(run, f"{name}, superseded")
         self._client.writing.set_tag(run.info.run_id, "es.kind", "superseded")
 
     def _rename(self, run: Run, name: str) -> None:
@@ -262,10 +263,6 @@ class Runs:
         named = {f"data/{to_mlflow(name)}": value for name, value in figures.items()}
         self._client.writing.log_batch(run_id, metrics=_metrics(named))
         self._client.writing.set_terminated(run_id)
-
-    def has_summary(self, experiment_id: str) -> bool:
-        """Return whether an iteration's search was summarized."""
-        return self.finished(experiment_id, "summary") is not None
 
     def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:
         """Keep the files of a folder in the iteration's summary run; None: say what failed."""

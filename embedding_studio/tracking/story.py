@@ -21,8 +21,8 @@ OTHER_CHAMPION = (
     "roll back to another version, or point the alias `champion` in MLflow to one that can be read"
 )
 """What to do about a champion that cannot be read."""
-_BEST = " best"
-_SUPERSEDED = ", superseded"
+BEST = " best"
+"""The end of the name of the best trial's run."""
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
 _TAG_LENGTH = 500
 _PROSE_LENGTH = 2000  # an experiment's tag takes 5,000 characters, escaped ones count twice
@@ -51,18 +51,6 @@ def name_of(
     if outcome is Outcome.PRUNED:
         return f"{number} pruned" + ("" if step is None else f" at {step}")
     return f"{number} · {short(value or 0.0)}"
-
-
-def name_of_best(name: str) -> str:
-    return f"{name.removesuffix(_BEST)}{_BEST}"
-
-
-def name_of_former_best(name: str) -> str:
-    return name.removesuffix(_BEST)
-
-
-def name_of_superseded(name: str) -> str:
-    return f"{name.removesuffix(_SUPERSEDED)}{_SUPERSEDED}"
 
 
 def saved_view(
@@ -104,12 +92,9 @@ def block(text: str) -> str:
 
 def _note(headline: str, rows: Mapping[str, str]) -> str:
     """Return Markdown: a line, for lists show no more of it, then a table of two columns."""
-    lines = [f"| {name} | {_in_a_cell(text)} |" for name, text in rows.items()]
+    cells = {name: " ".join(text.split()).replace("|", "\\|") for name, text in rows.items()}
+    lines = [f"| {name} | {cell} |" for name, cell in cells.items()]
     return "\n".join([" ".join(headline.split()), "", "| | |", "|---|---|", *lines])
-
-
-def _in_a_cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _about(tags: Mapping[str, str]) -> dict[str, str]:

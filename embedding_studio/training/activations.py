@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -62,39 +63,32 @@ def open_activations(
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     found = Activations(np.empty((0, 0), np.float16), offsets, is_left_padded)
-    if not file.exists():
-        folder = file.parent
-        chunks = compute()
-        first = next(chunks)
-        size = int(offsets[-1]) * first[1].shape[-1] * np.dtype(np.float16).itemsize
-        taken = sum(other.stat().st_size for other in folder.glob("activations-*.npy"))
-        free = shutil.disk_usage(folder).free * _SHARE_OF_FREE_SPACE
-        if size > min(max_bytes - taken, free):
-            return None
-        if not _write(file, found, chain([first], chunks)):
-            return None
+    if not file.exists() and not _write(file, found, compute(), max_bytes):
+        return None
     return replace(found, rows=np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def _write(
-    file: Path, shape: Activations, chunks: Iterable[tuple[NDArray[np.integer], Tensor]]
+    file: Path,
+    shape: Activations,
+    chunks: Iterator[tuple[NDArray[np.integer], Tensor]],
+    max_bytes: int,
 ) -> bool:
     """Write the rows and return whether there is room and all of them are finite; only then is
     there a file.
 
     shape: where they go."""
-    chunks = iter(chunks)
-    first = next(chunks)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+    folder, first = file.parent, next(chunks)
+    size = (int(shape.offsets[-1]), first[1].shape[-1])
+    taken = sum(other.stat().st_size for other in folder.glob("activations-*.npy"))
+    free = shutil.disk_usage(folder).free * _SHARE_OF_FREE_SPACE
+    if math.prod(size) * np.dtype(np.float16).itemsize > min(max_bytes - taken, free):
+        return False
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
-        try:
-            rows = new_array(part, np.float16, (int(shape.offsets[-1]), first[1].shape[-1]))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            return False  # others have filled the disk meanwhile
+        rows = new_array(part, np.float16, size)
         for which, hidden in chain([first], chunks):
             places, mask = padded_places(shape.offsets, which, shape.is_left_padded)
             values = hidden.half().cpu().numpy()[mask]
@@ -103,6 +97,10 @@ def _write(
             rows[places[mask]] = values
         rows.flush()
         part.replace(file)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return False  # others have filled the disk meanwhile
     finally:
         part.unlink(missing_ok=True)
     return True

@@ -66,32 +66,26 @@ class Impressions:
 
     pair: (n_rows,) in [0, n_pairs), position: (n_rows,) from 0, shown and clicked: (n_rows,) >= 0;
     clicked: on how many showings some event counts. weight: (n_rows,) the sum of these events'
-    weights, where a showing has that of its strongest one; None: each weighs 1.
+    weights, where a showing has that of its strongest one: as how many clicks they count.
     """
 
     pair: Ints
     position: Ints
     shown: Floats
     clicked: Floats
+    weight: Floats
     n_pairs: int
-    weight: Floats | None = None
 
     def total_clicked(self) -> Floats:
         """Return (n_pairs,) clicks at any position."""
         return _sum_by(self.pair, self.clicked, self.n_pairs)
 
-    def weights(self) -> Floats:
-        """Return (n_rows,) as how many clicks those of each row count."""
-        return self.clicked if self.weight is None else self.weight
-
     def total_weight(self) -> Floats:
         """Return (n_pairs,) as how many clicks those at any position count."""
-        return _sum_by(self.pair, self.weights(), self.n_pairs)
+        return _sum_by(self.pair, self.weight, self.n_pairs)
 
     def extra_weight(self) -> Floats:
         """Return (n_pairs,) by how much that is more than the clicks are."""
-        if self.weight is None:
-            return np.zeros(self.n_pairs)
         return _sum_by(self.pair, self.weight - self.clicked, self.n_pairs)
 
     def first_position(self) -> Ints:
@@ -178,7 +172,7 @@ def fit_click_model(
 
 def _with_weights(model: ClickModel, impressions: Impressions) -> ClickModel:
     """Return the model with the average weights of clicks on either kind of result."""
-    weights, relevant = impressions.weights(), model.relevance(impressions)[impressions.pair]
+    weights, relevant = impressions.weight, model.relevance(impressions)[impressions.pair]
     overall = weights.sum() / impressions.clicked.sum() if impressions.clicked.any() else 1.0
 
     def average(share: Floats) -> float:
@@ -273,15 +267,13 @@ def count_impressions(
     pair, position, weight = pair[kept], position[kept], weight[kept]
     width = int(position.max(initial=0)) + 1
     cells, row = np.unique(pair * width + position, return_inverse=True)
-    clicked = _sum_by(row, (weight > 0).astype(np.float64), len(cells))
-    are_plain_clicks = bool(np.all((weight == 0) | (weight == 1)))
     return Impressions(
         pair=cells // width,
         position=cells % width,
         shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
-        clicked=clicked,
+        clicked=_sum_by(row, (weight > 0).astype(np.float64), len(cells)),
+        weight=_sum_by(row, weight, len(cells)),
         n_pairs=n_pairs,
-        weight=None if are_plain_clicks else _sum_by(row, weight, len(cells)),
     )
 
 

@@ -78,7 +78,7 @@ def evaluate_vectors(
     of_shown = np.concatenate(
         [  # never all of queries x items, nor all pairs at once
             of_pairs(queries[row[chunk]], vectors[column[chunk]]).numpy()
-            for chunk in _chunks(n_pairs)
+            for chunk in (slice(n, n + _CHUNK) for n in range(0, n_pairs, _CHUNK))
         ]
     )
     scores = np.concatenate([lists.padded(of_shown, 0.0), others], axis=1)
@@ -87,19 +87,11 @@ def evaluate_vectors(
     gains = np.concatenate([lists.padded(lists.gain, 0.0), nothing], axis=1)
 
     clear = (relevance >= RELEVANT_FROM).any(axis=1)
+    ndcg: PerQuery = dcg(scores, gains, judged) / ideal_dcg(relevance).mean()
     return {
         **ranking_metrics(scores[clear], relevance[clear], judged[clear]),
-        "ndcg_at_10": _weighted(lists, dcg(scores, gains, judged) / ideal_dcg(relevance).mean()),
+        "ndcg_at_10": ndcg * (lists.weight / lists.weight.mean()),
         "similarity_gap": similarity_gap(
             scores[:, : shown.shape[1]], relevance[:, : shown.shape[1]], shown
         ),
     }
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, count, _CHUNK)]
-
-
-def _weighted(lists: QueryLists, values: PerQuery) -> PerQuery:
-    weighted: PerQuery = values * (lists.weight / lists.weight.mean())
-    return weighted

@@ -32,6 +32,10 @@ def new_array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
     return array
 
 
+class DoesNotFit(Exception):
+    """What a model does cannot be kept and stood in for, and why."""
+
+
 class Inputs(Protocol):
     """Texts or images by number, as a model is given them when it serves.
 

@@ -9,7 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from embedding_studio.training.inputs import Inputs, Ints, passes
+from embedding_studio.training.inputs import DoesNotFit, Inputs, Ints, passes
 from embedding_studio.training.serving import forward, run, sides_of
 
 EVERYWHERE = ("",)
@@ -174,10 +174,6 @@ def _leaves_of(tensor: Tensor) -> set[nn.Parameter]:
             found.add(node.variable)
         nodes += [before for before, _ in node.next_functions]
     return found
-
-
-class DoesNotFit(Exception):
-    """The layers cannot be stood in for, and why."""
 
 
 class _Reached(Exception):

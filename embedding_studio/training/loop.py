@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
 from embedding_studio.errors import MethodError
-from embedding_studio.methods import Scores, TrialRun
+from embedding_studio.methods import TrialRun
 from embedding_studio.training.batches import Batch, Batches
 from embedding_studio.training.data import QueryLists
 from embedding_studio.training.encoder import round_as_stored
@@ -95,7 +95,11 @@ def train(
         scores = evaluate(encoder, data.validation)
         if best_scores is None or not is_clearly_better(best_scores, than=scores[main_metric]):
             best, best_scores, best_epoch = copy_of(learning), scores[main_metric], epoch
-        run.report({**scores, **_shift(scores, run.baseline)}, step=epoch)
+        shift: dict[str, float] = {}
+        if run.baseline is not None:
+            gap = float(np.mean(scores["similarity_gap"]))
+            shift = {"distance_shift": gap - run.baseline["similarity_gap"]}
+        run.report({**scores, **shift}, step=epoch)
         if run.should_stop or epoch - best_epoch >= _PATIENCE:
             break
 
@@ -113,12 +117,6 @@ def train(
     for tower in encoder.towers:
         round_as_stored(tower.model)
     encoder.eval()
-
-
-def _shift(scores: Scores, baseline: Mapping[str, float] | None) -> Scores:
-    if baseline is None:
-        return {}
-    return {"distance_shift": float(np.mean(scores["similarity_gap"])) - baseline["similarity_gap"]}
 
 
 def learn_from(

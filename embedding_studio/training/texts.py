@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from embedding_studio.deletion import remove_tree
-from embedding_studio.training.inputs import Ints, padded_places
+from embedding_studio.training.inputs import DoesNotFit, Ints, padded_places
 from embedding_studio.training.serving import SAME, Side, forward, sides_of
 
 log = logging.getLogger(__name__)
@@ -185,11 +185,13 @@ def tokenize(
     is_training = model.training
     model.eval()
     is_alike = _are_alike(model, sides)
+    words = [len(content.split()) for content in contents]
     plain = TokenizedTexts(
         contents=contents,
         is_item=is_item,
         sides=sides,
-        offsets=_rough_offsets(contents),
+        # as if each word were a token: enough to cut passes by
+        offsets=np.concatenate([[0], np.cumsum(words)]).astype(np.int64),
         columns={},
         filling={},
         constants=({}, {}),
@@ -210,7 +212,7 @@ def _kept(plain: TokenizedTexts, model: SentenceTransformer) -> TokenizedTexts |
     stand for it."""
     try:
         kept = _with_columns(plain, model)
-    except _DoesNotFit as reason:
+    except DoesNotFit as reason:
         log.info("texts go through the model's own preprocess each time: %s", reason)
         return None
     for samples in _by_side(kept):
@@ -218,10 +220,6 @@ def _kept(plain: TokenizedTexts, model: SentenceTransformer) -> TokenizedTexts |
             log.info("kept token ids are not what preprocess gives, which is called each time")
             return None
     return kept
-
-
-class _DoesNotFit(Exception):
-    pass
 
 
 def _with_columns(plain: TokenizedTexts, model: SentenceTransformer) -> TokenizedTexts:
@@ -235,9 +233,9 @@ def _with_columns(plain: TokenizedTexts, model: SentenceTransformer) -> Tokenize
         tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         mask = tensors.pop("attention_mask", None)
         if mask is None or "input_ids" not in tensors:
-            raise _DoesNotFit(f"it gives {', '.join(found)}")
+            raise DoesNotFit(f"it gives {', '.join(found)}")
         if any(tensor.shape != mask.shape for tensor in tensors.values()):
-            raise _DoesNotFit("what it gives are not all rows with a number for each token")
+            raise DoesNotFit("what it gives are not all rows with a number for each token")
         constants[int(plain.is_item[which[0]])] = {
             name: value for name, value in found.items() if not isinstance(value, Tensor)
         }
@@ -258,7 +256,7 @@ def _with_columns(plain: TokenizedTexts, model: SentenceTransformer) -> Tokenize
     filling = {name: filling.get(name, 0) for name in columns}
     query, item = constants
     if json.loads(json.dumps(constants, default=repr)) != constants:
-        raise _DoesNotFit(f"it gives {query or item}")
+        raise DoesNotFit(f"it gives {query or item}")
     return replace(
         plain,
         offsets=offsets,
@@ -332,12 +330,6 @@ def _are_equal(some: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
         else value == others[name]
         for name, value in some.items()
     )
-
-
-def _rough_offsets(contents: Sequence[str]) -> Ints:
-    """Return offsets as if each word were a token: enough to cut passes by."""
-    words = [len(content.split()) for content in contents]
-    return np.concatenate([[0], np.cumsum(words)]).astype(np.int64)
 
 
 def fingerprint_of(model: SentenceTransformer) -> str:

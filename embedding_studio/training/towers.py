@@ -19,11 +19,10 @@ from embedding_studio.training.activations import (
     open_activations,
 )
 from embedding_studio.training.encoder import fast_arithmetic, learnable
-from embedding_studio.training.inputs import Inputs, Ints, in_order, passes
+from embedding_studio.training.inputs import DoesNotFit, Inputs, Ints, in_order, passes
 from embedding_studio.training.layers import (
     EVERYWHERE,
     Cut,
-    DoesNotFit,
     Form,
     Parameters,
     dependencies,

@@ -31,13 +31,15 @@ def simulate(
         position=np.tile(np.arange(positions), queries),
         shown=np.repeat(shown, positions).astype(float),
         clicked=clicked.ravel().astype(float),
+        weight=clicked.ravel().astype(float),
         n_pairs=queries * positions,
     ), relevant.ravel()
 
 
 def one_pair(shown: float, clicked: float, position: int = 0) -> Impressions:
+    clicks = np.array([clicked])
     return Impressions(
-        np.array([0]), np.array([position]), np.array([shown]), np.array([clicked]), 1
+        np.array([0]), np.array([position]), np.array([shown]), clicks, weight=clicks, n_pairs=1
     )
 
 
@@ -129,6 +131,7 @@ def test_no_clicks_and_all_clicked_are_survived(clicked: float, shown: float) ->
         position=np.tile(np.arange(3), 10),
         shown=np.full(30, shown),
         clicked=np.full(30, shown * clicked),
+        weight=np.full(30, shown * clicked),
         n_pairs=30,
     )
     model = fit_click_model(impressions)
@@ -175,17 +178,6 @@ def test_a_gain_is_weight_per_look_by_hand() -> None:
     model = replace(MODEL, weight_1=2.0, weight_0=1.5)
     impressions = replace(one_pair(4, 1, 1), weight=np.array([3.0]))
     assert model.unbiased_relevance(impressions) == pytest.approx([2.7 / 2.9])
-
-
-def test_weights_of_one_change_nothing() -> None:
-    """The model and both kinds of relevance are those without weights, to the last bit."""
-    plain, _ = simulate(3_000)
-    weighed = replace(plain, weight=plain.clicked.copy())
-    model, same = fit_click_model(plain), fit_click_model(weighed)
-    assert (same.weight_1, same.weight_0) == (1.0, 1.0)
-    assert np.array_equal(same.theta, model.theta)
-    for judge in (ClickModel.relevance, ClickModel.unbiased_relevance):
-        assert np.array_equal(judge(same, weighed), judge(model, plain))
 
 
 def test_purchases_tell_relevance_and_nothing_of_positions() -> None:
