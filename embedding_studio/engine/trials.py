@@ -158,19 +158,29 @@ class Trials:
 
     def _replay(self) -> Sequence[Trial]:
         """Tell the search what there was before; return what counts of it."""
-        house, method = self._attempt.house, self._attempt.method
-        tracking, settings, metric = house.tracking, house.settings, method.main_metric
-        name = self._attempt.task.registered_name
-        previous = tracking.iterations.previous_search(name, self._experiment_id)
-        if previous is not None and settings.learn_from_previous and metric in previous.baseline:
-            shift = self._baseline.metrics[metric] - previous.baseline[metric]
-            self._search.learn(previous.trials, shift)
-        finished = tracking.runs.finished_trials(self._experiment_id, metric)
-        self._search.replay([*finished, *tracking.runs.interrupted_trials(self._experiment_id)])
-        self._search.enqueue(tracking.runs.trials_without_model(self._experiment_id))
-        if previous is not None:
-            best = best_first(previous.trials, method.direction)
-            self._search.enqueue(best[: settings.warm_start_trials])
+        attempt, house, method = self._attempt, self._attempt.house, self._attempt.method
+        tracking, metric, here = house.tracking, method.main_metric, self._experiment_id
+        previous = tracking.iterations.previous_search(attempt.task.registered_name, here)
+        finished = tracking.runs.finished_trials(here, metric)
+        begun = [*finished, *tracking.runs.interrupted_trials(here)]
+        wanted = tracking.runs.trials_without_model(here)
+
+        def recall() -> list[str]:
+            search, notes = self._search, list[str]()
+            does_learn = house.settings.learn_from_previous
+            if previous is not None and does_learn and metric in previous.baseline:
+                shift = self._baseline.metrics[metric] - previous.baseline[metric]
+                notes += search.learn(method.suggest, previous.trials, shift)
+            notes += search.replay(method.suggest, begun)
+            notes += search.enqueue(method.suggest, wanted)
+            if previous is not None:
+                best = best_first(previous.trials, method.direction)
+                best = best[: house.settings.warm_start_trials]
+                notes += search.enqueue(method.suggest, best)
+            return notes
+
+        for note in attempt.workspace.call(PROPOSING, recall, attempt.lease.check_stop):
+            attempt.warn(note)
         with_model = [trial for trial in finished if trial.has_model]
         if kept := best_first(with_model, method.direction):
             self._best.become(kept[0], tracking.models.stored(kept[0].run_id))
@@ -216,8 +226,6 @@ class Trials:
         attempt.lease.check()
         ask = partial(self._search.ask, attempt.method.suggest)
         proposed = workspace.call(PROPOSING, ask, self._look_after)
-        for note in self._search.take_notes():
-            attempt.warn(note)
         if proposed is None:
             self._is_exhausted = True
             log.info("every hyperparameter set was tried")

@@ -7,8 +7,7 @@ proposes what the uninterrupted one would have.
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -55,36 +54,19 @@ class Search:
         self._numbers: dict[int, int] = {}  # of trials that were interrupted, by study number
         self._used: set[int] = set()
         self._tried: set[str] = set()
-        self._told: list[Callable[[Suggest], None]] = []
-        self._notes: list[str] = []
 
-    def learn(self, previous: Iterable[Trial], shift: float) -> None:
+    # -- older sets, as the present space holds them: to be told before the first `ask` --------
+    # each returns, in words, what the space cannot hold
+
+    def learn(self, suggest: Suggest, previous: Iterable[Trial], shift: float) -> list[str]:
         """Let the sampler know an older iteration's complete trials, their values moved by `shift`:
         what the same set would have given if it had gained as much on this iteration's start.
 
         To be called before anything else.
         """
         complete = [trial for trial in previous if trial.value is not None]
-        self._told.append(partial(self._learn, complete, shift))
-
-    def replay(self, trials: Iterable[Trial]) -> None:
-        """Tell the study what there was before a crash; what was interrupted is tried first."""
-        self._told.append(partial(self._replay, list(trials)))
-
-    def enqueue(self, trials: Iterable[Trial]) -> None:
-        """Try the sets of these trials before any other, but for those that are known already."""
-        self._told.append(partial(self._enqueue, list(trials)))
-
-    def take_notes(self) -> list[str]:
-        """Return, once, what of the older sets the method's present space could not hold."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    # -- older sets, as the present space holds them: the first `ask` tells it -----------------
-
-    def _learn(self, previous: Sequence[Trial], shift: float, suggest: Suggest) -> None:
-        fits = [fit(trial.params, suggest, self._seed) for trial in previous]
-        for trial, fitted in zip(previous, fits, strict=True):
+        fits = [fit(trial.params, suggest, self._seed) for trial in complete]
+        for trial, fitted in zip(complete, fits, strict=True):
             if fitted.losses:  # its number is used up all the same: later ones keep theirs
                 self._study.add_trial(_filler(fitted))
             else:
@@ -95,11 +77,12 @@ class Search:
                         distributions=dict(fitted.distributions),
                     )
                 )
-        self._note_unlearnt("of the previous iteration", fits)
+        return _unlearnt("of the previous iteration", fits)
 
-    def _replay(self, trials: Sequence[Trial], suggest: Suggest) -> None:
+    def replay(self, suggest: Suggest, trials: Sequence[Trial]) -> list[str]:
+        """Tell the study what there was before a crash; what was interrupted is tried first."""
         if not trials:
-            return
+            return []
         # of a set that was tried once more after it was interrupted, the end counts
         trials = sorted(trials, key=lambda trial: trial.outcome is not None)
         known = {trial.study_number: trial for trial in trials}
@@ -108,59 +91,52 @@ class Search:
         self._used.update(trial.number for trial in ended)
         # for a set drawn twice, or one that counts or fits no more: no sampler learns from it
         filler = _filler(min(fits.values(), key=lambda fitted: len(fitted.losses)))
+        notes: list[str] = []
         for number in range(len(self._study.trials), max(fits) + 1):
             trial, fitted = known.get(number), fits.get(number)
             if trial is None or fitted is None:
                 self._study.add_trial(filler)
-            elif trial.outcome is None:
-                self._try_again(trial, fitted, filler)
+            elif trial.outcome is None:  # it runs under its number
+                if self._accepts(fitted, notes):
+                    self._used.add(trial.number)
+                    self._numbers[number] = trial.number
+                    self._study.enqueue_trial(dict(fitted.params))
+                else:
+                    self._study.add_trial(filler)
             elif fitted.losses:
                 self._study.add_trial(filler)
             else:
                 self._tried.add(_key(fitted.params))
                 self._study.add_trial(trial.frozen(fitted))
-        self._note_unlearnt("that are finished", [fits[trial.study_number] for trial in ended])
+        notes += _unlearnt("that are finished", [fits[trial.study_number] for trial in ended])
         for trial in sorted(ended, key=lambda trial: trial.ended):
             if trial.outcome is Outcome.COMPLETE:
                 self._note_length(trial.frozen())
+        return notes
 
-    def _try_again(self, trial: Trial, fitted: FittedSet, filler: FrozenTrial) -> None:
-        """Enqueue the set of a trial that was interrupted, to run under its number."""
-        if not self._accepts(fitted):
-            self._study.add_trial(filler)
-            return
-        self._used.add(trial.number)
-        self._numbers[trial.study_number] = trial.number
-        self._study.enqueue_trial(dict(fitted.params))
-
-    def _enqueue(self, trials: Sequence[Trial], suggest: Suggest) -> None:
+    def enqueue(self, suggest: Suggest, trials: Iterable[Trial]) -> list[str]:
+        """Try the sets of these trials before any other, but for those that are known already."""
+        notes: list[str] = []
         for trial in trials:
             fitted = fit(trial.params, suggest, self._seed)
-            if self._accepts(fitted):
+            if self._accepts(fitted, notes):
                 self._study.enqueue_trial(dict(fitted.params))
+        return notes
 
-    def _accepts(self, fitted: FittedSet) -> bool:
+    def _accepts(self, fitted: FittedSet, notes: list[str]) -> bool:
         """Return whether an older set is to be tried, and note what it loses."""
         losses = ", ".join(fitted.losses)
         if not fitted.is_held:
-            self._notes.append(f"an older set is left out, the space has changed: {losses}")
+            notes.append(f"an older set is left out, the space has changed: {losses}")
             return False
         if _key(fitted.params) in self._tried:
             return False
         self._tried.add(_key(fitted.params))
         if losses:
-            self._notes.append(
+            notes.append(
                 f"an older set is tried as the space, which has changed, allows it: {losses}"
             )
         return True
-
-    def _note_unlearnt(self, which: str, fits: Sequence[FittedSet]) -> None:
-        unlearnt = [fitted for fitted in fits if fitted.losses]
-        if unlearnt:
-            self._notes.append(
-                f"the search learns nothing from {len(unlearnt)} of {len(fits)} trials {which}, "
-                f"the space has changed: {', '.join(unlearnt[0].losses)}"
-            )
 
     # -- one trial after another ---------------------------------------------------------------
 
@@ -168,8 +144,6 @@ class Search:
         """Propose the next trial, with the set as `suggest` returned it: one that was not tried
         yet, None if there is none."""
         with self._lock:
-            while self._told:
-                self._told.pop(0)(suggest)
             for repeats in range(MAX_REPEATS + 1):
                 is_last = repeats == MAX_REPEATS
                 self._sampler.name = Sampler.GRID if is_last else self._sampler_name
@@ -229,6 +203,16 @@ class Search:
 
 def _key(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)
+
+
+def _unlearnt(which: str, fits: Sequence[FittedSet]) -> list[str]:
+    unlearnt = [fitted for fitted in fits if fitted.losses]
+    if not unlearnt:
+        return []
+    return [
+        f"the search learns nothing from {len(unlearnt)} of {len(fits)} trials {which}, "
+        f"the space has changed: {', '.join(unlearnt[0].losses)}"
+    ]
 
 
 def _filler(fitted: FittedSet) -> FrozenTrial:

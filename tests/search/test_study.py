@@ -124,13 +124,13 @@ def test_a_rebuilt_study_goes_on_like_an_uninterrupted_one(
     for crash_at in (2, 11, 25):
         live, rebuilt = search(), search()
         before, interrupted = run_trials(live, count, slots, steps, crash_at)
-        rebuilt.replay([*before, *interrupted])
+        rebuilt.replay(suggest, [*before, *interrupted])
         assert [plan(ask(rebuilt)) for _ in interrupted] == [plan(trial) for trial in interrupted]
         next_sets = [plan(ask(live)) for _ in range(3)]
         assert [plan(ask(rebuilt)) for _ in range(3)] == next_sets
         if slots == 1:
             again = search()
-            again.replay([*before, *interrupted])
+            again.replay(suggest, [*before, *interrupted])
             rest, _ = run_trials(again, count - len(before), slots, steps)
             assert [told(t) for t in before + rest] == [told(t) for t in uninterrupted]
 
@@ -143,12 +143,12 @@ def test_enqueued_sets_come_first_and_once() -> None:
     """The previous iteration's best sets are tried before any other, those already tried never."""
     previous, _ = run_trials(Search("maximize", seed=1), 4)
     search = Search("maximize", seed=2)
-    search.enqueue(previous[:2])
+    search.enqueue(suggest, previous[:2])
     tried, _ = run_trials(search, 3)
     assert [t.params for t in tried[:2]] == [t.params for t in previous[:2]]
     rebuilt = Search("maximize", seed=2)
-    rebuilt.replay(tried[:1])
-    rebuilt.enqueue(previous[:2])
+    rebuilt.replay(suggest, tried[:1])
+    rebuilt.enqueue(suggest, previous[:2])
     assert [t.params for t in run_trials(rebuilt, 2)[0]] == [t.params for t in tried[1:]]
 
 
@@ -234,7 +234,7 @@ def test_a_rebuilt_search_of_a_finite_space_repeats_nothing() -> None:
     assert whole[-1].study_number > 5
     for crash_after in range(1, 6):
         rebuilt = Search("maximize", 5)
-        rebuilt.replay(whole[:crash_after])
+        rebuilt.replay(suggest, whole[:crash_after])
         rest = finish(rebuilt, 6 - crash_after)
         assert [plan(trial) for trial in rest] == [plan(trial) for trial in whole[crash_after:]]
 
@@ -243,7 +243,7 @@ def test_trials_that_count_no_more_free_their_numbers() -> None:
     """After failures were forgiven, their numbers are used again, and no other."""
     finished, _ = run_trials(Search("maximize", seed=7), 4)
     rebuilt = Search("maximize", seed=7)
-    rebuilt.replay([finished[0], finished[3]])
+    rebuilt.replay(suggest, [finished[0], finished[3]])
     rest, _ = run_trials(rebuilt, 3)
     assert [trial.number for trial in rest] == [1, 2, 4]
 
@@ -253,7 +253,7 @@ def test_a_search_learns_from_an_older_one() -> None:
     begin at 0 all the same."""
     older, _ = run_trials(Search("maximize", seed=1), 30)
     informed = Search("maximize", seed=2)
-    informed.learn(older, shift=0.0)
+    informed.learn(suggest, older, shift=0.0)
     first, _ = run_trials(informed, 5)
     assert [trial.number for trial in first] == [0, 1, 2, 3, 4]
     alone, _ = run_trials(Search("maximize", seed=2), 5)
@@ -291,13 +291,12 @@ def test_a_number_outside_a_narrowed_range_becomes_the_nearest_inside() -> None:
         }
 
     search = Search("maximize", seed=1)
-    search.enqueue(best_of_first())
+    notes = search.enqueue(narrowed, best_of_first())
     first = ask(search, narrowed)
     assert first.params["batch"] == 64
     assert first.params["rate"] == 0.95
     assert all(8 <= ask(search, narrowed).params["batch"] <= 64 for _ in range(4))
-    assert "'batch' is 64, was" in search.take_notes()[0]
-    assert search.take_notes() == []
+    assert "'batch' is 64, was" in notes[0]
 
 
 def test_a_set_with_a_choice_that_went_is_left_out() -> None:
@@ -317,9 +316,8 @@ def test_a_set_with_a_choice_that_went_is_left_out() -> None:
 
     for space in (without, chosen):
         search, alone = Search("maximize", seed=1), Search("maximize", seed=1)
-        search.enqueue(best_of_first())
+        notes = search.enqueue(space, best_of_first())
         assert ask(search, space) == ask(alone, space)
-        notes = search.take_notes()
         assert len(notes) == 2
         assert all("left out" in note for note in notes)
 
@@ -335,9 +333,8 @@ def test_new_and_gone_parameters_are_told() -> None:
 
     (former,) = best_of_first(1)
     search = Search("maximize", seed=1)
-    search.enqueue([former])
+    (note,) = search.enqueue(renamed, [former])
     assert ask(search, renamed).params["batch"] == former.params["batch"]
-    (note,) = search.take_notes()
     for told in ("'loss' is gone", "'rate' is gone", "'dropout' is new"):
         assert told in note
 
@@ -377,22 +374,21 @@ def test_choices_may_be_anything(sampler: str) -> None:
         search.tell(trial, Outcome.COMPLETE, float(params["k"]))
         finished.append(trial)
     rebuilt = Search("maximize", 3, Sampler(sampler))
-    rebuilt.replay(finished[:5])
+    assert rebuilt.replay(anything, finished[:5]) == []
     assert plan(ask(rebuilt, anything)) == plan(finished[5])
     later = Search("maximize", 4, Sampler(sampler))
-    later.enqueue([finished[2]])
+    assert later.enqueue(anything, [finished[2]]) == []
     assert ask(later, anything).params == finished[2].params
-    assert rebuilt.take_notes() == later.take_notes() == []
 
 
 def test_sets_of_an_older_ledger_with_tuples_are_known_again() -> None:
     """Version 0.1 kept a tuple as a list."""
-    search = Search("maximize", seed=1)
-    search.enqueue([Trial(0, 0, {"dims": [128]}, {})])
 
     def tuples(trial: Any) -> Parameters:
         return {"dims": trial.suggest_categorical("dims", [(256, 64), (128,)])}
 
+    search = Search("maximize", seed=1)
+    search.enqueue(tuples, [Trial(0, 0, {"dims": [128]}, {})])
     assert propose(search, tuples)[1] == {"dims": (128,)}
 
 
@@ -429,16 +425,15 @@ def test_a_space_may_change_between_a_crash_and_the_next_attempt(sampler: str) -
     for number, trial in enumerate(older[:3]):
         former.tell(trial, Outcome.COMPLETE, float(number))
     search = Search("maximize", 0, Sampler(sampler))
-    search.learn(older[:3], 0.0)
-    search.replay(older)
+    notes = [*search.learn(changed, older[:3], 0.0), *search.replay(changed, older)]
     trials = [ask(search, changed) for _ in range(4)]
     assert sorted(trial.number for trial in trials) == [3, 4, 5, 6]
     for trial in trials:
         assert 8 <= trial.params["batch"] <= 64
         search.tell(trial, Outcome.COMPLETE, 1.0)
-    notes = " ".join(search.take_notes())
-    assert "from 3 of 3 trials of the previous iteration" in notes
-    assert "from 3 of 3 trials that are finished" in notes
+    told = " ".join(notes)
+    assert "from 3 of 3 trials of the previous iteration" in told
+    assert "from 3 of 3 trials that are finished" in told
 
 
 def test_a_suggest_that_hangs_holds_up_no_report() -> None:
