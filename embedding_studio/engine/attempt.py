@@ -115,6 +115,7 @@ class Attempt:
         self.workspace = Workspace(house, task, lease, method)
         self.budget = task.budget.or_else(method.budget)
         self.champions = Champions(self.house)
+        self._release_id = f"task {task.id}"
 
     # -- data and starting point ---------------------------------------------------------------
 
@@ -140,10 +141,6 @@ class Attempt:
                 "restart the task"
             )
         return collecting
-
-    @property
-    def _release_id(self) -> str:
-        return f"task {self.task.id}"
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion to the workspace: the initial model, until another is promoted."""
@@ -295,7 +292,8 @@ class Attempt:
     ) -> tuple[StoredModel, Sequence[Trial]]:
         """Run the trials until the budget is spent; return the best model, and all trials."""
         trials = Trials(self, experiment_id, seed, baseline)
-        return trials.run(), trials.ended
+        best = trials.run()
+        return best, sorted(trials.ended, key=lambda trial: trial.number)
 
     def draw(self, trials: Sequence[Trial]) -> "Future[None]":
         """Begin to draw what the search found."""

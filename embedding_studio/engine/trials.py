@@ -86,7 +86,7 @@ class Trials:
         self._max_trials = attempt.budget.max_trials or 1
         self._is_exhausted = False
         #: those that count, of earlier attempts too, until the search is over
-        self._ended: list[Trial] = []
+        self.ended: list[Trial] = []
         self._running: dict[Future[TrialResult], _Running] = {}
         self._at_work: dict[int, _Running] = {}  # by number, from before their jobs begin
         self._lock = threading.Lock()  # around them: reports come from other threads
@@ -99,10 +99,10 @@ class Trials:
 
         Raises Stopped or AllTrialsFailed if there is none.
         """
-        self._ended += self._replay()
-        self._started = len(self._ended)
+        self.ended += self._replay()
+        self._started = len(self.ended)
         attempt, tracking = self._attempt, self._attempt.house.tracking
-        grace, spent = attempt.house.settings.stop_grace_seconds, seconds_at_work(self._ended)
+        grace, spent = attempt.house.settings.stop_grace_seconds, seconds_at_work(self.ended)
         self._limits = Limits(attempt.budget, attempt.lease, grace, spent)
         attempt.lease.show(phase="search", max_trials=self._max_trials)
         self._show()
@@ -148,11 +148,6 @@ class Trials:
     def trained_tokens(self) -> int:
         """Of all trials, those of earlier attempts too, whatever became of them."""
         return sum(list(self._tokens.values()))  # a copy: reports come from other threads
-
-    @property
-    def ended(self) -> Sequence[Trial]:
-        """Those that count, in the order of their numbers."""
-        return sorted(self._ended, key=lambda trial: trial.number)
 
     # -- before --------------------------------------------------------------------------------
 
@@ -255,19 +250,20 @@ class Trials:
         with self._lock:
             self._at_work[trial.number] = running
         self._show(trial=shown_number, step=None, main_metric=None)
-        submit, on_report = attempt.house.executor.submit, partial(self._listen, running)
+
+        def on_report(report: Report) -> Verdict:
+            with about(self._name(trial)):
+                return self._take(running, report)
+
+        submit = attempt.house.executor.submit
         self._running[submit(job, on_report, workspace.needs, running.output)] = running
         self._started += 1
 
     def _name(self, trial: Trial) -> str:
         return f"task {self._attempt.task.id}, trial {trial.number + 1}"
 
-    def _listen(self, running: _Running, report: Report) -> Verdict:
-        """Take a report of a trial, in one of the executor's threads; return what it is to do."""
-        with about(self._name(running.trial)):
-            return self._take(running, report)
-
     def _take(self, running: _Running, report: Report) -> Verdict:
+        """Take a report of a trial, in one of the executor's threads; return what it is to do."""
         attempt, trial, runs = self._attempt, running.trial, self._attempt.house.tracking.runs
         attempt.lease.check()
         running.reports.append(report)
@@ -289,7 +285,7 @@ class Trials:
         """Put into the task's progress where the trials stand."""
         with self._lock:
             at_work = [self._at_work[number].shown for number in sorted(self._at_work)]
-            outcomes = [trial.outcome for trial in self._ended]
+            outcomes = [trial.outcome for trial in self.ended]
         self._attempt.lease.show(
             running_trials=tuple(at_work),
             finished_trials=len(outcomes),
@@ -304,9 +300,9 @@ class Trials:
 
     def _estimate_seconds(self) -> float | None:
         """Return how long the search still takes, by how long its trials took so far."""
-        if not self._ended:
+        if not self.ended:
             return None
-        now, mean = time.monotonic(), fmean(trial.seconds for trial in self._ended)
+        now, mean = time.monotonic(), fmean(trial.seconds for trial in self.ended)
         begun = [max(0.0, mean - (now - running.started)) for running in self._running.values()]
         to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
         left = (sum(begun) + to_come) / self._attempt.workspace.slots()
@@ -419,7 +415,7 @@ class Trials:
 
     def _warn_of_no_change(self, trial: Trial, result: TrialResult) -> None:
         """Tell if the first trial that is complete scores what the starting model does."""
-        is_first = all(former.outcome is not Outcome.COMPLETE for former in self._ended[:-1])
+        is_first = all(former.outcome is not Outcome.COMPLETE for former in self.ended[:-1])
         scores = result.metrics.items()
         if is_first and all(self._baseline.metrics.get(name) == value for name, value in scores):
             self._attempt.warn(
@@ -444,7 +440,7 @@ class Trials:
             trial, metrics, reports, reports[running.logged :], **details
         )
         trial.seconds = time.monotonic() - running.started
-        self._ended.append(trial)
+        self.ended.append(trial)
 
     def _record(
         self,

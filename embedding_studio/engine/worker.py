@@ -10,13 +10,13 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -112,11 +112,14 @@ class Worker:
         renewed = self._catalog.renewed()
         if renewed is self._catalog:
             return
-        for place, why in renewed.failures.items():
-            log.error("plugin %s did not load: %s", place, why)
         self._catalog = renewed
+        self._tell_failures()
         log.info("the plugins have changed; this worker carries %s", self._say_methods())
         self.beat()
+
+    def _tell_failures(self) -> None:
+        for place, why in self._catalog.failures.items():
+            log.error("plugin %s did not load: %s", place, why)
 
     def _say_methods(self) -> str:
         return ", ".join(sorted(self._catalog.methods)) or "no method"
@@ -126,17 +129,15 @@ class Worker:
         if (lease := self._lease) is not None:
             lease.beat()
         with _tried_again():
-            self._clock.ask(partial(self._house.store.workers.record, self._record()))
-
-    def _record(self) -> WorkerRecord:
-        return WorkerRecord(
-            self.worker_id,
-            tuple(self._catalog.methods),
-            self._clock(),
-            self._catalog.failures,
-            self._missing_models,
-            self._clock.ahead_seconds,
-        )
+            record = WorkerRecord(
+                self.worker_id,
+                tuple(self._catalog.methods),
+                self._clock(),
+                self._catalog.failures,
+                self._missing_models,
+                self._clock.ahead_seconds,
+            )
+            self._clock.ask(partial(self._house.store.workers.record, record))
 
     def check_initial_models(self) -> None:
         """See which methods could not start, for `health` to tell before a task does."""
@@ -192,8 +193,7 @@ class Worker:
     def run_forever(self) -> None:
         """Tick until SIGTERM or SIGINT, then drain; a second signal ends the process at once."""
         settings = self._house.settings
-        for place, why in self._catalog.failures.items():
-            log.error("plugin %s did not load: %s", place, why)
+        self._tell_failures()
         self.beat()
         adopt_libraries()
         logging.getLogger(webhooks.__name__).addFilter(OncePerMinute())
@@ -206,25 +206,19 @@ class Worker:
             timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )  # fmt: skip
-        beat_seconds = min(BEAT_SECONDS, settings.lease_seconds / 3)
-        scheduler.add_job(self.beat, "interval", seconds=beat_seconds)
-        scheduler.add_job(
-            self._tick, "interval", seconds=settings.poll_seconds, next_run_time=utc_now()
-        )
-        scheduler.add_job(self.run_schedules, "interval", seconds=ERRANDS_SECONDS)
+
+        def every(seconds: float, errand: Callable[[], None], **how: Any) -> None:
+            scheduler.add_job(errand, "interval", seconds=seconds, **how)
+
+        every(min(BEAT_SECONDS, settings.lease_seconds / 3), self.beat)
+        every(settings.poll_seconds, self._tick, next_run_time=utc_now())
+        every(ERRANDS_SECONDS, self.run_schedules)
         # while one waits for a receiver, the next begins beside it
-        scheduler.add_job(
-            self.tell_ends, "interval", seconds=ERRANDS_SECONDS, executor="webhooks",
-            max_instances=AT_A_TIME,
-        )  # fmt: skip
-        scheduler.add_job(
-            self.check_initial_models, "interval", seconds=CHECK_SECONDS, next_run_time=utc_now()
-        )
-        scheduler.add_job(self.mirror, "interval", seconds=ERRANDS_SECONDS)
+        every(ERRANDS_SECONDS, self.tell_ends, executor="webhooks", max_instances=AT_A_TIME)
+        every(ERRANDS_SECONDS, self.mirror)
+        every(CHECK_SECONDS, self.check_initial_models, next_run_time=utc_now())
         if settings.sweep_minutes:
-            scheduler.add_job(
-                self.sweep, "interval", minutes=settings.sweep_minutes, next_run_time=utc_now()
-            )
+            every(60 * settings.sweep_minutes, self.sweep, next_run_time=utc_now())
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self._is_draining.is_set():

@@ -18,7 +18,6 @@ from embedding_studio.store import Store
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
 
 if TYPE_CHECKING:
-    from embedding_studio.tracking.iterations import Iteration
     from embedding_studio.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -50,9 +49,11 @@ def _end_iterations(
     store: Store, tracking: "Tracking", kept_run_ids: Collection[str], now: datetime, dry_run: bool
 ) -> Iterator[str]:
     for iteration in tracking.iterations.with_models():
-        task = _task_of(store, iteration)
+        task: FineTuningTask | None = None
+        with suppress(NotFound):
+            task = store.in_project(iteration.project).tasks.get(iteration.task_id)
         end = TaskStatus.ERROR if task is None else task.status
-        if end not in TERMINAL or _has_owner(task, now):
+        if end not in TERMINAL or (task and is_held(task.lease_expires_at, now)):
             continue
         is_over = iteration.state != "running"
         if is_over and not tracking.runs.has_unfinished(iteration.experiment_id):
@@ -104,14 +105,3 @@ def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Itera
             yield f"{folder} belongs to no attempt at work"
             if not dry_run:
                 remove_tree(folder, ignore_errors=True)
-
-
-def _task_of(store: Store, iteration: "Iteration") -> FineTuningTask | None:
-    try:
-        return store.in_project(iteration.project).tasks.get(iteration.task_id)
-    except NotFound:
-        return None
-
-
-def _has_owner(task: FineTuningTask | None, now: datetime) -> bool:
-    return task is not None and is_held(task.lease_expires_at, now)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -112,8 +111,8 @@ class ProcessExecutor(Executor):
         self._supervisors.shutdown()
 
 
-class _Supervised:
-    """One job's process, and the thread that answers its reports."""
+class _Supervised(Conversation):
+    """One job's process, whose reports are answered in a thread of ours."""
 
     def __init__(
         self,
@@ -129,6 +128,8 @@ class _Supervised:
         self._lock = threading.Lock()
         self._killed_at: float | None = None
         self._process: ForkServerProcess | None = None
+        self._connection, self._theirs = multiprocessing.Pipe()
+        self._printed = _Pipe()
 
     def kill(self) -> None:
         with self._lock:
@@ -136,15 +137,6 @@ class _Supervised:
                 self._killed_at = time.monotonic()
                 if self._process is not None:
                     _kill(self._process)
-
-    @property
-    def is_killed(self) -> bool:
-        return self._killed_at is not None
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether it was killed too long ago to be there still."""
-        return self._killed_at is not None and time.monotonic() - self._killed_at > KILL_SECONDS
 
     def run(self, future: "Future[Any]", device: str | None) -> None:
         """Give the future its result at once, what went wrong when the process has ended."""
@@ -154,22 +146,19 @@ class _Supervised:
             future.set_exception(error)
 
     def _run(self, answer: Callable[[Any], None], device: str | None) -> None:
-        ours, theirs = multiprocessing.Pipe()
-        with ours, _Pipe() as printed:
-            with self._lock, theirs, printed.writer as writer:
-                if self.is_killed:
+        with self._connection, self._printed:
+            with self._lock, self._theirs, self._printed.writer as writer:
+                if self._killed_at is not None:
                     raise TrialCanceled("killed before it started")
-                process = self._make_process(
-                    target=_child, args=(theirs, writer, self._job, device)
-                )
+                about = (self._theirs, writer, self._job, device)
+                process = self._process = self._make_process(target=_child, args=about)
                 process.start()
-                self._process = process
             try:
                 try:
-                    with _watched(process) as ended:
-                        result = _Words(self, ours, process, ended, printed).hold(self._on_report)
+                    with _watched(process) as self._ended:
+                        result = self.hold(self._on_report)
                 finally:
-                    write_output(printed.content(), self._output)
+                    write_output(self._printed.content(), self._output)
                 answer(result)
             finally:
                 with self._lock:
@@ -179,37 +168,27 @@ class _Supervised:
                 if process.exitcode is not None:
                     process.close()
 
-
-@dataclass(frozen=True, slots=True)
-class _Words(Conversation):
-    """What a job's process and this one say through a pipe."""
-
-    supervised: _Supervised
-    connection: "Connection[Any, Any]"
-    process: ForkServerProcess
-    #: is ready when the process has ended
-    ended: Any
-    printed: "_Pipe"
-
     def receive(self) -> Report | Answer:
-        while not multiprocessing.connection.wait([self.connection, self.ended], timeout=1.0):
-            if self.supervised.is_stuck:
+        while not multiprocessing.connection.wait([self._connection, self._ended], timeout=1.0):
+            killed_at = self._killed_at
+            if killed_at is not None and time.monotonic() - killed_at > KILL_SECONDS:
                 raise TrialCanceled("killed on request, but its process does not end")
         try:
-            if not self.connection.poll():  # a process of the job's own may hold the other end
+            if not self._connection.poll():  # a process of the job's own may hold the other end
                 raise EOFError
-            said: Report | Answer = self.connection.recv()
+            said: Report | Answer = self._connection.recv()
         except (EOFError, ConnectionResetError):
-            self.process.join(KILL_SECONDS)
-            if self.supervised.is_killed:
+            assert self._process is not None
+            self._process.join(KILL_SECONDS)
+            if self._killed_at is not None:
                 raise TrialCanceled("killed on request") from None
-            last_output = last_lines(self.printed.content())
-            raise TrialCrashed(_describe_exit(self.process.exitcode) + last_output) from None
+            last_output = last_lines(self._printed.content())
+            raise TrialCrashed(_describe_exit(self._process.exitcode) + last_output) from None
         return said
 
     def reply(self, verdict: Verdict) -> None:
         with suppress(BrokenPipeError):  # it has died meanwhile, as `receive` then finds
-            self.connection.send(verdict)
+            self._connection.send(verdict)
 
 
 @contextmanager

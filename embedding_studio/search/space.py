@@ -125,22 +125,12 @@ def fit(values: Mapping[str, Any], suggest: Suggest, seed: int) -> FittedSet:
     return FittedSet(now, trial.distributions, losses, is_held)
 
 
-class _Repeating(optuna.samplers.BaseSampler):
+class _Repeating(optuna.samplers.RandomSampler):
     """Gives each parameter the value of an older set where it can."""
 
     def __init__(self, values: Mapping[str, Any], seed: int) -> None:
+        super().__init__(seed)
         self._values = values
-        self._others = optuna.samplers.RandomSampler(seed)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self,
@@ -153,7 +143,7 @@ class _Repeating(optuna.samplers.BaseSampler):
             nearest = _nearest(self._values[param_name], param_distribution)
             if nearest is not _UNHELD:
                 return nearest
-        return self._others.sample_independent(study, trial, param_name, param_distribution)
+        return super().sample_independent(study, trial, param_name, param_distribution)
 
 
 def _nearest(value: Any, distribution: BaseDistribution) -> Any:
