@@ -100,11 +100,6 @@ class RegisteredModel:
         """Return the version whose model is that run's."""
         return next((v for v in self.versions if v.model.run_id == run_id), None)
 
-    def is_on_record(self, number: int, run_id: str) -> bool:
-        """Return whether a version is that run's model, and was not removed."""
-        known = self.version_of(run_id)
-        return known is not None and known.number == number and known.removed_at is None
-
     def is_champion(self, run_id: str) -> bool:
         """Return whether the champion is that run's model."""
         version = self.version_of(run_id)

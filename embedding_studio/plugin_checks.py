@@ -55,21 +55,14 @@ def _guesses(method_class: type) -> Iterator[str]:
     open_ = [
         name
         for name in {*vars(FineTuningMethod), "meta", "main_metric"}
-        if len(name) >= _SHORTEST_GUESSED and not _is_overridden(method_class, name)
+        if len(name) >= _SHORTEST_GUESSED
+        and getattr(method_class, name, None) is getattr(FineTuningMethod, name, None)
     ]
-    for name in sorted(own):
+    for name in sorted(name for name in own if not name.startswith("_")):
         (meant, *_) = [*difflib.get_close_matches(name, open_, 1, 0.9), ""]
-        if meant and not name.startswith("_") and _fits(getattr(method_class, name), meant):
+        could_be, _ = _ATTRIBUTES.get(meant, (callable, ""))
+        if meant and could_be(getattr(method_class, name)):
             yield f"is {method_class.__name__}.{name} meant to be {meant}?"
-
-
-def _is_overridden(method_class: type, name: str) -> bool:
-    return getattr(method_class, name, None) is not getattr(FineTuningMethod, name, None)
-
-
-def _fits(value: Any, name: str) -> bool:
-    """Return whether a value could be that attribute's."""
-    return _ATTRIBUTES[name][0](value) if name in _ATTRIBUTES else callable(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -80,21 +80,13 @@ async def _latest(look: Look[Part], kind: type[Part]) -> Part:
         return kind(status=PartStatus.UNAVAILABLE, detail=detail)
 
 
-def _ok(detail: str) -> PartHealth:
-    return PartHealth(status=PartStatus.OK, detail=detail)
-
-
-def _unavailable(detail: str) -> PartHealth:
-    return PartHealth(status=PartStatus.UNAVAILABLE, detail=detail)
-
-
 def _store(store: Store, settings: Settings) -> PartHealth:
     try:
         store.ping()
         told = [*_full_projects(store, most_of(settings)), *_full_disk(settings.data_folder)]
     except StoreUnavailable as error:
-        return _unavailable(str(error))
-    return _ok("; ".join(["answers", *told]))
+        return PartHealth(status=PartStatus.UNAVAILABLE, detail=str(error))
+    return PartHealth(status=PartStatus.OK, detail="; ".join(["answers", *told]))
 
 
 def _full_projects(store: Store, most: Usage) -> Iterator[str]:
@@ -114,9 +106,9 @@ def _full_disk(folder: Path) -> Iterator[str]:
 
 def _mlflow(uri: str) -> PartHealth:
     try:
-        return _ok(reader.look(uri))
+        return PartHealth(status=PartStatus.OK, detail=reader.look(uri))
     except StoreUnavailable as error:
-        return _unavailable(str(error))
+        return PartHealth(status=PartStatus.UNAVAILABLE, detail=str(error))
     except ConfigurationError as error:
         return PartHealth(status=PartStatus.UNCHECKED, detail=str(error))
 

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from embedding_studio.clickstream import Session
@@ -157,7 +157,8 @@ class _Round:
         baseline = held_out_quality(self._corpus, self._before.queries, self._before.items)
         champion = held_out_quality(self._corpus, now.queries, now.items)
         low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
-        models = _models_on_disk(self._settings.artifacts_folder)
+        # one `files.json` describes each
+        models = len([*self._settings.artifacts_folder.rglob("model/files.json")])
         self._print_table(baseline, champion, (low, high))
         verdict = "promoted" if self.is_promoted else "not promoted"
         self._console.print(f"{verdict}: {task.promotion.reason}")
@@ -165,7 +166,8 @@ class _Round:
         self._console.print(f"model     {task.best_model_url}")
         spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
         self._console.print(f"cost      {spent:,} trained tokens, {expected:,} were expected")
-        megabytes = _bytes_under(self._settings.data_folder) / 1e6
+        files = self._settings.data_folder.rglob("*")
+        megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
         self._console.print(f"disk used {megabytes:.0f} MB, {models} models (one is the initial)")
         return {
             "task_id": task.id,
@@ -197,11 +199,23 @@ class _Round:
                 progress.advance(bar, len(chunk))
 
     @contextmanager
-    def _progress(self) -> "Iterator[Show]":
+    def _progress(self) -> Iterator[Callable[[TaskView], None]]:
+        """Yield what shows a task's progress: a live line on a terminal, else a line per change."""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"))
         with Progress(*columns, console=self._console) as progress:
             bar = progress.add_task("fine-tuning", total=None, now="waiting for a worker")
-            yield Show(progress, bar)
+            shown = ""
+
+            def show(task: TaskView) -> None:
+                nonlocal shown
+                now, done = describe(task), task.progress
+                total, completed = (done.max_trials, done.finished_trials) if done else (None, 0)
+                progress.update(bar, now=now, total=total, completed=completed)
+                if now != shown and not self._console.is_terminal:
+                    self._console.print(now, soft_wrap=True)
+                shown = now
+
+            yield show
 
     def _print_table(
         self, baseline: Quality, champion: Quality, interval: tuple[float, float]
@@ -225,24 +239,6 @@ class _Round:
         self._console.print(table)
 
 
-class Show:
-    """Shows a task's progress: a live line on a terminal, else a line per change."""
-
-    def __init__(self, progress: Progress, bar: TaskID) -> None:
-        self._progress = progress
-        self._bar = bar
-        self._last = ""
-
-    def __call__(self, task: TaskView) -> None:
-        now = describe(task)
-        total = task.progress.max_trials if task.progress else None
-        done = task.progress.finished_trials if task.progress else 0
-        self._progress.update(self._bar, now=now, total=total, completed=done)
-        if now != self._last and not self._progress.console.is_terminal:
-            self._progress.console.print(now, soft_wrap=True)
-        self._last = now
-
-
 def describe(task: TaskView) -> str:
     """Say in one line where a task stands."""
     progress = task.progress
@@ -262,12 +258,3 @@ def describe(task: TaskView) -> str:
     if progress.seconds_left is not None:
         parts.append(f"about {progress.seconds_left:.0f} s left")
     return " · ".join(parts)
-
-
-def _models_on_disk(folder: Path) -> int:
-    """Count the model payloads among the artifacts: one `files.json` describes each."""
-    return sum(1 for _ in folder.rglob("model/files.json"))
-
-
-def _bytes_under(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -127,11 +127,11 @@ class Champions:
     def _new(self, model: RegisteredModel, number: int, stored: StoredModel) -> ModelVersion | None:
         """Return what is to be on record of a model that MLflow has under this number; None if it
         is so already."""
-        if model.is_on_record(number, stored.run_id):
-            return None
         known = model.version_of(stored.run_id)
         if known is None:
             return ModelVersion(number, stored, self._house.clock())
+        if known.number == number and known.removed_at is None:
+            return None
         return replace(known, number=number, model=stored, removed_at=None)
 
     def _move(

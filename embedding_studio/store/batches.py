@@ -8,8 +8,10 @@ process dies at whichever step; whoever comes next goes on. A release closes the
 block. What was not placed by then belongs to the next batch.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
+from typing import TypeVar
 
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
@@ -37,6 +39,8 @@ from embedding_studio.store.sessions import SESSIONS, Sessions
 from embedding_studio.store.tasks import TASKS
 from embedding_studio.store.usage import PAGE_BYTES
 from embedding_studio.tasks import TERMINAL, TaskStatus
+
+Value = TypeVar("Value")
 
 BLOCK = 1000
 """How many sessions a block places at most."""
@@ -266,7 +270,7 @@ class Batches:
         counted = self._sessions.kinds_beside(ignored_kinds)
         return sum(
             self._count(batch, {"kinds": among(some), "is_irrelevant": False})
-            for some in _pages(counted)
+            for some in pages(counted)
         )
 
     def read(
@@ -360,9 +364,11 @@ class Batches:
             last = max(page)
 
 
-def _pages(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), BLOCK):
-        yield values[start : start + BLOCK]
+def pages(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """Give values by BLOCKs."""
+    rest = iter(values)
+    while page := list(islice(rest, BLOCK)):
+        yield page
 
 
 def _cannot_release(named: SessionBatch | None) -> NotFound | Conflict:

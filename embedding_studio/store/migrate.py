@@ -6,10 +6,9 @@ anywhere and repeated. Nobody else may use the database meanwhile.
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import islice
 from typing import Any
 
 from embedding_studio.clickstream import (
@@ -23,7 +22,7 @@ from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.schedules import Schedule
-from embedding_studio.store.batches import BATCH, BATCHES
+from embedding_studio.store.batches import BATCH, BATCHES, pages
 from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.store.codec import Codec, milliseconds, to_json
 from embedding_studio.store.documents import Documents, Entry, absent, new_id
@@ -37,8 +36,6 @@ from embedding_studio.store.tasks import EVENT, REQUEST, TASK, TASKS
 from embedding_studio.store.usage import size_of_request
 from embedding_studio.tasks import FineTuningTask, TaskEvent, TaskRequest
 
-PAGE = 1000
-"""How many sessions are copied at once."""
 SESSION = Codec(Session)
 
 
@@ -162,7 +159,15 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
         copied["batches"] += 1
         copied["sessions"] += size.sessions
     for early in former.early():
-        _copy_early(early, documents)
+        waiting = {
+            "id": new_id(),
+            "project": early.project,
+            "session_id": early.session_id,
+            "event_id": MARK if early.event is None else early.event.event_id,
+            "event": to_json(early.event),
+            "expires_at": milliseconds(early.expires_at),
+        }
+        documents.insert_one(EARLY, waiting)
     for project in held.keys() | task_bytes.keys():
         counted = {
             "sessions": held[project].sessions,
@@ -184,7 +189,7 @@ def _copy_batch(former: FormerBatch, source: Former, documents: Documents) -> Us
         _open_batch(former, documents)
     sessions = Sessions(documents, project, set())
     count = size = 0
-    for page in _pages(source.sessions(its_id)):
+    for page in pages(source.sessions(its_id)):
         new = sessions.documents(page)
         for answer in sessions.insert(new, sessions.register_kinds(new)) if is_open else ():
             if isinstance(answer, Exception):
@@ -215,21 +220,3 @@ def _open_batch(former: FormerBatch, documents: Documents) -> None:
     documents.insert_one(BATCHES, {**document, "id": batch.batch_id, "project": project})
     # what an interrupted call has copied: all of it is copied again, in order
     documents.delete(SESSIONS, {"project": project, "batch": absent})
-
-
-def _pages(sessions: Iterable[Session]) -> Iterator[list[Session]]:
-    rest = iter(sessions)
-    while page := list(islice(rest, PAGE)):
-        yield page
-
-
-def _copy_early(early: FormerEarly, documents: Documents) -> None:
-    waiting = {
-        "id": new_id(),
-        "project": early.project,
-        "session_id": early.session_id,
-        "event_id": MARK if early.event is None else early.event.event_id,
-        "event": to_json(early.event),
-        "expires_at": milliseconds(early.expires_at),
-    }
-    documents.insert_one(EARLY, waiting)

@@ -37,7 +37,11 @@ class Leftovers:
         for experiment in self._client.experiments({"es.kind": "initial"}):
             yield from self._remove_unfinished_uploads(experiment, dry_run)
             yield from self._remove_repeated_initial_models(experiment, kept_run_ids, dry_run)
-        for experiment in self._removed_lately():
+        # within a week: MLflow forgets none of them
+        a_week_ago = int((time.time() - 7 * 86400) * 1000)
+        for experiment in self._client.experiments(
+            {"es.kind": "iteration"}, view_type=ViewType.DELETED_ONLY, since=a_week_ago
+        ):
             yield from _remove_folder(experiment, dry_run)
         for registered in pages(self._client.reading.search_registered_models):
             if registered.name not in ours:
@@ -94,13 +98,6 @@ class Leftovers:
             return True
         is_deleted: bool = run.info.lifecycle_stage != "active"
         return is_deleted or run.data.tags.get("es.model") == "deleted"
-
-    def _removed_lately(self) -> Iterator[Experiment]:
-        """Yield the iterations that were removed within a week: MLflow forgets none of them."""
-        a_week_ago = int((time.time() - 7 * 86400) * 1000)
-        return self._client.experiments(
-            {"es.kind": "iteration"}, view_type=ViewType.DELETED_ONLY, since=a_week_ago
-        )
 
 
 def _remove_folder(experiment: Experiment, dry_run: bool) -> Iterator[str]:
