@@ -104,10 +104,7 @@ def _id_of(context: Context, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return secrets.token_hex(12)
     known = {schedule.id for schedule in context.store.schedules.all()}
-    project = context.store.project
-    ids = [_hash(f"{project}:{spelling}") for spelling in spellings_of(idempotency_key)]
+    keys = [f"{context.store.project}:{key}" for key in spellings_of(idempotency_key)]
+    hashes = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest() for key in keys)
+    ids = [its_hash[:24] for its_hash in hashes]
     return next(filter(known.__contains__, ids), ids[0])
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -21,10 +21,6 @@ from embedding_studio.threads import in_own_thread
 Result = TypeVar("Result")
 
 
-def nothing() -> None:
-    """Do nothing meanwhile."""
-
-
 class Workspace:
     """A folder that one attempt has for itself, and the jobs that read and write in it.
 
@@ -52,7 +48,7 @@ class Workspace:
         """Return how many trials may be at work at a time."""
         return self._house.executor.slots(self.needs)
 
-    def run(self, job: Job[Result], meanwhile: Callable[[], None] = nothing) -> Result:
+    def run(self, job: Job[Result], meanwhile: Callable[[], None] = lambda: None) -> Result:
         """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
         self._lease.check_stop()
         return self.result_of(self.submit(job), meanwhile)
@@ -66,7 +62,7 @@ class Workspace:
         return future
 
     def result_of(
-        self, future: "Future[Result]", meanwhile: Callable[[], None] = nothing
+        self, future: "Future[Result]", meanwhile: Callable[[], None] = lambda: None
     ) -> Result:
         """Return what a job gives or raise what it raised, ending it when the attempt must end.
 
@@ -81,7 +77,7 @@ class Workspace:
             return future.result()
 
     def score(
-        self, model_folder: Path, split: str, meanwhile: Callable[[], None] = nothing
+        self, model_folder: Path, split: str, meanwhile: Callable[[], None] = lambda: None
     ) -> Scores:
         """Score a saved model on a split of the prepared data."""
         return self.run(Score(self.method, model_folder, self.data, split), meanwhile)

@@ -67,7 +67,8 @@ def run_due(
             continue  # it stays due
         began = time.monotonic()
         try:
-            _run(store, schedule, now, most_pending, weights)
+            own = weights.get(schedule.fine_tuning_method, {})
+            _run(store.in_project(schedule.project), schedule, now, most_pending, own)
         except StoreUnavailable:
             raise
         except Exception:  # one that cannot be run keeps no other from being run
@@ -76,20 +77,10 @@ def run_due(
 
 
 def _run(
-    store: Store,
-    schedule: Schedule,
-    now: datetime,
-    most_pending: int,
-    weights: Mapping[str, Mapping[str, float]],
+    store: Store, schedule: Schedule, now: datetime, most_pending: int, weights: Mapping[str, float]
 ) -> None:
     try:
-        task, outcome = _look(
-            store.in_project(schedule.project),
-            schedule,
-            now,
-            most_pending,
-            weights.get(schedule.fine_tuning_method, {}),
-        )
+        task, outcome = _look(store, schedule, now, most_pending, weights)
     except (Conflict, InvalidInput) as error:
         task, outcome = None, f"no task: {error}"
     next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)

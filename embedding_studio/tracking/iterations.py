@@ -24,8 +24,7 @@ from embedding_studio.tracking.runs import Runs
 _FEW = 4  # experiments a page, where most searches end with the first
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousSearch:
+class PreviousSearch(NamedTuple):
     """An older iteration's finished trials, and the scores of what they started from."""
 
     trials: Sequence[Trial]
@@ -116,7 +115,7 @@ class Iterations:
         why: for people, who read it above the runs; None leaves them what is there."""
         if why is not None:
             tags = self._client.reading.get_experiment(experiment_id).tags
-            self._describe(experiment_id, story.state_note(state, why, tags))
+            self._tag(experiment_id, "mlflow.note.content", story.state_note(state, why, tags))
         self._tag(experiment_id, "es.state", state)
 
     def keep_view(
@@ -140,7 +139,9 @@ class Iterations:
         tags = self._client.reading.get_experiment(experiment_id).tags
         baseline = self._runs.finished(experiment_id, "baseline")
         run = self._client.reading.get_run(best.run_id)
-        self._describe(experiment_id, story.verdict_note(promotion, tags, baseline, run))
+        self._tag(
+            experiment_id, "mlflow.note.content", story.verdict_note(promotion, tags, baseline, run)
+        )
         encoder_card = None
         if any(file.path == card.CARD for file in best.files):
             place = f"{best.artifact_uri}/{card.CARD}"
@@ -149,9 +150,6 @@ class Iterations:
         text = card.write(encoder_card, promotion, tags, baseline, run, data)
         place = f"{MODEL_FOLDER}/{card.CARD}"
         self._client.patiently(lambda: self._client.writing.log_text(best.run_id, text, place))
-
-    def _describe(self, experiment_id: str, note: str) -> None:
-        self._tag(experiment_id, "mlflow.note.content", note)
 
     def _tag(self, experiment_id: str, name: str, value: str) -> None:
         self._client.writing.set_experiment_tag(experiment_id, name, value)

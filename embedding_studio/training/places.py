@@ -20,6 +20,7 @@ def require_model(place: str, setting: str) -> None:
 
     setting: what named it. Raises MethodError that names it and says what to do.
     """
+    name = place if "/" in place else f"{__MODEL_HUB_ORGANIZATION__}/{place}"
     if Path(place).is_dir():
         if not any((Path(place) / mark).exists() for mark in _MARKS):
             raise MethodError(f"{setting} names the folder {place!r}, in which there is no model")
@@ -28,9 +29,9 @@ def require_model(place: str, setting: str) -> None:
             f"{setting} names {place!r}, and there is no such folder: copy a model there, or name "
             "another folder or a model of a hub"
         )
-    elif not _is_downloaded(_full_name(place)):
+    elif not _is_downloaded(name):
         try:
-            _find_on_hub(_full_name(place))
+            _find_on_hub(name)
         except Exception as error:  # no network, no such name, no leave to read it
             why = next(iter(str(error).strip().splitlines()), repr(error))
             raise MethodError(
@@ -38,10 +39,6 @@ def require_model(place: str, setting: str) -> None:
                 f"and is not to be had from the model hub ({why}): name a folder with a model in "
                 f"{setting}, or give this machine access to the hub"
             ) from error
-
-
-def _full_name(place: str) -> str:
-    return place if "/" in place else f"{__MODEL_HUB_ORGANIZATION__}/{place}"
 
 
 def _is_downloaded(name: str) -> bool:
