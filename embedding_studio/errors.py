@@ -1,151 +1,120 @@
-"""Every error Embedding Studio raises on purpose.
-
-EmbeddingStudioError
-├── ConfigurationError      a setting or a command line that cannot work
-├── InvalidInput            a request that can never succeed as it is (HTTP 422)
-│   └── InvalidTime         a session or event that is too old or in the future (HTTP 400)
-├── Unauthorized            a request without a valid API key (HTTP 401)
-├── Forbidden               an API key without the scope that is needed (HTTP 403)
-├── NotFound                an id nobody knows (HTTP 404)
-├── Conflict                a request that the present state refuses (HTTP 409)
-├── TooManyRequests         a rate or a project's room is spent (HTTP 429); worth another try
-├── StoreUnavailable        the database did not answer (HTTP 503); worth another try
-├── ExecutorUnavailable     the place where trials run did not answer; worth another try
-├── ForbiddenAddress        a host or a place that this installation keeps out of
-├── Unreadable              a content that is too large, say; another try gives the same
-├── DeliveryFailed          a webhook was not taken; worth another try
-├── LeaseLost               a write by a worker that no longer owns the task
-├── Draining                the worker is asked to end: the task goes back as it is
-├── Stopped                 the task was asked to stop before there was anything to keep
-├── MethodError             a fine-tuning method that cannot be used
-│   ├── PluginError         its file fails to load, or two methods share a name
-│   └── UnknownMethod       no method of that name (HTTP 422)
-├── IterationError          the iteration as a whole cannot succeed
-│   ├── NotEnoughData       the batch holds too little to learn from or to judge by
-│   ├── AllTrialsFailed     no hyperparameter set gave a model
-│   └── CorruptModel        a model read back is not the model that was saved
-├── TrialInterrupted        raised by `report` inside a trial: unwind, do not catch
-│   ├── TrialPruned         the search gave up on this hyperparameter set
-│   └── TrialCanceled       end now; nothing counts
-├── TrialTimedOut           the trial went on past its minutes
-└── TrialCrashed            the trial's process ended without an answer
-"""
+"""Every error Embedding Studio raises on purpose, in one tree."""
 
 
 class EmbeddingStudioError(Exception):
-    """The root: catching it catches everything above and no programming error."""
+    """The root: catching it catches every error below and no programming error."""
 
 
 class ConfigurationError(EmbeddingStudioError):
-    pass
+    """A setting or a command line that cannot work."""
 
 
 class InvalidInput(EmbeddingStudioError):
-    pass
+    """A request that can never succeed as it is (HTTP 422)."""
 
 
 class InvalidTime(InvalidInput):
-    pass
+    """A session or event that is too old or in the future (HTTP 400)."""
 
 
 class Unauthorized(EmbeddingStudioError):
-    pass
+    """A request without a valid API key (HTTP 401)."""
 
 
 class Forbidden(EmbeddingStudioError):
-    pass
+    """An API key without the scope that is needed (HTTP 403)."""
 
 
 class NotFound(EmbeddingStudioError):
-    pass
+    """An id nobody knows (HTTP 404)."""
 
 
 class Conflict(EmbeddingStudioError):
-    pass
+    """A request that the present state refuses (HTTP 409)."""
 
 
 class TooManyRequests(EmbeddingStudioError):
-    pass
+    """A rate or a project's room is spent (HTTP 429); worth another try."""
 
 
 class StoreUnavailable(EmbeddingStudioError):
-    pass
+    """The database did not answer (HTTP 503); worth another try."""
 
 
 class ExecutorUnavailable(EmbeddingStudioError):
-    pass
+    """The place where trials run did not answer; worth another try."""
 
 
 class ForbiddenAddress(EmbeddingStudioError):
-    pass
+    """A host or a place that this installation keeps out of."""
 
 
 class Unreadable(EmbeddingStudioError):
-    pass
+    """A content that is too large, say; another try gives the same."""
 
 
 class DeliveryFailed(EmbeddingStudioError):
-    pass
+    """A webhook was not taken; worth another try."""
 
 
 class LeaseLost(EmbeddingStudioError):
-    pass
+    """A write by a worker that no longer owns the task."""
 
 
 class Draining(EmbeddingStudioError):
-    pass
+    """The worker is asked to end: the task goes back as it is."""
 
 
 class Stopped(EmbeddingStudioError):
-    pass
+    """The task was asked to stop before there was anything to keep."""
 
 
 class MethodError(EmbeddingStudioError):
-    pass
+    """A fine-tuning method that cannot be used."""
 
 
 class PluginError(MethodError):
-    pass
+    """Its file fails to load, or two methods share a name."""
 
 
 class UnknownMethod(MethodError):
-    pass
+    """No method of that name (HTTP 422)."""
 
 
 class IterationError(EmbeddingStudioError):
-    pass
+    """The iteration as a whole cannot succeed."""
 
 
 class NotEnoughData(IterationError):
-    pass
+    """The batch holds too little to learn from or to judge by."""
 
 
 class AllTrialsFailed(IterationError):
-    pass
+    """No hyperparameter set gave a model."""
 
 
 class CorruptModel(IterationError):
-    pass
+    """A model read back is not the model that was saved."""
 
 
 class TrialInterrupted(EmbeddingStudioError):
-    pass
+    """Raised by `report` inside a trial: unwind, do not catch."""
 
 
 class TrialPruned(TrialInterrupted):
-    pass
+    """The search gave up on this hyperparameter set."""
 
 
 class TrialCanceled(TrialInterrupted):
-    pass
+    """End now; nothing counts."""
 
 
 class TrialTimedOut(EmbeddingStudioError):
-    pass
+    """The trial went on past its minutes."""
 
 
 class TrialCrashed(EmbeddingStudioError):
-    pass
+    """The trial's process ended without an answer."""
 
 
 def unknown(what: str, its_id: str, hint: str = "") -> NotFound:

@@ -96,79 +96,71 @@ def _embed(corpus: Corpus, model: Path) -> Embeddings:
     )
 
 
+@dataclass
 class _Round:
     """One batch of searches, one task, one comparison."""
 
-    def __init__(
-        self,
-        console: Console,
-        settings: Settings,
-        client: EmbeddingStudioClient,
-        corpus: Corpus,
-        before: Embeddings,
-        name: str,
-    ) -> None:
-        self._console = console
-        self._settings = settings
-        self._client = client
-        self._corpus = corpus
-        self._before = before
-        self._name = name
-        self._task: TaskView | None = None
+    console: Console
+    settings: Settings
+    client: EmbeddingStudioClient
+    corpus: Corpus
+    before: Embeddings
+    name: str
+    task: TaskView | None = None
 
     @property
     def is_promoted(self) -> bool:
-        assert self._task is not None
-        assert self._task.promotion is not None
-        return self._task.promotion.promoted
+        assert self.task is not None
+        assert self.task.promotion is not None
+        return self.task.promotion.promoted
 
     def fine_tune(self, sessions: int, trials: int, seed: int) -> Path:
         """Search, run a task on the clicks, and return the downloaded best model."""
         now = datetime.now(UTC)
         searches = simulate_sessions(
-            self._corpus,
-            self._before.queries,
-            self._before.items,
+            self.corpus,
+            self.before.queries,
+            self.before.items,
             count=sessions,
             seed=seed,
             now=now,
-            prefix=f"{self._name}-{int(now.timestamp())}",
+            prefix=f"{self.name}-{int(now.timestamp())}",
         )
         self._post(searches, sessions)
-        task = self._client.create_task(METHOD, budget=Budget(max_trials=trials))
+        task = self.client.create_task(METHOD, budget=Budget(max_trials=trials))
         with self._progress() as show:
-            self._task = self._client.wait_for_task(task.id, on_update=show)
-        if self._task.status is not TaskStatus.DONE:
+            self.task = self.client.wait_for_task(task.id, on_update=show)
+        if self.task.status is not TaskStatus.DONE:
             raise ConfigurationError(
-                f"task {task.id} ended as {self._task.status}: {self._task.error}"
+                f"task {task.id} ended as {self.task.status}: {self.task.error}"
             )
-        folder = self._settings.data_folder / "downloads" / self._name
-        self._client.download_model(task.id, folder)
+        folder = self.settings.data_folder / "downloads" / self.name
+        self.client.download_model(task.id, folder)
         return folder
 
     def summarize(self, now: Embeddings, started: float, seed: int) -> dict[str, object]:
         """Measure both models on held-out queries against true relevance, print and return it.
 
         now: of the champion after the round."""
-        task = self._task
+        task = self.task
         assert task is not None
         assert task.promotion is not None
         assert task.progress is not None
-        baseline = held_out_quality(self._corpus, self._before.queries, self._before.items)
-        champion = held_out_quality(self._corpus, now.queries, now.items)
+        baseline = held_out_quality(self.corpus, self.before.queries, self.before.items)
+        champion = held_out_quality(self.corpus, now.queries, now.items)
         low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
         # one `files.json` describes each
-        models = len([*self._settings.artifacts_folder.rglob("model/files.json")])
+        models = len([*self.settings.artifacts_folder.rglob("model/files.json")])
         self._print_table(baseline, champion, (low, high))
         verdict = "promoted" if self.is_promoted else "not promoted"
-        self._console.print(f"{verdict}: {task.promotion.reason}")
-        self._console.print(f"MLflow    {task.mlflow_url}")
-        self._console.print(f"model     {task.best_model_url}")
+        self.console.print(f"{verdict}: {task.promotion.reason}")
+        self.console.print(f"MLflow    {task.mlflow_url}")
+        self.console.print(f"model     {task.best_model_url}")
         spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
-        self._console.print(f"cost      {spent:,} trained tokens, {expected:,} were expected")
-        files = self._settings.data_folder.rglob("*")
+        self.console.print(f"cost      {spent:,} trained tokens, {expected:,} were expected")
+        files = self.settings.data_folder.rglob("*")
         megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
-        self._console.print(f"disk used {megabytes:.0f} MB, {models} models (one is the initial)")
+        self.console.print(f"disk used {megabytes:.0f} MB, {models} models (one is the initial)")
         return {
             "task_id": task.id,
             "status": task.status.value,
@@ -190,10 +182,10 @@ class _Round:
 
     def _post(self, searches: Iterator[Session], count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task("people search and click", total=count)
             while chunk := list(islice(searches, POST_CHUNK)):
-                for outcome in self._client.post_sessions(chunk):
+                for outcome in self.client.post_sessions(chunk):
                     if outcome.status == "invalid":
                         raise ConfigurationError(f"session {outcome.session_id}: {outcome.error}")
                 progress.advance(bar, len(chunk))
@@ -202,7 +194,7 @@ class _Round:
     def _progress(self) -> Iterator[Callable[[TaskView], None]]:
         """Yield what shows a task's progress: a live line on a terminal, else a line per change."""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[now]}"))
-        with Progress(*columns, console=self._console) as progress:
+        with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task("fine-tuning", total=None, now="waiting for a worker")
             shown = ""
 
@@ -211,8 +203,8 @@ class _Round:
                 now, done = describe(task), task.progress
                 total, completed = (done.max_trials, done.finished_trials) if done else (None, 0)
                 progress.update(bar, now=now, total=total, completed=completed)
-                if now != shown and not self._console.is_terminal:
-                    self._console.print(now, soft_wrap=True)
+                if now != shown and not self.console.is_terminal:
+                    self.console.print(now, soft_wrap=True)
                 shown = now
 
             yield show
@@ -220,7 +212,7 @@ class _Round:
     def _print_table(
         self, baseline: Quality, champion: Quality, interval: tuple[float, float]
     ) -> None:
-        held_out = len(self._corpus.held_out)
+        held_out = len(self.corpus.held_out)
         table = Table(title=f"on {held_out} held-out queries, against true relevance")
         for column in ("", "starting model", "champion", "difference", "95 % interval"):
             table.add_column(column)
@@ -236,7 +228,7 @@ class _Round:
                 f"{after.mean() - before.mean():+.4f}",
                 f"{low:+.4f} to {high:+.4f}",
             )
-        self._console.print(table)
+        self.console.print(table)
 
 
 def describe(task: TaskView) -> str:

@@ -97,36 +97,23 @@ def run_job(
     def report(report: Report) -> Verdict:
         return obey(wait_for(mailbox.report.remote(sender, report)))
 
-    with _scratch() as scratch:
+    with _scratch() as scratch, ExitStack() as held:
         output = scratch / "output"
         node_id = ray.get_runtime_context().get_node_id()
         wait_for(mailbox.begin.remote(sender, node_id, output))
+        written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
+        for place in written.values():
+            place.parent.mkdir()
         with _printing_to(output):
-            answer, written = _run_job(job, packed, writes, report, scratch)
-        return answer, written, read_output(output)
+            read = {path: held.enter_context(_unpacked(source)) for path, source in packed.items()}
 
+            def run(report: Reporter) -> Any:
+                return relocated(pickle.loads(job), read.__getitem__, written.__getitem__)(report)
 
-def _run_job(
-    job: bytes,
-    packed: Mapping[Path, Packed],
-    writes: Sequence[Path],
-    report: Reporter,
-    scratch: Path,
-) -> tuple[Answer, Mapping[Path, bytes]]:
-    written = {path: scratch / str(n) / path.name for n, path in enumerate(writes)}
-    for place in written.values():
-        place.parent.mkdir()
-    with ExitStack() as held:
-        read = {path: held.enter_context(_unpacked(source)) for path, source in packed.items()}
-
-        def run(report: Reporter) -> Any:
-            return relocated(pickle.loads(job), read.__getitem__, written.__getitem__)(report)
-
-        # without its mailbox, which is out of reach, a job has no answer
-        answer = answer_of(run, report, not_its_fault=(ray_errors.RayActorError,))
-        if not answer.is_result:
-            return answer, {}
-        return answer, {path: pack(place) for path, place in written.items() if place.exists()}
+            # without its mailbox, which is out of reach, a job has no answer
+            answer = answer_of(run, report, not_its_fault=(ray_errors.RayActorError,))
+        there = [path for path, place in written.items() if answer.is_result and place.exists()]
+        return answer, {path: pack(written[path]) for path in there}, read_output(output)
 
 
 @contextmanager
