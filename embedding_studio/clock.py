@@ -34,8 +34,7 @@ class DatabaseClock:
     """The time by the database's clock; by this machine's until the database has told it.
 
     machine: this machine's clock, which somebody may set. What passes since the database was asked
-    is counted without it.
-    """
+    is counted without it."""
 
     def __init__(self, machine: Clock) -> None:
         self._machine = machine

@@ -16,8 +16,7 @@ def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
     """Delete a folder with all that is in it, where there is one.
 
     What others delete at the same time is gone, which is what was wanted. What cannot be deleted
-    stays, and the rest goes; then the first error is raised, unless errors are to be ignored.
-    """
+    stays, and the rest goes; then the first error is raised, unless errors are to be ignored."""
     trouble = None
     for _ in range(_ATTEMPTS):
         trouble = _remove(folder)
@@ -30,8 +29,7 @@ def remove_tree(folder: Path, ignore_errors: bool = False) -> None:
 def remove_abandoned(folder: Path, lock: Path) -> None:
     """Delete a folder of this user's unless a process holds `lock`: the folder, or a file in it.
 
-    Errors are ignored: it may be another user's, or be deleted by somebody else meanwhile.
-    """
+    Errors are ignored: it may be another user's, or be deleted by somebody else meanwhile."""
     with suppress(OSError):
         handle = os.open(lock, os.O_NOFOLLOW | (os.O_RDONLY if lock == folder else os.O_RDWR))
         try:

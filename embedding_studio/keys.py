@@ -2,8 +2,7 @@
 
 A key is `es_<id>_<secret>`. Only a SHA-256 of the secret is kept: the secret is 256 random bits, so
 there is nothing to guess, and the slow hashes that protect passwords would cost every request for
-no gain.
-"""
+no gain."""
 
 import hashlib
 import hmac
@@ -71,8 +70,7 @@ def make_key(
 ) -> tuple[ApiKey, str]:
     """Return a new key as it is kept, and as its owner is told it, once.
 
-    Raises InvalidInput for a key that could never be used.
-    """
+    Raises InvalidInput for a key that could never be used."""
     kept = tuple(scope for scope in Scope if scope in set(scopes))
     if not kept:
         raise InvalidInput("a key without a scope allows nothing: name one of " + ", ".join(Scope))
@@ -92,8 +90,7 @@ def make_key(
 def make_successor(key: ApiKey, now: datetime) -> tuple[ApiKey, str]:
     """Return a new key for the same use, which lives as long as the former one was to.
 
-    Raises InvalidInput for a key that has ended: it has nothing to hand over.
-    """
+    Raises InvalidInput for a key that has ended: it has nothing to hand over."""
     if not key.is_valid(now):
         raise InvalidInput(f"key {key.id} has ended already: make a new one")
     expires_at = key.expires_at and now + (key.expires_at - key.created_at)
@@ -124,8 +121,7 @@ def parse_duration(text: str) -> timedelta:
 def parse_expiry(text: str, now: datetime) -> datetime:
     """Return when "90d" from now is, or the ISO date or time; without an offset it is UTC.
 
-    Raises InvalidInput.
-    """
+    Raises InvalidInput."""
     if _DURATION.fullmatch(text):
         return now + parse_duration(text)
     try:

@@ -67,8 +67,7 @@ class TrialRun(ABC):
     trained_tokens: tokens seen times epochs, padding apart; `train` adds to it as it goes.
     baseline: the starting model's validation metrics; None where nobody has scored it.
     should_stop: set by `report` when somebody wants to see what there is: return the model as it
-    stands. Whoever reports once more instead is interrupted, and the trial does not count.
-    """
+    stands. Whoever reports once more instead is interrupted, and the trial does not count."""
 
     seed: int
     trained_tokens: int = 0
@@ -80,8 +79,7 @@ class TrialRun(ABC):
         """Log validation scores at a step (an epoch, say); they must contain the main metric.
 
         Raises TrialPruned or TrialCanceled when the trial must end: let it pass.
-        Raises MethodError when the main metric is missing or no finite number.
-        """
+        Raises MethodError when the main metric is missing or no finite number."""
 
 
 class FineTuningMethod(ABC, Generic[Model]):
@@ -95,8 +93,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     event_weights: as how many clicks an event of a type counts, where EVENT_WEIGHTS does not say
     what this method needs; 0: not at all.
     num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
-    there are any, else it does without.
-    """
+    there are any, else it does without."""
 
     meta: ClassVar[PluginMeta]
     main_metric: ClassVar[str]
@@ -119,8 +116,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     def check_initial_model(self) -> None:
         """Raise MethodError when what `load_initial_model` reads is not there, and say what to do.
 
-        Quick, for it is called every minute: `health` tells before a task does.
-        """
+        Quick, for it is called every minute: `health` tells before a task does."""
 
     @abstractmethod
     def suggest(self, trial: "optuna.Trial") -> Parameters:
@@ -134,22 +130,19 @@ class FineTuningMethod(ABC, Generic[Model]):
     def evaluate(self, model: Model, split: Any) -> Scores:
         """Score a model on one split; give the main metric per query where that makes sense.
 
-        Per-query arrays let the promotion gate ask whether a difference is more than chance.
-        """
+        Per-query arrays let the promotion gate ask whether a difference is more than chance."""
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int | None:
         """Return about how many tokens `train` would count with these, if it counts any.
 
-        Called before the search, for sets drawn at random: quick, and `data.test` is None.
-        """
+        Called before the search, for sets drawn at random: quick, and `data.test` is None."""
         return None
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
         """Write once, into an empty folder, what every trial of the iteration reads.
 
         Returns figures worth seeing in MLflow (counts, say). The default writes the sessions as
-        they are, one JSON document per line. Raises NotEnoughData when nothing can be learnt.
-        """
+        they are, one JSON document per line. Raises NotEnoughData when nothing can be learnt."""
         for name, part in sessions.named().items():
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as lines:
                 for session in part:
@@ -221,8 +214,7 @@ class MethodCatalog:
     """The methods of one installation by name, and what kept others from loading.
 
     failures: file or entry point -> why it is not among the methods, or not in its latest version.
-    seen: the files of the folder, and what tells that one of them has changed.
-    """
+    seen: the files of the folder, and what tells that one of them has changed."""
 
     methods: Mapping[str, AnyMethod]
     failures: Mapping[str, str]
@@ -254,8 +246,7 @@ def discover_methods(
 
     A plugin that fails to import, takes longer than import_seconds for it, states what cannot be or
     repeats a name is reported in `failures`; the rest load. former: whose methods stay where a file
-    fails that they came from.
-    """
+    fails that they came from."""
     methods: dict[str, AnyMethod] = {}
     failures: dict[str, str] = {}
     seen = _look(folder)

@@ -1,8 +1,7 @@
 """The registered model of a method: its versions, and which of them is the champion.
 
 Everything here is a value; the store changes one registered model in one compare-and-set, so what
-a rule below decides is still true when it is written.
-"""
+a rule below decides is still true when it is written."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -66,8 +65,7 @@ class RegisteredModel:
     versions: oldest first; champion: the number of one of them; moves: oldest first.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
     is setting it to, until mirroring_until at the latest. revision: 0 before it is first kept, then
-    one higher with every change.
-    """
+    one higher with every change."""
 
     project: str
     method: str
@@ -135,8 +133,7 @@ class RegisteredModel:
         """Return it with another champion; new: a version that is not on record yet.
 
         A version that is champion already changes nothing. Raises Conflict when the champion is not
-        the one that the move is from, or when the files of the other one are gone; NotFound.
-        """
+        the one that the move is from, or when the files of the other one are gone; NotFound."""
         if self.champion == move.to_version:
             return self
         self.ensure_champion(move.from_version)

@@ -1,8 +1,7 @@
 """HTTP to addresses that clients chose.
 
 It does not reach into the operator's own network by accident, and takes no more time and bytes than
-allowed.
-"""
+allowed."""
 
 import io
 import ipaddress
@@ -36,8 +35,7 @@ class Outbound:
     environment are not used, and cookies are not kept.
 
     Raises httpx.HTTPError or httpx.InvalidURL for what cannot be reached, ForbiddenAddress for a
-    host without an address that may be reached: one that has none, or a private one.
-    """
+    host without an address that may be reached: one that has none, or a private one."""
 
     def __init__(self, allow_private: bool) -> None:
         self._http = httpx.Client(
@@ -57,8 +55,7 @@ class Outbound:
         """Return the first `max_bytes` of what a URL leads to.
 
         Redirects are followed, all of them within the seconds. Raises httpx.HTTPStatusError unless
-        the status is a 2xx, Unreadable where the answer is compressed or redirects without end.
-        """
+        the status is a 2xx, Unreadable where the answer is compressed or redirects without end."""
         request = self._request("GET", url, seconds)
         for _ in range(_REDIRECTS + 1):
             # httpx would follow by itself, but reads the body of every redirect to its end
@@ -111,8 +108,7 @@ def _end_of(seconds: float) -> httpx.Timeout:
     """Return the moment when these seconds are over, as it is told to `_Network` and `_Stream`.
 
     httpx hands a timeout to each operation on the network. A duration would begin anew with each
-    byte of a server that sends one now and then; a moment is the same for all of them.
-    """
+    byte of a server that sends one now and then; a moment is the same for all of them."""
     return httpx.Timeout(time.monotonic() + seconds, pool=None)
 
 
@@ -290,8 +286,7 @@ _SPECIAL = [
 def is_public(address: str) -> bool:
     """Return whether an IP address belongs to the internet, not to somebody's own network.
 
-    An IPv6 address that packets leave for an IPv4 address is judged as the latter.
-    """
+    An IPv6 address that packets leave for an IPv4 address is judged as the latter."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour

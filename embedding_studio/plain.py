@@ -1,8 +1,7 @@
 """Plain text: without characters that forge a line of a log or steer a terminal.
 
 These are C0 and C1, DEL, the line and paragraph separators of Unicode, what turns the direction of
-writing around, and lone surrogates.
-"""
+writing around, and lone surrogates."""
 
 import re
 

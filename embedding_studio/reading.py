@@ -25,8 +25,7 @@ _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 class Reader:
     """Reads http(s) and data: addresses, and files and objects below the allowed roots.
 
-    allow_private: whether http(s) may lead into private networks. Threads may share a reader.
-    """
+    allow_private: whether http(s) may lead into private networks. Threads may share a reader."""
 
     def __init__(self, settings: Settings, allow_private: bool) -> None:
         self._max_bytes = settings.max_item_mb * 1024 * 1024

@@ -26,8 +26,7 @@ class Services:
     """Started on entering, ready when entered, stopped on leaving, also on Ctrl-C or SIGTERM.
 
     Ports that are taken are replaced by free ones. An MLflow named by ES_MLFLOW_TRACKING_URI as
-    http(s) is used as it is; else MLflow's UI is served from the local database.
-    """
+    http(s) is used as it is; else MLflow's UI is served from the local database."""
 
     def __init__(self, settings: Settings, logs: Path | None = None) -> None:
         """Take a folder for the services' output; None lets them write to this terminal."""

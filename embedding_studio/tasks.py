@@ -128,8 +128,7 @@ class TaskProgress:
     trial: 1-based number of the trial that last reported; step: the last step it reported.
     main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
     trained_tokens: tokens seen times epochs, of all trials so far, whatever became of them; 0 if
-    the method does not count. estimated_trained_tokens: of the whole search, before it started.
-    """
+    the method does not count. estimated_trained_tokens: of the whole search, before it started."""
 
     phase: str
     main_metric_name: str | None = None

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     """A sentence-transformers bi-encoder that learns which shown items a query's searchers meant.
 
-    Clicks are freed of position bias by a click model before anything is learnt or scored.
-    """
+    Clicks are freed of position bias by a click model before anything is learnt or scored."""
 
     meta = PluginMeta(
         name="Default Fine Tuning Method",

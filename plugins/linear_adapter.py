@@ -51,8 +51,7 @@ class Adapter:
     """What is learnt, and for which encoder.
 
     matrix: (d, d), what a query's vector is multiplied by. encoder: the folder of the encoder;
-    None for that of ES_INITIAL_MODEL.
-    """
+    None for that of ES_INITIAL_MODEL."""
 
     matrix: Matrix
     encoder: Path | None = None
@@ -77,8 +76,7 @@ class Split:
 class LinearAdapter(FineTuningMethod[Adapter]):
     """The encoder stays as it is; a query's vector is multiplied by a matrix before the search.
 
-    Saved, it is a sentence-transformers model whose `encode_query` does both.
-    """
+    Saved, it is a sentence-transformers model whose `encode_query` does both."""
 
     meta = PluginMeta("Linear adapter", description="One matrix over frozen query vectors")
     main_metric = "ndcg_at_10"

@@ -22,8 +22,7 @@ async def follow_events(
 ) -> AsyncIterator[bytes]:
     """Yield each event once it is there, and end when the task has ended, or the caller's key.
 
-    While the database does not answer, it waits: nothing is left out.
-    """
+    While the database does not answer, it waits: nothing is left out."""
     last_sent = time.monotonic()
     while await still_allowed():
         try:

@@ -28,8 +28,7 @@ def serve(settings: Settings) -> None:
 
     Runs in the main thread. Port 0 takes a free one. Raises ConfigurationError when the address
     cannot be bound, or is open to anyone while there are no API keys; StoreUnavailable when the
-    store does not answer.
-    """
+    store does not answer."""
     # uvicorn ends its work on both signals, then raises them again for its caller
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (

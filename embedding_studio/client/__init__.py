@@ -13,5 +13,4 @@ class EmbeddingStudioClient(ClickstreamCalls, TaskCalls, ScheduleCalls, ModelCal
     """Calls one API. Every call may be repeated, so timeouts, lost connections and 5xx are retried
     with growing pauses, and 429 after the pause that the server asks for; another 4xx never is, and
     raises the matching error with the server's words. What such a call gives up on is
-    StoreUnavailable.
-    """
+    StoreUnavailable."""

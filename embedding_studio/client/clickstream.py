@@ -37,8 +37,7 @@ class ClickstreamCalls(Connection):
     def post_sessions(self, sessions: Iterable[Session]) -> list[SessionOutcome]:
         """Post sessions with their events, many per request; the answers are in their order.
 
-        An invalid session is answered as such and does not keep the others from being stored.
-        """
+        An invalid session is answered as such and does not keep the others from being stored."""
         outcomes: list[SessionOutcome] = []
         for body in _bulk_bodies(sessions):
             headers = {"Content-Type": "application/json"}

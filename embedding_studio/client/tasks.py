@@ -90,8 +90,7 @@ class TaskCalls(Connection):
     def download_model(self, task_id: str, folder: Path) -> None:
         """Write a task's model to `folder`, which must not exist yet or be empty.
 
-        The folder appears only once it is complete. Raises CorruptModel for a damaged download.
-        """
+        The folder appears only once it is complete. Raises CorruptModel for a damaged download."""
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InvalidInput(f"{folder} exists and is not an empty folder: name another one")
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -52,8 +52,7 @@ def load_corpus() -> Corpus:
     Items are the 1,393 icons that are no brand's. Queries are the search terms and alternative
     names that people gave them, but for single characters and the item's own label: 3,673 queries
     and 9,497 relevant pairs. A hash of the query alone decides whether it is held out: one in five.
-    Raises ConfigurationError when the package is not installed.
-    """
+    Raises ConfigurationError when the package is not installed."""
     package = importlib.util.find_spec("fontawesomefree")
     if package is None or package.origin is None:
         raise ConfigurationError("the demo needs its corpus: pip install 'embedding-studio[demo]'")

@@ -47,8 +47,7 @@ def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: 
     """Start the services on fresh data, run the rounds, and print a summary of each.
 
     The last line printed is the last round's summary as one JSON object. Raises
-    ConfigurationError when a task does not end well.
-    """
+    ConfigurationError when a task does not end well."""
     console = Console()
     started = time.monotonic()
     settings = _demo_settings(settings)

@@ -44,8 +44,7 @@ def simulate_sessions(
     The model that ranks, by inner product, is given by its embeddings of the queries (n_queries, d)
     and of the items (n_items, d). Queries follow Zipf's law in a seeded random order of popularity.
     Sessions are spread over the hour before `now`, in order. Their ids begin with the prefix, by
-    default "demo-<seed>".
-    """
+    default "demo-<seed>"."""
     random = np.random.default_rng(seed)
     scores = query_embeddings[corpus.posted] @ item_embeddings.T
     shown = np.argsort(-scores, axis=1, kind="stable")[:, : behaviour.shown]
@@ -106,8 +105,7 @@ def held_out_quality(
 ) -> Quality:
     """Score a model by exact search over all items against true relevance, never against clicks.
 
-    The embeddings are (n_queries, d), of all of the corpus's queries, and (n_items, d).
-    """
+    The embeddings are (n_queries, d), of all of the corpus's queries, and (n_items, d)."""
     scores = query_embeddings[corpus.held_out] @ item_embeddings.T
     metrics = ranking_metrics(scores, corpus.relevance[corpus.held_out].astype(np.float64))
     return Quality(metrics["ndcg_at_10"], metrics["mrr_at_10"])

@@ -63,8 +63,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
 
     A task that is to stop ends with the best model so far, and Stopped is raised if there is none.
     Raises LeaseLost or Draining when the task is no longer to be worked on, IterationError and
-    MethodError when it cannot succeed; the caller ends the task accordingly.
-    """
+    MethodError when it cannot succeed; the caller ends the task accordingly."""
     for number in range(1, task.attempt + 1):  # a later one may be at work while we slept
         remove_tree(house.settings.work_folder / f"{task.id}-{number}", ignore_errors=True)
     attempt = Attempt(house, task, lease, method)

@@ -35,8 +35,7 @@ class Best:
     ) -> StoredModel:
         """Upload a trial's model, then load it back and score it: only then may it become the best.
 
-        Raises CorruptModel when the model read back does not score what the trial scored.
-        """
+        Raises CorruptModel when the model read back does not score what the trial scored."""
         tracking, workspace = self._attempt.house.tracking, self._attempt.workspace
         metric = self._attempt.method.main_metric
         with writing_to_ledger():

@@ -1,7 +1,6 @@
 """A method's champion: the store says which version it is, and MLflow's alias follows.
 
-Everything here may be interrupted anywhere, repeated, and done by several workers at once.
-"""
+Everything here may be interrupted anywhere, repeated, and done by several workers at once."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -61,8 +60,7 @@ class Champions:
         """Make a task's model champion in the place of the one that it started from.
 
         Once: if that happened before, nothing does, whoever is champion by now. Raises Conflict
-        when another one has become champion meanwhile.
-        """
+        when another one has become champion meanwhile."""
         seen = self.of(task.fine_tuning_method)
         if seen.version_of(model.run_id) is not None:
             return
@@ -82,8 +80,7 @@ class Champions:
     def mirror(self, method: str) -> bool:
         """Point MLflow's alias to the champion; False while another worker is at it.
 
-        Nobody else sets the alias of this method for as long as a lease.
-        """
+        Nobody else sets the alias of this method for as long as a lease."""
         seen = self._house.store.models.find(method)
         if seen is None or seen.is_mirrored:
             return True

@@ -313,8 +313,7 @@ class ScoreBaseline(Job[BaselineResult]):
     would cost: one process does it all, for each loads the model anew.
 
     The model is saved, loaded and scored once more, for what `save` loses, or `evaluate` draws at
-    random, would fail every trial after it was trained. Raises MethodError that tells which.
-    """
+    random, would fail every trial after it was trained. Raises MethodError that tells which."""
 
     reads = ("model_folder", "data_folder")
     writes = ("scratch",)

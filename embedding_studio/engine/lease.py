@@ -25,8 +25,7 @@ POLL_SECONDS = 0.1
 class Lease:
     """A worker's hold on the task it has claimed.
 
-    `beat` is called from a timer, everything else from the attempt.
-    """
+    `beat` is called from a timer, everything else from the attempt."""
 
     def __init__(
         self, store: Store, task: FineTuningTask, worker_id: str, seconds: float, clock: Clock
@@ -53,8 +52,7 @@ class Lease:
     def beat(self) -> None:
         """Renew the lease and write the progress.
 
-        A database that does not answer costs nothing until the lease has run out.
-        """
+        A database that does not answer costs nothing until the lease has run out."""
         now = self._clock()
         try:
             status = self._store.tasks.renew(self.claim, now, self._seconds, self._progress)

@@ -13,8 +13,7 @@ RESAMPLES = 10_000
 def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float, float]:
     """95 % percentile interval of the mean of paired differences (Efron & Tibshirani 1993, ch. 13).
 
-    differences: (n_queries,), n_queries >= 1. Deterministic for a seed.
-    """
+    differences: (n_queries,), n_queries >= 1. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
     n = len(differences)
     # queries drawn with replacement, as counts: (resamples, queries) once, in bounded memory
@@ -39,8 +38,7 @@ def decide(
 
     With per-query arrays the model is promoted if the whole 95 % interval of the paired
     difference lies on the better side of zero; with single numbers, if it is strictly better.
-    Raises MethodError when the two were not scored on the same queries.
-    """
+    Raises MethodError when the two were not scored on the same queries."""
     before, after = np.asarray(baseline[metric], float), np.asarray(best[metric], float)
     if before.shape != after.shape:
         raise MethodError(f"{metric} was scored on {before.size} and then on {after.size} queries")

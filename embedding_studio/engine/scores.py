@@ -32,8 +32,7 @@ def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDAr
     """Return what a method scored as numbers and arrays with a number per query, whatever library
     they came from. source: of its functions, the one that returned them.
 
-    Raises MethodError for anything else.
-    """
+    Raises MethodError for anything else."""
     if not isinstance(scores, Mapping) or not all(isinstance(name, str) for name in scores):
         raise MethodError(
             f"`{source}` gave {str(scores)[:200]}: it must give a dictionary by metric names"
@@ -61,8 +60,7 @@ def _numbers(name: str, values: Any) -> float | NDArray[np.float64]:
 def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
     """Average the per-query arrays. Raises MethodError for a missing or non-finite main metric.
 
-    Other metrics that are not finite are left out: MLflow's databases refuse them.
-    """
+    Other metrics that are not finite are left out: MLflow's databases refuse them."""
     read = read_scores(scores)
     if main_metric not in read:
         raise MethodError(f"the scores {sorted(read)} lack the main metric {main_metric!r}")

@@ -97,8 +97,7 @@ class Trials:
     def run(self) -> StoredModel:
         """Run one trial per hyperparameter set until the budget is spent; return the best model.
 
-        Raises Stopped or AllTrialsFailed if there is none.
-        """
+        Raises Stopped or AllTrialsFailed if there is none."""
         self.ended += self._replay()
         self._started = len(self.ended)
         attempt, tracking = self._attempt, self._attempt.house.tracking

@@ -1,7 +1,6 @@
 """The worker: claims tasks one at a time, keeps their leases, runs their iterations, drains.
 
-APScheduler is the timer: one job looks for work, the other beats. Nothing is persisted in it.
-"""
+APScheduler is the timer: one job looks for work, the other beats. Nothing is persisted in it."""
 
 import gc
 import logging
@@ -282,8 +281,7 @@ class Worker:
         and so after the death of a process at a step that is no trial.
 
         The task stays this worker's meanwhile. Too many of either by which nothing was gained end
-        it.
-        """
+        it."""
         house = self._house.guarded(lease.ensure_owned)
         crashes, outages, gained = 0, 0, lease.gained
         while True:

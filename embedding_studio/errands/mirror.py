@@ -1,7 +1,6 @@
 """MLflow's aliases, brought to where the champions are.
 
-Everything here may be interrupted anywhere, repeated, and done by several workers at once.
-"""
+Everything here may be interrupted anywhere, repeated, and done by several workers at once."""
 
 import logging
 from collections.abc import Collection

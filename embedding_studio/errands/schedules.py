@@ -27,8 +27,7 @@ def next_time(
 ) -> datetime:
     """Return the first time of a timing that is later than `after`; intervals count from `first`.
 
-    Raises InvalidInput for a timing that is none, or that never comes.
-    """
+    Raises InvalidInput for a timing that is none, or that never comes."""
     if (cron is None) == (interval_seconds is None):
         raise InvalidInput("a schedule has either cron or interval_seconds, not both and not none")
     if interval_seconds is not None:
@@ -59,8 +58,7 @@ def run_due(
 
     The time that is due is the task's idempotency key, so whoever comes second, or again after a
     crash, finds the task there. Times that passed while nobody looked are made up for by one.
-    most_pending: of a project's tasks. weights: of events, by the method that says so.
-    """
+    most_pending: of a project's tasks. weights: of events, by the method that says so."""
     spent: defaultdict[str, float] = defaultdict(float)
     for schedule in store.schedules.due(now):
         if spent[schedule.project] > MOST_SECONDS:

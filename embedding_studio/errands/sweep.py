@@ -1,7 +1,6 @@
 """What crashes leave behind, found and removed; champions and live iterations are never touched.
 
-Everything here may be interrupted anywhere and done by several workers at once.
-"""
+Everything here may be interrupted anywhere and done by several workers at once."""
 
 import logging
 from collections.abc import Collection, Iterator
@@ -29,8 +28,7 @@ def sweep(
     """Remove what nobody will, and return a sentence on each; dry_run: only tell.
 
     Iterations of ended or unknown tasks end, with their RUNNING runs; a canceled task's models go;
-    so do files of runs and experiments that are gone, and work folders that no attempt owns.
-    """
+    so do files of runs and experiments that are gone, and work folders that no attempt owns."""
     models = [
         _retire_initial_models(store, model, settings, now, dry_run) for model in store.models.all()
     ]

@@ -1,8 +1,7 @@
 """The end of a task, told to whoever asked: signed, repeated until it is heard, told apart by id.
 
 The headers are those of the Standard Webhooks specification (standardwebhooks.com), so receivers
-can check them with its libraries.
-"""
+can check them with its libraries."""
 
 import base64
 import hashlib
@@ -132,8 +131,7 @@ class Deliveries:
 def check_url(url: str, allow_private: bool) -> None:
     """Raise InvalidInput for what is no address that a message could be posted to.
 
-    Where a name leads is judged at the delivery, for it may change.
-    """
+    Where a name leads is judged at the delivery, for it may change."""
     try:
         parts = httpx.Request("POST", url).url  # as it would be sent
     except Exception as error:
@@ -159,8 +157,7 @@ def check_url(url: str, allow_private: bool) -> None:
 def deliver(http: Outbound, message: Message, secret: bytes, now: datetime) -> None:
     """Post a message once. Raises DeliveryFailed unless the answer is a 2xx.
 
-    A redirect is no 2xx: it is not followed.
-    """
+    A redirect is no 2xx: it is not followed."""
     timestamp = str(int(now.timestamp()))
     headers = {
         "content-type": "application/json",

@@ -62,8 +62,7 @@ class Job(ABC, Generic[Result]):
 
     Some of its fields hold paths on the machine that submits it. A place that does not share that
     machine's disk brings these files there and back; fields that are dataclasses with `reads` of
-    their own are brought too.
-    """
+    their own are brought too."""
 
     #: fields with a file or folder, which nobody changes once the job is submitted
     reads: ClassVar[tuple[str, ...]] = ()
@@ -97,8 +96,7 @@ class Executor(ABC):
     def slots(self, needs: Resources) -> int:
         """Return how many jobs of such needs run at a time, by now: at least 1.
 
-        Raises ExecutorUnavailable.
-        """
+        Raises ExecutorUnavailable."""
 
     @abstractmethod
     def submit(
@@ -120,8 +118,7 @@ class Executor(ABC):
 
         The file `output` is made before the future is done, with the beginning and the end of what
         the job's process printed; there is none if it printed nothing. A job in the caller's own
-        process prints where the caller does. Processes that a job started end with it.
-        """
+        process prints where the caller does. Processes that a job started end with it."""
 
     @abstractmethod
     def kill(self, future: "Future[Result]") -> None:

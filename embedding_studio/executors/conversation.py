@@ -79,8 +79,7 @@ class Conversation(ABC):
         """Answer the job's reports until it ends; return its result or raise its error.
 
         Raises TrialCanceled, too, for a verdict that cancels: who holds the conversation then ends
-        the job, which is not asked to end.
-        """
+        the job, which is not asked to end."""
         while True:
             said = self.receive()
             if isinstance(said, Answer):

@@ -62,8 +62,7 @@ def read_output(file: Path) -> bytes:
 def write_output(content: bytes, file: Path | None) -> None:
     """Write an output, if there is any, to a file, if there is one to write.
 
-    A disk without room for it is no error: the job goes on.
-    """
+    A disk without room for it is no error: the job goes on."""
     if content and file is not None:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)

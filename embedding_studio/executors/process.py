@@ -2,8 +2,7 @@
 
 Memory comes back when the job ends, and a job starts in milliseconds: the fork server imported
 the plugins, and so torch, once. A job's process dies with the worker that started it, however the
-worker ended.
-"""
+worker ended."""
 
 import faulthandler
 import multiprocessing
@@ -55,8 +54,7 @@ class ProcessExecutor(Executor):
     """As many jobs at a time as it has slots; the cores are shared evenly among them.
 
     `devices` are the GPUs as CUDA_VISIBLE_DEVICES names them. Each job gets that of its slot: for
-    itself alone where there are no more slots than devices.
-    """
+    itself alone where there are no more slots than devices."""
 
     def __init__(self, slots: int, cores: int, devices: Sequence[str] = ()) -> None:
         self._slots = slots

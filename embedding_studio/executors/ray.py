@@ -6,8 +6,7 @@ heard of for a while it is killed, and what ran is out of order; `ping` starts a
 
 What jobs read travels as tar files through Ray's object store, once to each node; what they write
 travels back with their answer. Reports go through one actor next to the driver, which waits at it
-for all jobs.
-"""
+for all jobs."""
 
 import itertools
 import multiprocessing
@@ -45,8 +44,7 @@ SILENCE_SECONDS = 30.0
 class RayExecutor(Executor):
     """Jobs on a cluster: the one at ray://host:port, or with "auto" the one of this machine.
 
-    A machine without a cluster gets one of its own. Raises ExecutorUnavailable.
-    """
+    A machine without a cluster gets one of its own. Raises ExecutorUnavailable."""
 
     def __init__(self, address: str) -> None:
         self._numbers = itertools.count()

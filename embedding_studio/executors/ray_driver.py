@@ -1,7 +1,6 @@
 """The process that holds the connection to a Ray cluster.
 
-It takes orders from the process that submits jobs, and passes on what becomes of them.
-"""
+It takes orders from the process that submits jobs, and passes on what becomes of them."""
 
 import hashlib
 import os
@@ -61,8 +60,7 @@ def drive(connection: "Connection[Any, Any]", address: str, may_start: bool) -> 
     """Serve the process at the other end of the connection until it has had enough.
 
     It is sent pairs: ("connected", whether a cluster was started for it), then ("nodes", what each
-    has), again and again, ("job", (its number, what it says)) and ("unavailable", why).
-    """
+    has), again and again, ("job", (its number, what it says)) and ("unavailable", why)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the worker, which decides
     os.dup2(2, 1)
     for secret in _SECRETS:  # trials are given what is left

@@ -1,7 +1,6 @@
 """What runs on a Ray cluster's nodes: jobs, and the mailbox of their reports.
 
-Each node keeps a copy of what its jobs read, in a folder named by the content.
-"""
+Each node keeps a copy of what its jobs read, in a folder named by the content."""
 
 import asyncio
 import fcntl

@@ -2,8 +2,7 @@
 
 search.html          all plots, to hover over; needs no network
 <plot>.png           each plot
-sets.csv             the hyperparameter sets in the order they were tried
-"""
+sets.csv             the hyperparameter sets in the order they were tried"""
 
 import csv
 import warnings
@@ -31,8 +30,7 @@ MIN_TO_COMPARE = 10
 def draw_search(trials: Sequence[Trial], direction: Direction, metric: str, folder: Path) -> None:
     """Write the plots and the table into an empty folder; plots that say nothing yet are left out.
 
-    trials: in the order of their numbers.
-    """
+    trials: in the order of their numbers."""
     _write_table(trials, metric, folder / "sets.csv")
     study = optuna.create_study(direction=direction)
     study.add_trial(optuna.create_trial(state=TrialState.FAIL))  # number 0: ours count from 1

@@ -77,6 +77,5 @@ def _count_good(trials: int) -> int:
     """Return how many of so many trials TPE learns from as good ones: a quarter of their root.
 
     Bergstra et al., 2013. Optuna's tenth is more than an eager pruner lets through to the end, so
-    that whatever came through, the worst too, would be what later sets are made like.
-    """
+    that whatever came through, the worst too, would be what later sets are made like."""
     return math.ceil(math.sqrt(trials) / 4)

@@ -42,8 +42,7 @@ def suggest_set(suggest: Suggest, trial: optuna.Trial) -> Parameters:
 class _MethodTrial(optuna.Trial):
     """Optuna's trial, whose choices may be anything: tuples, NumPy values, classes.
 
-    Optuna is shown their labels: its samplers and the ledger hold only what JSON can.
-    """
+    Optuna is shown their labels: its samplers and the ledger hold only what JSON can."""
 
     def __init__(self, trial: optuna.Trial) -> None:
         vars(self).update(vars(trial))  # the same trial: what is drawn here is drawn there

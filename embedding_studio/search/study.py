@@ -2,8 +2,7 @@
 
 The study lives in memory. MLflow keeps the trials, from which the study is
 rebuilt after a crash; the sampler is seeded anew for every trial number, so that a rebuilt study
-proposes what the uninterrupted one would have.
-"""
+proposes what the uninterrupted one would have."""
 
 import json
 import threading
@@ -62,8 +61,7 @@ class Search:
         """Let the sampler know an older iteration's complete trials, their values moved by `shift`:
         what the same set would have given if it had gained as much on this iteration's start.
 
-        To be called before anything else.
-        """
+        To be called before anything else."""
         complete = [trial for trial in previous if trial.value is not None]
         fits = [fit(trial.params, suggest, self._seed) for trial in complete]
         for trial, fitted in zip(complete, fits, strict=True):

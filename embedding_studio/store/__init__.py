@@ -17,8 +17,7 @@ def open_documents(url: str, *, is_migrating: bool = False) -> Documents:
 
     Only the driver of the named database is imported. is_migrating: also one of version 0.1.
     Raises ConfigurationError for a URL of another kind and, unless it is migrating, for a database
-    of version 0.1; StoreUnavailable when the database does not answer.
-    """
+    of version 0.1; StoreUnavailable when the database does not answer."""
     if url.startswith("sqlite://"):
         from embedding_studio.store.sqlite import SqliteDocuments
 

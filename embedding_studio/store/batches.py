@@ -5,8 +5,7 @@ released, together with up to BLOCK others, by a block: a document with their id
 is a chain of blocks, and block k+1 is inserted by one process only, which has first marked all
 sessions of block k. So a session is in exactly one block, and numbers have no gaps, whichever
 process dies at whichever step; whoever comes next goes on. A release closes the chain with an end
-block. What was not placed by then belongs to the next batch.
-"""
+block. What was not placed by then belongs to the next batch."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -71,8 +70,7 @@ class Batches:
     def open(self, seen: Document, now: datetime) -> Document:
         """Have a batch collect; return the project's document, which names it as `batch`.
 
-        seen: the project's document.
-        """
+        seen: the project's document."""
         if "batch" not in seen:
             opened = {"batch": new_id(), "opened_at": milliseconds(now)}
             which: Filter = {"id": self._project, "batch": absent}
@@ -110,8 +108,7 @@ class Batches:
         """Place the sessions that have no place yet; return the last number of the batch.
 
         last_id: of the last session that belongs to the batch, after which it is closed. None: the
-        batch goes on collecting.
-        """
+        batch goes on collecting."""
         upto: Filter = {} if last_id is None else {"id": up_to(last_id)}
         while True:
             last = self._marked(batch_id)

@@ -23,8 +23,7 @@ class Deliveries:
         """Take a task whose end is due to be told to its webhook, for so many seconds.
 
         Tasks of `skip_projects` are left alone. Of several claimants one gets it. If it dies over
-        it another one tells the end: it may be told twice, never not at all.
-        """
+        it another one tells the end: it may be told twice, never not at all."""
         while (task := self._longest_due(now, skip_projects)) is not None:
             delivery = task.delivery or Delivery(f"msg_{secrets.token_hex(12)}")
             # counted before it is made: one that costs the worker its life counts too
@@ -49,8 +48,7 @@ class Deliveries:
     ) -> bool:
         """Note how an attempt went and when the next is due, None for never again.
 
-        task: as claimed; when it has ended anew meanwhile, nothing is changed: False.
-        """
+        task: as claimed; when it has ended anew meanwhile, nothing is changed: False."""
         assert task.delivery is not None
         delivered_at = now if error is None else None
         delivery = replace(task.delivery, error=error, delivered_at=delivered_at)

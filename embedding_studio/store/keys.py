@@ -39,8 +39,7 @@ class Keys:
     ) -> ApiKey:
         """Set when a key expires or was revoked, and return it. Raises NotFound.
 
-        An end comes nearer, never further off: a later time than the one that is set is ignored.
-        """
+        An end comes nearer, never further off: a later time than the one that is set is ignored."""
         for name, moment in (("expires_at", expires_at), ("revoked_at", revoked_at)):
             if moment is not None:
                 end = milliseconds(moment)

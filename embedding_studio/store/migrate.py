@@ -1,8 +1,7 @@
 """Databases in the layout of version 0.1, and how what is in them is brought along.
 
 What is copied is left where it was until all of it is copied; so the command may be interrupted
-anywhere and repeated. Nobody else may use the database meanwhile.
-"""
+anywhere and repeated. Nobody else may use the database meanwhile."""
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict

@@ -27,8 +27,7 @@ class Models:
         """Put it in the place of what is kept of its method, its revision one higher.
 
         None, and nothing changed, unless what is kept still has the revision that `changed` brings
-        along (0: nothing is kept yet). After a lost answer that may be this call's own doing.
-        """
+        along (0: nothing is kept yet). After a lost answer that may be this call's own doing."""
         after = replace(changed, project=self._project, revision=changed.revision + 1)
         document = document_of(after)
         if changed.revision == 0:
@@ -46,8 +45,7 @@ class Models:
         """Change what is registered of a method by a rule, again if somebody else was quicker.
 
         A rule that gives back what it was given writes nothing; so does one that raises. It is safe
-        to repeat if the rule is.
-        """
+        to repeat if the rule is."""
         while True:
             seen = self.find(method) or RegisteredModel(self._project, method)
             wanted = rule(seen)

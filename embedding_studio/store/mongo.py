@@ -1,7 +1,6 @@
 """Documents in MongoDB, a standalone server or a replica set, without transactions.
 
-Each kind is a collection; a document's log is an array in it, which no call but `logs` reads.
-"""
+Each kind is a collection; a document's log is an array in it, which no call but `logs` reads."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,8 +64,7 @@ class MongoDocuments(Documents):
 
     url: mongodb://host/database; a timeout in it wins over CLIENT_DEFAULTS.
     client: an open client to use instead of one made from the url; closed with this.
-    is_migrating: what it has in the layout of 0.1 is just being brought along.
-    """
+    is_migrating: what it has in the layout of 0.1 is just being brought along."""
 
     def __init__(
         self, url: str, client: MongoClient[Document] | None = None, *, is_migrating: bool = False

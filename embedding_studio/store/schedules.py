@@ -1,8 +1,7 @@
 """Schedules as they are kept.
 
 Each holds a place of its project's, numbered from 1. Of two that are added at the same moment one
-gets the place and the other looks again, so no project has more than it may.
-"""
+gets the place and the other looks again, so no project has more than it may."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -32,8 +31,7 @@ class Schedules:
     def add(self, schedule: Schedule, most: int | None = None) -> bool:
         """Keep a new schedule of its project; adding it again changes nothing.
 
-        False, and nothing kept, where the project has `most` already.
-        """
+        False, and nothing kept, where the project has `most` already."""
         whose = {"project": schedule.project}
         while True:
             found = self._documents.find(SCHEDULES, whose, fields=("id", "place"))
@@ -75,8 +73,7 @@ class Schedules:
     def advance(self, seen: Schedule, next_at: datetime, task_id: str | None, outcome: str) -> bool:
         """Set when to look next and what came of the look; task_id None keeps the last one.
 
-        False, and nothing changed, unless its next_at is still as seen and it is not paused.
-        """
+        False, and nothing changed, unless its next_at is still as seen and it is not paused."""
         changes = {"next_at": milliseconds(next_at), "last_outcome": outcome}
         if task_id is not None:
             changes["last_task_id"] = task_id

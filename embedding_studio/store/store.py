@@ -36,8 +36,7 @@ class Store:
     def in_project(self, project: str) -> Self:
         """Return this store as another project sees it. Raises InvalidInput for no project's id.
 
-        It is cheap, and shares the connections: closing is left to whoever opened the store.
-        """
+        It is cheap, and shares the connections: closing is left to whoever opened the store."""
         if project == self.project:
             return self
         clickstream = self.clickstream.in_project(check_project(project))

@@ -1,8 +1,7 @@
 """Tasks as they are kept: how they are added, found, and moved from status to status.
 
 A move reads the task, decides, and writes only if nobody moved the task meanwhile; otherwise it
-reads again. Each move leaves its event in the task's log in the same atomic step.
-"""
+reads again. Each move leaves its event in the task's log in the same atomic step."""
 
 import hashlib
 import json
@@ -97,8 +96,7 @@ class Tasks:
         The same idempotency_key with the same request gives the task that exists already, also
         under concurrent posts; with another request it raises Conflict. So it does where
         `most_pending` of the project are pending already. most: what the project may hold; raises
-        TooManyRequests, and adds nothing, where it would hold more. Tasks are never deleted.
-        """
+        TooManyRequests, and adds nothing, where it would hold more. Tasks are never deleted."""
         while True:
             if (there := self._made_by(request)) is not None:
                 return there, False
@@ -209,8 +207,7 @@ class Tasks:
     ) -> list[NumberedTaskEvent]:
         """Return up to `limit` of a task's events numbered above `after_number`, oldest first.
 
-        Each move of a task leaves its event in the same atomic step. Raises NotFound.
-        """
+        Each move of a task leaves its event in the same atomic step. Raises NotFound."""
         if not self._documents.count(TASKS, {"id": task_id, "project": self._project}):
             raise unknown("fine-tuning task", task_id)
         if limit < 1:
@@ -226,8 +223,7 @@ class Tasks:
 
         Canceling a canceled task changes nothing. Raises NotFound; Conflict for done and error,
         and for a task whose promotion is recorded, which is all but done.
-        worker_id and lease stay until the owner lets go (release_canceled) or the lease expires.
-        """
+        worker_id and lease stay until the owner lets go (release_canceled) or the lease expires."""
 
         def rule(task: FineTuningTask) -> Move | None:
             if task.status == TaskStatus.CANCELED:
@@ -243,8 +239,7 @@ class Tasks:
 
         A task that was begun and given back becomes stopping too, and is claimed to be ended.
         Stopping a task that is stopping or stopped changes nothing. Raises NotFound; Conflict for
-        a task that never began, one that has ended, and one whose promotion is recorded.
-        """
+        a task that never began, one that has ended, and one whose promotion is recorded."""
 
         def rule(task: FineTuningTask) -> Move | None:
             if task.status in (TaskStatus.STOPPING, TaskStatus.STOPPED):
@@ -269,8 +264,7 @@ class Tasks:
 
         fresh: count one more fresh start, by which the next attempt forgets earlier trials.
         Raises Conflict for a task at work or done, and while a canceled task's owner still holds an
-        unexpired lease (it is still removing what it wrote); NotFound.
-        """
+        unexpired lease (it is still removing what it wrote); NotFound."""
         how = "from the beginning" if fresh else "going on from its finished trials"
         event = TaskEvent(TaskEventKind.RESTARTED, now, f"restarted, {how}", {"fresh": fresh})
 
@@ -310,8 +304,7 @@ class Tasks:
         whose lease would have expired more than max_expired_leases times becomes an error instead
         ("its worker died N times") and the next one is looked at. Tasks of `skip_methods` are left
         alone. A lease that ends further in the future than any may (`clock.latest_end`) is
-        over: a clock was wrong.
-        """
+        over: a clock was wrong."""
         while (task := self._oldest_claimable(now, skip_methods)) is not None:
             events = []
             deaths = task.expired_leases
@@ -368,8 +361,7 @@ class Tasks:
         Returns processing, or stopping when the owner is to come to an end.
         Here and in every method that takes a Claim: the write matches only a task at work with
         this id and this attempt; anything else (canceled, claimed by another) raises LeaseLost
-        and changes nothing.
-        """
+        and changes nothing."""
         lease_expires_at = now + timedelta(seconds=lease_seconds)
         changes = {"lease_expires_at": lease_expires_at, **_given(progress=progress)}
         return self._write_owned(claim, now, changes).status
@@ -388,8 +380,7 @@ class Tasks:
         """Set the given fields of the task and add the event; None leaves a field alone.
 
         An event that is equal to one that was recorded, to its time, is not added again: the call
-        may be repeated when its answer was lost. Raises LeaseLost.
-        """
+        may be repeated when its answer was lost. Raises LeaseLost."""
         changes = _given(
             batch_id=batch_id,
             experiment_id=experiment_id,
@@ -411,8 +402,7 @@ class Tasks:
         data: of the event that tells of an error.
 
         What was asked to stop, be it a moment ago, ends as stopped where it would be done, and
-        nothing else does. Returns what it ended as.
-        """
+        nothing else does. Returns what it ended as."""
         if status not in ENDS:
             raise ValueError(f"a task ends as done, stopped or error, not as {status}")
         told = error or ("no reason given" if status == TaskStatus.ERROR else None)
@@ -435,8 +425,7 @@ class Tasks:
         """Let go of a canceled task, once what this attempt wrote is removed.
 
         Clears worker, lease and best model if the task is canceled and this claim was its last
-        owner; else does nothing.
-        """
+        owner; else does nothing."""
         changes = {**NO_OWNER, "best_model": None}
         self._change(_owned(claim, {TaskStatus.CANCELED}), changes)
 
@@ -472,8 +461,7 @@ class Tasks:
     ) -> None:
         """Note that a task's model is no longer kept, and why; is_whole: nor is its experiment.
 
-        Nothing of a task that is at work, or whose experiment is another one. Raises NotFound.
-        """
+        Nothing of a task that is at work, or whose experiment is another one. Raises NotFound."""
         kind = TaskEventKind.ITERATION_REMOVED if is_whole else TaskEventKind.MODEL_REMOVED
 
         def rule(task: FineTuningTask) -> Move | None:
@@ -543,8 +531,7 @@ def _ensure_page(documents: Collection[Document]) -> None:
 def _ensure_same_request(document: Document, request: TaskRequest) -> None:
     """Raise Conflict if the request that made the task is another one.
 
-    The request is compared, not the task: a worker fills in the task's batch_id later.
-    """
+    The request is compared, not the task: a worker fills in the task's batch_id later."""
     posted = REQUEST.encode(request)
     made = REQUEST.encode(REQUEST.decode(document["request"]))  # newer fields are filled in
     different = sorted(name for name in posted if posted[name] != made[name])

@@ -1,8 +1,7 @@
 """Everything MLflow: the ledger of trials, the models' files, the registry with its champions.
 
 MLflow is loaded when it is opened, not with this package: `names` and `reader` do without it, and
-its environment has to be set before.
-"""
+its environment has to be set before."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

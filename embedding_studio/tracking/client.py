@@ -1,8 +1,7 @@
 """MLflow's client: asked again while a server is out of order, and guarded against late writes.
 
 Things are found by tags, never by name. Network faults (time-outs, 5xx) are retried by MLflow's own
-client; MLFLOW_HTTP_REQUEST_MAX_RETRIES and its siblings tune that.
-"""
+client; MLFLOW_HTTP_REQUEST_MAX_RETRIES and its siblings tune that."""
 
 import re
 import uuid
@@ -39,8 +38,7 @@ class Client:
     """One MLflow server or local database.
 
     artifacts_folder: where model files go when MLflow is a local database; a server decides
-    for itself.
-    """
+    for itself."""
 
     def __init__(self, tracking_uri: str, artifacts_folder: Path) -> None:
         mlflow.set_tracking_uri(tracking_uri)  # the artifact repositories read the global one
@@ -86,8 +84,7 @@ class Client:
     def patiently(self, call: Callable[[], Result]) -> Result:
         """Make a call that may be repeated, again and again while the server is out of order.
 
-        MLflow's client repeats single requests; this is for calls of many, such as an upload.
-        """
+        MLflow's client repeats single requests; this is for calls of many, such as an upload."""
         caller = stamina.RetryingCaller(attempts=_ATTEMPTS, wait_initial=0.5, wait_max=10.0)
         return caller(self.is_outage, call)
 

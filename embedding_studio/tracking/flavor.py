@@ -23,8 +23,7 @@ def write_flavor(saved: Path, folder: Path) -> str:
     folder beside it that this is to be put into.
 
     A sentence-transformers model gets MLflow's flavor: strings in, vectors out, and what `encode`
-    takes to tell queries from items. Of anything else MLflow knows only that it is there.
-    """
+    takes to tell queries from items. Of anything else MLflow knows only that it is there."""
     model, is_known = Model(), (saved / "modules.json").exists()
     if is_known:
         texts, vectors = ColSpec("string"), TensorSpec(np.dtype("float32"), (-1, -1))

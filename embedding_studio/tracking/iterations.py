@@ -75,8 +75,7 @@ class Iterations:
 
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
-        a fresh start.
-        """
+        a fresh start."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -182,8 +181,7 @@ class Iterations:
 
         keep: how many generations stay, this one and the latest before it.
         keep_models: how many of them keep their model files.
-        retire: is told of each before anything of it goes; what it says no to stays whole.
-        """
+        retire: is told of each before anything of it goes; what it says no to stays whole."""
         this = _generation(self._client.reading.get_experiment(experiment_id))
 
         def is_beyond(most: int, experiment: Experiment) -> bool:

@@ -27,8 +27,7 @@ BUSY_SECONDS = 30.0
 def speed_up(tracking_uri: str, artifacts_folder: Path) -> Callable[[], None]:
     """Make a local database quick, from MLflow's next connection on; return its `settle`.
 
-    A server's database is its own matter: then there is nothing to settle.
-    """
+    A server's database is its own matter: then there is nothing to settle."""
     if not tracking_uri.startswith(SCHEME):
         return lambda: None
     # each keeps one engine for all of its instances: those that MLflow's clients use

@@ -1,8 +1,7 @@
 """The files of models on their runs: uploaded, read back, copied, deleted.
 
 A model's life on its run is told by the tag `es.model`: uploading -> stored -> deleted. Only a
-stored model was read back whole and scored.
-"""
+stored model was read back whole and scored."""
 
 import errno
 import json
@@ -50,8 +49,7 @@ class Models:
         """Upload what a method starts from, as run `initial_model` of `iteration / initial`.
 
         The same files are uploaded once. What an earlier attempt of this task left unfinished is
-        ended; what was stored before with other files is left to the sweep.
-        """
+        ended; what was stored before with other files is left to the sweep."""
         experiment = next(self._client.experiments({"es.kind": "initial"}), None)
         experiment_id = (
             experiment.experiment_id
@@ -97,8 +95,7 @@ class Models:
 
         A sentence-transformers folder gets MLflow's flavor for it. The folder's files may be
         deleted afterwards but not written to. Raises CorruptModel when the folder is empty or holds
-        files of a kind that may run code when they are read, such as pickles.
-        """
+        files of a kind that may run code when they are read, such as pickles."""
         files = tuple(describe_files(folder))
         if not files:
             raise CorruptModel(f"the method saved no file for run {run_id}")
@@ -135,8 +132,7 @@ class Models:
     def download(self, model: StoredModel, folder: Path) -> None:
         """Bring a model's files into a new `folder`, to be read and deleted, not written to.
 
-        Raises CorruptModel if one is not as saved.
-        """
+        Raises CorruptModel if one is not as saved."""
         local = local_folder(model.artifact_uri)
         with self.told_gone(f"the model of run {model.run_id}"):
             if local is None:

@@ -17,8 +17,7 @@ def to_mlflow(name: str) -> str:
     """Return the name itself where MLflow takes it, else with characters as `:<hex code>:`.
 
     `ndcg@10` becomes `ndcg:40:10`. No two names become the same. Raises MethodError for one that is
-    empty or too long.
-    """
+    empty or too long."""
     if not name:
         raise MethodError("the name of a parameter or metric is empty")
     key = name

@@ -26,8 +26,7 @@ class Registry:
         """Return the model behind the alias `champion` of a method's registered model.
 
         Raises CorruptModel when it is neither ours nor of sentence-transformers, or when its files
-        are gone.
-        """
+        are gone."""
         number = self.champion_version(name)
         if number is None:
             return None

@@ -157,8 +157,7 @@ class Runs:
     def finished_trials(self, experiment_id: str, metric: str | None = None) -> list[Trial]:
         """Return the trials that count against the budget, in the order of their numbers.
 
-        metric: whose reported values to fetch with them; None for none.
-        """
+        metric: whose reported values to fetch with them; None for none."""
         runs = (
             run
             for run in self._of_kind(experiment_id, "trial")
@@ -206,8 +205,7 @@ class Runs:
         """Tag one run of an experiment as its best, then delete the model files of all others.
 
         The runs stay, tagged; bytes are gone from the disk or object store. Repeating it is safe.
-        kept_run_ids: whose models are those of registered versions, and stay.
-        """
+        kept_run_ids: whose models are those of registered versions, and stay."""
         runs = list(self._client.runs(experiment_id))
         self._client.writing.set_tag(best_run_id, "es.is_best", "true")
         for run in runs:
@@ -326,8 +324,7 @@ def _cost(trained_tokens: int) -> dict[str, float]:
 def aggregate(reports: Sequence[Report]) -> dict[str, float]:
     """Return `<metric>.last`, `.min`, `.max`, `.mean` and, from two reports on, `.sliding_mean`.
 
-    The sliding mean is that of the last three reports. Names begin with `story.ASIDE`.
-    """
+    The sliding mean is that of the last three reports. Names begin with `story.ASIDE`."""
     histories: dict[str, list[float]] = {}
     for report in reports:
         for name, value in _keyed(report.metrics).items():

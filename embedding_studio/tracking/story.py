@@ -1,7 +1,6 @@
 """What people read in MLflow's UI: names of runs, notes, and the view that a link opens.
 
-Nothing is ever found by these: the tags `es.*` are for programs.
-"""
+Nothing is ever found by these: the tags `es.*` are for programs."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -59,8 +58,7 @@ def saved_view(
     """Return name and value of the experiment's tag that keeps a view of its runs.
 
     The best run comes first, the columns are what a trial is judged by and what was tried, and the
-    charts begin with the curves.
-    """
+    charts begin with the curves."""
     columns = [f"metrics.`{to_mlflow(metric)}`", f"metrics.`{TEST}{to_mlflow(metric)}`"]
     columns += [f"params.`{to_mlflow(str(name))}`" for name in params][:_MOST_COLUMNS]
     state = {

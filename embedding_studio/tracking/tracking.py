@@ -25,6 +25,5 @@ class Tracking:
     def guarded(self, check: Callable[[], None]) -> "Tracking":
         """Return the same place, asking `check` before every write: what it raises prevents it.
 
-        So a worker that slept past its lease changes nothing when it wakes up.
-        """
+        So a worker that slept past its lease changes nothing when it wakes up."""
         return Tracking(self.client.guarded(check))

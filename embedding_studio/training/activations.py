@@ -59,8 +59,7 @@ def open_activations(
     (n,), and what the frozen layers make of them, (n, longest, d). Several processes may make the
     same file at once: the last one's stays. None when the folder's activations would take more than
     `max_bytes` or half of the free space, or do not fit half precision: then they are to be
-    computed each time.
-    """
+    computed each time."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     found = Activations(np.empty((0, 0), np.float16), offsets, is_left_padded)
     if not file.exists() and not _write(file, found, compute(), max_bytes):

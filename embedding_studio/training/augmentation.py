@@ -25,8 +25,7 @@ class Augmentation:
     small one); corners are filled by reflection. center_crop enlarges the middle, at least half of
     width and height, both by the same factor. brightness_jitter multiplies all values,
     contrast_jitter their distance from the image's mean grey, saturation_jitter a pixel's distance
-    from its own grey, by 0.7 to 1.3. blur is Gaussian, of at most 1 % of the height.
-    """
+    from its own grey, by 0.7 to 1.3. blur is Gaussian, of at most 1 % of the height."""
 
     horizontal_flip: bool = True
     vertical_flip: bool = True
@@ -53,8 +52,7 @@ class Augmentation:
         """Return changed copies. images: (n, 3, height, width) float in [0, 1], on any device.
 
         `random` is a CPU generator. A switch takes its draws whether on or off, so turning one off
-        leaves the others' changes as they were.
-        """
+        leaves the others' changes as they were."""
 
         def amounts(is_on: bool, low: float, high: float, neutral: float) -> Tensor:
             luck, place = torch.rand((2, len(images)), generator=random)

@@ -35,8 +35,7 @@ class Batches:
     full negative; one far down leaves the item about as likely as it was before.
 
     An item is a negative of a query by no more than 1 minus the likeliest relevance it has to any
-    query spelled almost alike (`QueryLists.near`).
-    """
+    query spelled almost alike (`QueryLists.near`)."""
 
     def __init__(
         self,

@@ -1,7 +1,6 @@
 """The card of a saved encoder, in the form that model hubs read: where it is from, how to use it.
 
-An encoder that was loaded from one of our cards keeps what that says of its base model.
-"""
+An encoder that was loaded from one of our cards keeps what that says of its base model."""
 
 import re
 from pathlib import Path

@@ -33,8 +33,7 @@ ratio were fixed, and with weights of 1 it is 1.
 Sources: Joachims, Swaminathan & Schnabel 2017 (position bias in learning to rank); Wang et al. 2018
 (theta by EM from ordinary clicks); Chuklin, Markov & de Rijke 2015 (click models, section 3.2 on
 the position-based model); Agarwal et al. 2019 (noise in clicks; their noise depends on position,
-ours does not).
-"""
+ours does not)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,8 +65,7 @@ class Impressions:
 
     pair: (n_rows,) in [0, n_pairs), position: (n_rows,) from 0, shown and clicked: (n_rows,) >= 0;
     clicked: on how many showings some event counts. weight: (n_rows,) the sum of these events'
-    weights, where a showing has that of its strongest one: as how many clicks they count.
-    """
+    weights, where a showing has that of its strongest one: as how many clicks they count."""
 
     pair: Ints
     position: Ints
@@ -100,8 +98,7 @@ class ClickModel:
     """theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
     weight_1, weight_0: what a click on a relevant, on an irrelevant result weighs on average.
 
-    Positions beyond the last one fitted are taken for the last one.
-    """
+    Positions beyond the last one fitted are taken for the last one."""
 
     theta: Floats
     attraction_1: float
@@ -123,8 +120,7 @@ class ClickModel:
         Inverse propensity scoring (Joachims et al. 2017) with noise taken off. `relevance` is the
         better guess for each pair, yet as a judge it takes the part of the ranking that was shown:
         where nobody looked it knows nothing but the position. This knows nothing of positions.
-        Pairs with less than a quarter of a look are drawn towards 0, to bound the variance.
-        """
+        Pairs with less than a quarter of a look are drawn towards 0, to bound the variance."""
         theta = self.theta[np.minimum(impressions.position, len(self.theta) - 1)]
         looks = _sum_by(impressions.pair, theta * impressions.shown, impressions.n_pairs)
         rate_1 = self.attraction_1 * self.weight_1
@@ -160,8 +156,7 @@ def fit_click_model(
 ) -> ClickModel:
     """Fit by EM from three guesses: that people look at everything, at 1/k, and at 1/k^2.
 
-    EM finds the best explanation nearby; the likeliest of the three is returned.
-    """
+    EM finds the best explanation nearby; the likeliest of the three is returned."""
     n_positions = int(impressions.position.max(initial=0)) + 1
     fits = [
         _fit_from(np.arange(1.0, n_positions + 1) ** -decay, impressions, max_rounds, tolerance)
@@ -229,8 +224,7 @@ def _maximize(
 ) -> ClickModel:
     """Return the model with a theta and attractions that better explain (n_positions, 2) counts.
 
-    Whether a result without a click was looked at is a second hidden variable, in closed form.
-    """
+    Whether a result without a click was looked at is a second hidden variable, in closed form."""
     theta = model.theta
     attraction = np.array([model.attraction_0, model.attraction_1])
     pseudo = np.array([_ATTRACTION_0, _ATTRACTION_1])

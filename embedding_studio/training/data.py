@@ -51,8 +51,7 @@ class QueryLists:
     same, for judging models; clicked: how often.
     distractors: (n_distractors,) random items, presumed irrelevant where they were not shown.
     near: (n_near, 2) places in `queries` of two that are spelled almost alike, by the first; each
-    pair stands there both ways. Only the training split has any.
-    """
+    pair stands there both ways. Only the training split has any."""
 
     texts: TokenizedTexts
     queries: Ints
@@ -105,8 +104,7 @@ def prepare_clicks(
     numbers, to write what the method reads of them.
 
     Returns counts and the click model's parameters, worth seeing in MLflow. Raises NotEnoughData
-    when no result has a key, or in a split too few queries have a probably relevant one.
-    """
+    when no result has a key, or in a split too few queries have a probably relevant one."""
     texts: Numbers = {}
     items: Numbers = texts if encode_items is None else {}
     tables: dict[str, _Table] = {}

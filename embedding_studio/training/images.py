@@ -49,8 +49,7 @@ class PreparedImages:
 
     pixels: (n_rows, 3, height, width) uint8, may be memory-mapped; rows: (n_images,) where an image
     stands there; mean, std: of each channel, of values in [0, 1]; tokens: what a transformer makes
-    of an image: its patches and one.
-    """
+    of an image: its patches and one."""
 
     pixels: NDArray[np.uint8]
     rows: Ints
@@ -128,8 +127,7 @@ def prepare_image_clicks(
     is larger or takes longer than the settings say. Images are set upright as their EXIF data say,
     and those of the same content are one item. Results without an image, or with one that cannot be
     read, are left out and counted. Raises NotEnoughData when more than half of the images cannot be
-    read, or as `prepare_clicks` does.
-    """
+    read, or as `prepare_clicks` does."""
     owners: dict[str, str] = {}  # of each address, the first object_id that came with it
     results = [
         result

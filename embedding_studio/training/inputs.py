@@ -21,8 +21,7 @@ def new_array(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np
     """Make an .npy file, mapped into memory, for whose content the disk has set room aside.
 
     Raises OSError where there is none: a process that writes to a map of a file with holes, on a
-    full disk, is killed instead.
-    """
+    full disk, is killed instead."""
     array: np.memmap[Any, Any] = np.lib.format.open_memmap(
         file, mode="w+", dtype=dtype, shape=shape
     )
@@ -117,8 +116,7 @@ def chunks_of_like_length(
 
     lengths: (n,) in tokens, at least 1 each. A slice costs its tokens once padded and `call_tokens`
     for each pass of at most `max_tokens`; the cheapest cut of the ordered lengths is found by
-    dynamic programming over the distinct ones.
-    """
+    dynamic programming over the distinct ones."""
     order = np.argsort(lengths, kind="stable")
     values, counts = np.unique(lengths, return_counts=True)
     ends = np.cumsum(counts)

@@ -73,8 +73,7 @@ def train(
     `is_clearly_better`); after two epochs in a row that are clearly worse, training ends. Then the
     tuned weights are blended with the starting ones (WiSE-FT, Wortsman et al. 2022), and a blend is
     kept if it is clearly better than they are. The weights that are kept are rounded to the type in
-    which the model is saved. Raises MethodError when nothing learns.
-    """
+    which the model is saved. Raises MethodError when nothing learns."""
     if not encoder.learning:
         raise MethodError("nothing of the model learns: freeze fewer layers")
     torch.manual_seed(run.seed)
@@ -163,8 +162,7 @@ def is_clearly_better(scores: ArrayLike, than: ArrayLike) -> bool:
     scores, than: one value per query, of the same queries, or one number each, which has no error.
     The rule of Breiman et al. 1984 (section 3.4.3): of what noise cannot tell apart, take what one
     would take without looking. Clicks are noisy, and to take each time the higher of two scores is
-    to take luck for skill.
-    """
+    to take luck for skill."""
     difference = np.atleast_1d(np.asarray(scores) - np.asarray(than))
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return bool(difference.mean() > error)

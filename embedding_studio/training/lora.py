@@ -15,8 +15,7 @@ def add_lora(layers: nn.ModuleList, first: int, rank: int) -> tuple[Parameters, 
 
     Returns the weights that the adapters will be merged into, and the adapters' own, which learn.
     Their product starts at zero and is scaled by 2 (lora_alpha = 2 * rank).
-    Raises ConfigurationError when peft is not installed.
-    """
+    Raises ConfigurationError when peft is not installed."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

@@ -18,8 +18,7 @@ def listwise_softmax(
     j over all items: i is among them with what is left of its relevance, which dampens the gradient
     of unsure positives. The mean over all positives, weighted by relevance, is returned (0 when
     there is none). van den Oord et al. 2018 (InfoNCE); weights on negatives as in Robinson et al.
-    2021 and Chuang et al. 2020 (false negatives in contrastive learning).
-    """
+    2021 and Chuang et al. 2020 (false negatives in contrastive learning)."""
     logits = scores / temperature
     negatives = torch.logsumexp(logits + torch.log(negative_weight), dim=1, keepdim=True)
     losses = torch.nn.functional.softplus(negatives - logits)
@@ -34,8 +33,7 @@ def pairwise_margin(
     Shapes as in `listwise_softmax`; margin in units of cosine. The mean of
     max(0, margin - s_i + s_j) over all pairs of a positive i and another item j of the same query,
     weighted by relevance_i * negative_weight_j; 0 when there are none. Weston & Watkins 1999;
-    Joachims 2002.
-    """
+    Joachims 2002."""
     lead, positive, negative = _pairs(scores, relevance, negative_weight)
     weights = positive * negative
     return (weights * (margin - lead).clamp_min(0)).sum() / weights.sum().clamp_min(1e-12)
@@ -52,8 +50,7 @@ def probabilistic_margin(
     the two; 0 when there are none. Unlike a hinge it saturates, so a few hopeless pairs, wrong
     clicks among them, do not rule. Differs from the loss of the same name in EulerSearch's
     EmbeddingStudio in dividing by the sum of the weights, not by the number of pairs: masked and
-    unsure pairs then do not shrink the step.
-    """
+    unsure pairs then do not shrink the step."""
     lead, positive, negative = _pairs(scores, relevance, negative_weight)
     weights = torch.minimum(positive, negative)
     return (weights * torch.sigmoid(margin - lead)).sum() / weights.sum().clamp_min(1e-12)

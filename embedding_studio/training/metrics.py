@@ -32,8 +32,7 @@ def ranking_metrics(
 
     Scores are compared at six decimals and ties are ranked worst first (the irrelevant on top), so
     a model that gives everything the same vector gets the worst ranking there is. Raises
-    MethodError when a judged score is not finite.
-    """
+    MethodError when a judged score is not finite."""
     judged = _all(scores) if judged is None else judged
     known: Floats = np.where(judged, relevance, 0.0).astype(np.float64)
     ranked = _ranked(scores, known, judged, k)
@@ -60,8 +59,7 @@ def dcg(
     """Return (n_queries,) the discounted cumulative gain at k; shapes as in `ranking_metrics`.
 
     It is linear in the gains, which may be any finite number: unbiased estimates of relevance,
-    each far off and below zero as often as not, add up to an unbiased estimate of it.
-    """
+    each far off and below zero as often as not, add up to an unbiased estimate of it."""
     judged = _all(scores) if judged is None else judged
     ranked = _ranked(scores, np.where(judged, gains, 0.0).astype(np.float64), judged, k)
     total: Floats = ranked @ _discounts(ranked)
@@ -84,8 +82,7 @@ def similarity_gap(
 
     Shapes as in `ranking_metrics`. The mean, over queries that have both kinds, of the mean score
     from relevance 0.5 on minus the mean score below; 0.0 when no query has both. The distance
-    shift of a training is this gap after it minus this gap before it.
-    """
+    shift of a training is this gap after it minus this gap before it."""
     judged = _all(scores) if judged is None else judged
     is_relevant = judged & (relevance >= RELEVANT_FROM)
     is_irrelevant = judged & (relevance < RELEVANT_FROM)

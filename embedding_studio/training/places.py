@@ -18,8 +18,7 @@ def require_model(place: str, setting: str) -> None:
     """Return if a model can be loaded by its folder or its name on a hub, as far as can be seen
     without loading it.
 
-    setting: what named it. Raises MethodError that names it and says what to do.
-    """
+    setting: what named it. Raises MethodError that names it and says what to do."""
     name = place if "/" in place else f"{__MODEL_HUB_ORGANIZATION__}/{place}"
     if Path(place).is_dir():
         if not any((Path(place) / mark).exists() for mark in _MARKS):

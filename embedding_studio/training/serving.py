@@ -1,7 +1,6 @@
 """How a model is served: what `encode_query` and `encode_document` of its saved form do.
 
-Training and judging go through here, so that what learns is what people get.
-"""
+Training and judging go through here, so that what learns is what people get."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -45,8 +45,7 @@ class TokenizedTexts:
     different lengths may; some models (those that count positions from the padding on) give a
     padded text another vector.
     twins: (n_texts,) the first text that the model encodes alike.
-    fingerprint: of all that `preprocess` depends on. Arrays may be memory-mapped.
-    """
+    fingerprint: of all that `preprocess` depends on. Arrays may be memory-mapped."""
 
     contents: Sequence[str]
     is_item: Flags

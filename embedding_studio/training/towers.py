@@ -60,8 +60,7 @@ class Tower:
     change from time to time, or where the layers do not allow it, it is computed anew. Both give
     the same embeddings but for rounding.
 
-    Raises MethodError when there are fewer layers.
-    """
+    Raises MethodError when there are fewer layers."""
 
     def __init__(
         self,
