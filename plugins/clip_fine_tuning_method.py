@@ -94,16 +94,12 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
 
         images = data.train.images.augmented(self.augmentation, run.seed)
         encoder = BiEncoder(tower("text", data.train.texts, _TEXT), tower("image", images, _IMAGE))
-        train(encoder, self._plan(params), data, self.main_metric, run)
+        train(encoder, TrainingPlan.of(params), data, self.main_metric, run)
         return model
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
         lists = data.train
-        return estimate_trained_tokens(lists, self._plan(params), lists.texts, lists.images)
-
-    def _plan(self, params: Parameters) -> TrainingPlan:
-        names = ("epochs", "batch_size", "temperature", "weight_decay")
-        return TrainingPlan(**{name: params[name] for name in names})
+        return estimate_trained_tokens(lists, TrainingPlan.of(params), lists.texts, lists.images)
 
     def evaluate(self, model: SentenceTransformer, split: ImageLists) -> Scores:
         return evaluate(model, split, split.images)

@@ -1,6 +1,5 @@
 """Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder."""
 
-import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -97,16 +96,12 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             lora_rank=self.lora_rank,
             activations_mb=Settings().activations_mb,
         )
-        train(BiEncoder(tower, tower), self._plan(params), data, self.main_metric, run)
+        train(BiEncoder(tower, tower), TrainingPlan.of(params), data, self.main_metric, run)
         return model
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
         texts = data.train.texts
-        return estimate_trained_tokens(data.train, self._plan(params), texts, texts)
-
-    def _plan(self, params: Parameters) -> TrainingPlan:
-        names = {field.name for field in dataclasses.fields(TrainingPlan)}
-        return TrainingPlan(**{name: params[name] for name in names & params.keys()})
+        return estimate_trained_tokens(data.train, TrainingPlan.of(params), texts, texts)
 
     def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
         return evaluate(model, split)

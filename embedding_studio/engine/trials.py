@@ -156,8 +156,10 @@ class Trials:
         tracking, metric, here = house.tracking, method.main_metric, self._experiment_id
         previous = tracking.iterations.previous_search(attempt.task.registered_name, here)
         finished = tracking.runs.finished_trials(here, metric)
-        begun = [*finished, *tracking.runs.interrupted_trials(here)]
-        wanted = tracking.runs.trials_without_model(here)
+        interrupted = [one for one in tracking.runs.trials(here) if one.outcome is None]
+        superseded = tracking.runs.trials(here, "superseded")
+        # a cancel removed their models while they were the best
+        wanted = [one for one in superseded if one.outcome is Outcome.COMPLETE]
 
         def recall() -> list[str]:
             search, notes = self._search, list[str]()
@@ -165,7 +167,7 @@ class Trials:
             if previous is not None and does_learn and metric in previous.baseline:
                 shift = self._baseline.metrics[metric] - previous.baseline[metric]
                 notes += search.learn(method.suggest, previous.trials, shift)
-            notes += search.replay(method.suggest, begun)
+            notes += search.replay(method.suggest, [*finished, *interrupted])
             notes += search.enqueue(method.suggest, wanted)
             if previous is not None:
                 best = best_first(previous.trials, method.direction)

@@ -98,8 +98,11 @@ class Tasks:
         `most_pending` of the project are pending already. most: what the project may hold; raises
         TooManyRequests, and adds nothing, where it would hold more. Tasks are never deleted."""
         while True:
-            if (there := self._made_by(request)) is not None:
-                return there, False
+            key = request.idempotency_key
+            made = None if key is None else self._with_key(key)
+            if made is not None:
+                _ensure_same_request(made, request)
+                return TASK.decode(made), False
             document = self._new(request, now)
             if most_pending is not None:
                 # Of those that are added at once one gets the turn; the others count anew.
@@ -107,17 +110,6 @@ class Tasks:
                 ensure_room(self.count(TaskStatus.PENDING), most_pending)
             if self._insert(document, size_of_request(request), most):
                 return TASK.decode(document), True
-
-    def _made_by(self, request: TaskRequest) -> FineTuningTask | None:
-        """Return the task that the request, posted before, has made. Raises Conflict if another
-        request with its key made it."""
-        if request.idempotency_key is None:
-            return None
-        document = self._with_key(request.idempotency_key)
-        if document is None:
-            return None
-        _ensure_same_request(document, request)
-        return TASK.decode(document)
 
     def _new(self, request: TaskRequest, now: datetime) -> Document:
         """Return a pending task; its request is kept beside it for later posts."""

@@ -168,21 +168,10 @@ class Runs:
             for run in sorted(runs, key=lambda run: int(run.data.tags["es.trial"]))
         ]
 
-    def interrupted_trials(self, experiment_id: str) -> list[Trial]:
-        """Return the trials that ended without an outcome, with the worker that ran them, say."""
-        return [
-            _as_trial(run)
-            for run in self._of_kind(experiment_id, "trial")
-            if "es.outcome" not in run.data.tags
-        ]
-
-    def trials_without_model(self, experiment_id: str) -> list[Trial]:
-        """Return the trials whose models a cancel removed while they were the best."""
-        return [
-            _as_trial(run)
-            for run in self._of_kind(experiment_id, "superseded")
-            if run.data.tags.get("es.outcome") == Outcome.COMPLETE
-        ]
+    def trials(self, experiment_id: str, kind: str = "trial") -> list[Trial]:
+        """Return all trials, however they ended, without what they reported. kind: superseded for
+        those that count no more."""
+        return [*map(_as_trial, self._of_kind(experiment_id, kind))]
 
     def trained_tokens(self, experiment_id: str) -> dict[str, int]:
         """Return what each run of an experiment has cost by its last report, however it ended."""

@@ -1,8 +1,8 @@
 """The training loop: AdamW on what clicks say was meant, the best epoch kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class TrainingPlan:
     debias: bool = True
     #: shares of the tuned weights, in (0, 1), that are tried in a mixture with the start's
     blends: tuple[float, ...] = (0.5, 0.75)
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Self:
+        """Return the plan that a hyperparameter set tells; what it does not is as above."""
+        return cls(**{one.name: params[one.name] for one in fields(cls) if one.name in params})
 
     def batches(self, lists: QueryLists) -> Batches:
         return Batches(lists, self.batch_size, self.negatives_per_click, self.debias)
