@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
+Leftover: TypeAlias = tuple[str, Callable[[], object]]
+"""What was found, as a sentence, and what removes it."""
 _ATTEMPTS = 10
 
 

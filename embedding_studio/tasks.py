@@ -20,23 +20,16 @@ class TaskStatus(StrEnum):
 
 
 LEGAL_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.PENDING: frozenset(
-        {TaskStatus.PROCESSING, TaskStatus.STOPPING, TaskStatus.CANCELED, TaskStatus.ERROR}
-    ),
-    TaskStatus.PROCESSING: frozenset(
-        {
-            TaskStatus.PENDING,
-            TaskStatus.STOPPING,
-            TaskStatus.DONE,
-            TaskStatus.CANCELED,
-            TaskStatus.ERROR,
-        }
-    ),
-    TaskStatus.STOPPING: frozenset({TaskStatus.STOPPED, TaskStatus.CANCELED, TaskStatus.ERROR}),
-    TaskStatus.DONE: frozenset(),
-    TaskStatus.STOPPED: frozenset({TaskStatus.PENDING}),
-    TaskStatus.CANCELED: frozenset({TaskStatus.PENDING}),
-    TaskStatus.ERROR: frozenset({TaskStatus.PENDING}),
+    TaskStatus(status): frozenset(map(TaskStatus, targets.split()))
+    for status, targets in {
+        "pending": "processing stopping canceled error",
+        "processing": "pending stopping done canceled error",
+        "stopping": "stopped canceled error",
+        "done": "",
+        "stopped": "pending",
+        "canceled": "pending",
+        "error": "pending",
+    }.items()
 }
 OWNED = frozenset({TaskStatus.PROCESSING, TaskStatus.STOPPING})
 """What a worker is at, or was until it died."""

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from embedding_studio.clock import is_held
-from embedding_studio.deletion import remove_tree
+from embedding_studio.deletion import Leftover, remove_tree
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import RegisteredModel
 from embedding_studio.settings import Settings
@@ -17,6 +19,7 @@ from embedding_studio.store import Store
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskStatus
 
 if TYPE_CHECKING:
+    from embedding_studio.tracking.iterations import Iteration
     from embedding_studio.tracking.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -33,19 +36,36 @@ def sweep(
         _retire_initial_models(store, model, settings, now, dry_run) for model in store.models.all()
     ]
     kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
-    found = [
-        *_end_iterations(store, tracking, kept_run_ids, now, dry_run),
-        *tracking.leftovers.remove(models, dry_run),
-        *_empty_work_folder(store, settings, dry_run),
-    ]
-    for what in found:
+    found = []
+    for what, remove in chain(
+        _iterations(store, tracking, kept_run_ids, now),
+        tracking.leftovers.find(models),
+        _work_folders(store, settings),
+    ):
+        if not dry_run:
+            remove()
         log.info("%s: %s", "would be swept" if dry_run else "swept", what)
+        found.append(what)
     return found
 
 
-def _end_iterations(
-    store: Store, tracking: "Tracking", kept_run_ids: Collection[str], now: datetime, dry_run: bool
-) -> Iterator[str]:
+def _iterations(
+    store: Store, tracking: "Tracking", kept_run_ids: Collection[str], now: datetime
+) -> Iterator[Leftover]:
+    """Yield those that nobody ends any more."""
+
+    def finish(iteration: "Iteration", task: FineTuningTask | None, end: TaskStatus) -> None:
+        experiment_id, task_id = iteration.experiment_id, iteration.task_id
+        if end is TaskStatus.CANCELED:
+            why, tasks = "the task was canceled", store.in_project(iteration.project).tasks
+            tasks.forget_iteration(task_id, experiment_id, now, why, is_whole=False)
+            tracking.iterations.discard_task(task_id, kept_run_ids)
+        else:
+            tracking.runs.kill_unfinished(experiment_id)
+            # a done one has its verdict there already
+            error = None if end is TaskStatus.DONE else (task and task.error) or "its worker died"
+            tracking.iterations.set_state(experiment_id, end, error)
+
     for iteration in tracking.iterations.with_models():
         task: FineTuningTask | None = None
         with suppress(NotFound):
@@ -57,22 +77,8 @@ def _end_iterations(
         if is_over and not tracking.runs.has_unfinished(iteration.experiment_id):
             continue
         whose = f"task {iteration.task_id}, which is {end if task else 'unknown'}"
-        yield f"experiment {iteration.experiment_id} was left {iteration.state} by {whose}"
-        if dry_run:
-            continue
-        if end is TaskStatus.CANCELED:
-            why = "the task was canceled"
-            store.in_project(iteration.project).tasks.forget_iteration(
-                iteration.task_id, iteration.experiment_id, now, why, is_whole=False
-            )
-            tracking.iterations.discard_task(iteration.task_id, kept_run_ids)
-        else:
-            tracking.runs.kill_unfinished(iteration.experiment_id)
-            # a done one has its verdict there already
-            error = (task and task.error) or "its worker died"
-            tracking.iterations.set_state(
-                iteration.experiment_id, end, None if end is TaskStatus.DONE else error
-            )
+        what = f"experiment {iteration.experiment_id} was left {iteration.state} by {whose}"
+        yield what, partial(finish, iteration, task, end)
 
 
 def _retire_initial_models(
@@ -91,7 +97,8 @@ def _retire_initial_models(
     return store.in_project(model.project).models.update(model.method, retire)
 
 
-def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Iterator[str]:
+def _work_folders(store: Store, settings: Settings) -> Iterator[Leftover]:
+    """Yield those that belong to no attempt at work."""
     if not settings.work_folder.exists():
         return
     # in this order: a folder that is there was made by an attempt that is at work by now
@@ -100,6 +107,5 @@ def _empty_work_folder(store: Store, settings: Settings, dry_run: bool) -> Itera
     owned = {f"{task.id}-{task.attempt}" for task in store.tasks.at_work()}
     for folder in folders:
         if folder.name not in owned:
-            yield f"{folder} belongs to no attempt at work"
-            if not dry_run:
-                remove_tree(folder, ignore_errors=True)
+            remove = partial(remove_tree, folder, ignore_errors=True)
+            yield f"{folder} belongs to no attempt at work", remove

@@ -3,12 +3,13 @@
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 
 from mlflow.entities import Experiment, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from embedding_studio.deletion import remove_tree
+from embedding_studio.deletion import Leftover, remove_tree
 from embedding_studio.models import RegisteredModel
 from embedding_studio.tracking.client import Client, local_folder, pages
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
@@ -16,15 +17,15 @@ from embedding_studio.tracking.registry import Registry
 
 
 class Leftovers:
-    """What is found and removed by the sweep."""
+    """What the sweep finds in MLflow, and how it is removed."""
 
     def __init__(self, client: Client, models: Models, registry: Registry) -> None:
         self._client = client
         self._models = models
         self._registry = registry
 
-    def remove(self, models: Sequence[RegisteredModel], dry_run: bool = False) -> Iterator[str]:
-        """Delete model files that no run stands for, and tell of each; dry_run: only tell.
+    def find(self, models: Sequence[RegisteredModel]) -> Iterator[Leftover]:
+        """Yield model files that no run stands for.
 
         Those are uploads that were never finished, files of experiments that were removed, initial
         models that were stored twice, and registered versions without files.
@@ -33,16 +34,16 @@ class Leftovers:
         kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
         ours = {model.name: model for model in models}
         for experiment in self._client.experiments({"es.models": "kept"}):
-            yield from self._remove_unfinished_uploads(experiment, dry_run)
+            yield from self._unfinished_uploads(experiment)
         for experiment in self._client.experiments({"es.kind": "initial"}):
-            yield from self._remove_unfinished_uploads(experiment, dry_run)
-            yield from self._remove_repeated_initial_models(experiment, kept_run_ids, dry_run)
+            yield from self._unfinished_uploads(experiment)
+            yield from self._repeated_initial_models(experiment, kept_run_ids)
         # within a week: MLflow forgets none of them
         a_week_ago = int((time.time() - 7 * 86400) * 1000)
         for experiment in self._client.experiments(
             {"es.kind": "iteration"}, view_type=ViewType.DELETED_ONLY, since=a_week_ago
         ):
-            yield from _remove_folder(experiment, dry_run)
+            yield from _folder_of(experiment)
         for registered in pages(self._client.reading.search_registered_models):
             if registered.name not in ours:
                 continue
@@ -50,42 +51,34 @@ class Leftovers:
             for entry in self._registry.versions(registered.name):
                 number = str(entry.version)
                 if int(number) not in spared and entry.run_id and self._is_gone(entry.run_id):
-                    yield f"version {number} of {registered.name} has no files"
-                    if not dry_run:
-                        self._registry.delete_version(registered.name, number)
+                    what = f"version {number} of {registered.name} has no files"
+                    yield what, partial(self._registry.delete_version, registered.name, number)
 
-    def _remove_unfinished_uploads(self, experiment: Experiment, dry_run: bool) -> Iterator[str]:
+    def _unfinished_uploads(self, experiment: Experiment) -> Iterator[Leftover]:
         for run in list(self._client.runs(experiment.experiment_id)):
             state = run.data.tags.get("es.model")
             local = local_folder(run.info.artifact_uri)
             has_files = local is not None and (local / MODEL_FOLDER).exists()
             is_leftover = state == "uploading" or (state != "stored" and has_files)
             if run.info.status != "RUNNING" and is_leftover:
-                yield f"run {run.info.run_id} has model files but no model"
-                if not dry_run:
-                    self._models.delete_files(run)
+                what = f"run {run.info.run_id} has model files but no model"
+                yield what, partial(self._models.delete_files, run)
 
-    def _remove_repeated_initial_models(
-        self, experiment: Experiment, kept_run_ids: Collection[str], dry_run: bool
-    ) -> Iterator[str]:
+    def _repeated_initial_models(
+        self, experiment: Experiment, kept_run_ids: Collection[str]
+    ) -> Iterator[Leftover]:
         """Keep those of registered versions, and one of a method that has none: two workers may
         have stored their first at once. One that was stored a moment ago may yet be registered."""
         an_hour_ago = (time.time() - 3600) * 1000
-        stored = [
-            run
-            for run in self._client.runs(
-                experiment.experiment_id
-            )  # the latest first, as is looked up
-            if run.data.tags.get("es.model") == "stored"
-        ]
+        runs = self._client.runs(experiment.experiment_id)  # the latest first, as is looked up
+        stored = [run for run in runs if run.data.tags.get("es.model") == "stored"]
         having = {r.data.tags["es.method"] for r in stored if r.info.run_id in kept_run_ids}
         for run in stored:
             name = run.data.tags["es.method"]
             is_old = (run.info.end_time or an_hour_ago) < an_hour_ago
             if run.info.run_id not in kept_run_ids and name in having and is_old:
-                yield f"run {run.info.run_id} repeats the initial model of {name}"
-                if not dry_run:
-                    self._models.delete_of(run)
+                what = f"run {run.info.run_id} repeats the initial model of {name}"
+                yield what, partial(self._models.delete_of, run)
             having.add(name)
 
     def _is_gone(self, run_id: str) -> bool:
@@ -100,11 +93,9 @@ class Leftovers:
         return is_deleted or run.data.tags.get("es.model") == "deleted"
 
 
-def _remove_folder(experiment: Experiment, dry_run: bool) -> Iterator[str]:
-    """Delete the local files of an experiment that was removed, if there still are any."""
+def _folder_of(experiment: Experiment) -> Iterator[Leftover]:
+    """Yield the local files of an experiment that was removed, if there still are any."""
     folder = local_folder(experiment.artifact_location)
-    if folder is None or not any(files for _, _, files in os.walk(folder)):
-        return
-    yield f"{folder} holds files of experiment {experiment.experiment_id}, which was removed"
-    if not dry_run:
-        remove_tree(folder, ignore_errors=True)
+    if folder is not None and any(files for _, _, files in os.walk(folder)):
+        what = f"{folder} holds files of experiment {experiment.experiment_id}, which was removed"
+        yield what, partial(remove_tree, folder, ignore_errors=True)

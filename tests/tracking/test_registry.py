@@ -54,7 +54,7 @@ def test_a_sentence_transformers_model_of_somebody_else_may_be_champion(
     assert champion.run_id == "models:/Toy/1"
     tracking.models.download(champion, tmp_path / "copy")
     assert SentenceTransformer(str(tmp_path / "copy")).encode("a b").tolist() == [1, 1, 0]
-    assert list(tracking.leftovers.remove([])) == []
+    assert list(tracking.leftovers.find([])) == []
     (tmp_path / "own/model.sentence_transformer/pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(CorruptModel, match=r"version 1 of 'Toy'.*pytorch_model.bin.*roll back"):
         tracking.registry.champion(TOY)
