@@ -234,7 +234,7 @@ def test_a_rebuilt_search_of_a_finite_space_repeats_nothing() -> None:
     assert whole[-1].study_number > 5
     for crash_after in range(1, 6):
         rebuilt = Search("maximize", 5)
-        rebuilt.replay(suggest, whole[:crash_after])
+        rebuilt.replay(suggest_few, whole[:crash_after])
         rest = finish(rebuilt, 6 - crash_after)
         assert [plan(trial) for trial in rest] == [plan(trial) for trial in whole[crash_after:]]
 
