@@ -1,13 +1,14 @@
 """A model's layers: which run one after another, what they depend on, what stands in for them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from embedding_studio.training.inputs import DoesNotFit, Inputs, Ints, passes
 from embedding_studio.training.serving import forward, run, sides_of
@@ -71,15 +72,22 @@ def _runs(
             ran.setdefault(layer, len(ran))
 
         elements = {layer for each in lists for layer in each}
-        hooks = [layer.register_forward_pre_hook(note) for layer in elements]
-        try:
+        with _hooked(layer.register_forward_pre_hook(note) for layer in elements):
             features = model.preprocess([_TEXT], prompt=side.prompt, **side.options)
             run(model, features, side.options)
-        finally:
-            for hook in hooks:
-                hook.remove()
         yield ran
     model.train(was_training)
+
+
+@contextmanager
+def _hooked(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Set hooks, and remove them in the end."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -130,15 +138,11 @@ def dependencies(
 def _watching(cuts: Sequence[Cut]) -> Iterator[list[list[Tensor]]]:
     """Collect, for each cut, the hidden states at each passage."""
     reached: list[list[Tensor]] = [[] for _ in cuts]
-    hooks = [_hook_at(cut, at.append) for cut, at in zip(cuts, reached, strict=True)]
-    try:
+    with _hooked(_hook_at(cut, at.append) for cut, at in zip(cuts, reached, strict=True)):
         yield reached
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _hook_at(cut: Cut, reached: Callable[[Tensor], None]) -> Any:
+def _hook_at(cut: Cut, reached: Callable[[Tensor], None]) -> RemovableHandle:
     if cut.depth == 0:
         return cut.stack[0].register_forward_pre_hook(
             lambda layer, args, kwargs: reached(
@@ -192,13 +196,8 @@ def hidden_at(cut: Cut, model: SentenceTransformer, inputs: Inputs, which: Ints)
         raise _Reached
 
     model.eval()
-    hook = cut.stack[cut.depth - 1].register_forward_hook(stop)
-    try:
+    with _hooked([cut.stack[cut.depth - 1].register_forward_hook(stop)]), suppress(_Reached):
         forward(model, inputs, which)
-    except _Reached:
-        pass
-    finally:
-        hook.remove()
     expected = (len(which), int(inputs.lengths(which).max()))
     if not reached or tuple(reached[0].shape[:2]) != expected:
         raise DoesNotFit("not every input passes its layers as a row of tokens")
@@ -223,13 +222,9 @@ def forms_below(
             raise DoesNotFit("its layers run more than once")
         found[layer] = _form_of(_given(args, kwargs), output)
 
-    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in cut.below]
     model.eval()
-    try:
+    with _hooked(layer.register_forward_hook(note, with_kwargs=True) for layer in cut.below):
         forward(model, inputs, which)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
