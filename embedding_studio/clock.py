@@ -20,14 +20,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def latest_end(now: datetime) -> datetime:
-    """Return when a lease that holds now may end at the latest."""
-    return now + timedelta(seconds=MAX_LEASE_SECONDS + MAX_APART_SECONDS)
-
-
 def is_held(until: datetime | None, now: datetime) -> bool:
-    """Return whether a lease that ends then holds now."""
-    return until is not None and now < until <= latest_end(now)
+    """Return whether a lease that ends then holds now. One that ends further in the future than
+    any may does not: a clock was wrong."""
+    latest = now + timedelta(seconds=MAX_LEASE_SECONDS + MAX_APART_SECONDS)
+    return until is not None and now < until <= latest
 
 
 class DatabaseClock:

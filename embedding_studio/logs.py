@@ -20,6 +20,7 @@ class _Formatter(logging.Formatter):
     of it, and cannot look like a line of ours."""
 
     def format(self, record: logging.LogRecord) -> str:
+        record.about = _about.get()
         return escape_lines(super().format(record))
 
 
@@ -61,7 +62,6 @@ def configure(level: int, own_level: int | None = None) -> None:
     """Write log lines and Python's warnings to standard error. own_level: of our own modules."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(_FORMAT))
-    handler.addFilter(_add_about)
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(capture=True)
     logging.getLogger("embedding_studio").setLevel(own_level or level)
@@ -79,8 +79,3 @@ def adopt_libraries() -> None:
                 if type(handler) is logging.StreamHandler:
                     logger.removeHandler(handler)
                     logger.propagate = True
-
-
-def _add_about(record: logging.LogRecord) -> bool:
-    record.about = _about.get()
-    return True

@@ -295,8 +295,7 @@ class Tasks:
         expired_leases with every claim of an expired lease. A task that is stopping stays so. One
         whose lease would have expired more than max_expired_leases times becomes an error instead
         ("its worker died N times") and the next one is looked at. Tasks of `skip_methods` are left
-        alone. A lease that ends further in the future than any may (`clock.latest_end`) is
-        over: a clock was wrong."""
+        alone."""
         while (task := self._oldest_claimable(now, skip_methods)) is not None:
             events = []
             deaths = task.expired_leases

@@ -11,7 +11,6 @@ from embedding_studio.tasks import Promotion
 from embedding_studio.tracking import story
 from embedding_studio.tracking.names import from_mlflow
 
-CARD = "README.md"
 _HEAD = "---\ntags:\n- embedding-studio\n---\n"
 _PLAIN = "## How to load\n\nWith the fine-tuning method that made it.\n"
 

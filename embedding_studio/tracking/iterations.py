@@ -18,6 +18,7 @@ from embedding_studio.tracking import card, story
 from embedding_studio.tracking.client import Client, unless_gone
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
 from embedding_studio.tracking.names import TRAINED_TOKENS
+from embedding_studio.tracking.reader import CARD
 from embedding_studio.tracking.registry import Registry
 from embedding_studio.tracking.runs import Runs
 
@@ -142,12 +143,12 @@ class Iterations:
             experiment_id, "mlflow.note.content", story.verdict_note(promotion, tags, baseline, run)
         )
         encoder_card = None
-        if any(file.path == card.CARD for file in best.files):
-            place = f"{best.artifact_uri}/{card.CARD}"
+        if any(file.path == CARD for file in best.files):
+            place = f"{best.artifact_uri}/{CARD}"
             encoder_card = self._client.patiently(partial(mlflow.artifacts.load_text, place))
         data = self._runs.finished(experiment_id, "data")
         text = card.write(encoder_card, promotion, tags, baseline, run, data)
-        place = f"{MODEL_FOLDER}/{card.CARD}"
+        place = f"{MODEL_FOLDER}/{CARD}"
         self._client.patiently(lambda: self._client.writing.log_text(best.run_id, text, place))
 
     def _tag(self, experiment_id: str, name: str, value: str) -> None:

@@ -6,12 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 
 from mlflow.entities import Experiment, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from embedding_studio.deletion import Leftover, remove_tree
 from embedding_studio.models import RegisteredModel
-from embedding_studio.tracking.client import Client, local_folder, pages
+from embedding_studio.tracking.client import Client, local_folder, pages, unless_gone
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
 from embedding_studio.tracking.registry import Registry
 
@@ -83,14 +81,11 @@ class Leftovers:
 
     def _is_gone(self, run_id: str) -> bool:
         """Return whether a run, or its model, was deleted."""
-        try:
+        with unless_gone():
             run = self._client.reading.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise
-            return True
-        is_deleted: bool = run.info.lifecycle_stage != "active"
-        return is_deleted or run.data.tags.get("es.model") == "deleted"
+            is_deleted: bool = run.info.lifecycle_stage != "active"
+            return is_deleted or run.data.tags.get("es.model") == "deleted"
+        return True
 
 
 def _folder_of(experiment: Experiment) -> Iterator[Leftover]:

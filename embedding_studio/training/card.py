@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-CARD = "README.md"
+from embedding_studio.tracking.reader import CARD
+
 _OURS = "embedding-studio"
 _ORIGIN = "_embedding_studio_origin"
 
