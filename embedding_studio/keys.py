@@ -1,8 +1,7 @@
 """API keys: how they are made, what is kept of them, and what each allows.
 
-A key is `es_<id>_<secret>`. Only a SHA-256 of the secret is kept: the secret is 256 random bits, so
-there is nothing to guess, and the slow hashes that protect passwords would cost every request for
-no gain."""
+A key is `es_<id>_<secret>`. Only a SHA-256 of the secret is kept: of 256 random bits, there is
+nothing to guess that a slow hash would protect."""
 
 import hashlib
 import hmac

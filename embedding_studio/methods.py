@@ -115,8 +115,7 @@ class FineTuningMethod(ABC, Generic[Model]):
 
     def check_initial_model(self) -> None:
         """Raise MethodError when what `load_initial_model` reads is not there, and say what to do.
-
-        Quick, for it is called every minute: `health` tells before a task does."""
+        It is called every minute, for `health`."""
 
     @abstractmethod
     def suggest(self, trial: "optuna.Trial") -> Parameters:
@@ -128,9 +127,8 @@ class FineTuningMethod(ABC, Generic[Model]):
 
     @abstractmethod
     def evaluate(self, model: Model, split: Any) -> Scores:
-        """Score a model on one split; give the main metric per query where that makes sense.
-
-        Per-query arrays let the promotion gate ask whether a difference is more than chance."""
+        """Score a model on one split, the main metric per query where that makes sense: then the
+        promotion gate asks whether a difference is more than chance."""
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int | None:
         """Return about how many tokens `train` would count with these, if it counts any.

@@ -29,10 +29,8 @@ class Batch:
 class Batches:
     """Cuts an epoch's queries into batches, each query with its positives and some skipped items.
 
-    A positive is an item that was probably meant; what is left of its relevance, like that of a
-    skipped item, only lightens it as a negative of its query. How much a skip says is the click
-    model's to tell: one at the top, where people look, leaves little relevance and so nearly a
-    full negative; one far down leaves the item about as likely as it was before.
+    A positive is an item that was probably meant. Any other shown item is a negative by 1 minus its
+    relevance: one skipped at the top, where people look, nearly in full, one far down less.
 
     An item is a negative of a query by no more than 1 minus the likeliest relevance it has to any
     query spelled almost alike (`QueryLists.near`)."""

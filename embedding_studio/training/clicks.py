@@ -11,12 +11,10 @@ that an irrelevant one is. A pair shown n_k times and clicked c_k times at posit
     log-odds(r = 1) = logit(prior) + sum_k c_k log(attraction_1 / attraction_0)
                       + (n_k - c_k) log((1 - theta_k attraction_1) / (1 - theta_k attraction_0)).
 
-So one click on a noisy corpus is weak evidence and ten unclicked showings at the top are strong
-evidence, while taking any click as relevance gets worse the more sessions there are. A skip counts
-as far as people look: with attractions of 0.9 and 0.08 and theta_k = 1/k, one at the top takes 2.2
-off the log-odds and one at position 10 takes 0.09. That somebody who clicked further down has
-looked at all above it is not assumed: people do skip, and counts per position cannot tell.
-Repeated showings of a pair are what tells theta from relevance; where there are few, priors decide.
+A skip counts as far as people look: with attractions of 0.9 and 0.08 and theta_k = 1/k, one at the
+top takes 2.2 off the log-odds and one at position 10 takes 0.09. That somebody who clicked further
+down has looked at all above it is not assumed: counts per position cannot tell. Repeated showings
+of a pair tell theta from relevance; where there are few, priors decide.
 
 An event of weight w, a purchase, say, is taken for a click that says as much as w of them. That
 somebody clicks at all is told by theta and the attractions, which are fitted to clicks of any

@@ -92,10 +92,9 @@ def prepare_clicks(
 ) -> Mapping[str, float]:
     """Write the columns of all three splits and the tokens of every distinct text.
 
-    The click model is fitted on the training sessions alone and only applied to the others. Of the
-    training queries, those with a click are kept; of the others all, since to judge only by queries
-    that were clicked would favour the ranking that was shown. Results of one key are one item;
-    those without a key are left out and counted.
+    The click model is fitted on the training sessions alone. Of the training queries, those with a
+    click are kept; of the others all, for clicked ones favour the ranking that was shown. Results
+    of one key are one item; those without a key are left out and counted.
 
     Without encode_items a key is the item's text, and queries and items share one numbering, in
     which a text that is both has two numbers: a model may take them differently. With it a key is

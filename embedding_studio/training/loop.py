@@ -165,9 +165,7 @@ def is_clearly_better(scores: ArrayLike, than: ArrayLike) -> bool:
     """Return whether a metric's mean is higher by more than one standard error of the difference.
 
     scores, than: one value per query, of the same queries, or one number each, which has no error.
-    The rule of Breiman et al. 1984 (section 3.4.3): of what noise cannot tell apart, take what one
-    would take without looking. Clicks are noisy, and to take each time the higher of two scores is
-    to take luck for skill."""
+    Breiman et al. 1984 (section 3.4.3): a difference within the noise decides nothing."""
     difference = np.atleast_1d(np.asarray(scores) - np.asarray(than))
     error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
     return bool(difference.mean() > error)

@@ -47,10 +47,9 @@ def probabilistic_margin(
     Shapes as in `listwise_softmax`; margin in units of cosine. The mean of
     sigmoid(margin - (s_i - s_j)) over all pairs of a positive i and another item j of the same
     query, weighted by min(relevance_i, negative_weight_j): a pair is as sure as the less sure of
-    the two; 0 when there are none. Unlike a hinge it saturates, so a few hopeless pairs, wrong
-    clicks among them, do not rule. Differs from the loss of the same name in EulerSearch's
-    EmbeddingStudio in dividing by the sum of the weights, not by the number of pairs: masked and
-    unsure pairs then do not shrink the step."""
+    the two; 0 when there are none. Unlike a hinge it saturates: a few hopeless pairs do not rule.
+    EulerSearch's EmbeddingStudio divides by the number of pairs, so that masked and unsure ones
+    shrink the step; here it is the sum of the weights."""
     lead, positive, negative = _pairs(scores, relevance, negative_weight)
     weights = torch.minimum(positive, negative)
     return (weights * torch.sigmoid(margin - lead)).sum() / weights.sum().clamp_min(1e-12)
