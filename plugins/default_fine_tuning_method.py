@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
-from embedding_studio.methods import (
-    FineTuningMethod,
-    Parameters,
-    PluginMeta,
-    Scores,
-    TrialRun,
-)
+from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of

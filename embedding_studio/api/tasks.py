@@ -7,11 +7,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from embedding_studio.api.artifacts import (
-    in_download_thread,
-    in_download_threads,
-    zip_chunks,
-)
+from embedding_studio.api.artifacts import in_download_thread, in_download_threads, zip_chunks
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events

@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from embedding_studio.errors import (
-    EmbeddingStudioError,
-    MethodError,
-    TrialCrashed,
-    UnknownMethod,
-)
+from embedding_studio.errors import EmbeddingStudioError, MethodError, TrialCrashed, UnknownMethod
 from embedding_studio.executors.output import last_lines
 from embedding_studio.methods import AnyMethod
 

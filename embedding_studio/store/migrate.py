@@ -10,13 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from embedding_studio.clickstream import (
-    BatchStatus,
-    Session,
-    SessionBatch,
-    SessionEvent,
-    Usage,
-)
+from embedding_studio.clickstream import BatchStatus, Session, SessionBatch, SessionEvent, Usage
 from embedding_studio.keys import ApiKey
 from embedding_studio.models import RegisteredModel
 from embedding_studio.projects import DEFAULT_PROJECT

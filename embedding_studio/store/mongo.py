@@ -10,14 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from bson import CodecOptions, encode
 from bson.errors import BSONError
-from pymongo import (
-    ASCENDING,
-    DESCENDING,
-    MongoClient,
-    ReadPreference,
-    ReturnDocument,
-    WriteConcern,
-)
+from pymongo import ASCENDING, DESCENDING, MongoClient, ReadPreference, ReturnDocument, WriteConcern
 from pymongo import errors as mongo_errors
 from pymongo.collection import Collection as MongoCollection
 from pymongo.read_concern import ReadConcern

@@ -15,15 +15,7 @@ from embedding_studio.clickstream import Usage
 from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, InvalidInput, LeaseLost, unknown
 from embedding_studio.store.codec import Codec, to_json
-from embedding_studio.store.documents import (
-    Document,
-    Documents,
-    Entry,
-    Filter,
-    Kind,
-    among,
-    new_id,
-)
+from embedding_studio.store.documents import Document, Documents, Entry, Filter, Kind, among, new_id
 from embedding_studio.store.projects import Projects
 from embedding_studio.store.usage import PAGE_BYTES, size_of_request
 from embedding_studio.tasks import (

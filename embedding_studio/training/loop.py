@@ -17,11 +17,7 @@ from embedding_studio.training.data import QueryLists
 from embedding_studio.training.encoder import round_as_stored
 from embedding_studio.training.evaluation import PerQuery, evaluate_vectors
 from embedding_studio.training.inputs import Inputs
-from embedding_studio.training.losses import (
-    listwise_softmax,
-    pairwise_margin,
-    probabilistic_margin,
-)
+from embedding_studio.training.losses import listwise_softmax, pairwise_margin, probabilistic_margin
 from embedding_studio.training.towers import BiEncoder, count_tokens
 
 Weights = dict[str, Tensor]

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from embedding_studio.errors import MethodError
-from embedding_studio.training.activations import (
-    Activations,
-    activations_file,
-    open_activations,
-)
+from embedding_studio.training.activations import Activations, activations_file, open_activations
 from embedding_studio.training.encoder import fast_arithmetic, learnable
 from embedding_studio.training.inputs import DoesNotFit, Inputs, Ints, in_order, passes
 from embedding_studio.training.layers import (
