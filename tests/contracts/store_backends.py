@@ -81,6 +81,11 @@ class Watched:
         self._documents = documents
         self._backend = backend
 
+    def together(self, work: Callable[[], Any]) -> Any:
+        if type(self._documents).together is Documents.together:
+            return work()
+        return self._backend.together(self._documents, work)
+
     def __getattr__(self, name: str) -> Any:
         if name in MADE_OF_THEM:
             return lambda *given, **named: getattr(Documents, name)(self, *given, **named)
@@ -97,6 +102,7 @@ class Backend:
         self._make = make
         self._place = make()
         self._around: Callable[..., Any] | None = None
+        self._is_joined = False
 
     @property
     def url(self) -> str:
@@ -120,6 +126,18 @@ class Backend:
         if self._around is None:
             return call(*given, **named)
         return self._around(name, call, *given, **named)
+
+    def together(self, documents: Documents, work: Callable[[], Any]) -> Any:
+        """Have calls join a transaction: nothing comes between them."""
+
+        def join() -> Any:
+            self._is_joined = True
+            try:
+                return work()
+            finally:
+                self._is_joined = False
+
+        return documents.together(join)
 
     @contextmanager
     def _calling(self, around: Callable[..., Any]) -> Iterator[None]:
@@ -179,7 +197,8 @@ class Backend:
         interruption = Interruption(nth, action)
 
         def around(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-            interruption.step()
+            if not self._is_joined:
+                interruption.step()
             return call(*given, **named)
 
         with self._calling(around):
