@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
@@ -335,29 +334,19 @@ def _describe(error: Exception, file: str) -> str:
     return f"{type(error).__name__}: {error}" + (f" (line {lines[-1]})" if lines else "")
 
 
-class _Loader(SourceFileLoader):
-    """Loads what was read, whatever the file holds by now."""
-
-    def __init__(self, name: str, file: PluginFile) -> None:
-        super().__init__(name, str(file.path))
-        self._code = file.code
-
-    def get_code(self, fullname: str) -> Any:
-        return self.source_to_code(self._code, self.path)
-
-
 def _classes_of(file: PluginFile) -> list[type[AnyMethod]]:
     """Return the methods that a file defines; one that lacks something, too, if it is no base."""
     module_name = f"embedding_studio_plugins.{file.path.stem}"
-    spec = importlib.util.spec_from_loader(module_name, _Loader(module_name, file))
-    if spec is None or spec.loader is None:
+    spec = importlib.util.spec_from_file_location(module_name, file.path)
+    if spec is None:
         raise PluginError(f"{file.path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(module_name)
     # registered before it runs, so that dataclasses and pickles find their module by name
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        # what was read, whatever the file holds by now
+        exec(compile(file.code, file.path, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[module_name]
         if before is not None:

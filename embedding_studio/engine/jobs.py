@@ -248,27 +248,27 @@ class Train(Job[TrialResult]):
     baseline: Mapping[str, float]
 
     def __call__(self, report: Reporter) -> TrialResult:
-        clock = _Stopwatch()
+        seconds: dict[str, float] = {}
         method = self.method.load()
-        with clock.measure("load"):
+        with _measured(seconds, "load"):
             data = method.load_data(self.data_folder)
             model = method.load(self.start_folder)
-        with clock.measure("train"):
+        with _measured(seconds, "train"):
             run = _ReportingRun(
                 seed=self.seed, baseline=self.baseline, main_metric=method.main_metric, send=report
             )
             try:
                 model = method.train(model, self.params, replace(data, test=None), run)
             except TrialPruned:
-                return TrialResult({}, clock.seconds, int(run.trained_tokens), is_pruned=True)
-        with clock.measure("evaluate"):
+                return TrialResult({}, seconds, int(run.trained_tokens), is_pruned=True)
+        with _measured(seconds, "evaluate"):
             scores = read_scores(method.evaluate(model, data.validation))
             metrics = mean_metrics(scores, method.main_metric)
         if is_better(method.direction, metrics[method.main_metric], self.best_value):
-            with clock.measure("save"):
+            with _measured(seconds, "save"):
                 method.save(model, _empty(self.model_folder))
         queries = count_queries(scores, method.main_metric)
-        return TrialResult(metrics, clock.seconds, int(run.trained_tokens), queries)
+        return TrialResult(metrics, seconds, int(run.trained_tokens), queries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,15 +424,12 @@ def _whole(step: Any) -> int:
     return whole
 
 
-@dataclass
-class _Stopwatch:
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - start
+@contextmanager
+def _measured(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    """Note how long what is done meanwhile takes."""
+    start = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - start
 
 
 def _empty(folder: Path) -> Path:
