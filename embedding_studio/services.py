@@ -37,13 +37,10 @@ class Services:
             changes["mlflow_port"] = port
             changes["mlflow_public_url"] = f"http://{settings.api_host}:{port}"
         self.settings = settings.replaced(**changes)
+        self.api_url = _url_of(self.settings)
         self._own_mlflow = own_mlflow
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    @property
-    def api_url(self) -> str:
-        return _url_of(self.settings)
 
     def client(self) -> EmbeddingStudioClient:
         """Return a client of this API."""

@@ -44,16 +44,13 @@ class Limits:
         self._search = _seconds(budget.max_minutes)
         self._each = _seconds(budget.max_minutes_per_trial)
         self._deadline = time.monotonic() + self._search - spent_seconds
+        #: how long a trial may work without a report before it is told of
+        self.patience_seconds = min(SILENT_SECONDS, self._search / 4, self._each / 4)
 
     @property
     def seconds_left(self) -> float:
         """Until the search's minutes are over, negative afterwards; infinite without a limit."""
         return self._deadline - time.monotonic()
-
-    @property
-    def patience_seconds(self) -> float:
-        """How long a trial may work without a report before it is told of."""
-        return min(SILENT_SECONDS, self._search / 4, self._each / 4)
 
     def reached(self, started: float) -> list[Limit]:
         """Return what asks a trial to come to its end, if anything does. started: by

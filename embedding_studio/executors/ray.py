@@ -155,6 +155,7 @@ class _Link:
 
     def __init__(self, address: str, may_start: bool) -> None:
         self.address = address
+        self._outage = f"the Ray cluster at {address} does not answer"
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -206,10 +207,6 @@ class _Link:
         self.send("close")
         self._process.join(2 * CLOSE_SECONDS)  # by then it has given up the cluster
         self._process.kill()
-
-    @property
-    def _outage(self) -> str:
-        return f"the Ray cluster at {self.address} does not answer"
 
     def _receive(self, seconds: float) -> tuple[str, Any]:
         try:
