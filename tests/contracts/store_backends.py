@@ -15,7 +15,6 @@ from embedding_studio.errors import StoreUnavailable
 from embedding_studio.store import Store
 from embedding_studio.store.documents import Documents
 from embedding_studio.store.memory import MemoryDocuments
-from embedding_studio.store.mongo import MongoDocuments
 from tests.contracts.document_backends import Place, mongo_place, sqlite_place
 
 MONGO_VARIABLE = "ES_TEST_MONGO_URL"
@@ -241,15 +240,6 @@ def make_backend(name: str, request: pytest.FixtureRequest) -> Backend:
             return Place(lambda: documents)
 
         return Backend(make)
-    if name == "mongomock":
-        # where a database per example would take a server seconds
-
-        def make_mock() -> Place:
-            client = cast(Any, mongomock.MongoClient())
-            documents = MongoDocuments("mongodb://mock/store", client)
-            return Place(lambda: documents)
-
-        return Backend(make_mock)
     if name == "sqlite":
         folder: Path = request.getfixturevalue("tmp_path")
         numbers = iter(range(10**6))

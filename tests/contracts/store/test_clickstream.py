@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -460,20 +460,18 @@ def test_feedback_and_its_session_find_each_other(backend: Backend, race: str) -
     """Before whichever step of one the other comes, each event is there once and nothing waits."""
     call, meanwhile = EARLY_RACES[race]
     has_happened, nth = True, 0
-    while has_happened:
-        nth += 1
-        fresh = backend.another()
-        store, other = fresh.open(), fresh.open()
-        with fresh.interrupted(nth, partial(meanwhile, other)) as interruption:
-            call(store)
-        has_happened = interruption.happened
-        if not has_happened:
-            meanwhile(other)
-        assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
-        assert store.clickstream.get("s").is_irrelevant
-        assert store.clickstream.count_early(NOW) == 0
-        store.close()
-        other.close()
+    with closing(backend.open()) as first, closing(backend.open()) as second:
+        while has_happened:
+            nth += 1
+            store, other = (one.in_project(f"p-{nth}") for one in (first, second))
+            with backend.interrupted(nth, partial(meanwhile, other)) as interruption:
+                call(store)
+            has_happened = interruption.happened
+            if not has_happened:
+                meanwhile(other)
+            assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
+            assert store.clickstream.get("s").is_irrelevant
+            assert store.clickstream.count_early(NOW) == 0
     assert nth > 1
 
 
@@ -483,18 +481,17 @@ def test_feedback_broken_off_is_completed_by_posting_again(
 ) -> None:
     """Whichever write of one or the other fails, both posted again leave each event there once."""
     has_failed, nth = True, 0
-    while has_failed:
-        nth += 1
-        fresh = backend.another()
-        store = fresh.open()
-        with suppress(StoreUnavailable), fresh.failing(nth, moment) as failure:
+    with closing(backend.open()) as opened:
+        while has_failed:
+            nth += 1
+            store = opened.in_project(f"p-{nth}")
+            with suppress(StoreUnavailable), backend.failing(nth, moment) as failure:
+                keep_and_post(store, "e-1", "e-2")
+            has_failed = failure.happened
             keep_and_post(store, "e-1", "e-2")
-        has_failed = failure.happened
-        keep_and_post(store, "e-1", "e-2")
-        assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
-        assert store.clickstream.get("s").is_irrelevant
-        assert store.clickstream.count_early(NOW) == 0
-        store.close()
+            assert sorted(event_ids(store, "s")) == ["e-1", "e-2"]
+            assert store.clickstream.get("s").is_irrelevant
+            assert store.clickstream.count_early(NOW) == 0
     assert nth > 1
 
 
@@ -762,10 +759,9 @@ REPEATABLE: dict[str, Callable[[Store], Any]] = {
 
 
 def fail_once(
-    backend: Backend, nth: int, moment: Moment, call: Callable[[Store], Any]
-) -> tuple[Store, bool]:
-    """Return a store in which the nth write of the call failed, and whether there are so many."""
-    store = backend.open()
+    store: Store, backend: Backend, nth: int, moment: Moment, call: Callable[[Store], Any]
+) -> bool:
+    """Let the nth write of the call to an empty store fail; return whether there are so many."""
     prepare(store)
     with backend.failing(nth, moment) as failure:
         try:
@@ -774,7 +770,7 @@ def fail_once(
             assert failure.happened
         else:
             assert not failure.happened
-    return store, failure.happened
+    return failure.happened
 
 
 @pytest.mark.slow
@@ -785,29 +781,27 @@ def test_a_call_that_failed_is_completed_by_repeating_it(
 ) -> None:
     """Whichever write of a call fails, its repetition leaves what one call would have left."""
     call = REPEATABLE[operation]
-    store = backend.open()
-    prepare(store)
-    call(store)
-    expected = snapshot(store)
-    store.close()
     has_failed, nth = True, 0
-    while has_failed:
-        nth += 1
-        broken = backend.another()
-        store, has_failed = fail_once(broken, nth, moment, call)
-        call(store)
-        assert snapshot(store) == expected
-        store.close()
+    with closing(backend.open()) as opened:
+        prepare(opened)
+        call(opened)
+        expected = snapshot(opened)
+        while has_failed:
+            nth += 1
+            store = opened.in_project(f"p-{nth}")
+            has_failed = fail_once(store, backend, nth, moment, call)
+            call(store)
+            assert snapshot(store) == expected
     assert nth > 1
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_release_broken_off_is_completed_by_anyone(
-    backend: Backend, nth: int, moment: Moment
+    store: Store, backend: Backend, nth: int, moment: Moment
 ) -> None:
     """After a crash in mid-release sessions go on, and the release finds its one batch."""
-    store, _ = fail_once(backend, nth, moment, lambda store: store.clickstream.release("r", NOW))
+    fail_once(store, backend, nth, moment, lambda store: store.clickstream.release("r", NOW))
     post(store, "late", "old-2")
     old, late = batch_of(store, "old-1"), batch_of(store, "late")
     assert (number_of(store, "late") == 1) == (late != old)
@@ -816,7 +810,6 @@ def test_a_release_broken_off_is_completed_by_anyone(
     assert released == store.clickstream.get_batch(old) == store.clickstream.release("r", later(9))
     names = assert_gapless(store, sorted({old, late}))
     assert sorted(names) == ["late", "old-1", "old-2"]
-    store.close()
 
 
 NAMES = ("old-1", "old-2", "new-1", "new-2", "new-3", "mid")
@@ -890,28 +883,24 @@ def test_batches_hold_together_whoever_comes_between(
 ) -> None:
     """Before whichever step of a call another one comes, no session, number or batch is lost."""
     has_happened, nth = True, 0
-    while has_happened:
-        nth += 1
-        fresh = backend.another()
-        store, other = fresh.open(), fresh.open()
-        answers: Answers = {}
-        if call != "first post":
-            do_post(store, answers, "old-1", "old-2")
+    with closing(backend.open()) as first, closing(backend.open()) as second:
+        while has_happened:
+            nth += 1
+            store, other = (one.in_project(f"p-{nth}") for one in (first, second))
+            answers: Answers = {}
+            if call != "first post":
+                do_post(store, answers, "old-1", "old-2")
 
-        def interrupt(
-            fresh: Backend = fresh, other: Store = other, answers: Answers = answers
-        ) -> None:
-            broken_write = 2 if meanwhile == BROKEN_OFF else 0
-            with suppress(StoreUnavailable), fresh.failing(broken_write, "before"):
-                for action in MEANWHILE[meanwhile]:
-                    action(other, answers)
+            def interrupt(other: Store = other, answers: Answers = answers) -> None:
+                broken_write = 2 if meanwhile == BROKEN_OFF else 0
+                with suppress(StoreUnavailable), backend.failing(broken_write, "before"):
+                    for action in MEANWHILE[meanwhile]:
+                        action(other, answers)
 
-        with fresh.interrupted(nth, interrupt) as interruption:
-            CALLS[call](store, answers)
-        assert_batches_hold_together(store, answers)
-        has_happened = interruption.happened
-        store.close()
-        other.close()
+            with backend.interrupted(nth, interrupt) as interruption:
+                CALLS[call](store, answers)
+            assert_batches_hold_together(store, answers)
+            has_happened = interruption.happened
 
 
 def test_threads_that_post_the_same_session_add_it_once(shared: Backend) -> None:

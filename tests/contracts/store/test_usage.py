@@ -79,23 +79,23 @@ def test_deleted_batches_are_room_again(store: Store) -> None:
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_deletion_that_is_cut_off_leaves_no_room_taken(backend: Backend, moment: Moment) -> None:
     """Wherever it ends, the next one makes room of all that is gone; tasks stay counted."""
-    for nth in itertools.count(1):
-        another = backend.another()
-        with closing(another.open()) as store:
+    of_tasks = size_of_request(TaskRequest("m"))
+    with closing(backend.open()) as opened:
+        for nth in itertools.count(1):
+            store = opened.in_project(f"p-{nth}")
             store.tasks.add(TaskRequest("m"), NOW)
-            of_tasks = size_of_request(TaskRequest("m"))
             for number in range(3):
                 store.clickstream.register(
                     [replace(make_session(f"s-{number}"), events=(CLICK,))], NOW
                 )
                 store.clickstream.release(f"r-{number}", NOW.replace(month=number + 1))
-            with another.failing(nth, moment) as failure, suppress(StoreUnavailable):
+            with backend.failing(nth, moment) as failure, suppress(StoreUnavailable):
                 store.clickstream.delete_older(1)
             store.clickstream.delete_older(1)
             left = replace(make_session("s-2"), events=(CLICK,))
-            assert store.clickstream.usage() == {"default": Usage(1, of_tasks + size(left))}
-        if not failure.happened:
-            return
+            assert opened.clickstream.usage()[f"p-{nth}"] == Usage(1, of_tasks + size(left))
+            if not failure.happened:
+                return
 
 
 @pytest.mark.parametrize(
