@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 
 from embedding_studio.clickstream import EVENT_WEIGHTS, Session, Splits
 from embedding_studio.errors import PluginError, UnknownMethod
-from embedding_studio.tasks import Budget, Pruner, Sampler
+from embedding_studio.tasks import Budget, Promote, Pruner, Sampler
 from embedding_studio.threads import in_own_thread
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class FineTuningMethod(ABC, Generic[Model]):
     asha, median, patient or none.
     event_weights: as how many clicks an event of a type counts, where EVENT_WEIGHTS does not say
     what this method needs; 0: not at all.
+    promote: what a new model has to show to become champion, unless the task says so: significant,
+    better or never, as in Promote.
     num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
     there are any, else it does without."""
 
@@ -101,6 +103,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     sampler: ClassVar[str] = Sampler.TPE
     pruner: ClassVar[str] = Pruner.MEDIAN
     event_weights: ClassVar[Mapping[str, float]] = EVENT_WEIGHTS
+    promote: ClassVar[str] = Promote.SIGNIFICANT
     num_cpus: ClassVar[float | None] = None
     num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from embedding_studio.clickstream import check_weights
 from embedding_studio.errors import PluginError
 from embedding_studio.methods import Direction, FineTuningMethod, PluginMeta
-from embedding_studio.tasks import Budget, Pruner, Sampler
+from embedding_studio.tasks import Budget, Promote, Pruner, Sampler
 from embedding_studio.tracking.names import to_mlflow
 
 _SHORTEST_GUESSED = 6
@@ -111,6 +111,7 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         _are_weights,
         "a dictionary of numbers from 0 to 100, one for each event type",
     ),
+    "promote": _one_of(Promote),
     "num_cpus": (lambda value: value is None or (_is_number(value) and value > 0), "above 0"),
     "num_gpus": (lambda value: _is_number(value) and value >= 0, "a number from 0 on"),
     "validation_share": (_is_share, "between 0 and 1"),

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
-from embedding_studio.tasks import Budget, SearchOptions
+from embedding_studio.tasks import Budget, Promote, SearchOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Schedule:
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
     event_weights: Mapping[str, float] | None = None
+    promote: Promote | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

@@ -86,6 +86,15 @@ class SearchOptions:
     pruner: Pruner | None = None
 
 
+class Promote(StrEnum):
+    """What a new model has to show to become champion: that it is better beyond chance; that it is
+    better, be it by chance; never: a person decides."""
+
+    SIGNIFICANT = "significant"
+    BETTER = "better"
+    NEVER = "never"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """The body of `POST /api/v1/fine-tuning/task`; two requests are the same if all fields are."""
@@ -98,6 +107,8 @@ class TaskRequest:
     search: SearchOptions = field(default_factory=SearchOptions)
     #: as how many clicks events of a type count, where the method says otherwise
     event_weights: Mapping[str, float] | None = None
+    #: None leaves it to the method
+    promote: Promote | None = None
     webhook_url: str | None = None
 
 

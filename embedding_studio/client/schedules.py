@@ -8,7 +8,7 @@ from typing import Any
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
 from embedding_studio.client.connection import Connection
 from embedding_studio.errors import NotFound
-from embedding_studio.tasks import Budget, SearchOptions
+from embedding_studio.tasks import Budget, Promote, SearchOptions
 from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
 
 
@@ -26,6 +26,7 @@ class ScheduleCalls(Connection):
         budget: Budget | None = None,
         search: SearchOptions | None = None,
         event_weights: Mapping[str, float] | None = None,
+        promote: Promote | None = None,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
@@ -39,6 +40,7 @@ class ScheduleCalls(Connection):
             budget=budget,
             search=search,
             event_weights=event_weights,
+            promote=promote,
             webhook_url=webhook_url,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )

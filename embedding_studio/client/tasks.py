@@ -10,7 +10,7 @@ from typing import Any
 
 from embedding_studio.client.connection import Connection
 from embedding_studio.errors import CorruptModel, InvalidInput
-from embedding_studio.tasks import TERMINAL, Budget, SearchOptions, TaskStatus
+from embedding_studio.tasks import TERMINAL, Budget, Promote, SearchOptions, TaskStatus
 from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskView
 
 
@@ -27,6 +27,7 @@ class TaskCalls(Connection):
         budget: Budget | None = None,
         search: SearchOptions | None = None,
         event_weights: Mapping[str, float] | None = None,
+        promote: Promote | None = None,
         webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
@@ -39,6 +40,7 @@ class TaskCalls(Connection):
             budget=budget,
             search=search,
             event_weights=event_weights,
+            promote=promote,
             webhook_url=webhook_url,
         )
         return self._post(TaskView, "/fine-tuning/task", body)

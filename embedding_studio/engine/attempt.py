@@ -40,6 +40,7 @@ from embedding_studio.methods import AnyMethod, Parameters
 from embedding_studio.search import Trial, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
+    Promote,
     Promotion,
     StoredModel,
     TaskEvent,
@@ -314,7 +315,8 @@ class Attempt:
         tracking.runs.log_test_scores(baseline.run_id, mean_metrics(before, metric))
         tracking.runs.log_test_scores(best.run_id, mean_metrics(after, metric))
         seed = self.house.settings.seed
-        promotion = decide(metric, self.method.direction, before, after, seed)
+        promote = self.task.promote or Promote(self.method.promote)
+        promotion = decide(metric, self.method.direction, before, after, seed, promote)
         registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
         if promotion.promoted and (known := registered.version_of(best.run_id)) is not None:
             promotion = _refused(

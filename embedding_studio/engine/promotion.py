@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
-from embedding_studio.tasks import Promotion
+from embedding_studio.tasks import Promote, Promotion
 
 RESAMPLES = 10_000
 
@@ -33,30 +33,38 @@ def decide(
     baseline: Scores,
     best: Scores,
     seed: int,
+    promote: Promote = Promote.SIGNIFICANT,
 ) -> Promotion:
     """Compare two models on the same untouched test split.
 
-    With per-query arrays the model is promoted if the whole 95 % interval of the paired
-    difference lies on the better side of zero; with single numbers, if it is strictly better.
-    Raises MethodError when the two were not scored on the same queries."""
+    With per-query arrays the difference is beyond chance if the whole 95 % interval of the paired
+    difference lies on one side of zero; single numbers tell nothing of chance. promote: what it
+    takes. Raises MethodError when the two were not scored on the same queries."""
     before, after = np.asarray(baseline[metric], float), np.asarray(best[metric], float)
     if before.shape != after.shape:
         raise MethodError(f"{metric} was scored on {before.size} and then on {after.size} queries")
     sign = 1.0 if direction == "maximize" else -1.0
     delta = float(np.mean(after - before))
-    if before.ndim == 0:
-        interval = None
-        promoted = sign * delta > 0
-        reason = "better on the test split" if promoted else "no better on the test split"
+    interval = bootstrap_ci95(after - before, seed) if before.ndim else None
+    is_better = sign * delta > 0
+    is_sure = is_better and (interval is None or min(sign * bound for bound in interval) > 0)
+    if not is_better:
+        reason = "no better on the test split"
+    elif interval is None:
+        reason = "better on the test split"
+    elif is_sure:
+        reason = "better on the test split: the whole 95 % interval is on the better side"
     else:
-        interval = bootstrap_ci95(after - before, seed)
-        promoted = min(sign * bound for bound in interval) > 0
-        if promoted:
-            reason = "better on the test split: the whole 95 % interval is on the better side"
-        elif sign * delta > 0:
-            reason = "better on the test split, but not beyond chance: the interval includes zero"
-        else:
-            reason = "no better on the test split"
+        reason = "better on the test split, but not beyond chance: the interval includes zero"
+    if promote is Promote.NEVER:
+        promoted = False
+        reason += "; a person decides, for the task's `promote` is never"
+    elif promote is Promote.BETTER:
+        promoted = is_better
+        if is_better and not is_sure:
+            reason += "; that is enough, for the task's `promote` is better"
+    else:
+        promoted = is_sure
     return Promotion(
         promoted=promoted,
         reason=reason,

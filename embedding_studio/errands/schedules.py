@@ -112,6 +112,7 @@ def _look(
         budget=schedule.budget,
         search=schedule.search,
         event_weights=schedule.event_weights,
+        promote=schedule.promote,
         webhook_url=schedule.webhook_url,
     )
     task, is_new = store.tasks.add(request, now, most_pending)

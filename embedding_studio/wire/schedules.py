@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
-from embedding_studio.tasks import Budget, SearchOptions
+from embedding_studio.tasks import Budget, Promote, SearchOptions
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain, is_none
 from embedding_studio.wire.tasks import Terms
 
@@ -52,6 +52,7 @@ class ScheduleView(BaseModel):
     budget: Budget
     search: SearchOptions
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
+    promote: Promote | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

@@ -14,6 +14,7 @@ from embedding_studio.tasks import (
     Delivery,
     FineTuningTask,
     NumberedTaskEvent,
+    Promote,
     Promotion,
     Pruner,
     Sampler,
@@ -82,6 +83,11 @@ class Terms(BaseModel):
     budget: BudgetBody | None = None
     search: SearchBody | None = None
     event_weights: EventWeights | None = None
+    promote: Promote | None = Field(
+        None,
+        description="what makes the best model champion: that it is better beyond chance "
+        "(significant), that it is better (better), or nothing (never); absent: the method's",
+    )
     webhook_url: WebhookUrl | None = None
 
     @classmethod
@@ -132,6 +138,7 @@ class TaskView(BaseModel):
     budget: Budget
     search: SearchOptions
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
+    promote: Promote | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None

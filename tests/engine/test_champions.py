@@ -21,7 +21,7 @@ from embedding_studio.errors import Conflict
 from embedding_studio.models import MoveKind, RegisteredModel
 from embedding_studio.projects import RegisteredName
 from embedding_studio.store.models import MODELS
-from embedding_studio.tasks import FineTuningTask, TaskEventKind, TaskStatus
+from embedding_studio.tasks import FineTuningTask, Promote, TaskEventKind, TaskStatus
 from embedding_studio.tracking.iterations import Iterations
 from embedding_studio.tracking.registry import Registry
 from tests.engine.test_attempt import after_trials
@@ -72,6 +72,16 @@ def test_the_initial_model_is_champion_from_the_first(bench: Bench) -> None:
     (move,) = registered(bench, "Failing").moves
     assert (move.kind, move.from_version, move.to_version) == (MoveKind.INITIAL, None, 1)
     assert move.by == f"task {task.id}"
+
+
+def test_a_task_may_leave_the_champion_to_a_person(bench: Bench) -> None:
+    """A better model is judged and kept for download; the champion stays."""
+    task = bench.run_task(promote=Promote.NEVER)
+    assert task.promotion is not None
+    assert (task.status, task.promotion.promoted) == (TaskStatus.DONE, False)
+    assert task.promotion.reason.startswith("better on the test split: ")
+    assert task.best_model is not None
+    assert (registered(bench).champion, alias(bench)) == (1, 1)
 
 
 def test_a_promotion_is_a_version_with_its_verdict(bench: Bench) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from embedding_studio.engine.promotion import bootstrap_ci95, decide
 from embedding_studio.errors import MethodError
+from embedding_studio.tasks import Promote
 
 
 def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
@@ -41,6 +42,21 @@ def test_a_lucky_improvement_is_not() -> None:
     assert verdict.delta > 0
     assert not verdict.promoted
     assert "chance" in verdict.reason
+
+
+def test_what_the_gate_asks_is_a_choice() -> None:
+    """Better by chance is enough where that is asked, worse never is; a person may keep the word
+    for herself."""
+    before = {"m": np.array([0.1, 0.5, 0.4, 0.2])}
+    luckier = {"m": np.array([0.9, 0.2, 0.4, 0.2])}
+    asked = {p: decide("m", "maximize", before, luckier, 0, p) for p in Promote}
+    assert [p for p in Promote if asked[p].promoted] == [Promote.BETTER]
+    assert "that is enough" in asked[Promote.BETTER].reason
+    assert not decide("m", "maximize", luckier, before, 0, Promote.BETTER).promoted
+    sure = {"m": before["m"] + 0.1}
+    kept = decide("m", "maximize", before, sure, 0, Promote.NEVER)
+    assert (kept.promoted, kept.reason.startswith("better")) == (False, True)
+    assert "a person decides" in kept.reason
 
 
 def test_the_gate_knows_the_direction() -> None:

@@ -14,7 +14,15 @@ from embedding_studio.errands.schedules import next_time, run_due
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
-from embedding_studio.tasks import Budget, Claim, Sampler, SearchOptions, TaskRequest, TaskStatus
+from embedding_studio.tasks import (
+    Budget,
+    Claim,
+    Promote,
+    Sampler,
+    SearchOptions,
+    TaskRequest,
+    TaskStatus,
+)
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW, make_session
 
@@ -49,7 +57,7 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
     removed it is not found."""
     schedule = make_schedule(
         cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
-        search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5},
+        search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5}, promote=Promote.BETTER,
         metadata={"a.b": [1]}, webhook_url=URL,
     )  # fmt: skip
     for _ in range(2):
@@ -124,7 +132,7 @@ def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> N
     store.schedules.add(
         make_schedule(
             min_new_sessions=2, metadata={"a": 1}, budget=Budget(4), webhook_url=URL,
-            event_weights={"hover": 1, "buy": 0},
+            event_weights={"hover": 1, "buy": 0}, promote=Promote.NEVER,
         )
     )  # fmt: skip
     post(store, "a")
@@ -143,6 +151,7 @@ def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> N
     (task,) = store.tasks.page()
     assert (task.fine_tuning_method, task.metadata, task.budget) == ("m", {"a": 1}, Budget(4))
     assert (task.webhook_url, task.event_weights) == (URL, {"hover": 1, "buy": 0})
+    assert task.promote is Promote.NEVER
     after = store.schedules.get("s-1")
     assert (after.last_task_id, after.next_at) == (task.id, later(180))
 
