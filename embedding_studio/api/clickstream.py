@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter, ValidationError
 
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
@@ -16,7 +15,7 @@ from embedding_studio.api.errors import describe_fields, problems
 from embedding_studio.api.groups import Groups
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import judged, validated
-from embedding_studio.api.routing import Route, reading
+from embedding_studio.api.routing import Route, in_turn, reading
 from embedding_studio.clickstream import BatchCount, EarlyFeedback, Session, Usage
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
 from embedding_studio.store.clickstream import Registered
@@ -46,7 +45,7 @@ from embedding_studio.wire.quick import QuickSession, QuickSessions, read_sessio
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 
 _ID = TypeAdapter[str](PostedId)
-Posted = SessionBody | QuickSession
+PostedSession = SessionBody | QuickSession
 
 
 @router.post("/session", summary="Register a search", responses=problems(400, 413, 422))
@@ -57,11 +56,11 @@ async def register_session(
     """A known session_id keeps what was stored first; only events it did not have are added."""
     if isinstance(body, QuickSession):  # a large one
         return await register_one(body, request, context)
-    posted = await run_in_threadpool(judged, SessionBody, body, context)
+    posted = await in_turn(request, judged, SessionBody, body, context)
     return await register_one(posted, request, context)
 
 
-async def register_one(posted: Posted, request: Request, context: Context) -> SessionOutcome:
+async def register_one(posted: PostedSession, request: Request, context: Context) -> SessionOutcome:
     """Register a session that is right, together with those that are posted meanwhile."""
     [outcome] = await _register_together([posted], request, context)
     if isinstance(outcome, InvalidInput):
@@ -75,27 +74,23 @@ async def register_sessions(
     body: AsPosted[SessionsBody], request: Request, context: IngestContext
 ) -> SessionOutcomes:
     """Answers per item, in order. An invalid item is left out as a whole; the others are stored."""
-    quick = isinstance(body, QuickSessions)
-    many = body if quick else await run_in_threadpool(judged, SessionsBody, body, context)
-    items = many.sessions
+    if isinstance(body, QuickSessions):
+        items = body.sessions
+    else:
+        items = (await in_turn(request, judged, SessionsBody, body, context)).sessions
     limit = context.settings.max_sessions_per_request
     if len(items) > limit:
         raise InvalidInput(
             f"{len(items)} sessions in one request; at most {limit} are taken, "
             "send the rest in further requests (ES_MAX_SESSIONS_PER_REQUEST)"
         )
-    posted: Sequence[Posted | ValidationError | InvalidInput] = items
+    posted: Sequence[PostedSession | ValidationError | InvalidInput] = items
     if not all(isinstance(item, QuickSession) for item in items):
-        posted = await run_in_threadpool(_judged_each, items, context)
+        posted = await in_turn(request, _judged_each, items, context)
     right = [one for one in posted if not isinstance(one, Exception)]
     answers = iter(await _register_together(right, request, context))
     outcomes = [one if isinstance(one, Exception) else next(answers) for one in posted]
-    return SessionOutcomes(
-        sessions=[
-            _refusal(item, outcome, context) if isinstance(outcome, Exception) else outcome
-            for item, outcome in zip(items, outcomes, strict=True)
-        ]
-    )
+    return await in_turn(request, _tell, items, outcomes, context)
 
 
 @router.get("/session", summary="Read one session", responses=problems(404, 422))
@@ -229,9 +224,9 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
 
 def _judged_each(
     items: Sequence[object], context: Context
-) -> list[Posted | ValidationError | InvalidInput]:
+) -> list[PostedSession | ValidationError | InvalidInput]:
     """Return the sessions that were posted, or why they are none."""
-    judged_ones: list[Posted | ValidationError | InvalidInput] = []
+    judged_ones: list[PostedSession | ValidationError | InvalidInput] = []
     for item in items:
         try:
             quick = item if isinstance(item, QuickSession) else None
@@ -242,13 +237,15 @@ def _judged_each(
 
 
 async def _register_together(
-    posted: Sequence[Posted], request: Request, context: Context
+    posted: Sequence[PostedSession], request: Request, context: Context
 ) -> Sequence[SessionOutcome | InvalidInput]:
-    groups: Groups[Posted, SessionOutcome | InvalidInput] = request.app.state.groups
+    groups: Groups[PostedSession, SessionOutcome | InvalidInput] = request.app.state.groups
     return await groups.do(context.store.project, posted, partial(_register, context))
 
 
-def _register(context: Context, posted: Sequence[Posted]) -> list[SessionOutcome | InvalidInput]:
+def _register(
+    context: Context, posted: Sequence[PostedSession]
+) -> list[SessionOutcome | InvalidInput]:
     """Keep sessions, and return what to answer to each."""
     now = context.clock()
     to_instant = _accepted_instant(context, now)
@@ -265,7 +262,7 @@ def _register(context: Context, posted: Sequence[Posted]) -> list[SessionOutcome
     return [one if isinstance(one, InvalidInput) else next(outcomes) for one in ended]
 
 
-def _session_of(posted: Posted, to_instant: ToInstant) -> Session | InvalidInput:
+def _session_of(posted: PostedSession, to_instant: ToInstant) -> Session | InvalidInput:
     try:
         return posted.to_session(to_instant)
     except InvalidInput as error:  # a time that is not taken
@@ -311,6 +308,19 @@ def _add_counts(context: Context, noticed: Sequence[tuple[Registered, Notices]])
         if counts:
             with suppress(NotFound):  # deleted meanwhile
                 context.store.clickstream.add_counts(batch_id, counts)
+
+
+def _tell(
+    items: Sequence[object],
+    outcomes: Sequence[SessionOutcome | ValidationError | InvalidInput],
+    context: Context,
+) -> SessionOutcomes:
+    return SessionOutcomes(
+        sessions=[
+            _refusal(item, outcome, context) if isinstance(outcome, Exception) else outcome
+            for item, outcome in zip(items, outcomes, strict=True)
+        ]
+    )
 
 
 def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:

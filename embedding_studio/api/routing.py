@@ -9,6 +9,7 @@ from json import loads
 from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
@@ -19,6 +20,7 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Parse = Callable[[bytes], Any]
 Read = Callable[[Settings, Parse, bytes], Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 VALUES_PER_MB = 64 * 1024
 """Twice what sessions of short ids without texts come to: commas within texts are counted as well.
@@ -38,6 +40,12 @@ def reading(read: Read) -> Callable[[Endpoint], Endpoint]:
         return endpoint
 
     return mark
+
+
+async def in_turn(request: Request, work: Callable[..., Result], *given: Any) -> Result:
+    """Return what work returns, in a thread, when it is its caller's turn to have one."""
+    async with request.state.turns:
+        return await run_in_threadpool(work, *given)
 
 
 class Route(APIRoute):

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from embedding_studio.api import routing
+from embedding_studio.api import clickstream, routing
 from embedding_studio.api.app import create_app
 from embedding_studio.api.requests import MAX_TOLD_ERRORS
 from embedding_studio.keys import Scope, make_key
@@ -104,6 +104,32 @@ def test_a_body_of_very_many_values_is_not_parsed(
     assert answer.status_code == 413
     assert "1048576 values" in answer.json()["detail"]
     assert "ES_MAX_BODY_MB" in answer.json()["detail"]
+
+
+def test_wrong_sessions_are_judged_and_told_beside_the_event_loop(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes far longer than one that is right."""
+    threads: set[str] = set()
+
+    def watch(name: str) -> None:
+        call = getattr(clickstream, name)
+
+        def watched(*given: Any) -> Any:
+            threads.add(threading.current_thread().name)
+            return call(*given)
+
+        monkeypatch.setattr(clickstream, name, watched)
+
+    for name in ("judged", "validated", "_refusal"):
+        watch(name)
+    wrong = session_json(search_results=[{"rank": "high"}])
+    assert post(api, json.dumps(wrong)).status_code == 422
+    assert post(
+        api, json.dumps({"sessions": [wrong, session_json()]}), "/clickstream/sessions"
+    ).is_success
+    assert post(api, json.dumps({"session": []}), "/clickstream/sessions").status_code == 422
+    assert threads == {"AnyIO worker thread"}
 
 
 def test_a_large_body_is_parsed_beside_the_event_loop(
