@@ -36,7 +36,7 @@ class Registered:
     is_new: bool
     #: how many of the posted events the session did not have
     new_events: int
-    #: the session as it is kept, but for its events
+    #: the session as it is kept; of its events there may be none
     stored: Session
     #: the one it is in, or will be unless that is released before it is placed
     batch_id: str
@@ -125,8 +125,8 @@ class Clickstream:
         kept = [one for one, answer in answers.items() if not isinstance(answer, InvalidInput)]
         joined = self._join_early(kept, now)
         outcomes = [
-            replace(answer, early_events=joined.pop(answer.stored.session_id, 0))
-            if isinstance(answer, Registered)
+            replace(answer, early_events=count)
+            if isinstance(answer, Registered) and (count := joined.pop(answer.stored.session_id, 0))
             else answer
             for answer in outcomes
         ]
@@ -372,8 +372,7 @@ def _size_of_events(sessions: Iterable[Session]) -> int:
 def _new(session: Session, project: Document) -> Registered:
     since = project.get("since")
     is_late = since is not None and milliseconds(session.created_at) < since
-    stored = replace(session, events=())
-    return Registered(True, len(fresh_events(session.events)), stored, project["batch"], is_late)
+    return Registered(True, len(fresh_events(session.events)), session, project["batch"], is_late)
 
 
 def _known(added: _Added, collecting: str | None) -> Registered:
