@@ -324,7 +324,9 @@ def _tell(
 
 
 def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:
-    if isinstance(error, ValidationError):
+    if not isinstance(item, dict | QuickSession):
+        reason = "the item is no JSON object"
+    elif isinstance(error, ValidationError):
         errors = error.errors()
         first, others = errors[:SUMMARIZED], errors[SUMMARIZED:]
         reason = summarize_field_errors(describe_fields(first, SessionBody), len(others))

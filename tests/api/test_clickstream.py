@@ -374,6 +374,7 @@ def test_one_bad_bulk_item_costs_only_itself(api: TestClient) -> None:
     ]
     assert "session_id" in outcomes[1]["error"]
     assert "e-2" in outcomes[2]["error"]
+    assert outcomes[3]["error"] == "the item is no JSON object"
     assert api.get("/clickstream/session?session_id=half").status_code == 404
     sessions = batch_sessions(api, released(api))["sessions"]
     assert [(one["session_number"], one["session_id"]) for one in sessions] == [
