@@ -14,6 +14,7 @@ from embedding_studio.projects import RegisteredName
 from embedding_studio.tasks import TaskStatus
 from tests.faults.harness import LOG, Yard, check_ledger
 from tests.training.tiny import searches, write_tiny_model
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -157,4 +158,6 @@ def test_the_default_method_on_a_full_disk(
     assert "SIG" not in failed.error
     batch = store.clickstream.collecting_batch()
     assert failed.batch_id is not None or (batch is not None and batch.session_count == 400)
+    # MLflow is told once the store is
+    wait_until(lambda: all(one.tags["es.state"] != "running" for one in yard.bench.experiments()))
     check_ledger(yard.bench)
