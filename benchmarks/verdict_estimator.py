@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, log_softmax
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -30,10 +31,6 @@ _STRENGTH = 20.0
 _BROWSING = {"position": 1, "last_click": 4, "found": 5}
 
 
-def sigmoid(x: Floats) -> Floats:
-    return 1 / (1 + np.exp(-np.clip(x, -50, 50)))
-
-
 def people(clicked: Flags, rounds: int = 30) -> Flags:
     """Return which sessions a person made: all but those of four clicks or more that are twenty
     times likelier as clicks anywhere alike than by the click rates of positions.
@@ -45,7 +42,7 @@ def people(clicked: Flags, rounds: int = 30) -> Flags:
     for _ in range(rounds):
         by_rates = clicked @ np.log(rates) + ~clicked @ np.log1p(-rates)
         alike = n * np.log(anywhere) + (width - n) * np.log1p(-anywhere)
-        person = sigmoid(by_rates - alike - np.log(share / (1 - share)))
+        person = expit(by_rates - alike - np.log(share / (1 - share)))
         rates = np.clip((person @ clicked + 1) / (person.sum() + 20), 1e-4, 0.95)
         others = (1 - person).sum()
         anywhere = float(
@@ -169,7 +166,7 @@ def fit_clicking(cells: Cells, features: Floats, trusts: bool, decay: float) -> 
     irrelevant, one, zero = chances()
     for _ in range(_ROUNDS):
         before = np.concatenate([one, zero])
-        found = sigmoid(prior + Clicking(one, zero, weights).evidence(cells))
+        found = expit(prior + Clicking(one, zero, weights).evidence(cells))
         share = found[cells.pair]
         shown_1 = np.bincount(cells.cell, cells.shown * share, n_cells)
         shown_0 = np.bincount(cells.cell, cells.shown * (1 - share), n_cells)
@@ -194,7 +191,7 @@ def fit_clicking(cells: Cells, features: Floats, trusts: bool, decay: float) -> 
             noise = min(noise, relevant / 1.5)
             irrelevant, one, zero = chances()
         for _ in range(3):  # Newton steps of a logistic regression on probabilities
-            expected = sigmoid(x @ weights)
+            expected = expit(x @ weights)
             hessian = (x * (expected * (1 - expected))[:, None]).T @ x + np.diag(ridge)
             weights = weights + np.linalg.solve(
                 hessian, x.T @ (found[known] - expected) - ridge * weights
@@ -229,8 +226,8 @@ class Judge:
         ridge = np.full(x.shape[1], 1e-6)
         ridge[: self.features.shape[2]] = _RIDGE
         weights = _most_likely(x, self.evidence.ravel(), ridge)
-        prior = sigmoid(x @ weights)
-        posterior = sigmoid(x @ weights + self.evidence.ravel())
+        prior = expit(x @ weights)
+        posterior = expit(x @ weights + self.evidence.ravel())
         score = (x * (posterior - prior)[:, None]).reshape(*gain.shape, -1).sum(axis=1)
         information = prior * (1 - prior) - posterior * (1 - posterior)
         hessian = ((x * information[:, None]).T @ x + np.diag(ridge)) / n_queries
@@ -254,7 +251,7 @@ def judge(query: Ints, clicked: Flags, initial: Floats) -> Judge:
     cells = counted["last_click"]
     for _ in range(3):
         fitted = fit_clicking(cells, flat, True, 1.0)
-        relevance = sigmoid(flat @ fitted.weights + fitted.evidence(cells)).reshape(initial.shape)
+        relevance = expit(flat @ fitted.weights + fitted.evidence(cells)).reshape(initial.shape)
         cells = count_cells(query, clicked, "found", relevance)
     counted["found"] = cells
     found: dict[tuple[str, bool], float] = {}
@@ -271,7 +268,7 @@ def judge(query: Ints, clicked: Flags, initial: Floats) -> Judge:
     fits = [fit_clicking(cells, flat, trusts, decay) for decay in (0.5, 1.0)]
     best = max(fits, key=lambda fit: fit.log_likelihood)
     evidence = best.evidence(cells)
-    posterior = sigmoid(flat @ best.weights + evidence).reshape(initial.shape)
+    posterior = expit(flat @ best.weights + evidence).reshape(initial.shape)
     names = {f"{kind}{'+trust' if t else ''}": value for (kind, t), value in found.items()}
     return Judge(
         evidence.reshape(initial.shape),
@@ -287,7 +284,7 @@ def initial_features(scores: Floats) -> Floats:
     position = np.arange(scores.shape[1])
     best, second = (np.sort(scores, axis=1)[:, [place]] for place in (-1, -2))
     of_scores = [
-        *(log_softmax(scores, t) for t in _TEMPERATURES),
+        *(log_softmax(scores / t, axis=1) for t in _TEMPERATURES),
         scores - np.where(scores == best, second, best),
         np.broadcast_to(scores.mean(axis=1, keepdims=True), scores.shape),
         scores,
@@ -309,7 +306,10 @@ def changes_of(
         discounts(shown, np.where(is_other, others, -np.inf))
         for shown, others in (initial, candidate)
     )
-    softer = [log_softmax(candidate[0], t) - log_softmax(initial[0], t) for t in _TEMPERATURES]
+    softer = [
+        log_softmax(candidate[0] / t, axis=1) - log_softmax(initial[0] / t, axis=1)
+        for t in _TEMPERATURES
+    ]
     return np.stack([after - before, *softer], axis=2)
 
 
@@ -321,11 +321,6 @@ def discounts(shown: Floats, others: Floats) -> Floats:
     above |= (shown[:, None, :] == shown[:, :, None]) & (place < place[:, None])
     rank = above.sum(axis=2) + (others[:, None, :] >= shown[:, :, None]).sum(axis=2)
     return np.where(rank < TOP, 1 / np.log2(rank + 2.0), 0.0)
-
-
-def log_softmax(scores: Floats, temperature: float) -> Floats:
-    logits = scores.astype(float) / temperature
-    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
 def ideal_of_those_with_any(relevance: Floats) -> float:
@@ -355,7 +350,7 @@ def _most_likely(x: Floats, evidence: Floats, ridge: Floats) -> Floats:
 
     now = value(weights)
     for _ in range(100):
-        prior, posterior = sigmoid(x @ weights), sigmoid(x @ weights + evidence)
+        prior, posterior = expit(x @ weights), expit(x @ weights + evidence)
         complete = prior * (1 - prior)
         curvature = (x * (complete - posterior * (1 - posterior))[:, None]).T @ x + np.diag(ridge)
         try:
