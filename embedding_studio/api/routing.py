@@ -15,9 +15,9 @@ from pydantic_core import from_json
 
 from embedding_studio.api.context import Needs
 from embedding_studio.settings import Settings
+from embedding_studio.wire.quick import Parse
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-Parse = Callable[[bytes], Any]
 Read = Callable[[Settings, Parse, bytes], Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Result = TypeVar("Result")

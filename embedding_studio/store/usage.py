@@ -11,8 +11,6 @@ from embedding_studio.tasks import TaskRequest
 
 PAGE_BYTES = 4 * 1024 * 1024
 """What the sessions of a page come to at most, as the database keeps them, or it is one session."""
-SAMPLE = 100
-"""How many sessions of a project from before they were counted tell how large one is."""
 
 
 def most_of(settings: Settings) -> Usage:
