@@ -46,7 +46,9 @@ Parameters: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PluginMeta:
-    """name: what a task names, unique among the plugins of an installation; letters, digits,
+    """What a plugin says of itself.
+
+    name: what a task names, unique among the plugins of an installation; letters, digits,
     spaces and ._+- only, for it is also the name of the registered model."""
 
     name: str

@@ -59,7 +59,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Split:
-    """vectors: (n_texts, d), what the frozen encoder makes of every text that `lists` names, as it
+    """One part of the data, with the frozen encoder's vectors.
+
+    vectors: (n_texts, d), what the frozen encoder makes of every text that `lists` names, as it
     serves them; similarity: the name of its own; encoder: its folder."""
 
     lists: QueryLists

@@ -16,7 +16,9 @@ _POSITIVE_FROM = 0.3
 
 @dataclass(frozen=True)
 class Batch:
-    """queries: (b,) distinct text indices and items: (n,) distinct item indices; relevance and
+    """What one step of training learns from.
+
+    queries: (b,) distinct text indices and items: (n,) distinct item indices; relevance and
     negative_weight: (b, n), what the losses take. An item that only other queries of the batch
     were shown is a negative, unless a near-identical query meant it."""
 

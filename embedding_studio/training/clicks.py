@@ -93,7 +93,9 @@ class Impressions:
 
 @dataclass(frozen=True, slots=True)
 class ClickModel:
-    """theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
+    """How people look at a list of results and click in it.
+
+    theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
     weight_1, weight_0: what a click on a relevant, on an irrelevant result weighs on average.
 
     Positions beyond the last one fitted are taken for the last one."""
