@@ -25,6 +25,9 @@ class MoveKind(StrEnum):
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
     ADOPTED = "adopted"
+    PROMOTED_BY_HAND = "promoted_by_hand"
+    #: none did: a person's wish came to nothing
+    WISH_ENDED = "wish_ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +62,28 @@ class ChampionMove:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """A person's word that a task's model shall be champion.
+
+    It waits for a worker where MLflow's registry has yet to give the model a number."""
+
+    task_id: str
+    model: StoredModel
+    #: whose wish it is, for people
+    by: str
+    #: the reason given
+    why: str
+    at: datetime
+    #: the verdict of that task; None if it ended without one
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RegisteredModel:
     """A method's versions, which of them is champion, and how it came to be.
 
     versions: oldest first; champion: the number of one of them; moves: oldest first.
+    wanted: the wish that a worker is yet to carry out; of several, the last.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
     is setting it to, until mirroring_until at the latest. revision: 0 before it is first kept, then
     one higher with every change."""
@@ -72,6 +93,7 @@ class RegisteredModel:
     versions: tuple[ModelVersion, ...] = ()
     champion: int | None = None
     moves: tuple[ChampionMove, ...] = ()
+    wanted: Wish | None = None
     mirrored: int | None = None
     mirroring: int | None = None
     mirroring_until: datetime | None = None
@@ -84,7 +106,9 @@ class RegisteredModel:
 
     @property
     def is_mirrored(self) -> bool:
-        return self.mirrored == self.champion and self.mirroring is None
+        """Whether no worker has anything to do for it in MLflow."""
+        is_shown = self.mirrored == self.champion and self.mirroring is None
+        return is_shown and self.wanted is None
 
     def version(self, number: int | None) -> ModelVersion:
         """Return one version. Raises NotFound."""
@@ -105,8 +129,9 @@ class RegisteredModel:
 
     @property
     def kept_run_ids(self) -> frozenset[str]:
-        """The runs whose models are those of versions that were not removed."""
-        return frozenset(v.model.run_id for v in self.versions if v.removed_at is None)
+        """The runs whose models are those of versions that were not removed, or wished for."""
+        kept = {v.model.run_id for v in self.versions if v.removed_at is None}
+        return frozenset(kept | ({self.wanted.model.run_id} if self.wanted else set()))
 
     @property
     def kept_numbers(self) -> frozenset[int]:
@@ -116,7 +141,7 @@ class RegisteredModel:
     @property
     def is_initial(self) -> bool:
         """Whether nothing but initial models was champion so far."""
-        return all(move.kind is MoveKind.INITIAL for move in self.moves)
+        return all(move.kind in (MoveKind.INITIAL, MoveKind.WISH_ENDED) for move in self.moves)
 
     def former_initial_runs(self) -> list[str]:
         """Return the runs of the initial models but the last one, which is always kept."""
@@ -163,32 +188,83 @@ class RegisteredModel:
         if self.champion != expected:
             raise Conflict(f"{self.say_champion()}, not version {expected}")
 
+    def ensure_unwanted(self) -> None:
+        """Raise Conflict when a person wants another model to be champion."""
+        if self.wanted is not None:
+            raise Conflict(
+                f"the model of task {self.wanted.task_id} shall be champion of {self.name!r} "
+                f"(wanted by {self.wanted.by})"
+            )
+
     def say_champion(self) -> str:
         """Return in words which version is champion, and since when."""
-        if not self.moves:
+        moves = [move for move in self.moves if move.kind is not MoveKind.WISH_ENDED]
+        if not moves:
             return f"{self.name!r} has no champion yet"
-        last = self.moves[-1]
+        last = moves[-1]
         return (
             f"the champion of {self.name!r} is version {self.champion} "
             f"({last.kind.value.replace('_', ' ')} by {last.by} at {last.at:%F %T} UTC)"
         )
 
     def rolled_back(self, to_version: int | None, by: str, why: str, now: datetime) -> Self:
-        """Return it with an earlier champion, None: the one whose place the present one took.
+        """Return it with an earlier champion, None: the one whose place the present one took. A
+        wish that waits ends.
 
         Raises Conflict and NotFound as `moved` does, and Conflict if there is no previous one."""
         target = self.previous_version() if to_version is None else to_version
-        return self.moved(ChampionMove(MoveKind.ROLLED_BACK, now, self.champion, target, by, why))
+        move = ChampionMove(MoveKind.ROLLED_BACK, now, self.champion, target, by, why)
+        return self.without_wish(by, why or "it was rolled back", now).moved(move)
+
+    @property
+    def previous(self) -> int | None:
+        """The version whose place the champion took, if any; while a wish waits the champion, whose
+        place is about to be taken."""
+        if self.wanted is not None or self.champion is None:
+            return self.champion
+        return self.version(self.champion).previous
 
     def previous_version(self) -> int:
         """Return what a rollback without a number leads to. Raises Conflict if there is nothing."""
-        previous = None if self.champion is None else self.version(self.champion).previous
-        if previous is None:
+        if self.previous is None:
             raise Conflict(
                 f"version {self.champion} of {self.name!r} took no other one's place: there is no "
                 "previous version; name one"
             )
-        return previous
+        return self.previous
+
+    def wished(self, wish: Wish) -> Self:
+        """Return it with a wish carried out where the model is a version already, else waiting. A
+        wish for another model ends; what is so already changes nothing.
+
+        Raises Conflict when the files of that version are gone."""
+        run_id = wish.model.run_id
+        if self.wanted is not None and self.wanted.model.run_id == run_id:
+            return self
+        instead = f"that of task {wish.task_id} shall be instead"
+        changed = self.without_wish(wish.by, instead, wish.at)
+        version = self.version_of(run_id)
+        if version is None:
+            return replace(changed, wanted=wish)
+        return changed.moved(_by_hand(wish, self.champion, version.number, wish.at))
+
+    def granted(self, wish: Wish, number: int, now: datetime) -> Self:
+        """Return it with a wish carried out, the model being registered under this number; as it is
+        if that is no longer wished for."""
+        if self.wanted != wish:
+            return self
+        new = ModelVersion(number, wish.model, now, wish.task_id, wish.promotion)
+        move = _by_hand(wish, self.champion, number, now)
+        return replace(self.moved(move, new), wanted=None)
+
+    def without_wish(self, by: str, why: str, now: datetime) -> Self:
+        """Return it without the wish that waits, if any, which comes to nothing: the history says
+        who ended it, and why."""
+        if self.wanted is None or self.champion is None:
+            return self
+        told = f"the model of task {self.wanted.task_id} does not become champion: {why}"
+        end = ChampionMove(MoveKind.WISH_ENDED, now, self.champion, self.champion, by, told)
+        return replace(self, wanted=None, moves=(*self.moves, end)[-MOST_REMEMBERED:])
 
     def former_champions(self, count: int) -> frozenset[int]:
         """Return the last so many versions that were champion before the present one."""
@@ -203,8 +279,10 @@ class RegisteredModel:
     def retired(self, run_ids: Collection[str], keep: int, now: datetime) -> Self:
         """Return it with the versions of some runs marked as removed.
 
-        Raises Conflict when one of them is the champion or one of the `keep` champions before it.
-        """
+        Raises Conflict when one of them is the champion or one of the `keep` champions before it,
+        or wished for."""
+        if self.wanted is not None and self.wanted.model.run_id in run_ids:
+            self.ensure_unwanted()
         leaving = {v.number for v in self.versions if v.model.run_id in run_ids}
         needed = leaving & {self.champion, *self.former_champions(keep)}
         if needed:
@@ -230,3 +308,13 @@ class RegisteredModel:
         if self.mirroring_until != claimed.mirroring_until:
             return self
         return replace(self, mirrored=claimed.mirroring, mirroring=None, mirroring_until=None)
+
+    def let_go(self, claimed: Self) -> Self:
+        """Return it without that claim; as it is if the claim is over."""
+        if self.mirroring_until != claimed.mirroring_until:
+            return self
+        return replace(self, mirroring=None, mirroring_until=None)
+
+
+def _by_hand(wish: Wish, champion: int | None, number: int, now: datetime) -> ChampionMove:
+    return ChampionMove(MoveKind.PROMOTED_BY_HAND, now, champion, number, wish.by, wish.why)

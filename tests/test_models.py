@@ -1,4 +1,5 @@
-"""Registered models: where a rollback leads, which former champions stay, and what is refused."""
+"""Registered models: where a rollback leads, which former champions stay, what a person wishes for,
+and what is refused."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from embedding_studio.models import (
     ModelVersion,
     MoveKind,
     RegisteredModel,
+    Wish,
 )
 from embedding_studio.tasks import ModelFile, StoredModel
 
@@ -121,3 +123,90 @@ def test_a_version_that_is_numbered_anew_leaves_no_ghost() -> None:
     model = model.moved(move, replace(lost, number=5))
     assert model.former_champions(2) == {1, 3}
     assert to(model, 3).previous_version() == 5
+
+
+def wish_for(number: int, by: str = "ann") -> Wish:
+    files = (ModelFile("a.json", 1, "00"),)
+    model = StoredModel(f"run-{number}", "/a", files)
+    return Wish(f"task-{number}", model, by, "reads better", NOW)
+
+
+def kinds(model: RegisteredModel) -> list[MoveKind]:
+    return [move.kind for move in model.moves]
+
+
+def test_a_wish_waits_for_a_number_and_is_granted_once() -> None:
+    """Its model takes the place of whoever is champion by then; wished for again, or granted again,
+    nothing changes."""
+    wish = wish_for(7)
+    model = after(1, 2).wished(wish)
+    assert (model.champion, model.wanted, model.is_mirrored) == (2, wish, False)
+    assert model.wished(wish_for(7, "bob")) == model
+    granted = to(model, 3).granted(wish, 4, NOW)
+    assert (granted.champion, granted.wanted, granted.previous) == (4, None, 3)
+    assert granted.version(4).task_id == "task-7"
+    move = granted.moves[-1]
+    assert (move.kind, move.by, move.why) == (MoveKind.PROMOTED_BY_HAND, "ann", "reads better")
+    assert granted.granted(wish, 4, NOW) == granted
+    assert granted.wished(wish) == granted
+
+
+def test_a_wish_for_a_former_champion_is_carried_out_at_once() -> None:
+    """It has its number; once its files are gone, it is refused and what is there stays."""
+    model = to(after(1, 2), 1)
+    again = model.wished(wish_for(2))
+    assert (again.champion, again.wanted) == (2, None)
+    assert again.moves[-1].kind is MoveKind.PROMOTED_BY_HAND
+    with pytest.raises(Conflict, match="files of version 2 of 'm' are gone"):
+        model.retired(["run-2"], 0, NOW).wished(wish_for(2))
+
+
+def test_of_two_wishes_the_last_counts() -> None:
+    """The history says whose wish ended for what; so it does if what is wished for is champion."""
+    model = after(1).wished(wish_for(7)).wished(wish_for(8, "bob"))
+    assert model.wanted == wish_for(8, "bob")
+    end = model.moves[-1]
+    assert (end.kind, end.from_version, end.to_version) == (MoveKind.WISH_ENDED, 1, 1)
+    assert end.by == "bob"
+    assert end.why == (
+        "the model of task task-7 does not become champion: that of task task-8 shall be instead"
+    )
+    assert model.granted(wish_for(7), 2, NOW) == model
+    kept = model.wished(wish_for(1))
+    assert (kept.champion, kept.wanted) == (1, None)
+
+
+def test_a_rollback_ends_a_wish() -> None:
+    """Without a number it leads to the champion as it is, so that it ends where it would lead once
+    the wish were carried out; with one, it moves the champion too."""
+    model = after(1, 2).wished(wish_for(7))
+    ended = model.rolled_back(None, "bob", "", NOW)
+    assert (ended.champion, ended.wanted) == (2, None)
+    assert ended.moves[-1].why.endswith("does not become champion: it was rolled back")
+    granted = model.granted(wish_for(7), 3, NOW)
+    assert granted.rolled_back(None, "bob", "", NOW).champion == 2
+    moved = model.rolled_back(1, "bob", "worse", NOW)
+    assert (moved.champion, moved.wanted) == (1, None)
+    assert kinds(moved)[-2:] == [MoveKind.WISH_ENDED, MoveKind.ROLLED_BACK]
+    with pytest.raises(NotFound):
+        model.rolled_back(9, "bob", "", NOW)
+
+
+def test_a_wish_that_ended_moved_nothing() -> None:
+    """Who is champion since when is told as before, and a method that never promoted anything may
+    still begin with another initial model."""
+    model = replace(after(1), moves=(replace(after(1).moves[0], kind=MoveKind.INITIAL),))
+    ended = model.wished(wish_for(7)).without_wish("a worker", "its files are gone", NOW)
+    assert ended.is_initial
+    assert ended.say_champion() == model.say_champion()
+    assert to(ended, 2).former_champions(2) == {1}
+
+
+def test_what_is_wished_for_is_not_retired() -> None:
+    """Nor is its run among those whose models may go, until the wish ends."""
+    model = after(1).wished(wish_for(7))
+    assert model.kept_run_ids == {"run-1", "run-7"}
+    with pytest.raises(Conflict, match="the model of task task-7 shall be champion of 'm'"):
+        model.retired(["run-7", "another"], 2, NOW)
+    ended = model.without_wish("bob", "no", NOW)
+    assert ended.retired(["run-7"], 2, NOW) == ended

@@ -59,6 +59,7 @@ def test_what_callers_of_the_api_import() -> None:
         "resume_schedule": "schedule_id",
         "delete_schedule": "schedule_id",
         "champion": "fine_tuning_method",
+        "promote_task": "task_id, reason",
         "roll_back": "fine_tuning_method, version, reason",
         "ping": "",
         "health": "",

@@ -1,4 +1,4 @@
-"""Routes for champions: a method's versions, and the way back to an earlier one."""
+"""Routes for champions: a method's versions, a person's promotion, and the way back."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -10,15 +10,18 @@ from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import judged
 from embedding_studio.api.routing import Route
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
-from embedding_studio.models import ModelVersion, RegisteredModel
+from embedding_studio.models import RegisteredModel, Wish
+from embedding_studio.tasks import TERMINAL, StoredModel, TaskStatus
 from embedding_studio.tracking.reader import open_model
 from embedding_studio.wire.fields import AsPosted, Id
-from embedding_studio.wire.models import ChampionView, RollbackBody
+from embedding_studio.wire.models import ChampionView, PromoteBody, RollbackBody
 
-router = APIRouter(prefix="/fine-tuning/champion", tags=["champions"], route_class=Route)
+router = APIRouter(prefix="/fine-tuning", tags=["champions"], route_class=Route)
 
 
-@router.get("", summary="List a method's versions, newest first", responses=problems(404, 422))
+@router.get(
+    "/champion", summary="List a method's versions, newest first", responses=problems(404, 422)
+)
 def get_champion(
     fine_tuning_method: Annotated[Id, Query(description="the `meta.name` of a plugin")],
     context: ReadContext,
@@ -29,29 +32,73 @@ def get_champion(
 
 
 @router.post(
-    "/rollback",
+    "/champion/rollback",
     summary="Make an earlier version champion",
     responses=problems(400, 404, 409, 413, 422),
 )
 def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionView:
     """Takes effect at once for the next iteration, and for one that is running: it promotes nothing
     any more. MLflow's alias follows within seconds, while a worker is there. A version that is
-    champion already changes nothing: with `version`, the call may be repeated."""
+    champion already changes nothing: with `version`, the call may be repeated. What is `wanted` is
+    so no longer; without a version, that is all."""
     wanted = judged(RollbackBody, body, context)
-    key = context.caller.key
-    by = f"{key.name} (key {key.id})" if key else "somebody without a key"
 
     def change(model: RegisteredModel) -> RegisteredModel:
         _there(model if model.versions else None, wanted.fine_tuning_method)
-        if wanted.version == model.champion:
+        if wanted.version == model.champion and model.wanted is None:
             return model
         if wanted.expected_champion is not None:
             model.ensure_champion(wanted.expected_champion)
-        changed = model.rolled_back(wanted.version, by, wanted.reason, context.clock())
-        _check_files(context, changed.version(changed.champion))
+        by, now = _caller(context), context.clock()
+        changed = model.rolled_back(wanted.version, by, wanted.reason, now)
+        if changed.champion != model.champion:
+            version = changed.version(changed.champion)
+            _check_files(context, version.model, f"version {version.number}")
         return changed
 
     return ChampionView.of(context.store.models.update(wanted.fine_tuning_method, change))
+
+
+@router.post(
+    "/task/{task_id}/promote",
+    summary="Make a task's model champion",
+    responses=problems(400, 404, 409, 413, 422),
+)
+def promote_task(task_id: str, body: AsPosted[PromoteBody], context: TuneContext) -> ChampionView:
+    """Whatever the verdict was: a person decides. A model that was champion before is so at once;
+    any other is `wanted` until a worker has registered it in MLflow, within seconds while one is
+    there, and stays whatever retention says. One that is champion or wanted already changes
+    nothing; of two that are wanted, the last is. A rollback leads back, or ends the wait; if the
+    model could not become champion, `moves` says why."""
+    reason = judged(PromoteBody, body, context).reason
+    task = context.store.tasks.get(task_id)
+    if task.status not in TERMINAL - {TaskStatus.CANCELED}:
+        raise Conflict(
+            f"the model of task {task_id!r} cannot be champion: the task is {task.status}, and "
+            "only what a task ended with can"
+        )
+    model = task.best_model
+    if model is None:
+        raise Conflict(
+            f"task {task_id!r} has no model, or no longer: it is {task.status}. Its history says "
+            "what became of it"
+        )
+    wish = Wish(task_id, model, _caller(context), reason, context.clock(), task.promotion)
+
+    def change(registered: RegisteredModel) -> RegisteredModel:
+        _there(registered if registered.versions else None, task.fine_tuning_method)
+        changed = registered.wished(wish)
+        if changed != registered and not registered.is_champion(model.run_id):
+            _check_files(context, model, f"the model of task {task_id!r}")
+        return changed
+
+    return ChampionView.of(context.store.models.update(task.fine_tuning_method, change))
+
+
+def _caller(context: Context) -> str:
+    """Return who asks, for people."""
+    key = context.caller.key
+    return f"{key.name} (key {key.id})" if key else "somebody without a key"
 
 
 def _there(model: RegisteredModel | None, method: str) -> RegisteredModel:
@@ -62,11 +109,10 @@ def _there(model: RegisteredModel | None, method: str) -> RegisteredModel:
     return model
 
 
-def _check_files(context: Context, version: ModelVersion) -> None:
-    """Raise Conflict when files of a version are not there, as far as this process can see."""
+def _check_files(context: Context, model: StoredModel, what: str) -> None:
+    """Raise Conflict when files of a model are not there, as far as this process can see."""
     with suppress(ConfigurationError):
         try:
-            folder = open_model(version.model, context.settings.resolved_tracking_uri)
-            folder.check(version.model.files)
+            open_model(model, context.settings.resolved_tracking_uri).check(model.files)
         except NotFound as error:
-            raise Conflict(f"version {version.number} cannot be champion: {error}") from error
+            raise Conflict(f"{what} cannot be champion: {error}") from error

@@ -1,7 +1,7 @@
-"""Calls for registered models: a method's versions, and the way back to an earlier one."""
+"""Calls for registered models: a method's versions, a person's promotion, and the way back."""
 
 from embedding_studio.client.connection import Connection
-from embedding_studio.wire.models import ChampionView, RollbackBody
+from embedding_studio.wire.models import ChampionView, PromoteBody, RollbackBody
 
 
 class ModelCalls(Connection):
@@ -13,10 +13,16 @@ class ModelCalls(Connection):
             ChampionView, "/fine-tuning/champion", fine_tuning_method=fine_tuning_method
         )
 
+    def promote_task(self, task_id: str, reason: str = "") -> ChampionView:
+        """Make a task's model champion, whatever its verdict was: `wanted` until a worker has."""
+        body = PromoteBody.model_construct(reason=reason)
+        return self._post(ChampionView, f"/fine-tuning/task/{task_id}/promote", body)
+
     def roll_back(
         self, fine_tuning_method: str, version: int | None = None, reason: str = ""
     ) -> ChampionView:
-        """Make an earlier version champion; None: the one whose place the present one took."""
+        """Make an earlier version champion; None: the one whose place the present one took, or, if
+        a model is `wanted`, the present one itself: it stays."""
         expected = None
         if version is None:  # named here: a retry after a lost answer must not go back once more
             found = self.champion(fine_tuning_method)

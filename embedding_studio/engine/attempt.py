@@ -152,6 +152,9 @@ class Attempt:
             initial = tracking.models.store_initial(self.task.registered_name, folder, self.task.id)
             registered = self.lease.patiently(self.champions.begin_with, self.task, initial)
         self._mirror_champion()
+        # as it is by now: what a person wished for is carried out with the mirroring
+        found = self.lease.patiently(self.house.store.models.find, self.task.fine_tuning_method)
+        registered = found or registered
         model = registered.version(registered.champion).model
         try:
             tracking.models.download(model, workspace.start)
@@ -399,19 +402,25 @@ class Attempt:
         """Note in the store that an iteration goes, before it does; False if it has to stay."""
         store, now = self.house.store, self.house.clock()
         keep = self.house.settings.keep_champions
-        try:
+        what = "its experiment goes, with its model" if older.is_whole else "its model goes"
+        why = f"{what}, for task {self.task.id} is newer"
+        forget = partial(store.tasks.forget_iteration, older.task_id, older.experiment_id)
+
+        def retire() -> None:
             self.lease.patiently(
                 store.models.update,
                 self.task.fine_tuning_method,
                 lambda model: model.retired(older.run_ids, keep, now),
             )
+
+        try:
+            retire()
+            with suppress(NotFound):
+                self.lease.patiently(forget, now, why, older.is_whole)
+            # a wish that came in between was carried out if the task had its model still
+            retire()
         except Conflict:
             return False
-        what = "its experiment goes, with its model" if older.is_whole else "its model goes"
-        why = f"{what}, for task {self.task.id} is newer"
-        forget = partial(store.tasks.forget_iteration, older.task_id, older.experiment_id)
-        with suppress(NotFound):
-            self.lease.patiently(forget, now, why, older.is_whole)
         return True
 
     def finish(self, experiment_id: str) -> None:

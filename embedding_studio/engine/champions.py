@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import timedelta
 
 from embedding_studio.engine.house import House
-from embedding_studio.errors import Conflict
-from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.errors import Conflict, CorruptModel
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel, Wish
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel
 from embedding_studio.tracking import story
 
@@ -60,27 +60,32 @@ class Champions:
         """Make a task's model champion in the place of the one that it started from.
 
         Once: if that happened before, nothing does, whoever is champion by now. Raises Conflict
-        when another one has become champion meanwhile."""
+        when another one has become champion meanwhile, or is wanted."""
         seen = self.of(task.fine_tuning_method)
         if seen.version_of(model.run_id) is not None:
             return
         start = seen.version_of(start_run_id)
         expected = start.number if start else None
         seen.ensure_champion(expected)
+        seen.ensure_unwanted()
         verdict = story.verdict(promotion)
         number = self._house.tracking.registry.register(task.registered_name, model, verdict)
         new = ModelVersion(number, model, self._house.clock(), task.id, promotion)
         move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
 
         def take_the_place(found: RegisteredModel) -> RegisteredModel:
-            return found if found.version_of(model.run_id) else found.moved(move, new)
+            if found.version_of(model.run_id) is not None:
+                return found
+            found.ensure_unwanted()
+            return found.moved(move, new)
 
         self._house.store.models.update(task.fine_tuning_method, take_the_place)
 
     def mirror(self, method: str) -> bool:
-        """Point MLflow's alias to the champion; False while another worker is at it.
+        """Carry out the wish that waits, if any, and point MLflow's alias to the champion; False
+        while another worker is at it.
 
-        Nobody else sets the alias of this method for as long as a lease."""
+        Nobody else does either for this method for as long as a lease."""
         seen = self._house.store.models.find(method)
         if seen is None or seen.is_mirrored:
             return True
@@ -95,16 +100,57 @@ class Champions:
             if self._house.clock() >= until:
                 raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
 
-        if not self._house.tracking.registry.has_version(claimed.name, claimed.champion):
-            self._register_anew(claimed)
-            return False
+        guarded = self._house.guarded(ensure_in_time)
         try:
-            guarded = self._house.tracking.guarded(ensure_in_time)
-            guarded.registry.set_champion(claimed.name, claimed.champion)
+            if claimed.wanted is not None:
+                Champions(guarded)._grant(claimed, claimed.wanted)
+                return self.mirror(method)
+            if not guarded.tracking.registry.has_version(claimed.name, claimed.champion):
+                self._register_anew(claimed)
+                return False
+            guarded.tracking.registry.set_champion(claimed.name, claimed.champion)
         except Conflict:
             return False
         self._house.store.models.update(method, lambda model: model.mirrored_as(claimed))
         return True
+
+    def _grant(self, claimed: RegisteredModel, wish: Wish) -> None:
+        """Make champion what a person wished for, and let the claim go.
+
+        The wish ends if its model is not there any more."""
+        tracking, now = self._house.tracking, self._house.clock()
+        told = story.promoted_by_hand(wish.by, wish.why)
+        try:
+            self._ensure_kept(wish)
+            described = f"{told}. {story.verdict(wish.promotion)}" if wish.promotion else told
+            number = tracking.registry.register(claimed.name, wish.model, described)
+            # of an earlier wish that came to nothing, it may be there with other words
+            tracking.registry.describe(claimed.name, number, described)
+            tracking.iterations.tell_promotion(wish.model.run_id, told)
+        except CorruptModel as error:
+            why = str(error)
+
+            def carry_out(model: RegisteredModel) -> RegisteredModel:
+                return model.without_wish("a worker", why, now) if model.wanted == wish else model
+
+        else:
+
+            def carry_out(model: RegisteredModel) -> RegisteredModel:
+                return model.granted(wish, number, now)
+
+        self._house.store.models.update(
+            claimed.method, lambda model: carry_out(model).let_go(claimed)
+        )
+
+    def _ensure_kept(self, wish: Wish) -> None:
+        """Raise CorruptModel unless a wish's model is there to stay.
+
+        Who removes models takes them from their tasks first, and then looks for wishes again."""
+        kept = self._house.store.tasks.get(wish.task_id).best_model
+        if kept is None or kept.run_id != wish.model.run_id:
+            raise CorruptModel(f"task {wish.task_id} has it no longer")
+        if self._house.tracking.models.stored(wish.model.run_id).files != wish.model.files:
+            raise CorruptModel(f"the files of run {wish.model.run_id} are not those of the task")
 
     def _register_anew(self, model: RegisteredModel) -> None:
         """Give the champion another number, for somebody deleted its version in MLflow."""

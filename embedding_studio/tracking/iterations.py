@@ -22,6 +22,8 @@ from embedding_studio.tracking.reader import CARD
 from embedding_studio.tracking.registry import Registry
 from embedding_studio.tracking.runs import Runs
 
+NOTE = "mlflow.note.content"
+"""The tag of what people read above an experiment's runs."""
 _FEW = 4  # experiments a page, where most searches end with the first
 
 
@@ -105,7 +107,7 @@ class Iterations:
         }
         experiment_id = self._client.create_experiment(
             f"iteration / {registered_name} / {batch_id}",
-            {**tags, "mlflow.note.content": story.state_note("running", "", tags)},
+            {**tags, NOTE: story.state_note("running", "", tags)},
         )
         return _as_iteration(experiment_id, tags)
 
@@ -115,7 +117,7 @@ class Iterations:
         why: for people, who read it above the runs; None leaves them what is there."""
         if why is not None:
             tags = self._client.reading.get_experiment(experiment_id).tags
-            self._tag(experiment_id, "mlflow.note.content", story.state_note(state, why, tags))
+            self._tag(experiment_id, NOTE, story.state_note(state, why, tags))
         self._tag(experiment_id, "es.state", state)
 
     def keep_view(
@@ -139,9 +141,7 @@ class Iterations:
         tags = self._client.reading.get_experiment(experiment_id).tags
         baseline = self._runs.finished(experiment_id, "baseline")
         run = self._client.reading.get_run(best.run_id)
-        self._tag(
-            experiment_id, "mlflow.note.content", story.verdict_note(promotion, tags, baseline, run)
-        )
+        self._tag(experiment_id, NOTE, story.verdict_note(promotion, tags, baseline, run))
         encoder_card = None
         if any(file.path == CARD for file in best.files):
             place = f"{best.artifact_uri}/{CARD}"
@@ -150,6 +150,12 @@ class Iterations:
         text = card.write(encoder_card, promotion, tags, baseline, run, data)
         place = f"{MODEL_FOLDER}/{CARD}"
         self._client.patiently(lambda: self._client.writing.log_text(best.run_id, text, place))
+
+    def tell_promotion(self, run_id: str, told: str) -> None:
+        """Put above the runs of a model's iteration that a person made the model champion."""
+        experiment_id = self._client.reading.get_run(run_id).info.experiment_id
+        note = self._client.reading.get_experiment(experiment_id).tags.get(NOTE, "")
+        self._tag(experiment_id, NOTE, story.preceded(note, told))
 
     def _tag(self, experiment_id: str, name: str, value: str) -> None:
         self._client.writing.set_experiment_tag(experiment_id, name, value)

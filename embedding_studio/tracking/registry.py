@@ -77,6 +77,10 @@ class Registry:
         )
         return int(made.version)
 
+    def describe(self, name: RegisteredName, version: int, why: str) -> None:
+        """Say anew of a version why it is there."""
+        self._client.writing.update_model_version(name, str(version), why)
+
     def has_version(self, name: RegisteredName, version: int) -> bool:
         """Return whether a version is registered under this number."""
         with unless_gone():

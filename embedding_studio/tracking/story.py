@@ -24,7 +24,8 @@ BEST = " best"
 """The end of the name of the best trial's run."""
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
 _TAG_LENGTH = 500
-_PROSE_LENGTH = 2000  # an experiment's tag takes 5,000 characters, escaped ones count twice
+_NOTE_LENGTH = 5000  # of an experiment's tag
+_PROSE_LENGTH = 2000  # of that, for escaped characters count twice
 _BLOCK_LENGTH = 4000
 ASIDE = "system/"
 """Metrics so named stand on a page of their own in MLflow, and after all others: what has another
@@ -123,6 +124,17 @@ def verdict(promotion: Promotion) -> str:
         f"{'Promoted' if promotion.promoted else 'Not promoted'}: {promotion.best:.4f}, was "
         f"{promotion.baseline:.4f} ({promotion.metric_name} on the test split): {promotion.reason}"
     )
+
+
+def promoted_by_hand(by: str, why: str) -> str:
+    """Say in one line that a person made a model champion, and why if a reason was given."""
+    return f"Promoted by hand, by {by}" + (f": {why}" if why else "")
+
+
+def preceded(note: str, told: str) -> str:
+    """Return a note with a line before it, once."""
+    line = " ".join(prose(told).split())
+    return note if note.startswith(line) else f"{line}\n\n{note}"[:_NOTE_LENGTH]
 
 
 def verdict_note(

@@ -5,11 +5,12 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel, Wish
 from embedding_studio.tasks import Promotion
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET, strict=True)]
+Reason = Annotated[str, StringConstraints(max_length=500), Plain]
 
 
 class RollbackBody(BaseModel):
@@ -34,9 +35,15 @@ class RollbackBody(BaseModel):
     expected_champion: VersionNumber | None = Field(
         None, description="refused if another version is champion by now"
     )
-    reason: Annotated[str, StringConstraints(max_length=500), Plain] = Field(
-        "", description="for people"
+    reason: Reason = Field("", description="for people")
+
+
+class PromoteBody(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"reason": "reads better to our editors"}]}
     )
+
+    reason: Reason = Field("", description="for people")
 
 
 class VersionView(BaseModel):
@@ -49,7 +56,8 @@ class VersionView(BaseModel):
     run_id: str
     task_id: str | None
     promotion: Promotion | None = Field(
-        description="the verdict of the task that made it, null of an initial model"
+        description="the verdict of the task that made it; null of an initial model, and if the "
+        "task ended without one"
     )
     removed_at: datetime | None = Field(description="when its files were removed")
 
@@ -77,8 +85,26 @@ class MoveView(BaseModel):
     at: datetime
     from_version: int | None
     to_version: int
-    by: str = Field(description="a task, an API key, or MLflow, whose alias was moved by hand")
+    by: str = Field(
+        description="a task, an API key, a worker, or MLflow, whose alias was moved by hand"
+    )
     why: str
+
+
+class WishView(BaseModel):
+    """A task's model that a person wants to be champion, until a worker has made it so."""
+
+    task_id: str
+    run_id: str
+    by: str = Field(description="an API key")
+    why: str
+    at: datetime
+
+    @classmethod
+    def of(cls, wish: Wish) -> Self:
+        return cls(
+            task_id=wish.task_id, run_id=wish.model.run_id, by=wish.by, why=wish.why, at=wish.at
+        )
 
 
 class ChampionView(BaseModel):
@@ -87,8 +113,16 @@ class ChampionView(BaseModel):
     fine_tuning_method: str
     name: str = Field(description="in MLflow's registry: models:/<name>@champion")
     champion: int | None
-    previous_version: int | None = Field(description="what a rollback leads to that names none")
-    is_mirrored: bool = Field(description="whether MLflow's alias shows the champion already")
+    previous_version: int | None = Field(
+        description="what a rollback leads to that names none; while a model is wanted, that is "
+        "the champion"
+    )
+    wanted: WishView | None = Field(
+        None, description="a model that a worker is to make champion, within seconds"
+    )
+    is_mirrored: bool = Field(
+        description="whether MLflow's alias shows the champion already, and no model is wanted"
+    )
     versions: list[VersionView]
     moves: list[MoveView]
 
@@ -98,7 +132,8 @@ class ChampionView(BaseModel):
             fine_tuning_method=model.method,
             name=model.name,
             champion=model.champion,
-            previous_version=model.version(model.champion).previous if model.champion else None,
+            previous_version=model.previous,
+            wanted=None if model.wanted is None else WishView.of(model.wanted),
             is_mirrored=model.is_mirrored,
             versions=[VersionView.of(one, model.champion) for one in reversed(model.versions)],
             moves=[MoveView.model_validate(move) for move in reversed(model.moves)],

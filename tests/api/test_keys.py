@@ -141,6 +141,11 @@ ROUTES: dict[str, Route] = {
         Scope.READ,
         404,
     ),
+    "POST /fine-tuning/task/{task_id}/promote": Route(
+        lambda api, ids: api.post(f"/fine-tuning/task/{ids.task_id}/promote", json={}),
+        Scope.TUNE,
+        404,
+    ),
     "POST /fine-tuning/champion/rollback": Route(
         lambda api, ids: api.post(
             "/fine-tuning/champion/rollback", json={"fine_tuning_method": METHOD}

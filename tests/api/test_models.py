@@ -1,4 +1,5 @@
-"""Champions over HTTP: what is listed, where a rollback leads, and what is refused."""
+"""Champions over HTTP: what is listed, what a person promotes, where a rollback leads, and what is
+refused."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind
 from embedding_studio.store import Store
-from embedding_studio.tasks import Promotion, StoredModel
-from tests.api.samples import METHOD, START, write_model
+from embedding_studio.tasks import Promotion, StoredModel, TaskRequest, TaskStatus
+from tests.api.samples import METHOD, START, claim, write_model
 
 CHAMPION = "/fine-tuning/champion"
 VERDICT = Promotion(True, "better", "ndcg10", 0.4, 0.5, 0.1, (0.05, 0.15), 700)
@@ -140,3 +141,130 @@ def test_bad_rollbacks_are_422(api: TestClient, fields: dict[str, Any]) -> None:
     assert refused.status_code == 422
     assert next(iter(fields)) in refused.json()["detail"][0]["loc"]
     assert api.get(CHAMPION, params={"fine_tuning_method": METHOD}).json()["champion"] == 3
+
+
+REFUSED = Promotion(False, "may be chance", "ndcg10", 0.4, 0.41, 0.01, (-0.01, 0.03), 700)
+
+
+def end_task(store: Store, folder: Path, run: str, end: TaskStatus = TaskStatus.DONE) -> str:
+    """End a task with a model that was refused; return its id."""
+    task, _ = store.tasks.add(TaskRequest(METHOD, idempotency_key=run), START)
+    model = StoredModel(run, str(folder / run), write_model(folder / run))
+    owner = claim(store)
+    store.tasks.record(owner, START, experiment_id="7", best_model=model, promotion=REFUSED)
+    store.tasks.finish(owner, START, end)
+    return task.id
+
+
+def promote(api: TestClient, task_id: str, **body: Any) -> Any:
+    return api.post(f"/fine-tuning/task/{task_id}/promote", json=body)
+
+
+@pytest.mark.usefixtures("three")
+def test_a_person_promotes_a_model_that_was_refused(
+    api: TestClient, store: Store, tmp_path: Path
+) -> None:
+    """It is wanted, by whom and why, until a worker comes; asked again, nothing changes."""
+    task_id = end_task(store, tmp_path, "run-4")
+    answer = promote(api, task_id, reason="reads better")
+    assert answer.status_code == 200
+    found = answer.json()
+    assert found["wanted"] == {
+        "task_id": task_id,
+        "run_id": "run-4",
+        "by": "somebody without a key",
+        "why": "reads better",
+        "at": "2026-01-31T12:00:00Z",
+    }
+    assert (found["champion"], found["previous_version"], found["is_mirrored"]) == (3, 3, False)
+    assert promote(api, task_id, reason="again").json() == found
+    kept = store.models.find(METHOD)
+    assert kept is not None
+    assert kept.wanted is not None
+    assert kept.wanted.promotion == REFUSED
+
+
+@pytest.mark.usefixtures("three")
+def test_a_former_champion_is_promoted_at_once(
+    api: TestClient, store: Store, tmp_path: Path
+) -> None:
+    """It has its number in MLflow; promoted again, nothing changes."""
+    task_id = end_task(store, tmp_path, "run-2")
+    found = promote(api, task_id, reason="back").json()
+    assert (found["champion"], found["wanted"]) == (2, None)
+    assert found["moves"][0]["kind"] == "promoted_by_hand"
+    assert found["moves"][0]["why"] == "back"
+    assert promote(api, task_id).json() == found
+    shutil.rmtree(tmp_path / "model-3")
+    shutil.rmtree(tmp_path / "run-2")
+    assert roll_back(api, version=3).status_code == 409
+    assert promote(api, task_id).status_code == 200  # it is so already
+
+
+@pytest.mark.usefixtures("three")
+def test_a_rollback_ends_the_wait(api: TestClient, store: Store, tmp_path: Path) -> None:
+    """Without a version, or with that of the champion, it ends it and nothing else."""
+    task_id = end_task(store, tmp_path, "run-4")
+    for body in ({}, {"version": 3}, {"version": 3, "expected_champion": 3}):
+        promote(api, task_id)
+        found = roll_back(api, reason="on second thoughts", **body).json()
+        assert (found["champion"], found["wanted"]) == (3, None)
+        assert found["moves"][0]["kind"] == "wish_ended"
+        assert found["moves"][0]["why"].endswith("champion: on second thoughts")
+    promote(api, task_id)
+    found = roll_back(api, version=1).json()
+    assert (found["champion"], found["wanted"]) == (1, None)
+
+
+@pytest.mark.usefixtures("three")
+def test_what_cannot_be_promoted_is_409(api: TestClient, store: Store, tmp_path: Path) -> None:
+    """A task that has not ended, one without a model, files that are gone: nothing is wanted."""
+    pending, _ = store.tasks.add(TaskRequest(METHOD, idempotency_key="pending"), START)
+
+    def refusal(task_id: str) -> str:
+        refused = promote(api, task_id)
+        assert refused.status_code == 409
+        detail: str = refused.json()["detail"]
+        assert task_id in detail
+        return detail
+
+    assert "the task is pending" in refusal(pending.id)
+    owner = claim(store)
+    assert "the task is processing" in refusal(pending.id)
+    store.tasks.finish(owner, START, TaskStatus.ERROR, "no data")
+    assert "has no model, or no longer: it is error" in refusal(pending.id)
+    canceled, _ = store.tasks.add(TaskRequest(METHOD, idempotency_key="canceled"), START)
+    store.tasks.cancel(canceled.id, START)
+    assert "the task is canceled" in refusal(canceled.id)
+    gone = end_task(store, tmp_path, "run-4")
+    shutil.rmtree(tmp_path / "run-4")
+    assert "cannot be champion: the model's file" in refusal(gone)
+    refused = end_task(store, tmp_path, "run-5")
+    store.tasks.forget_iteration(refused, "7", START, "a newer one", is_whole=False)
+    assert "has no model, or no longer: it is done" in refusal(refused)
+    assert promote(api, "unknown").status_code == 404
+    kept = store.models.find(METHOD)
+    assert kept is not None
+    assert kept.wanted is None
+
+
+@pytest.mark.parametrize("end", [TaskStatus.STOPPED, TaskStatus.ERROR])
+@pytest.mark.usefixtures("three")
+def test_whatever_ended_with_a_model_may_be_promoted(
+    api: TestClient, store: Store, tmp_path: Path, end: TaskStatus
+) -> None:
+    """Be it stopped, or ended by an error after its best model was stored."""
+    task_id = end_task(store, tmp_path, "run-4", end)
+    assert promote(api, task_id).json()["wanted"]["task_id"] == task_id
+
+
+@pytest.mark.parametrize("body", [{"reason": "x" * 501}, {"reason": None}, {"version": 1}])
+@pytest.mark.usefixtures("three")
+def test_bad_promotions_are_422(
+    api: TestClient, store: Store, tmp_path: Path, body: dict[str, Any]
+) -> None:
+    """A field out of range or unknown is refused, naming it; nothing is wanted."""
+    refused = promote(api, end_task(store, tmp_path, "run-4"), **body)
+    assert refused.status_code == 422
+    assert next(iter(body)) in refused.json()["detail"][0]["loc"]
+    assert api.get(CHAMPION, params={"fine_tuning_method": METHOD}).json()["wanted"] is None

@@ -18,7 +18,7 @@ from embedding_studio.wire.clickstream import (
     SessionBody,
     SessionView,
 )
-from embedding_studio.wire.models import RollbackBody
+from embedding_studio.wire.models import PromoteBody, RollbackBody
 from embedding_studio.wire.schedules import ScheduleBody
 from embedding_studio.wire.tasks import TaskBody
 from tests.api.samples import METHOD, event_json, session_json
@@ -52,6 +52,7 @@ BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
         ScheduleBody,
         {**TASK, "cron": "30 3 * * 1", "interval_seconds": None, "min_new_sessions": 1},
     ),
+    ("/fine-tuning/task/t/promote", PromoteBody, {"reason": "r"}),
     (
         "/fine-tuning/champion/rollback",
         RollbackBody,

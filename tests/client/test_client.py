@@ -39,7 +39,7 @@ from embedding_studio.tasks import Budget, Claim, TaskStatus
 from embedding_studio.wire.clickstream import PostStatus
 from embedding_studio.wire.tasks import TaskView
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
-from tests.api.test_models import register
+from tests.api.test_models import end_task, register
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -228,6 +228,28 @@ def test_rolling_back_by_command(
     assert re.search(r"^3 .* task-3 +0.4000 -> 0.5000 +better", listed, re.M)
     assert re.search(r"3 +1 +rolled_back +somebody without a key +fewer orders", listed)
     assert isinstance(run("list", "Nobody's").exception, NotFound)
+
+
+def test_promoting_by_hand(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:
+    """By a call or a command; a rollback that names no version ends the wait."""
+    register(store, tmp_path)
+    task_id = end_task(store, tmp_path, "run-4")
+    found = client.promote_task(task_id, "reads better")
+    assert found.wanted is not None
+    assert (found.wanted.task_id, found.wanted.why) == (task_id, "reads better")
+    assert client.roll_back(METHOD).wanted is None
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> str:
+        return CliRunner().invoke(app, ["champion", *words, "--url", url]).stdout
+
+    wanted = f"the model of task {task_id} becomes champion once a worker has registered it"
+    assert run("promote", task_id, "--reason", "still").startswith(wanted)
+    assert wanted in run("list", METHOD)
+    former = end_task(store, tmp_path, "run-2")
+    assert run("promote", former) == f"version 2 is champion: models:/{METHOD}@champion\n"
+    with pytest.raises(NotFound, match="unknown"):
+        client.promote_task("unknown")
 
 
 def test_canceling_and_restarting(client: EmbeddingStudioClient) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from embedding_studio.errors import Conflict, StoreUnavailable
-from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel, Wish
 from embedding_studio.store import Store
 from embedding_studio.tasks import ModelFile, Promotion, StoredModel
 from tests.contracts.store_backends import Backend
@@ -40,7 +40,8 @@ def fill(store: Store, count: int = 2) -> RegisteredModel:
 def test_a_model_comes_back_as_it_was_kept(store: Store) -> None:
     """Every field is read back equal, under its project and method alone, its revision counted."""
     assert store.models.find("m") is None
-    kept = replace(fill(store), mirrored=1, mirroring=2, mirroring_until=NOW)
+    wish = Wish("task-3", version(3).model, "ann", "why ☕", NOW, VERDICT)
+    kept = replace(fill(store), wanted=wish, mirrored=1, mirroring=2, mirroring_until=NOW)
     changed = store.models.change(kept)
     assert changed == replace(kept, revision=3)
     assert store.models.find("m") == changed
@@ -139,3 +140,6 @@ def test_models_of_all_projects_are_found_by_what_is_mirrored(store: Store) -> N
     store.models.update("m", lambda model: replace(model, mirrored=2, mirroring=None))
     assert [model.project for model in store.models.all(are_mirrored=False)] == ["other"]
     assert [model.project for model in store.models.all(are_mirrored=True)] == ["default"]
+    wish = Wish("task-3", version(3).model, "ann", "", NOW)
+    store.models.update("m", lambda model: model.wished(wish))  # so is a wish
+    assert len(store.models.all(are_mirrored=False)) == 2
