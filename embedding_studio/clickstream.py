@@ -259,24 +259,30 @@ def normalize_query(query: str) -> str:
 
 
 def split_by_query(
-    sessions: Iterable[Session], validation_share: float = 0.15, test_share: float = 0.15
+    sessions: Iterable[Session],
+    validation_share: float = 0.15,
+    test_share: float = 0.15,
+    folds: int = 1,
+    fold: int | None = 0,
 ) -> Splits[list[Session]]:
-    """Split sessions by a hash of their normalized query.
+    """Split sessions by a hash of their normalized query, which alone decides.
 
-    The hash alone decides, so a query stays on its side for ever: a champion is never tested on
-    queries that an earlier iteration trained on. Shares are in [0, 1] and sum to at most 1.
-    """
+    Shares are in [0, 1] and sum to at most 1. folds: in how many parts the queries beside those of
+    validation are: the first has the test share, the others equal shares of what is left. fold:
+    which part is to test, and what the others are to train; None: all of them are to train, and
+    validation stands in for the test, for nothing else is held out."""
     parts: Splits[list[Session]] = Splits([], [], [])
+    others = 1 - validation_share - test_share
     for session in sessions:
         digest = hashlib.sha256(normalize_query(session.search_query).encode()).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
-        if place < test_share:
-            parts.test.append(session)
-        elif place < test_share + validation_share:
+        behind = place - test_share - validation_share
+        if test_share <= place and behind < 0:
             parts.validation.append(session)
-        else:
-            parts.train.append(session)
-    return parts
+            continue
+        number = 0 if place < test_share else 1 + int(behind / others * (folds - 1))
+        (parts.test if number == fold else parts.train).append(session)
+    return parts if fold is not None else replace(parts, test=parts.validation)
 
 
 LEAST_QUERIES: Mapping[str, int] = {"train": 10, "validation": 5, "test": 5}

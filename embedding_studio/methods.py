@@ -95,6 +95,10 @@ class FineTuningMethod(ABC, Generic[Model]):
     what this method needs; 0: not at all.
     promote: what a new model has to show to become champion, unless the task says so: significant,
     better or never, as in Promote.
+    folds: how many parts of the queries judge, unless the task says so. 1: the best model is judged
+    by the test queries and may be served. From 2 on, its hyperparameter set is: it is trained once
+    per part of the queries, without them, and judged by all these parts together; what is served is
+    trained on all of them.
     num_cpus, num_gpus: what a trial takes on a Ray cluster; None for one core. It gets GPUs where
     there are any, else it does without."""
 
@@ -110,6 +114,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     num_gpus: ClassVar[float] = 0
     validation_share: ClassVar[float] = 0.15
     test_share: ClassVar[float] = 0.15
+    folds: ClassVar[int] = 3
     plugin_file: "PluginFile | None" = None
     """Where it was loaded from; None for an entry point."""
 
@@ -133,6 +138,18 @@ class FineTuningMethod(ABC, Generic[Model]):
     def evaluate(self, model: Model, split: Any) -> Scores:
         """Score a model on one split, the main metric per query where that makes sense: then the
         promotion gate asks whether a difference is more than chance."""
+
+    def note_start(self, model: Model, folder: Path) -> Mapping[str, float]:
+        """Write, beside what `prepare` wrote, what `evaluate` needs of the model that all trials
+        start from, if anything: scores that others are compared with, say. Returns figures, as
+        `prepare` does."""
+        return {}
+
+    def explain(self, model: Model, split: Any) -> Mapping[str, float]:
+        """Return how good a model is on single queries, by the query's text, so that people see
+        which gained and which lost; nothing where that cannot be told. More is better, whatever
+        the direction of the main metric."""
+        return {}
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int | None:
         """Return about how many tokens `train` would count with these, if it counts any.

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from embedding_studio.clickstream import check_weights
 from embedding_studio.errors import PluginError
 from embedding_studio.methods import Direction, FineTuningMethod, PluginMeta
-from embedding_studio.tasks import Budget, Promote, Pruner, Sampler
+from embedding_studio.tasks import MOST_FOLDS, Budget, Promote, Pruner, Sampler
 from embedding_studio.tracking.names import to_mlflow
 
 _SHORTEST_GUESSED = 6
@@ -116,5 +116,6 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "num_gpus": (lambda value: _is_number(value) and value >= 0, "a number from 0 on"),
     "validation_share": (_is_share, "between 0 and 1"),
     "test_share": (_is_share, "between 0 and 1"),
+    "folds": (lambda value: type(value) is int and 1 <= value <= MOST_FOLDS, f"1 to {MOST_FOLDS}"),
 }
 """What each attribute of a class must be: a test, and how to say it."""

@@ -28,6 +28,7 @@ class Schedule:
     search: SearchOptions = field(default_factory=SearchOptions)
     event_weights: Mapping[str, float] | None = None
     promote: Promote | None = None
+    folds: int | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

@@ -95,6 +95,10 @@ class Promote(StrEnum):
     NEVER = "never"
 
 
+MOST_FOLDS = 10
+"""Into how many parts the queries that judge may be cut: each but the first is one training."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """The body of `POST /api/v1/fine-tuning/task`; two requests are the same if all fields are."""
@@ -109,6 +113,8 @@ class TaskRequest:
     event_weights: Mapping[str, float] | None = None
     #: None leaves it to the method
     promote: Promote | None = None
+    #: how many parts of the queries judge, each a model that did not see it; None: the method's
+    folds: int | None = None
     webhook_url: str | None = None
 
 
@@ -128,7 +134,8 @@ class RunningTrial:
 class TaskProgress:
     """What a person watching wants to know; rewritten as the iteration goes on.
 
-    phase: prepare, baseline, search, promote or clean up; of an ended task, the one it ended in.
+    phase: prepare, baseline, search, cross-fit, promote, refit or clean up; of an ended task, the
+    one it ended in.
     trial: 1-based number of the trial that last reported; step: the last step it reported.
     main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
     trained_tokens: tokens seen times epochs, of all trials so far, whatever became of them; 0 if
@@ -173,8 +180,40 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricChange:
+    """A metric before and after, on the same held-out queries; delta = after - before."""
+
+    name: str
+    before: float
+    after: float
+    delta: float
+    #: None where it is one number, not one per query
+    delta_ci95: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueryChange:
+    """How good the rankings of one held-out query were and are, as its method explains them."""
+
+    query: str
+    before: float
+    after: float
+
+
+class ServedModel(StrEnum):
+    """What becomes champion: the model of the best trial, or one that the same hyperparameter set
+    gave on all queries but those of validation."""
+
+    TRIAL = "trial"
+    REFIT = "refit"
+
+
+@dataclass(frozen=True, slots=True)
 class Promotion:
-    """The gate's verdict on the test split; delta = best - baseline, its 95 % interval if known."""
+    """The gate's verdict on held-out queries; delta = best - baseline, its 95 % interval if known.
+
+    From two folds on it is about the hyperparameter set: each fold's queries were ranked by a model
+    that was trained with it and had not seen them."""
 
     promoted: bool
     reason: str
@@ -184,6 +223,18 @@ class Promotion:
     delta: float
     delta_ci95: tuple[float, float] | None = None
     test_queries: int | None = None
+    #: the main metric too
+    metrics: tuple[MetricChange, ...] = ()
+    #: the queries that changed most, each list by how much
+    gained: tuple[QueryChange, ...] = ()
+    lost: tuple[QueryChange, ...] = ()
+    #: what speaks against a model that is better by the main metric
+    warnings: tuple[str, ...] = ()
+    folds: int = 1
+    served_model: ServedModel = ServedModel.TRIAL
+    #: how many would tell a difference of this size from chance; None where it is told, or there is
+    #: none to tell
+    sessions_needed: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +301,7 @@ class TaskEventKind(StrEnum):
     TRIAL_FINISHED = "trial_finished"
     TRIAL_PRUNED = "trial_pruned"
     TRIAL_FAILED = "trial_failed"
+    TRAINED_AGAIN = "trained_again"
     BEST_MODEL_STORED = "best_model_stored"
     PROMOTED = "promoted"
     REFUSED = "refused"

@@ -43,7 +43,7 @@ def test_what_callers_of_the_api_import() -> None:
         "get_batch": "batch_id",
         "read_batch": "batch_id, page_size",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
-        "*search, *event_weights, *promote, *webhook_url",
+        "*search, *event_weights, *promote, *folds, *webhook_url",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -53,7 +53,8 @@ def test_what_callers_of_the_api_import() -> None:
         "wait_for_task": "task_id, on_update, poll_seconds",
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
-        "*metadata, *budget, *search, *event_weights, *promote, *webhook_url, *idempotency_key",
+        "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, "
+        "*idempotency_key",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

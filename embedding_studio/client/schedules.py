@@ -27,6 +27,7 @@ class ScheduleCalls(Connection):
         search: SearchOptions | None = None,
         event_weights: Mapping[str, float] | None = None,
         promote: Promote | None = None,
+        folds: int | None = None,
         webhook_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
@@ -41,6 +42,7 @@ class ScheduleCalls(Connection):
             search=search,
             event_weights=event_weights,
             promote=promote,
+            folds=folds,
             webhook_url=webhook_url,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )

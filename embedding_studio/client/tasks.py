@@ -28,6 +28,7 @@ class TaskCalls(Connection):
         search: SearchOptions | None = None,
         event_weights: Mapping[str, float] | None = None,
         promote: Promote | None = None,
+        folds: int | None = None,
         webhook_url: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
@@ -41,6 +42,7 @@ class TaskCalls(Connection):
             search=search,
             event_weights=event_weights,
             promote=promote,
+            folds=folds,
             webhook_url=webhook_url,
         )
         return self._post(TaskView, "/fine-tuning/task", body)

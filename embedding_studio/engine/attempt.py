@@ -1,8 +1,9 @@
 """One task's way from clicks to a promoted model, or none. Read `run_iteration` first."""
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,14 +18,23 @@ from embedding_studio.engine.failures import PROPOSING
 from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import (
     BaselineResult,
+    Compare,
+    Compared,
     DrawSearch,
     PrepareData,
     SaveInitialModel,
     ScoreBaseline,
 )
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
-from embedding_studio.engine.promotion import decide
-from embedding_studio.engine.scores import Baseline, mean_metrics
+from embedding_studio.engine.promotion import (
+    as_csv,
+    decide_between,
+    most_changed,
+    query_changes,
+    sessions_needed,
+)
+from embedding_studio.engine.recipe import Recipe
+from embedding_studio.engine.scores import Baseline
 from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.engine.trials import Trials
 from embedding_studio.engine.workspace import Workspace
@@ -37,11 +47,12 @@ from embedding_studio.errors import (
     NotFound,
 )
 from embedding_studio.methods import AnyMethod, Parameters
-from embedding_studio.search import Trial, draw_sets
+from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
     Promote,
     Promotion,
+    ServedModel,
     StoredModel,
     TaskEvent,
     TaskEventKind,
@@ -81,9 +92,10 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
                 data = attempt.prepare_data(batch, data)
             experiment_id, seed = attempt.open_experiment(batch, start)
             baseline = attempt.score_baseline(experiment_id, data)
-            best, trials = attempt.search(experiment_id, seed, baseline)
+            trial, best, trials = attempt.search(experiment_id, seed, baseline)
             drawing = attempt.draw(trials)  # while the models are judged
-            promotion = attempt.judge(start, baseline, best)
+            recipe = attempt.recall_recipe(experiment_id, trial, seed, baseline)
+            best, promotion = attempt.judge(start, data, baseline, recipe, best)
         else:  # an earlier attempt got as far as the verdict: only its consequences are missing
             experiment_id, best, promotion = attempt.recall_verdict(task.promotion)
         attempt.summarize(experiment_id, drawing)
@@ -114,6 +126,8 @@ class Attempt:
         self.method = method
         self.workspace = Workspace(house, task, lease, method)
         self.budget = task.budget.or_else(method.budget)
+        #: how many parts of the queries judge
+        self.folds = task.folds or method.folds
         self.champions = Champions(self.house)
         self._release_id = f"task {task.id}"
 
@@ -173,16 +187,12 @@ class Attempt:
     def prepare_data(self, batch: SessionBatch, former: Data | None = None) -> Data:
         """Prepare the sessions of a batch, as they are now, for all trials. What was prepared of
         the same sessions stays."""
-        snapshot = self.workspace.folder / "sessions.jsonl"
+        snapshot = self.workspace.snapshot
         digest = take_snapshot(self.house.store, self.lease, batch.batch_id, snapshot)
         if former is not None and former.digest == digest:
-            snapshot.unlink()
             return former
         remove_tree(self.workspace.data, ignore_errors=True)
-        weights = self.task.event_weights or {}
-        job = PrepareData(self.workspace.method, snapshot, self.workspace.data, weights)
-        prepared = self.workspace.run(job)
-        snapshot.unlink()
+        prepared = self.workspace.run(self.preparing(self.workspace.data, fold=0))
         sessions = int(prepared.figures["sessions"])
         self.record(
             TaskEventKind.DATA_PREPARED,
@@ -190,6 +200,13 @@ class Attempt:
             {"sessions": sessions, **prepared.events.as_data()},
         )
         return Data(digest, prepared.figures)
+
+    def preparing(self, folder: Path, fold: int | None) -> PrepareData:
+        """Return the job that prepares the sessions, one part of the queries held out."""
+        place, weights = self.workspace, self.task.event_weights or {}
+        return PrepareData(
+            place.method, place.snapshot, place.start, folder, weights, self.folds, fold
+        )
 
     def try_start(self, data: Data) -> Data:
         """Score the starting model before anything is used up: it is the method's first work."""
@@ -257,7 +274,9 @@ class Attempt:
         scored = data.start or self._score_start()
         metrics, value = dict(scored.metrics), scored.metrics[metric]
         if scored.tokens_per_trial is not None:
-            metrics[ESTIMATE] = round(scored.tokens_per_trial * (self.budget.max_trials or 1))
+            again = self.folds if self.folds > 1 else 0
+            trainings = (self.budget.max_trials or 1) + again
+            metrics[ESTIMATE] = round(scored.tokens_per_trial * trainings)
         tracking.runs.log_output(run_id, self.workspace.outputs)
         tracking.runs.finish_baseline(run_id, metrics, value)
         self.record(
@@ -267,7 +286,7 @@ class Attempt:
         )
         for warning in scored.warnings:
             self.warn(warning, run_id)
-        return Baseline(run_id, metrics, scored.queries, scored.test_scores)
+        return Baseline(run_id, metrics, scored.queries)
 
     def _score_start(self) -> BaselineResult:
         place, copy = self.workspace, self.workspace.folder / "saved again"
@@ -292,11 +311,11 @@ class Attempt:
 
     def search(
         self, experiment_id: str, seed: int, baseline: Baseline
-    ) -> tuple[StoredModel, Sequence[Trial]]:
-        """Run the trials until the budget is spent; return the best model, and all trials."""
+    ) -> tuple[Trial, StoredModel, Sequence[Trial]]:
+        """Run the trials until the budget is spent; return the best, its model, and all trials."""
         trials = Trials(self, experiment_id, seed, baseline)
-        best = trials.run()
-        return best, sorted(trials.ended, key=lambda trial: trial.number)
+        best, model = trials.run()
+        return best, model, sorted(trials.ended, key=lambda trial: trial.number)
 
     def draw(self, trials: Sequence[Trial]) -> "Future[None]":
         """Begin to draw what the search found."""
@@ -306,35 +325,81 @@ class Attempt:
 
     # -- verdict and consequences ----------------------------------------------------------------
 
-    def judge(self, start: StoredModel, baseline: Baseline, best: StoredModel) -> Promotion:
-        """Score best and baseline on the untouched test split and record the fenced verdict."""
-        self.lease.show(phase="promote", seconds_left=None)
+    def recall_recipe(
+        self, experiment_id: str, best: Trial, seed: int, baseline: Baseline
+    ) -> Recipe:
+        """Return the best trial's set, as the method drew it, for further trainings."""
+        draw = partial(draw_again, self.method.suggest, best.params, seed)
+        params = self.workspace.call(PROPOSING, draw, self.lease.check_stop)
+        return Recipe(self, experiment_id, best, params, seed + best.number, baseline.metrics)
+
+    def judge(
+        self,
+        start: StoredModel,
+        data: Data,
+        baseline: Baseline,
+        recipe: Recipe,
+        best: StoredModel,
+    ) -> tuple[StoredModel, Promotion]:
+        """Compare the best set with the start on queries that it did not see, train on all of
+        them what is to be served, and record the fenced verdict. Return it with that model."""
         tracking, workspace, metric = self.house.tracking, self.workspace, self.method.main_metric
         if not workspace.best.exists():  # found by an earlier attempt
             tracking.models.download(best, workspace.best)
-        # unscored: the baseline run is an earlier attempt's
-        before = baseline.test_scores or workspace.score(workspace.start, "test")
-        after = workspace.score(workspace.best, "test")
-        tracking.runs.log_test_scores(baseline.run_id, mean_metrics(before, metric))
-        tracking.runs.log_test_scores(best.run_id, mean_metrics(after, metric))
-        seed = self.house.settings.seed
+        folds = recipe.folds()
+        self.lease.show(phase="promote", seconds_left=None)
+        compared = [self.compare(workspace.start, fold.model, fold.data) for fold in folds]
         promote = self.task.promote or Promote(self.method.promote)
-        promotion = decide(metric, self.method.direction, before, after, seed, promote)
+        seed = self.house.settings.seed
+        verdict = decide_between(compared, metric, self.method.direction, seed, promote)
+        changes = query_changes(compared)
+        gained, lost = most_changed(changes)
+        needed = sessions_needed(verdict, int(data.figures["sessions"]))
+        verdict = replace(
+            verdict, gained=gained, lost=lost, folds=len(folds), sessions_needed=needed
+        )
         registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
-        if promotion.promoted and (known := registered.version_of(best.run_id)) is not None:
-            promotion = _refused(
-                promotion, f"it was champion as version {known.number} and was rolled back"
+        if verdict.promoted and (known := registered.version_of(best.run_id)) is not None:
+            verdict = _refused(
+                verdict, f"it was champion as version {known.number} and was rolled back"
             )
-        elif promotion.promoted and not registered.is_champion(start.run_id):
-            promotion = _refused(promotion, f"{registered.say_champion()}: start a new task")
-        self._record_verdict(promotion)
-        return promotion
+        elif verdict.promoted and not registered.is_champion(start.run_id):
+            verdict = _refused(verdict, f"{registered.say_champion()}: start a new task")
+        served = best
+        is_wanted = len(folds) > 1 and (verdict.promoted or promote is Promote.NEVER)
+        if is_wanted and (refitted := recipe.refit(folds)) is not None:
+            served, verdict = refitted, replace(verdict, served_model=ServedModel.REFIT)
+        self._note_cost(recipe.experiment_id)
+        self._log_test_scores(verdict, baseline.run_id, {best.run_id, served.run_id})
+        if changes:
+            tracking.runs.log_table(served.run_id, "queries.csv", as_csv(changes))
+        self._record_verdict(verdict, best_model=served)
+        return served, verdict
 
-    def _record_verdict(self, promotion: Promotion) -> None:
+    def _note_cost(self, experiment_id: str) -> None:
+        """Count what was trained since the search."""
+        tokens = sum(self.house.tracking.runs.trained_tokens(experiment_id).values())
+        self.lease.show(trained_tokens=tokens)
+        self.house.tracking.iterations.record_cost(experiment_id, tokens)
+
+    def _log_test_scores(
+        self, verdict: Promotion, baseline_run_id: str, run_ids: Collection[str]
+    ) -> None:
+        runs = self.house.tracking.runs
+        known = [change for change in verdict.metrics if math.isfinite(change.delta)]
+        runs.log_test_scores(baseline_run_id, {change.name: change.before for change in known})
+        for run_id in run_ids:
+            runs.log_test_scores(run_id, {change.name: change.after for change in known})
+
+    def compare(self, before: Path, after: Path, data: Path) -> Compared:
+        """Score two models on the test split of some data."""
+        return self.workspace.run(Compare(self.workspace.method, before, after, data))
+
+    def _record_verdict(self, promotion: Promotion, **fields: Any) -> None:
         verdict = story.verdict(promotion)
         kind = TaskEventKind.PROMOTED if promotion.promoted else TaskEventKind.REFUSED
         figures = {"baseline": promotion.baseline, "best": promotion.best}
-        self.record(kind, verdict, figures, promotion=promotion)
+        self.record(kind, verdict, figures, promotion=promotion, **fields)
         log.info("%s", verdict)
 
     def recall_verdict(self, promotion: Promotion) -> tuple[str, StoredModel | None, Promotion]:
@@ -373,6 +438,8 @@ class Attempt:
         if best is not None:
             if promotion.promoted:
                 promotion = self._promote(experiment_id, best, promotion)
+            if promotion.served_model is ServedModel.REFIT:
+                self._keep_only(experiment_id, best)
             tracking.iterations.describe_verdict(experiment_id, promotion, best)
         self.lease.show(phase="clean up")
         tracking.iterations.remove_older(
@@ -385,6 +452,13 @@ class Attempt:
         if settings.keep_batches:
             delete = self.house.store.clickstream.delete_older
             self.lease.patiently(delete, settings.keep_batches)
+
+    def _keep_only(self, experiment_id: str, model: StoredModel) -> None:
+        """Remove what else the iteration has stored, the best trial's model."""
+        find, method = self.house.store.models.find, self.task.fine_tuning_method
+        registered = self.lease.patiently(find, method)
+        kept = registered.kept_run_ids if registered else ()
+        self.house.tracking.runs.keep_best(experiment_id, model.run_id, kept)
 
     def _promote(self, experiment_id: str, best: StoredModel, promotion: Promotion) -> Promotion:
         """Make the best model champion; take the verdict back if the champion was moved since."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.failures import writing_to_ledger
+from embedding_studio.engine.jobs import Score
 from embedding_studio.engine.scores import are_close, mean_metrics
 from embedding_studio.errors import CorruptModel
 from embedding_studio.methods import is_better
@@ -23,6 +24,7 @@ class Best:
         self._attempt = attempt
         self._experiment_id = experiment_id
         self.model: StoredModel | None = None
+        self.trial: Trial | None = None
         #: its main metric on the validation split
         self.value: float | None = None
 
@@ -33,34 +35,14 @@ class Best:
     def upload(
         self, trial: Trial, folder: Path, value: float, meanwhile: Callable[[], None]
     ) -> StoredModel:
-        """Upload a trial's model, then load it back and score it: only then may it become the best.
-
-        Raises CorruptModel when the model read back does not score what the trial scored."""
-        tracking, workspace = self._attempt.house.tracking, self._attempt.workspace
-        metric = self._attempt.method.main_metric
-        with writing_to_ledger():
-            model = tracking.models.upload(trial.run_id, folder)
-        self._attempt.lease.has_model = True
-        copy = workspace.folder / f"copy-{trial.number}"
-        with writing_to_ledger():
-            tracking.models.download(model, copy)
-        scores = workspace.score(copy, "validation", meanwhile)
-        read_back = mean_metrics(scores, metric)[metric]
-        if not are_close(value, read_back):
-            raise CorruptModel(
-                f"the model of run {trial.run_id} scored {value:.6f} before it was saved and "
-                f"{read_back:.6f} after it was loaded back: does `save` write all?"
-            )
-        with writing_to_ledger():
-            tracking.models.confirm(model)
-        remove_tree(workspace.best, ignore_errors=True)
-        copy.rename(workspace.best)
-        return model
+        """Upload a trial's model. Raises as `upload`."""
+        workspace = self._attempt.workspace
+        return upload(self._attempt, trial.run_id, folder, workspace.data, value, meanwhile)
 
     def become(self, trial: Trial, model: StoredModel) -> None:
         """Take a trial's stored model for the best; only now may the former best's files go."""
         attempt = self._attempt
-        self.model, self.value = model, trial.value
+        self.model, self.trial, self.value = model, trial, trial.value
         attempt.lease.check()
         # of this experiment, one may have been champion and rolled back, if the task was restarted
         find, method = attempt.house.store.models.find, attempt.task.fine_tuning_method
@@ -74,3 +56,37 @@ class Best:
             best_model=model,
         )
         attempt.lease.show(best_so_far=trial.value)
+
+
+def upload(
+    attempt: "Attempt",
+    run_id: str,
+    folder: Path,
+    data: Path,
+    value: float,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> StoredModel:
+    """Upload a run's model, then load it back and score it on the validation split of some data:
+    only then may it become the best. The copy stays in the workspace.
+
+    value: the main metric that it had. Raises CorruptModel when the model read back has another."""
+    tracking, workspace = attempt.house.tracking, attempt.workspace
+    metric = attempt.method.main_metric
+    with writing_to_ledger():
+        model = tracking.models.upload(run_id, folder)
+    attempt.lease.has_model = True
+    copy = workspace.folder / f"copy-{run_id}"
+    with writing_to_ledger():
+        tracking.models.download(model, copy)
+    scores = workspace.run(Score(workspace.method, copy, data), meanwhile)
+    read_back = mean_metrics(scores, metric)[metric]
+    if not are_close(value, read_back):
+        raise CorruptModel(
+            f"the model of run {run_id} scored {value:.6f} before it was saved and "
+            f"{read_back:.6f} after it was loaded back: does `save` write all?"
+        )
+    with writing_to_ledger():
+        tracking.models.confirm(model)
+    remove_tree(workspace.best, ignore_errors=True)
+    copy.rename(workspace.best)
+    return model

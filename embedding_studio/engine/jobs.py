@@ -33,6 +33,7 @@ from embedding_studio.executors.base import Job, Report, Reporter, Verdict
 from embedding_studio.methods import (
     AnyMethod,
     Direction,
+    FineTuningMethod,
     MethodCatalog,
     Parameters,
     PluginFile,
@@ -172,15 +173,20 @@ class Prepared:
 class PrepareData(Job[Prepared]):
     """Split a snapshot by query and let the method write what its trials read."""
 
-    reads = ("snapshot",)
+    reads = ("snapshot", "start_folder")
     writes = ("folder",)
     doing = "preparing the data"
 
     method: MethodRef
     snapshot: Path
+    #: the model that all trials start from
+    start_folder: Path
     folder: Path
     #: the task's, over the method's own
     event_weights: Mapping[str, float]
+    #: as `split_by_query` has them
+    folds: int = 1
+    fold: int | None = 0
 
     def __call__(self, report: Reporter) -> Prepared:
         method = self.method.load()
@@ -192,11 +198,13 @@ class PrepareData(Job[Prepared]):
                 f"the batch holds {len(sessions)} sessions and all of them are marked irrelevant: "
                 "collect more and start a new task"
             )
-        splits = split_by_query(usable, method.validation_share, method.test_share)
+        shares = method.validation_share, method.test_share
+        splits = split_by_query(usable, *shares, self.folds, self.fold)
         events = EventCounts.of(usable, weights)
         try:
             with _checking_initial_model(method):  # many read it, for its tokenizer
-                figures = method.prepare(splits, _empty(self.folder))
+                figures = read_scores(method.prepare(splits, _empty(self.folder)), "prepare")
+                figures |= read_scores(self._note_start(method), "note_start")
         except NotEnoughData as error:
             raise NotEnoughData("; ".join(filter(None, [str(error), events.tell()]))) from None
         counts = {
@@ -206,7 +214,23 @@ class PrepareData(Job[Prepared]):
             "ignored_events": sum(events.ignored.values()),
             "unknown_events": sum(events.unknown.values()),
         }
-        return Prepared({**counts, **finite_means(read_scores(figures, "prepare"))}, events)
+        return Prepared({**counts, **finite_means(figures)}, events)
+
+    def _note_start(self, method: AnyMethod) -> Scores:
+        if type(method).note_start is FineTuningMethod.note_start:
+            return {}  # to load a model takes its time
+        return method.note_start(load_start(method, self.start_folder), self.folder)
+
+
+def load_start(method: AnyMethod, folder: Path) -> Any:
+    """Read the model that all trials start from. Raises CorruptModel when that fails."""
+    try:
+        return method.load(folder)
+    except Exception as error:
+        raise CorruptModel(
+            f"`load` of {method.meta.name!r} cannot read the model to start from, the champion "
+            f"or else what `save` wrote of the initial model: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _count_strays(session: Session) -> int:
@@ -273,7 +297,7 @@ class Train(Job[TrialResult]):
 
 @dataclass(frozen=True, slots=True)
 class Score(Job[Scores]):
-    """Score a saved model on the validation or the test split; arrays stay per query."""
+    """Score a saved model on the validation split; arrays stay per query."""
 
     reads = ("model_folder", "data_folder")
     doing = "scoring a saved model"
@@ -281,14 +305,50 @@ class Score(Job[Scores]):
     method: MethodRef
     model_folder: Path
     data_folder: Path
-    split: str
 
     def __call__(self, report: Reporter) -> Scores:
         method = self.method.load()
-        split = getattr(method.load_data(self.data_folder), self.split)
+        split = method.load_data(self.data_folder).validation
         scores = read_scores(method.evaluate(method.load(self.model_folder), split))
         mean_metrics(scores, method.main_metric)
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Two models on the same held-out queries."""
+
+    #: arrays are per query, in the same order
+    before: Scores
+    after: Scores
+    #: by the text of a query, as the method explains them; the two have the same queries
+    explained_before: Mapping[str, float]
+    explained_after: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Compare(Job[Compared]):
+    """Score two saved models on the test split."""
+
+    reads = ("before_folder", "after_folder", "data_folder")
+    doing = "comparing two models"
+
+    method: MethodRef
+    before_folder: Path
+    after_folder: Path
+    data_folder: Path
+
+    def __call__(self, report: Reporter) -> Compared:
+        method = self.method.load()
+        split = method.load_data(self.data_folder).test
+        scores, explained = list[Scores](), list[Mapping[str, float]]()
+        for folder in (self.before_folder, self.after_folder):
+            model = method.load(folder)
+            scores.append(read_scores(method.evaluate(model, split)))
+            mean_metrics(scores[-1], method.main_metric)
+            explained.append(finite_means(read_scores(method.explain(model, split), "explain")))
+            del model  # there may be no room for two
+        return Compared(scores[0], scores[1], explained[0], explained[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +357,6 @@ class BaselineResult:
 
     #: averaged over the validation queries
     metrics: Mapping[str, float]
-    #: per query where the method gives them so
-    test_scores: Scores
     #: what a trial may cost; None when the method does not tell
     tokens_per_trial: float | None
     #: how many values of the main metric there are on validation; None for one number
@@ -329,7 +387,7 @@ class ScoreBaseline(Job[BaselineResult]):
     def __call__(self, report: Reporter) -> BaselineResult:
         method = self.method.load()
         data = method.load_data(self.data_folder)
-        model = self._load(method)
+        model = load_start(method, self.model_folder)
         scores = read_scores(method.evaluate(model, data.validation))
         metrics = mean_metrics(scores, method.main_metric)
         test_scores = read_scores(method.evaluate(model, data.test))
@@ -345,20 +403,10 @@ class ScoreBaseline(Job[BaselineResult]):
             remove_tree(self.scratch)
         return BaselineResult(
             metrics=metrics,
-            test_scores=test_scores,
             tokens_per_trial=fmean(known) if known else None,
             queries=count_queries(scores, method.main_metric),
             warnings=list(suspicions(scores, test_scores, method.main_metric)),
         )
-
-    def _load(self, method: AnyMethod) -> Any:
-        try:
-            return method.load(self.model_folder)
-        except Exception as error:
-            raise CorruptModel(
-                f"`load` of {method.meta.name!r} cannot read the model to start from, the champion "
-                f"or else what `save` wrote of the initial model: {type(error).__name__}: {error}"
-            ) from error
 
     def _check_copy(self, method: AnyMethod, split: Any, scores: Scores) -> None:
         metric = method.main_metric

@@ -1,13 +1,26 @@
 """The promotion gate: is the new model better than the one it started from, beyond chance?"""
 
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from itertools import chain
+
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.engine.jobs import Compared
+from embedding_studio.engine.scores import count_queries, join
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
-from embedding_studio.tasks import Promote, Promotion
+from embedding_studio.tasks import MetricChange, Promote, Promotion, QueryChange
 
 RESAMPLES = 10_000
+MOST_QUERIES_TOLD = 20
+_QUERY_LENGTH = 200
+_MORE_IS_BETTER = re.compile("ndcg|mrr|recall|precision|map|f1|hit", re.IGNORECASE)
+_MOST_SESSIONS_TOLD = 100  # times those there are: more would be no advice
 
 
 def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float, float]:
@@ -27,6 +40,19 @@ def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float,
     return float(low), float(high)
 
 
+def decide_between(
+    compared: Sequence[Compared],
+    metric: str,
+    direction: Direction,
+    seed: int = 0,
+    promote: Promote = Promote.SIGNIFICANT,
+) -> Promotion:
+    """Compare two models, or two hyperparameter sets, on the queries of all folds together; raises
+    as `decide`."""
+    before, after = join([one.before for one in compared]), join([one.after for one in compared])
+    return decide(metric, direction, before, after, seed, promote)
+
+
 def decide(
     metric: str,
     direction: Direction,
@@ -35,7 +61,7 @@ def decide(
     seed: int,
     promote: Promote = Promote.SIGNIFICANT,
 ) -> Promotion:
-    """Compare two models on the same untouched test split.
+    """Compare two models on the same held-out queries.
 
     With per-query arrays the difference is beyond chance if the whole 95 % interval of the paired
     difference lies on one side of zero; single numbers tell nothing of chance. promote: what it
@@ -45,17 +71,20 @@ def decide(
         raise MethodError(f"{metric} was scored on {before.size} and then on {after.size} queries")
     sign = 1.0 if direction == "maximize" else -1.0
     delta = float(np.mean(after - before))
-    interval = bootstrap_ci95(after - before, seed) if before.ndim else None
+    changes = [
+        change_of(name, baseline[name], best[name], seed) for name in best if name in baseline
+    ]
+    interval = next(change.delta_ci95 for change in changes if change.name == metric)
     is_better = sign * delta > 0
     is_sure = is_better and (interval is None or min(sign * bound for bound in interval) > 0)
     if not is_better:
-        reason = "no better on the test split"
+        reason = "no better on held-out queries"
     elif interval is None:
-        reason = "better on the test split"
+        reason = "better on held-out queries"
     elif is_sure:
-        reason = "better on the test split: the whole 95 % interval is on the better side"
+        reason = "better on held-out queries: the whole 95 % interval is on the better side"
     else:
-        reason = "better on the test split, but not beyond chance: the interval includes zero"
+        reason = "better on held-out queries, but not beyond chance: the interval includes zero"
     if promote is Promote.NEVER:
         promoted = False
         reason += "; a person decides, for the task's `promote` is never"
@@ -73,5 +102,70 @@ def decide(
         best=float(np.mean(after)),
         delta=delta,
         delta_ci95=interval,
-        test_queries=before.size if before.ndim else None,
+        test_queries=count_queries(best, metric),
+        metrics=tuple(changes),
+        warnings=tuple(_losses(changes, metric)) if is_better else (),
     )
+
+
+def change_of(
+    name: str, before: float | NDArray[np.floating], after: float | NDArray[np.floating], seed: int
+) -> MetricChange:
+    """Return how a metric changed, with an interval where it has a value per query on both sides.
+
+    What is not finite makes no interval."""
+    first, then = float(np.mean(before)), float(np.mean(after))
+    is_paired = np.ndim(before) == 1 and np.shape(before) == np.shape(after) and np.size(before) > 0
+    is_known = is_paired and math.isfinite(then - first)
+    interval = bootstrap_ci95(np.asarray(after) - before, seed) if is_known else None
+    return MetricChange(name, first, then, then - first, interval)
+
+
+def _losses(changes: Sequence[MetricChange], metric: str) -> list[str]:
+    """Return a warning for each other ranking metric that fell beyond chance."""
+    return [
+        f"{change.name} falls from {change.before:.4f} to {change.after:.4f} "
+        f"({change.delta:+.4f}, 95 % interval {change.delta_ci95[0]:+.4f} to "
+        f"{change.delta_ci95[1]:+.4f}) while {metric} rises"
+        for change in changes
+        if change.name != metric
+        and _MORE_IS_BETTER.match(change.name)
+        and change.delta_ci95
+        and change.delta_ci95[1] < 0
+    ]
+
+
+def sessions_needed(promotion: Promotion, sessions: int) -> int | None:
+    """Return how many sessions would tell a difference of this size from chance, for its interval
+    narrows with their square root; None where it is told, or would take a hundred times as many."""
+    interval = promotion.delta_ci95
+    if interval is None or promotion.delta == 0 or not interval[0] < 0 < interval[1]:
+        return None
+    times = ((interval[1] - interval[0]) / 2 / promotion.delta) ** 2
+    return math.ceil(sessions * times) if 1 < times <= _MOST_SESSIONS_TOLD else None
+
+
+def query_changes(compared: Sequence[Compared]) -> list[QueryChange]:
+    """Return the queries that the method explains, those that gained most first."""
+    changes = [
+        QueryChange(query[:_QUERY_LENGTH], before, one.explained_after[query])
+        for one in compared
+        for query, before in one.explained_before.items()
+        if query in one.explained_after
+    ]
+    return sorted(changes, key=lambda change: change.before - change.after)
+
+
+def most_changed(changes: Sequence[QueryChange]) -> tuple[tuple[QueryChange, ...], ...]:
+    """Return the queries that gained most, and those that lost most, of all by their gain."""
+    gained = [change for change in changes if change.after > change.before]
+    lost = [change for change in reversed(changes) if change.after < change.before]
+    return tuple(gained[:MOST_QUERIES_TOLD]), tuple(lost[:MOST_QUERIES_TOLD])
+
+
+def as_csv(changes: Sequence[QueryChange]) -> str:
+    """Return a table of queries, before, after and difference."""
+    table = io.StringIO()
+    rows = ([c.query, c.before, c.after, c.after - c.before] for c in changes)
+    csv.writer(table).writerows(chain([["query", "before", "after", "difference"]], rows))
+    return table.getvalue()

@@ -1,6 +1,6 @@
 """What methods score: read from whatever they gave, averaged, compared."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,6 @@ class Baseline:
     metrics: dict[str, float]
     #: how many values the main metric had there; None for one number, or if it is not known
     queries: int | None = None
-    #: None if an earlier attempt scored it
-    test_scores: "Scores | None" = None
 
 
 def read_scores(scores: Any, source: str = "evaluate") -> dict[str, float | NDArray[np.float64]]:
@@ -68,6 +66,18 @@ def mean_metrics(scores: Scores, main_metric: str) -> dict[str, float]:
     if main_metric not in means:
         raise MethodError(f"the main metric {main_metric} {_describe(read[main_metric])}")
     return means
+
+
+def join(parts: Sequence[Scores]) -> dict[str, float | NDArray[np.float64]]:
+    """Return the scores of several sets of queries as those of one: arrays end to end, and of
+    single numbers the mean."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {
+        name: np.concatenate([part[name] for part in parts])
+        if all(np.ndim(part[name]) for part in parts)
+        else float(np.mean([np.mean(part[name]) for part in parts]))
+        for name in names
+    }
 
 
 def finite_means(scores: Scores) -> dict[str, float]:

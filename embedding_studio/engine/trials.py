@@ -94,10 +94,9 @@ class Trials:
         self._has_warned_of_silence = False
         self._best = Best(attempt, experiment_id)
 
-    def run(self) -> StoredModel:
-        """Run one trial per hyperparameter set until the budget is spent; return the best model.
-
-        Raises Stopped or AllTrialsFailed if there is none."""
+    def run(self) -> tuple[Trial, StoredModel]:
+        """Run one trial per hyperparameter set until the budget is spent; return the best one and
+        its model. Raises Stopped or AllTrialsFailed if there is none."""
         self.ended += self._replay()
         self._started = len(self.ended)
         attempt, tracking = self._attempt, self._attempt.house.tracking
@@ -134,14 +133,14 @@ class Trials:
         # runs whose creation was answered too late, and so asked for again
         tracking.runs.kill_unfinished(self._experiment_id)
         tracking.iterations.record_cost(self._experiment_id, self.trained_tokens)
-        if self._best.model is None:
+        if self._best.model is None or self._best.trial is None:
             attempt.lease.beat()  # the last word on progress
             attempt.lease.check_stop()
             raise AllTrialsFailed(
                 f"none of {self._started} hyperparameter sets gave a model; the last one: "
                 f"{last_failure}. The tracebacks are in MLflow, with each failed run"
             )
-        return self._best.model
+        return self._best.trial, self._best.model
 
     @property
     def trained_tokens(self) -> int:
@@ -158,6 +157,13 @@ class Trials:
         finished = tracking.runs.finished_trials(here, metric)
         interrupted = [one for one in tracking.runs.trials(here) if one.outcome is None]
         superseded = tracking.runs.trials(here, "superseded")
+        if finished and not any(trial.has_model for trial in finished):
+            # after a cancel the best has gone, after a refit it has no model any more
+            for best in best_first([*superseded, *finished], method.direction)[:1]:
+                if best in finished:
+                    tracking.runs.supersede_trial(best.run_id)
+                    finished.remove(best)
+                    superseded.append(best)
         # a cancel removed their models while they were the best
         wanted = [one for one in superseded if one.outcome is Outcome.COMPLETE]
 

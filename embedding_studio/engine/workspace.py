@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.failures import during
 from embedding_studio.engine.house import House
-from embedding_studio.engine.jobs import MethodRef, Score
+from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.errors import MethodError
 from embedding_studio.executors.base import Job, Resources, Verdict
-from embedding_studio.methods import AnyMethod, Scores
+from embedding_studio.methods import AnyMethod
 from embedding_studio.tasks import FineTuningTask
 from embedding_studio.threads import in_own_thread
 
@@ -37,6 +37,8 @@ class Workspace:
         self.start = self.folder / "start"
         #: what the method prepared for its trials
         self.data = self.folder / "data"
+        #: the sessions of the batch, as they were when the data was prepared
+        self.snapshot = self.folder / "sessions.jsonl"
         #: the best model so far
         self.best = self.folder / "best"
         #: what the jobs that are no trials printed, a file each
@@ -75,12 +77,6 @@ class Workspace:
                 self.kill([future])
                 raise
             return future.result()
-
-    def score(
-        self, model_folder: Path, split: str, meanwhile: Callable[[], None] = lambda: None
-    ) -> Scores:
-        """Score a saved model on a split of the prepared data."""
-        return self.run(Score(self.method, model_folder, self.data, split), meanwhile)
 
     def call(
         self, doing: str, function: Callable[[], Result], meanwhile: Callable[[], None]

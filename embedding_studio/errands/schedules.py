@@ -113,6 +113,7 @@ def _look(
         search=schedule.search,
         event_weights=schedule.event_weights,
         promote=schedule.promote,
+        folds=schedule.folds,
         webhook_url=schedule.webhook_url,
     )
     task, is_new = store.tasks.add(request, now, most_pending)

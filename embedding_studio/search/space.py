@@ -108,7 +108,7 @@ def fit(values: Mapping[str, Any], suggest: Suggest, seed: int) -> FittedSet:
 
     Numbers go to the nearest that their range holds; parameters that are new are drawn at random.
     """
-    trial = optuna.create_study(sampler=_Repeating(values, seed)).ask()
+    trial = optuna.create_study(sampler=Repeating(values, seed)).ask()
     suggest_set(suggest, trial)
     now = trial.params
     losses = [f"{name!r} is gone" for name in values if name not in now]
@@ -124,7 +124,7 @@ def fit(values: Mapping[str, Any], suggest: Suggest, seed: int) -> FittedSet:
     return FittedSet(now, trial.distributions, losses, is_held)
 
 
-class _Repeating(optuna.samplers.RandomSampler):
+class Repeating(optuna.samplers.RandomSampler):
     """Gives each parameter the value of an older set where it can."""
 
     def __init__(self, values: Mapping[str, Any], seed: int) -> None:

@@ -17,7 +17,7 @@ from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Parameters
 from embedding_studio.search.pruners import make_pruner
 from embedding_studio.search.samplers import SeededByNumber
-from embedding_studio.search.space import FittedSet, Suggest, fit, suggest_set
+from embedding_studio.search.space import FittedSet, Repeating, Suggest, fit, suggest_set
 from embedding_studio.search.trial import STATES, Outcome, Trial, resource_at
 from embedding_studio.tasks import Pruner, Sampler
 
@@ -226,3 +226,8 @@ def draw_sets(suggest: Suggest, count: int, seed: int) -> list[Parameters]:
     """Draw hyperparameter sets at random, apart from any search: what its trials may look like."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
     return [suggest_set(suggest, study.ask()) for _ in range(count)]
+
+
+def draw_again(suggest: Suggest, values: Mapping[str, Any], seed: int) -> Parameters:
+    """Return the set of these values, Optuna's, as the method draws it."""
+    return suggest_set(suggest, optuna.create_study(sampler=Repeating(values, seed)).ask())

@@ -232,7 +232,8 @@ class Iterations:
             for run in list(self._client.runs(experiment_id)):
                 if run.info.run_id in kept_run_ids:
                     continue
-                if run.data.tags.get("es.model") == "stored":
+                tags = run.data.tags
+                if tags.get("es.kind") == "trial" and tags.get("es.model") == "stored":
                     self._runs.supersede(run)
                 self._models.delete_of(run)
             why = "the task's models were removed"

@@ -46,11 +46,48 @@ class Runs:
                 **_long_tag("es.suggested.distributions", json.dumps(trial.distributions)),
             },
         )
+        self._log_params(run_id, params, seed)
+        return run_id
+
+    def start_training(
+        self, experiment_id: str, name: str, trial_run_id: str, params: Parameters, seed: int
+    ) -> str:
+        """Open the run of a trial's set that is trained once more, on other data."""
+        tags = {"es.kind": "training", "es.training_of": trial_run_id}
+        run_id = self._client.create_run(experiment_id, name, tags)
+        self._log_params(run_id, params, seed)
+        return run_id
+
+    def _log_params(self, run_id: str, params: Parameters, seed: int) -> None:
         logged = [Param(to_mlflow(str(k)), _shortened(str(value))) for k, value in params.items()]
         logged.append(Param("es.seed" if "seed" in params else "seed", str(seed)))
         for first in range(0, len(logged), _MOST_PARAMS):
             self._client.writing.log_batch(run_id, params=logged[first : first + _MOST_PARAMS])
-        return run_id
+
+    def finish_training(
+        self,
+        run_id: str,
+        name: str,
+        metrics: Mapping[str, float],
+        value: float,
+        trained_tokens: int,
+        reports: Sequence[Report],
+    ) -> None:
+        """End such a run with its scores and what it reported. value: the main metric."""
+        final = {**_keyed(metrics), **_cost(trained_tokens)}
+        last = _metrics(final, step=reports[-1].step + 1 if reports else 0)
+        tags = {"mlflow.runName": f"{name} · {story.short(value)}"}
+        self._finish(run_id, [*_reported(reports), *last], tags, Outcome.COMPLETE, value)
+
+    def delete_trainings(self, experiment_id: str) -> None:
+        """Delete what an earlier attempt trained beside its trials: it is trained anew."""
+        for run in list(self._of_kind(experiment_id, "training")):
+            self._models.delete_artifacts(run)
+            self._client.writing.delete_run(run.info.run_id)
+
+    def log_table(self, run_id: str, name: str, table: str) -> None:
+        """Keep a text as a file of a run."""
+        self._client.writing.log_text(run_id, table, name)
 
     def log_output(self, run_id: str, printed: Path) -> None:
         """Keep what was printed, if anything was: a file, or a folder of them."""
@@ -212,6 +249,10 @@ class Runs:
         for run in list(self._client.runs(experiment_id)):
             if run.info.status == "FAILED":
                 self.supersede(run)
+
+    def supersede_trial(self, run_id: str) -> None:
+        """Let a trial count no more, so that its set is tried again."""
+        self.supersede(self._client.reading.get_run(run_id))
 
     def supersede(self, run: Run) -> None:
         """Let a trial count no more."""

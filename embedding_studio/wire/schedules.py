@@ -53,6 +53,7 @@ class ScheduleView(BaseModel):
     search: SearchOptions
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
     promote: Promote | None = Field(None, exclude_if=is_none)
+    folds: int | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

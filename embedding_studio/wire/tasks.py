@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 from embedding_studio.clickstream import check_weights
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
+    MOST_FOLDS,
     Budget,
     Delivery,
     FineTuningTask,
@@ -88,6 +89,11 @@ class Terms(BaseModel):
         description="what makes the best model champion: that it is better beyond chance "
         "(significant), that it is better (better), or nothing (never); absent: the method's",
     )
+    folds: Annotated[int, Field(ge=1, le=MOST_FOLDS, strict=True)] | None = Field(
+        None,
+        description="how many parts of the queries judge, each by a model that did not see it; 1: "
+        "the test queries alone judge the best trial's model; absent: the method's",
+    )
     webhook_url: WebhookUrl | None = None
 
     @classmethod
@@ -139,6 +145,7 @@ class TaskView(BaseModel):
     search: SearchOptions
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
     promote: Promote | None = Field(None, exclude_if=is_none)
+    folds: int | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None

@@ -79,7 +79,7 @@ def test_a_task_may_leave_the_champion_to_a_person(bench: Bench) -> None:
     task = bench.run_task(promote=Promote.NEVER)
     assert task.promotion is not None
     assert (task.status, task.promotion.promoted) == (TaskStatus.DONE, False)
-    assert task.promotion.reason.startswith("better on the test split: ")
+    assert task.promotion.reason.startswith("better on held-out queries: ")
     assert task.best_model is not None
     assert (registered(bench).champion, alias(bench)) == (1, 1)
 

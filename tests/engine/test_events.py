@@ -91,7 +91,8 @@ def prepare(folder: Path, weights: dict[str, float], *sessions: Session) -> Prep
     """Prepare data for the toy method, whose default keeps the sessions as they are."""
     snapshot = folder / "sessions.jsonl"
     snapshot.write_bytes(dump_sessions(sessions))
-    return PrepareData(MethodRef("Toy", TOYS), snapshot, folder / "data", weights)(_no_report)
+    job = PrepareData(MethodRef("Toy", TOYS), snapshot, folder, folder / "data", weights)
+    return job(_no_report)
 
 
 def _no_report(report: Report) -> Verdict:

@@ -38,7 +38,15 @@ TASKS = int(os.environ.get("ES_FAULT_TASKS") or 1)
 SESSIONS = 6000
 FAULTS_PER_TASK = 5
 MOST_FAULTS = 8  # then the task is left to end
-LONGEST_PAUSES = {"prepare": 6.0, "baseline": 6.0, "search": 15.0, "promote": 3.0, "clean up": 1.0}
+LONGEST_PAUSES = {
+    "prepare": 6.0,
+    "baseline": 6.0,
+    "search": 15.0,
+    "cross-fit": 6.0,
+    "promote": 3.0,
+    "refit": 3.0,
+    "clean up": 1.0,
+}
 """How many seconds after a task came to a phase a fault strikes, at most."""
 PATIENCE_SECONDS = 60.0  # for a phase to come
 TRIALS = 3

@@ -38,6 +38,7 @@ class Toy(FineTuningMethod[Vector]):
     meta = PluginMeta(name="Toy")
     main_metric = "skill"
     budget = Budget(max_trials=3)
+    folds = 1
 
     def load_initial_model(self) -> Vector:
         return np.array([0.2])
@@ -438,3 +439,51 @@ class Odd(Toy):
             "../share, %": [0.5] * len(split),
         }
         return scores
+
+
+class Folded(Toy):
+    """Judged by three folds; it learns the better the more there is to learn from."""
+
+    meta = PluginMeta(name="Folded")
+    folds = 3
+
+
+class FoldedWorse(Worse):
+    """Training always harms, in each fold."""
+
+    meta = PluginMeta(name="Folded and worse")
+    folds = 3
+
+
+class FailingInFolds(Toy):
+    """A set that is trained a second time fails."""
+
+    meta = PluginMeta(name="Failing in folds")
+    folds = 3
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        queries = {session.search_query for session in data.train}
+        if "query 5" in queries:  # which tests the trials
+            raise RuntimeError("no luck")
+        return super().train(model, params, data, run)
+
+
+class WorseRefit(Toy):
+    """The more it learns from, the worse it is on what it has seen."""
+
+    meta = PluginMeta(name="Refit is worse")
+    folds = 3
+
+    def train(self, model: Vector, params: Parameters, data: Splits[Any], run: TrialRun) -> Vector:
+        trained = super().train(model, params, data, run)
+        return trained - 0.05 * (len(data.train) > 45)
+
+
+class Explaining(Toy):
+    """Tells of each query."""
+
+    meta = PluginMeta(name="Explaining")
+    folds = 2
+
+    def explain(self, model: Vector, split: list[Session]) -> Mapping[str, float]:
+        return {session.search_query: model[0] for session in split}
