@@ -18,7 +18,17 @@ from unittest.mock import patch
 import numpy as np
 from rich.table import Table
 
-from benchmarks.clicks import CORPORA, METRIC, MODEL, Arena, Silent, console, prepared, say
+from benchmarks.clicks import (
+    CORPORA,
+    METRIC,
+    MODEL,
+    Arena,
+    Silent,
+    console,
+    prepared,
+    say,
+    with_clicks_as_labels,
+)
 from embedding_studio.clickstream import Splits
 from embedding_studio.demo.searchers import Behaviour
 from embedding_studio.training import towers
@@ -39,7 +49,7 @@ CENTRE: Mapping[str, Any] = {
     "loss": "softmax",
     "temperature": 0.07,
     "negatives_per_click": 2,
-    "debias": True,
+    "is_debiased": True,
     "blends": (0.5, 0.75),
 }
 MOVES: tuple[Mapping[str, Any], ...] = (
@@ -56,7 +66,7 @@ MOVES: tuple[Mapping[str, Any], ...] = (
     *({"negatives_per_click": count} for count in (0, 4, 8, 20)),
     *({"negatives_per_click": count, "frozen_layers": 2} for count in (8, 20)),
     {"is_near_masked": False},
-    {"debias": False},
+    {"is_debiased": False},
     {"blends": ()},
     *({"loss": "margin", "temperature": margin} for margin in (0.1, 0.3)),
     *({"loss": "prob_margin", "temperature": margin} for margin in (0.3, 1.0)),
@@ -101,6 +111,8 @@ def gain_of(arena: Arena, data: Splits[QueryLists], params: Mapping[str, Any], s
     model = load_encoder(MODEL)
     if not params.pop("is_near_masked"):
         data = replace(data, train=replace(data.train, near=data.train.near[:0]))
+    if not params.pop("is_debiased"):
+        data = with_clicks_as_labels(data)
     exact = patch.object(towers, "fast_arithmetic", lambda device: nullcontext())
     with nullcontext() if params.pop("is_bfloat16") else exact:
         tower = Tower(

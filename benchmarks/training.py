@@ -32,7 +32,14 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
 
-from benchmarks.clicks import MODEL, TEST_SHARE, VALIDATION_SHARE, Arena, prepared
+from benchmarks.clicks import (
+    MODEL,
+    TEST_SHARE,
+    VALIDATION_SHARE,
+    Arena,
+    prepared,
+    with_clicks_as_labels,
+)
 from embedding_studio.clickstream import Session, Splits, split_by_query
 from embedding_studio.demo.searchers import Behaviour
 from embedding_studio.training.data import QueryLists
@@ -47,7 +54,7 @@ from embedding_studio.training.loop import (
 from embedding_studio.training.towers import BiEncoder, Tower
 
 TRAINER_BATCH = 32
-PAIRS = TrainingPlan(epochs=1, negatives_per_click=0, debias=False)
+PAIRS = TrainingPlan(epochs=1, negatives_per_click=0)
 OURS = TrainingPlan(epochs=3)
 OUR_FROZEN_LAYERS, OUR_RATE = 4, 4e-4
 TRAINER_RATES = (1e-4, 2e-4)
@@ -109,7 +116,7 @@ def main() -> None:
 
 def compare_speed(clicks: Clicks, rounds: int, pairs: int, console: Console) -> dict[str, float]:
     """Let every contestant run for a while, in turns, and compare within each turn."""
-    lists = clicks.data.train
+    lists = with_clicks_as_labels(clicks.data).train
     forgetful = replace(lists, texts=replace(lists.texts, folder=None))
     contestants: dict[str, Callable[[], float]] = {
         "trainer, fp32": lambda: trainer_speed(clicks, pairs, bf16=False),

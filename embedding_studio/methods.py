@@ -91,6 +91,7 @@ class FineTuningMethod(ABC, Generic[Model]):
 
     sampler, pruner: how to search unless the task says so: tpe, random, gp or grid; hyperband,
     asha, median, patient or none.
+    recommended: a set that `suggest` can draw, tried before any other.
     event_weights: as how many clicks an event of a type counts, where EVENT_WEIGHTS does not say
     what this method needs; 0: not at all.
     promote: what a new model has to show to become champion, unless the task says so: significant,
@@ -108,6 +109,7 @@ class FineTuningMethod(ABC, Generic[Model]):
     budget: ClassVar[Budget] = Budget(max_trials=8, max_minutes=60)
     sampler: ClassVar[str] = Sampler.TPE
     pruner: ClassVar[str] = Pruner.MEDIAN
+    recommended: ClassVar[Parameters | None] = None
     event_weights: ClassVar[Mapping[str, float]] = EVENT_WEIGHTS
     promote: ClassVar[str] = Promote.SIGNIFICANT
     num_cpus: ClassVar[float | None] = None

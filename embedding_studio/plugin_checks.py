@@ -96,6 +96,10 @@ def _are_weights(value: Any) -> bool:
     return True
 
 
+def _is_set(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
 def _one_of(choices: Any) -> tuple[Callable[[Any], bool], str]:
     names = [str(choice) for choice in choices]
     return lambda value: isinstance(value, str) and value in names, f"one of {', '.join(names)}"
@@ -107,6 +111,10 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "budget": (_is_budget, "a Budget of positive numbers"),
     "sampler": _one_of(Sampler),
     "pruner": _one_of(Pruner),
+    "recommended": (
+        lambda value: value is None or _is_set(value),
+        "a dictionary by parameter names",
+    ),
     "event_weights": (
         _are_weights,
         "a dictionary of numbers from 0 to 100, one for each event type",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sentence_transformers import SentenceTransformer
 
@@ -39,6 +39,15 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     # to judge by clicks takes more queries than to learn from them
     test_share = 0.3
     num_gpus = 1
+    recommended: ClassVar[Parameters] = {
+        "learning_rate": 3e-4,
+        "weight_decay": 0.01,
+        "frozen_layers": 4,
+        "epochs": 3,
+        "batch_size": 64,
+        "temperature": 0.07,
+        "negatives_per_click": 2,
+    }
     lora_rank = 0
     """Above 0, adapters of this rank learn in place of the layers: for large encoders."""
     query_prompt: str | None = None
@@ -65,7 +74,6 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
             "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
             "negatives_per_click": trial.suggest_int("negatives_per_click", 2, 6),
-            "debias": trial.suggest_categorical("debias", [True, False]),
         }
 
     def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:

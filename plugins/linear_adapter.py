@@ -125,7 +125,7 @@ class LinearAdapter(FineTuningMethod[Adapter]):
         optimizer = torch.optim.AdamW(
             [change], lr=params["learning_rate"], weight_decay=params["weight_decay"]
         )
-        batches = Batches(data.train.lists, batch_size=64, negatives_per_click=4, debias=True)
+        batches = Batches(data.train.lists, batch_size=64, negatives_per_click=4)
         random = np.random.default_rng(run.seed)
         stored = _route_weights(data.train.encoder).dtype
         compare, _ = similarity_functions(data.train.similarity)

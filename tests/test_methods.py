@@ -178,6 +178,10 @@ def load_one(tmp_path: Path, changes: str) -> str:
         ("test_share = 15", "Good.test_share is 15: it must be between 0 and 1"),
         ("test_share, validation_share = 0.5, 0.5", "leave nothing to train on"),
         ("event_weights = {'click': -1}", "Good.event_weights is {'click': -1}"),
+        (
+            "recommended = {1: 2}",
+            "Good.recommended is {1: 2}: it must be a dictionary by",
+        ),
         ("meta = 'Good'", "Good.meta is no PluginMeta"),
         ("del evaluate", "Good lacks evaluate: a method needs evaluate, load_initial_model, sugg"),
         ("evalute = evaluate; del evaluate", "is Good.evalute meant to be evaluate?"),

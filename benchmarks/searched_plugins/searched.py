@@ -51,5 +51,4 @@ class SearchedEncoder(Encoder):  # type: ignore[misc,valid-type]
             "batch_size": trial.suggest_categorical("batch_size", [32, 64, 128]),
             "temperature": trial.suggest_float("temperature", 0.01, 0.5, log=True),
             "negatives_per_click": trial.suggest_int("negatives_per_click", 1, 4),
-            "debias": trial.suggest_categorical("debias", [True, False]),
         }

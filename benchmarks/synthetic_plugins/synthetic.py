@@ -48,7 +48,6 @@ class Synthetic(FineTuningMethod[Vector]):
             "epochs": trial.suggest_int("epochs", 2, 4),
             "negatives_per_click": trial.suggest_int("negatives_per_click", 2, 6),
             "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
-            "debias": trial.suggest_categorical("debias", [True, False]),
             "reports": self.reports,
             "pause_seconds": self.pause_seconds,
         }

@@ -174,6 +174,8 @@ class Trials:
                 shift = self._baseline.metrics[metric] - previous.baseline[metric]
                 notes += search.learn(method.suggest, previous.trials, shift)
             notes += search.replay(method.suggest, [*finished, *interrupted])
+            if method.recommended is not None:
+                notes += search.recommend(method.suggest, method.recommended)
             notes += search.enqueue(method.suggest, wanted)
             if previous is not None:
                 best = best_first(previous.trials, method.direction)

@@ -54,7 +54,7 @@ class Search:
         self._used: set[int] = set()
         self._tried: set[str] = set()
 
-    # -- older sets, as the present space holds them: to be told before the first `ask` --------
+    # -- known sets, as the present space holds them: to be told before the first `ask` --------
     # each returns, in words, what the space cannot hold
 
     def learn(self, suggest: Suggest, previous: Iterable[Trial], shift: float) -> list[str]:
@@ -111,6 +111,17 @@ class Search:
             if trial.outcome is Outcome.COMPLETE:
                 self._note_length(trial.frozen())
         return notes
+
+    def recommend(self, suggest: Suggest, params: Parameters) -> list[str]:
+        """Try the method's own set next, unless it is known already."""
+        fitted = fit(params, suggest, self._seed)
+        if fitted.losses:
+            differences = ", ".join(fitted.losses)
+            return [f"the recommended set is left out, `suggest` cannot draw it: {differences}"]
+        if _key(fitted.params) not in self._tried:
+            self._tried.add(_key(fitted.params))
+            self._study.enqueue_trial(dict(fitted.params))
+        return []
 
     def enqueue(self, suggest: Suggest, trials: Iterable[Trial]) -> list[str]:
         """Try the sets of these trials before any other, but for those that are known already."""

@@ -37,18 +37,11 @@ class Batches:
     An item is a negative of a query by no more than 1 minus the likeliest relevance it has to any
     query spelled almost alike (`QueryLists.near`)."""
 
-    def __init__(
-        self,
-        lists: QueryLists,
-        batch_size: int,
-        negatives_per_click: int,
-        debias: bool,
-    ) -> None:
+    def __init__(self, lists: QueryLists, batch_size: int, negatives_per_click: int) -> None:
         self._queries = np.asarray(lists.queries)
         self._items = np.asarray(lists.items)
         self._row = lists.pair_queries()
-        clicked = np.asarray(lists.clicked) > 0
-        likely = np.asarray(lists.relevance) if debias else clicked.astype(np.float32)
+        likely = np.asarray(lists.relevance)
         self._is_positive = likely >= _POSITIVE_FROM
         self._batch_size = batch_size
         positives = np.bincount(self._row, self._is_positive, len(lists)).astype(np.int64)

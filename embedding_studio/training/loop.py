@@ -45,8 +45,6 @@ class TrainingPlan:
     temperature: float = 0.07
     #: other shown items per probably meant one, drawn anew each epoch
     negatives_per_click: int = 2
-    #: learn from the click model's relevance; else from "was it ever clicked"
-    debias: bool = True
     #: shares of the tuned weights, in (0, 1), that are tried in a mixture with the start's
     blends: tuple[float, ...] = (0.5, 0.75)
 
@@ -56,7 +54,7 @@ class TrainingPlan:
         return cls(**{one.name: params[one.name] for one in fields(cls) if one.name in params})
 
     def batches(self, lists: QueryLists) -> Batches:
-        return Batches(lists, self.batch_size, self.negatives_per_click, self.debias)
+        return Batches(lists, self.batch_size, self.negatives_per_click)
 
 
 def train(

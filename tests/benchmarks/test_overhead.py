@@ -16,6 +16,6 @@ def test_the_share_within_counts_what_a_bare_script_does_not_do() -> None:
 
 def test_parameters_come_back_from_the_ledger_as_they_were() -> None:
     """MLflow keeps text; the bare script is to train with the same values, the seed apart."""
-    params = {"learning_rate": 3.1e-4, "epochs": 4, "debias": True}
+    params = {"learning_rate": 3.1e-4, "epochs": 4, "is_quick": True}
     logged = {name: str(value) for name, value in params.items()}
     assert typed({**logged, "seed": "7"}) == params

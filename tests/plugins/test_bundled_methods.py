@@ -20,6 +20,7 @@ from embedding_studio.clickstream import Session, split_by_query
 from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.demo.searchers import held_out_quality, simulate_sessions
 from embedding_studio.methods import AnyMethod, discover_methods
+from embedding_studio.search import Search
 from embedding_studio.training.encoder import load_encoder
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
 
@@ -111,8 +112,18 @@ def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
             "batch_size",
             "temperature",
             "negatives_per_click",
-            "debias",
         }
+
+
+def test_the_recommended_set_can_be_drawn() -> None:
+    """So the search of the default method begins with it."""
+    method = discover_methods(PLUGINS).get(NAMES[0])
+    search = Search("maximize", seed=0)
+    assert method.recommended
+    assert search.recommend(method.suggest, method.recommended) == []
+    proposed = search.ask(method.suggest)
+    assert proposed is not None
+    assert proposed[1] == method.recommended
 
 
 @pytest.mark.slow
@@ -156,7 +167,6 @@ def test_clicks_make_the_real_model_truly_better(
         "batch_size": 64,
         "temperature": 0.1,
         "negatives_per_click": 1,
-        "debias": True,
     }
     model = method.train(model, params, replace(data, test=None), Reports())
     gained = held_out_quality(corpus, *embeddings()).ndcg_at_10 - before

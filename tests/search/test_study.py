@@ -152,6 +152,22 @@ def test_enqueued_sets_come_first_and_once() -> None:
     assert [t.params for t in run_trials(rebuilt, 2)[0]] == [t.params for t in tried[1:]]
 
 
+def test_the_recommended_set_comes_first_and_once() -> None:
+    """It is tried before any other unless it was tried; one that cannot be drawn is left out."""
+    recommended: Parameters = {"lr": 0.01, "layers": 3, "debias": True}
+    search = Search("maximize", seed=2)
+    assert search.recommend(suggest, recommended) == []
+    tried, _ = run_trials(search, 2)
+    assert tried[0].params == recommended
+    rebuilt = Search("maximize", seed=2)
+    rebuilt.replay(suggest, tried[:1])
+    assert rebuilt.recommend(suggest, recommended) == []
+    assert ask(rebuilt).params == tried[1].params
+
+    (note,) = Search("maximize", seed=2).recommend(suggest, {**recommended, "layers": 7})
+    assert note == "the recommended set is left out, `suggest` cannot draw it: 'layers' is 6, was 7"
+
+
 def test_drawn_sets_depend_on_the_seed_alone() -> None:
     """The same seed draws the same sets, another seed others, and no search is needed."""
     drawn = draw_sets(suggest, 16, seed=3)

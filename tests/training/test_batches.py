@@ -25,9 +25,9 @@ def lists_by_hand(**columns: object) -> QueryLists:
     return replace(made, **columns)  # type: ignore[arg-type]
 
 
-def only_batch(lists: QueryLists, debias: bool = True) -> Batch:
+def only_batch(lists: QueryLists) -> Batch:
     """Return the batch of all queries and all they were shown, in the order of the queries."""
-    batches = Batches(lists, batch_size=100, negatives_per_click=5, debias=debias)
+    batches = Batches(lists, batch_size=100, negatives_per_click=5)
     (batch,) = batches.shuffled(np.random.default_rng(0))
     order = np.argsort(batch.queries)
     return Batch(
@@ -41,13 +41,6 @@ def test_a_batch_by_hand() -> None:
     assert batch.items.tolist() == [2, 3, 4, 5]
     assert batch.relevance == pytest.approx(np.array([[0.9, 0.4, 0, 0], [0, 0, 0, 0.8]]))
     assert batch.negative_weight == pytest.approx(np.array([[0.1, 0.6, 0.9, 1], [1, 0.8, 1, 0.2]]))
-
-
-def test_a_batch_without_debiasing_by_hand() -> None:
-    """Then anything ever clicked is a positive and never a negative of its query."""
-    batch = only_batch(lists_by_hand(), debias=False)
-    assert batch.relevance.tolist() == [[1, 0, 0, 0], [0, 1, 0, 1]]
-    assert batch.negative_weight.tolist() == [[0, 1, 1, 1], [1, 0, 1, 0]]
 
 
 def test_what_a_near_identical_query_meant_is_no_sure_negative() -> None:
@@ -98,7 +91,7 @@ def random_lists(queries: int, shown: int, seed: int = 0) -> QueryLists:
 def test_every_query_with_a_positive_comes_once_an_epoch() -> None:
     """Batches hold all such queries, each once, and tables that agree with the columns."""
     lists = random_lists(queries=90, shown=8)
-    batches = Batches(lists, batch_size=16, negatives_per_click=1, debias=True)
+    batches = Batches(lists, batch_size=16, negatives_per_click=1)
     pairs = zip(lists.pair_queries(), lists.items, strict=True)
     relevance = dict(zip(pairs, lists.relevance, strict=True))
     seen = []
@@ -130,7 +123,7 @@ def test_negatives_are_as_many_as_clicks_pay_for(negatives_per_click: int, expec
         relevance=relevance,
         clicked=np.ones(8, np.int32),
     )
-    batches = Batches(lists, 4, negatives_per_click, debias=True)
+    batches = Batches(lists, 4, negatives_per_click)
     random = np.random.default_rng(0)
     drawn = [next(batches.shuffled(random)).items.tolist() for _ in range(60)]
     assert all(len(items) == expected and {0, 3} <= set(items) for items in drawn)
@@ -141,6 +134,6 @@ def test_negatives_are_as_many_as_clicks_pay_for(negatives_per_click: int, expec
 def test_nothing_to_learn_from_makes_no_batch() -> None:
     """Without a positive there is no batch and no error."""
     lists = lists_by_hand(relevance=np.zeros(5, np.float32))
-    batches = Batches(lists, 4, 2, debias=True)
+    batches = Batches(lists, 4, 2)
     assert len(batches) == 0
     assert list(batches.shuffled(np.random.default_rng(0))) == []

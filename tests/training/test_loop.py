@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_and_reports_each_epoch(
     model: SentenceTransformer, data: Splits[QueryLists]
 ) -> None:
     """The loss over all training queries falls; every reported metric is one of evaluation's."""
-    everything = Batches(data.train, batch_size=10_000, negatives_per_click=8, debias=True)
+    everything = Batches(data.train, batch_size=10_000, negatives_per_click=8)
     (batch,) = everything.shuffled(np.random.default_rng(0))
 
     def loss_now() -> float:
