@@ -27,17 +27,31 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model")
 
-Scores: TypeAlias = "Mapping[str, float | NDArray[np.floating[Any]]]"
-"""Metric values by name: one number, or an array with one value per query (logged as its mean)."""
+MetricValues: TypeAlias = "float | NDArray[np.floating[Any]]"
+"""A metric of a model: one number, or an array with one value per query (logged as its mean)."""
+
+Scores: TypeAlias = "Mapping[str, MetricValues]"
+"""Metrics by name."""
 
 Direction: TypeAlias = Literal["maximize", "minimize"]
 
 
-def is_better(direction: Direction, value: float, than: float | None) -> bool:
-    """Return whether a main metric beats another; anything beats None."""
+def is_better(direction: Direction, scores: MetricValues, than: "MetricValues | None") -> bool:
+    """Return whether a main metric is better by more than one standard error of the difference;
+    anything is better than None.
+
+    scores, than: a value per query, of the same queries, or one number each, which has no error.
+    Breiman et al. 1984 (section 3.4.3): a difference within the noise decides nothing."""
+    import numpy as np
+
     if than is None:
         return True
-    return value < than if direction == "minimize" else value > than
+    if np.shape(scores) != np.shape(than):
+        scores, than = float(np.mean(scores)), float(np.mean(than))
+    difference = np.atleast_1d(np.asarray(scores, float) - np.asarray(than, float))
+    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    gain = difference.mean() * (-1 if direction == "minimize" else 1)
+    return bool(gain > error)
 
 
 Parameters: TypeAlias = dict[str, Any]

@@ -37,6 +37,17 @@ def test_better_knows_the_direction() -> None:
     assert not is_better("minimize", 2.0, 1.0)
 
 
+def test_better_is_by_more_than_one_standard_error() -> None:
+    """Differences of 0, 1 and 2: mean 1, error 0.58. Of -1, 1 and 0.3: mean 0.1, error 0.59. One
+    number has no error, and beside an array its mean counts."""
+    start = np.array([0.5, 0.25, 1.0])
+    assert is_better("maximize", start + np.array([0, 1, 2]), start)
+    assert not is_better("minimize", start + np.array([0, 1, 2]), start)
+    assert not is_better("maximize", start + np.array([-1, 1, 0.3]), start)
+    assert not is_better("maximize", start, start)
+    assert is_better("maximize", 0.59, start)
+
+
 def test_one_bad_plugin_does_not_take_the_others_down(tmp_path: Path) -> None:
     """A file that fails to import, has no method or repeats a name is reported; the rest load."""
     (tmp_path / "a_good.py").write_text(GOOD.format(name="Good", title="Good"))

@@ -9,7 +9,7 @@ from embedding_studio.engine.failures import writing_to_ledger
 from embedding_studio.engine.jobs import Score
 from embedding_studio.engine.scores import are_close, mean_metrics
 from embedding_studio.errors import CorruptModel
-from embedding_studio.methods import is_better
+from embedding_studio.methods import MetricValues, is_better
 from embedding_studio.search import Trial
 from embedding_studio.tasks import StoredModel, TaskEventKind
 
@@ -25,12 +25,12 @@ class Best:
         self._experiment_id = experiment_id
         self.model: StoredModel | None = None
         self.trial: Trial | None = None
-        #: its main metric on the validation split
-        self.value: float | None = None
+        #: its main metric on the validation split, per query where the method gives it so
+        self.scores: MetricValues | None = None
 
-    def is_beaten_by(self, value: float) -> bool:
-        """Return whether a main metric is better."""
-        return is_better(self._attempt.method.direction, value, self.value)
+    def is_beaten_by(self, scores: MetricValues) -> bool:
+        """Return whether a main metric is better, beyond its noise."""
+        return is_better(self._attempt.method.direction, scores, self.scores)
 
     def upload(
         self, trial: Trial, folder: Path, value: float, meanwhile: Callable[[], None]
@@ -39,10 +39,10 @@ class Best:
         workspace = self._attempt.workspace
         return upload(self._attempt, trial.run_id, folder, workspace.data, value, meanwhile)
 
-    def become(self, trial: Trial, model: StoredModel) -> None:
+    def become(self, trial: Trial, model: StoredModel, scores: MetricValues) -> None:
         """Take a trial's stored model for the best; only now may the former best's files go."""
         attempt = self._attempt
-        self.model, self.trial, self.value = model, trial, trial.value
+        self.model, self.trial, self.scores = model, trial, scores
         attempt.lease.check()
         # of this experiment, one may have been champion and rolled back, if the task was restarted
         find, method = attempt.house.store.models.find, attempt.task.fine_tuning_method

@@ -1,5 +1,6 @@
 """What runs inside an executor: the jobs of an iteration, each a small picklable recipe."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,9 @@ from embedding_studio.clickstream import Session, event_kind, merge_weights, spl
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.scores import (
     agree,
-    count_queries,
     finite_means,
     mean_metrics,
+    queries_of,
     read_scores,
     say_score,
     suspicions,
@@ -35,6 +36,7 @@ from embedding_studio.methods import (
     Direction,
     FineTuningMethod,
     MethodCatalog,
+    MetricValues,
     Parameters,
     PluginFile,
     Scores,
@@ -248,8 +250,8 @@ class TrialResult:
     seconds: Mapping[str, float]
     #: what the method counted
     trained_tokens: int
-    #: how many values of the main metric there were; None for one number
-    queries: int | None = None
+    #: the main metric, per query where the method gives it so
+    scores: MetricValues = math.nan
     is_pruned: bool = False
 
 
@@ -266,8 +268,8 @@ class Train(Job[TrialResult]):
     data_folder: Path
     start_folder: Path
     model_folder: Path
-    #: the best main metric so far; only a better model is saved
-    best_value: float | None
+    #: the best trial's main metric so far, as the method gives it; only a better model is saved
+    best: "MetricValues | None"
     #: the starting model's validation metrics
     baseline: Mapping[str, float]
 
@@ -288,11 +290,11 @@ class Train(Job[TrialResult]):
         with _measured(seconds, "evaluate"):
             scores = read_scores(method.evaluate(model, data.validation))
             metrics = mean_metrics(scores, method.main_metric)
-        if is_better(method.direction, metrics[method.main_metric], self.best_value):
+        own = scores[method.main_metric]
+        if is_better(method.direction, own, self.best):
             with _measured(seconds, "save"):
                 method.save(model, _empty(self.model_folder))
-        queries = count_queries(scores, method.main_metric)
-        return TrialResult(metrics, seconds, int(run.trained_tokens), queries)
+        return TrialResult(metrics, seconds, int(run.trained_tokens), own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +406,7 @@ class ScoreBaseline(Job[BaselineResult]):
         return BaselineResult(
             metrics=metrics,
             tokens_per_trial=fmean(known) if known else None,
-            queries=count_queries(scores, method.main_metric),
+            queries=queries_of(scores[method.main_metric]),
             warnings=list(suspicions(scores, test_scores, method.main_metric)),
         )
 

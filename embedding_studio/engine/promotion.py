@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.engine.jobs import Compared
-from embedding_studio.engine.scores import count_queries, join
+from embedding_studio.engine.scores import join, queries_of
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
 from embedding_studio.tasks import MetricChange, Promote, Promotion, QueryChange
@@ -102,7 +102,7 @@ def decide(
         best=float(np.mean(after)),
         delta=delta,
         delta_ci95=interval,
-        test_queries=count_queries(best, metric),
+        test_queries=queries_of(best[metric]),
         metrics=tuple(changes),
         warnings=tuple(_losses(changes, metric)) if is_better else (),
     )

@@ -197,7 +197,7 @@ class Recipe:
             data_folder=training.data,
             start_folder=workspace.start,
             model_folder=training.model,
-            best_value=None,
+            best=None,
             baseline=self._baseline,
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.errors import MethodError
-from embedding_studio.methods import Scores
+from embedding_studio.methods import MetricValues, Scores
 from embedding_studio.tracking.names import to_mlflow
 
 SCORE_TOLERANCE = 1e-3
@@ -95,9 +95,9 @@ def _describe(values: float | NDArray[np.float64]) -> str:
     return f"is not a number for {wrong} of {np.size(values)} queries"
 
 
-def count_queries(scores: Scores, metric: str) -> int | None:
+def queries_of(scores: MetricValues) -> int | None:
     """Return how many values of a metric there are; None where it is one number."""
-    return np.size(scores[metric]) if np.ndim(scores[metric]) else None
+    return np.size(scores) if np.ndim(scores) else None
 
 
 def are_close(one: float, other: float) -> bool:
@@ -112,13 +112,13 @@ def agree(one: Scores, other: Scores, metric: str) -> bool:
 
 
 def say_score(scores: Scores, metric: str) -> str:
-    count = count_queries(scores, metric)
+    count = queries_of(scores[metric])
     return f"{np.mean(scores[metric]):.6f}" + ("" if count is None else f" ({count} values)")
 
 
 def suspicions(validation: Scores, test: Scores, metric: str) -> Iterator[str]:
     """Yield what may be a mistake in a starting model's scores."""
-    on_validation, on_test = (count_queries(scores, metric) for scores in (validation, test))
+    on_validation, on_test = (queries_of(scores[metric]) for scores in (validation, test))
     if (on_validation is None) is not (on_test is None):
         yield (
             f"{metric} is one number on one split and has a value per query on the other: only "

@@ -22,9 +22,9 @@ from embedding_studio.engine.failures import (
     trace,
     writing_to_ledger,
 )
-from embedding_studio.engine.jobs import Train, TrialResult
+from embedding_studio.engine.jobs import Score, Train, TrialResult
 from embedding_studio.engine.limits import Limits, seconds_at_work
-from embedding_studio.engine.scores import Baseline
+from embedding_studio.engine.scores import Baseline, queries_of
 from embedding_studio.errors import (
     AllTrialsFailed,
     ExecutorUnavailable,
@@ -34,6 +34,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.logs import about
+from embedding_studio.methods import MetricValues
 from embedding_studio.search import Outcome, Search, Trial, best_first
 from embedding_studio.tasks import Pruner, RunningTrial, Sampler, StoredModel, TaskEventKind
 
@@ -187,8 +188,16 @@ class Trials:
             attempt.warn(note)
         with_model = [trial for trial in finished if trial.has_model]
         if kept := best_first(with_model, method.direction):
-            self._best.become(kept[0], tracking.models.stored(kept[0].run_id))
+            model = tracking.models.stored(kept[0].run_id)
+            self._best.become(kept[0], model, self._score_anew(model))
         return finished
+
+    def _score_anew(self, model: StoredModel) -> MetricValues:
+        """Return an earlier attempt's main metric per query, which the ledger does not keep."""
+        attempt, workspace = self._attempt, self._attempt.workspace
+        attempt.house.tracking.models.download(model, workspace.best)
+        scores = workspace.run(Score(workspace.method, workspace.best, workspace.data))
+        return scores[attempt.method.main_metric]
 
     # -- while they run ------------------------------------------------------------------------
 
@@ -213,7 +222,7 @@ class Trials:
         result = future.result()
         if result.is_pruned:
             self._search.tell(trial, Outcome.PRUNED)
-        elif self._is_comparable(result) and not self._best.is_beaten_by(self._value(result)):
+        elif self._is_comparable(result) and not self._best.is_beaten_by(result.scores):
             self._search.tell(trial, Outcome.COMPLETE, self._value(result))
 
     def _value(self, result: TrialResult) -> float:
@@ -253,7 +262,7 @@ class Trials:
             data_folder=workspace.data,
             start_folder=workspace.start,
             model_folder=running.folder,
-            best_value=self._best.value,
+            best=self._best.scores,
             baseline=self._baseline.metrics,
         )
         with self._lock:
@@ -350,8 +359,9 @@ class Trials:
             self._note_cost(trial, result.trained_tokens)
             if not result.is_pruned:
                 self._check_queries(result)
-                if self._best.is_beaten_by(value := self._value(result)):
-                    model = self._best.upload(trial, running.folder, value, self._look_after)
+                if self._best.is_beaten_by(result.scores):
+                    value, look = self._value(result), self._look_after
+                    model = self._best.upload(trial, running.folder, value, look)
         except ExecutorUnavailable:
             raise  # the trial's machine failed it, not its hyperparameter set
         except LedgerFailed as failed:
@@ -369,7 +379,7 @@ class Trials:
         else:
             self._complete(running, result)
         if model is not None:
-            self._best.become(trial, model)
+            self._best.become(trial, model, result.scores)
         return None
 
     def _fail(self, running: _Running, error: Exception) -> str:
@@ -411,15 +421,16 @@ class Trials:
 
     def _is_comparable(self, result: TrialResult) -> bool:
         """Return whether a trial was scored on as many queries as the starting model."""
-        return self._baseline.queries in (None, result.queries)
+        return self._baseline.queries in (None, queries_of(result.scores))
 
     def _check_queries(self, result: TrialResult) -> None:
         """Raises MethodError for what would fail the gate, after all trials."""
         if not self._is_comparable(result):
             metric = self._attempt.method.main_metric
             raise MethodError(
-                f"`evaluate` gave {result.queries or 'no'} values of {metric} per query, and "
-                f"{self._baseline.queries} for the starting model: the gate compares query by query"
+                f"`evaluate` gave {queries_of(result.scores) or 'no'} values of {metric} per "
+                f"query, and {self._baseline.queries} for the starting model: the gate compares "
+                "query by query"
             )
 
     def _warn_of_no_change(self, trial: Trial, result: TrialResult) -> None:

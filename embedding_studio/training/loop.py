@@ -6,12 +6,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from embedding_studio.clickstream import Splits
 from embedding_studio.errors import MethodError
-from embedding_studio.methods import TrialRun
+from embedding_studio.methods import TrialRun, is_better
 from embedding_studio.training.batches import Batch, Batches
 from embedding_studio.training.data import QueryLists
 from embedding_studio.training.encoder import round_as_stored
@@ -69,7 +68,7 @@ def train(
     Each epoch is scored on data.validation and reported, with the distance shift since the
     baseline: the similarity gap that was gained.
     The last epoch's weights are kept unless an earlier epoch's are clearly better (see
-    `is_clearly_better`); after two epochs in a row that are clearly worse, training ends. Then the
+    `is_better`); after two epochs in a row that are clearly worse, training ends. Then the
     tuned weights are blended with the starting ones (WiSE-FT, Wortsman et al. 2022), and a blend is
     kept if it is clearly better than they are. The weights that are kept are rounded to the type in
     which the model is saved. Raises MethodError when nothing learns."""
@@ -91,7 +90,7 @@ def train(
             schedule.step()
             run.trained_tokens += encoder.count_tokens(batch.queries, batch.items)
         scores = evaluate(encoder, data.validation)
-        if best_scores is None or not is_clearly_better(best_scores, than=scores[main_metric]):
+        if best_scores is None or not is_better("maximize", best_scores, scores[main_metric]):
             best, best_scores, best_epoch = copy_of(learning), scores[main_metric], epoch
         shift: dict[str, float] = {}
         if run.baseline is not None:
@@ -109,7 +108,7 @@ def train(
         blend = {name: torch.lerp(start[name], tuned[name], share) for name in tuned}
         put(blend, encoder.weights)
         blend_scores = evaluate(encoder, data.validation)[main_metric]
-        if is_clearly_better(blend_scores, than=best_scores):
+        if is_better("maximize", blend_scores, best_scores):
             best, best_scores = blend, blend_scores
     put(best, encoder.weights)
     for tower in encoder.towers:
@@ -153,16 +152,6 @@ def estimate_trained_tokens(
     batches = plan.batches(lists).shuffled(np.random.default_rng(0))
     one_epoch = sum(count_tokens(queries, items, batch.queries, batch.items) for batch in batches)
     return plan.epochs * one_epoch
-
-
-def is_clearly_better(scores: ArrayLike, than: ArrayLike) -> bool:
-    """Return whether a metric's mean is higher by more than one standard error of the difference.
-
-    scores, than: one value per query, of the same queries, or one number each, which has no error.
-    Breiman et al. 1984 (section 3.4.3): a difference within the noise decides nothing."""
-    difference = np.atleast_1d(np.asarray(scores) - np.asarray(than))
-    error = difference.std(ddof=1) / np.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return bool(difference.mean() > error)
 
 
 def optimizer_of(encoder: BiEncoder, plan: TrainingPlan) -> torch.optim.AdamW:
