@@ -11,8 +11,13 @@ and on nothing else. Each recipe recovers a share of the oracle's gain.
                no masks, no skipped items, no blending, the last epoch; three steps for one of
                ours, which encode about as many texts
 
-At last, clicks that have nothing to do with relevance: the promotion gate should refuse every model
+Then clicks that have nothing to do with relevance: the promotion gate should refuse every model
 that learnt from them.
+
+At last, what is served after a search of four sets, the recommended one and three drawn at random:
+the recommended one, unless validation finds another clearly better, trained again on all queries
+but those of validation. It is compared with what version 0.1 did: four sets drawn at random, two of
+them without debiasing, of which the highest on validation is served as it is.
 """
 
 import argparse
@@ -35,16 +40,23 @@ from rich.table import Table
 from sentence_transformers import SentenceTransformer
 from torch.nn.functional import cross_entropy
 
+from benchmarks.clicking import WAYS
 from benchmarks.corpora import generated_corpus
 from embedding_studio.clickstream import Session, SessionEvent, Splits, split_by_query
 from embedding_studio.demo.corpus import Corpus, load_corpus
 from embedding_studio.demo.searchers import Behaviour, held_out_quality, simulate_sessions
 from embedding_studio.engine.promotion import decide
-from embedding_studio.methods import Scores, TrialRun
+from embedding_studio.methods import AnyMethod, Parameters, Scores, TrialRun, discover_methods
+from embedding_studio.search import draw_sets
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.evaluation import evaluate
-from embedding_studio.training.loop import TrainingPlan, linear_schedule, train
+from embedding_studio.training.loop import (
+    TrainingPlan,
+    is_clearly_better,
+    linear_schedule,
+    train,
+)
 from embedding_studio.training.texts import tokenize
 from embedding_studio.training.towers import BiEncoder, Tower
 
@@ -54,6 +66,9 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
     "icons": load_corpus,
     "catalogue": generated_corpus,
 }
+PLUGINS = Path(__file__).parents[1] / "plugins"
+METHOD = "Default Fine Tuning Method"
+TRIALS = 4
 RECIPES = ("naive", "any_click", "ours")
 
 # the default method's shares
@@ -67,6 +82,7 @@ RANDOM_CLICKS = Behaviour(attraction_relevant=(0.0, 0.9), attraction_irrelevant=
 NOISE_SESSIONS = 10_000
 
 Vectors = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 console = Console(soft_wrap=True)
 
 
@@ -102,23 +118,40 @@ class Arena:
             )
         )
 
+    def sessions_of(self, way: str, count: int, seed: int) -> list[Session]:
+        """way: one of WAYS, or the eta of those who look at rank k with chance 1 / k^eta."""
+        if way not in WAYS:
+            return self.sessions(count, seed, Behaviour(examination_decay=float(way)))
+        shown = self.sessions(count, seed, Behaviour())
+        return with_clicks(shown, WAYS[way](self.relevant(shown), np.random.default_rng([seed, 1])))
+
+    def relevant(self, sessions: Sequence[Session]) -> Flags:
+        """Return (n_sessions, n_shown), what is truly relevant."""
+        row = {query: number for number, query in enumerate(self.corpus.queries)}
+        column = {item.object_id: number for number, item in enumerate(self.corpus.items)}
+        queries = [row[session.search_query] for session in sessions]
+        items = [[column[one.object_id] for one in s.search_results] for s in sessions]
+        found: Flags = self.corpus.relevance[np.array(queries)[:, None], np.array(items)]
+        return found
+
     def with_true_clicks(self, sessions: Sequence[Session]) -> list[Session]:
         """Return the sessions with a click on each relevant result and on no other."""
-        relevant = {
-            query: {self.corpus.items[item].object_id for item in np.flatnonzero(row)}
-            for query, row in zip(self.corpus.queries, self.corpus.relevance, strict=True)
-        }
-        return [
-            replace(
-                session,
-                events=tuple(
-                    SessionEvent(f"{session.session_id}-{n}", result.object_id, session.created_at)
-                    for n, result in enumerate(session.search_results)
-                    if result.object_id in relevant[session.search_query]
-                ),
-            )
-            for session in sessions
-        ]
+        return with_clicks(sessions, self.relevant(sessions))
+
+
+def with_clicks(sessions: Sequence[Session], clicked: Flags) -> list[Session]:
+    """Return the sessions with other clicks. clicked: (n_sessions, n_shown)."""
+    return [
+        replace(
+            session,
+            events=tuple(
+                SessionEvent(f"{session.session_id}-{n}", result.object_id, session.created_at)
+                for n, result in enumerate(session.search_results)
+                if flags[n]
+            ),
+        )
+        for session, flags in zip(sessions, clicked, strict=True)
+    ]
 
 
 @dataclass
@@ -130,11 +163,13 @@ class Silent(TrialRun):
 
 
 def prepared(
-    model: SentenceTransformer, sessions: Sequence[Session], folder: Path
+    model: SentenceTransformer, sessions: Sequence[Session], folder: Path, fold: int | None = 0
 ) -> Splits[QueryLists]:
-    """Bring sessions to disk and back as an iteration of the default method does."""
+    """Bring sessions to disk and back as an iteration of the default method does.
+
+    fold: 0 for its trials, None for its refit."""
     usable = [session for session in sessions if not session.is_irrelevant]
-    splits = split_by_query(usable, VALIDATION_SHARE, TEST_SHARE)
+    splits = split_by_query(usable, VALIDATION_SHARE, TEST_SHARE, fold=fold)
     folder.mkdir()
     prepare_clicks(splits, text_of, partial(tokenize, model), folder)
     return open_clicks(folder)
@@ -196,17 +231,17 @@ def tuned_naively(
 
 
 def recovered_shares(
-    arena: Arena, etas: Sequence[float], count: int, seed: int
-) -> Iterator[tuple[float, str, float]]:
-    """Yield (eta, recipe, share of the oracle's gain)."""
+    arena: Arena, ways: Sequence[str], count: int, seed: int
+) -> Iterator[tuple[str, str, float]]:
+    """Yield (way, recipe, share of the oracle's gain). ways: see `Arena.sessions_of`."""
     with tempfile.TemporaryDirectory() as work:
-        for number, eta in enumerate(etas):
-            sessions = arena.sessions(count, seed, Behaviour(examination_decay=eta))
-            if number == 0:  # whatever is examined, the same is asked and shown
+        for number, way in enumerate(ways):
+            sessions = arena.sessions_of(way, count, seed)
+            if number == 0:  # however people click, the same is asked and shown
                 truth = prepared(arena.model, arena.with_true_clicks(sessions), Path(work, "truth"))
                 oracle = arena.quality(tuned(arena.model, truth, PLAN, seed)) - arena.start
                 say(f"{arena.name} seed {seed}: {arena.start:.4f}, oracle {oracle:+.4f}")
-            data = prepared(arena.model, sessions, Path(work, f"eta-{eta:g}"))
+            data = prepared(arena.model, sessions, Path(work, way))
             for recipe in RECIPES:
                 began = time.perf_counter()
                 if recipe == "naive":
@@ -216,10 +251,10 @@ def recovered_shares(
                     model = tuned(arena.model, lists, PLAN, seed)
                 gain = arena.quality(model) - arena.start
                 say(
-                    f"{arena.name} seed {seed} eta {eta:g} {recipe}: {gain:+.4f}, "
+                    f"{arena.name} seed {seed}, {way}, {recipe}: {gain:+.4f}, "
                     f"{gain / oracle:.2f} of the oracle's, {time.perf_counter() - began:.0f} s"
                 )
-                yield eta, recipe, gain / oracle
+                yield way, recipe, gain / oracle
 
 
 def is_noise_promoted(arena: Arena, count: int, seed: int) -> bool:
@@ -237,6 +272,96 @@ def is_noise_promoted(arena: Arena, count: int, seed: int) -> bool:
     return verdict.promoted
 
 
+@dataclass(frozen=True)
+class Served:
+    """True gains of what two searches over the same clicks serve, and their regret: by how much the
+    set that was picked gains less than the best one that was tried."""
+
+    corpus: str
+    sessions: int
+    former_gain: float
+    gain: float
+    former_regret: float
+    regret: float
+
+
+def served(arena: Arena, way: str, count: int, seed: int) -> Served:
+    """Search as version 0.1 did and as is done now, and see what is served."""
+    method = discover_methods(PLUGINS).get(METHOD)
+    assert method.recommended is not None
+    drawn = draw_sets(method.suggest, TRIALS, seed)
+    sessions = arena.sessions_of(way, count, seed)
+    with tempfile.TemporaryDirectory() as work:
+        data = prepared(arena.model, sessions, Path(work, "trials"))
+        any_click = with_clicks_as_labels(data)
+
+        def trial(params: Parameters, lists: Splits[QueryLists]) -> tuple[float, Scores]:
+            model = tuned_by(method, arena.model, params, lists, seed)
+            return arena.quality(model) - arena.start, evaluate(model, data.validation)
+
+        tried = [trial(params, data) for params in (method.recommended, *drawn[:-1])]
+        former = [*tried[1::2], *(trial(params, any_click) for params in drawn[1::2])]
+        highest = int(np.argmax([np.mean(scores[METRIC]) for _, scores in former]))
+        best = 0
+        for number, (_, scores) in enumerate(tried):
+            if is_clearly_better(scores[METRIC], than=tried[best][1][METRIC]):
+                best = number
+        refit = prepared(arena.model, sessions, Path(work, "refit"), fold=None)
+        params = (method.recommended, *drawn)[best]
+        gain = arena.quality(tuned_by(method, arena.model, params, refit, seed)) - arena.start
+    result = Served(
+        corpus=arena.name,
+        sessions=count,
+        former_gain=former[highest][0],
+        gain=gain,
+        former_regret=max(true for true, _ in former) - former[highest][0],
+        regret=max(true for true, _ in tried) - tried[best][0],
+    )
+    say(
+        f"{arena.name} seed {seed}, {way}, {count} sessions, served: {gain:+.4f}, "
+        f"as version 0.1 {result.former_gain:+.4f}; regret {result.regret:.4f}, "
+        f"{result.former_regret:.4f}"
+    )
+    return result
+
+
+def tuned_by(
+    method: AnyMethod,
+    start: SentenceTransformer,
+    params: Parameters,
+    data: Splits[QueryLists],
+    seed: int,
+) -> SentenceTransformer:
+    model: SentenceTransformer = method.train(copy.deepcopy(start), params, data, Silent(seed))
+    return model
+
+
+def compare_served(found: Sequence[Served]) -> dict[str, float]:
+    """Return served_gain_ratio_<sessions>, the mean over corpora of the ratio of mean gains, and
+    regret_ratio, the same of regret over all numbers of sessions."""
+
+    def ratio(runs: Sequence[Served], of: str, to: str) -> float:
+        ratios = []
+        for corpus in {run.corpus for run in runs}:
+            now, former = (
+                sum(getattr(run, name) for run in runs if run.corpus == corpus) for name in (of, to)
+            )
+            ratios.append(now / max(former, 1e-9))
+        return round(float(np.mean(ratios)), 4)
+
+    if not found:
+        return {}
+    counts = sorted({run.sessions for run in found})
+    by_count = {count: [run for run in found if run.sessions == count] for count in counts}
+    return {
+        **{
+            f"served_gain_ratio_{count}": ratio(runs, "gain", "former_gain")
+            for count, runs in by_count.items()
+        },
+        "regret_ratio": ratio(found, "regret", "former_regret"),
+    }
+
+
 def _vectors(model: SentenceTransformer, texts: Sequence[str]) -> Vectors:
     return embed_frozen(model, tokenize(model, texts), np.arange(len(texts)))
 
@@ -249,29 +374,28 @@ def summarize(shares: Sequence[float]) -> tuple[float, float]:
 
 def report(
     arenas: Sequence[Arena],
-    etas: Sequence[float],
-    found: Mapping[tuple[str, float, str], Sequence[float]],
+    ways: Sequence[str],
+    found: Mapping[tuple[str, str, str], Sequence[float]],
 ) -> dict[str, object]:
-    """Print a table and return the figures: recovered_<recipe> by eta, over corpora and seeds, and
-    <corpus>_<recipe>_<eta>, [mean, standard error] over seeds."""
-    table = Table("corpus", "eta", *RECIPES, title="share of the oracle's gain, +- standard error")
+    """Print a table and return the figures: recovered, what ours does by way, over corpora and
+    seeds, the same of the other recipes as recovered_<recipe>, and <corpus>_<recipe>_<way>, [mean,
+    standard error] over seeds."""
+    table = Table("corpus", "way", *RECIPES, title="share of the oracle's gain, +- standard error")
     result: dict[str, object] = {
-        f"recovered_{recipe}": {
-            f"{eta:g}": round(
-                float(np.mean([found[arena.name, eta, recipe] for arena in arenas])), 4
-            )
-            for eta in etas
+        "recovered" if recipe == "ours" else f"recovered_{recipe}": {
+            way: round(float(np.mean([found[arena.name, way, recipe] for arena in arenas])), 4)
+            for way in ways
         }
         for recipe in RECIPES
     }
     for arena in arenas:
-        for eta in etas:
-            cells = {recipe: summarize(found[arena.name, eta, recipe]) for recipe in RECIPES}
+        for way in ways:
+            cells = {recipe: summarize(found[arena.name, way, recipe]) for recipe in RECIPES}
             table.add_row(
-                arena.name, f"{eta:g}", *(f"{mean:.2f} +- {e:.2f}" for mean, e in cells.values())
+                arena.name, way, *(f"{mean:.2f} +- {e:.2f}" for mean, e in cells.values())
             )
             for recipe, (mean, error) in cells.items():
-                result[f"{arena.name}_{recipe}_{eta:g}"] = [round(mean, 4), round(error, 4)]
+                result[f"{arena.name}_{recipe}_{way}"] = [round(mean, 4), round(error, 4)]
     console.print(table)
     return result
 
@@ -281,28 +405,40 @@ def main() -> None:
     options.add_argument("--sessions", type=int, default=60_000)
     options.add_argument("--seeds", type=int, default=2)
     options.add_argument("--first-seed", type=int, default=0)
-    options.add_argument("--etas", default="0,0.5,1,2")
+    options.add_argument("--ways", default="0,0.5,1,2,cascade,trust,bots", help="0.5: an eta")
     options.add_argument("--corpus", choices=[*CORPORA, "both"], default="both")
     options.add_argument("--noise-seeds", type=int, default=10)
+    options.add_argument("--served-seeds", type=int, default=2)
+    options.add_argument("--served-ways", default="1,cascade")
+    options.add_argument("--served-sessions", default="5000,20000")
     options.add_argument("--quick", action="store_true", help="one seed, eta 1, few sessions")
     args = options.parse_args()
     if args.quick:
-        args.sessions, args.seeds, args.etas, args.noise_seeds = 8_000, 1, "1", 1
-    etas = [float(eta) for eta in args.etas.split(",")]
+        args.sessions, args.seeds, args.ways, args.noise_seeds = 8_000, 1, "1", 1
+        args.served_seeds, args.served_ways, args.served_sessions = 1, "1", "5000"
+    ways = args.ways.split(",")
 
     model = load_encoder(MODEL)
     arenas = [Arena(name, model) for name in CORPORA if args.corpus in (name, "both")]
-    found: dict[tuple[str, float, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for arena in arenas:
-            for eta, recipe, share in recovered_shares(arena, etas, args.sessions, seed):
-                found.setdefault((arena.name, eta, recipe), []).append(share)
+            for way, recipe, share in recovered_shares(arena, ways, args.sessions, seed):
+                found.setdefault((arena.name, way, recipe), []).append(share)
     promotions = [
         is_noise_promoted(arenas[seed % len(arenas)], min(args.sessions, NOISE_SESSIONS), seed)
         for seed in range(args.first_seed, args.first_seed + args.noise_seeds)
     ]
+    searches = [
+        served(arena, way, int(count), seed)
+        for seed in range(args.first_seed, args.first_seed + args.served_seeds)
+        for count in args.served_sessions.split(",")
+        for way in args.served_ways.split(",")
+        for arena in arenas
+    ]
 
-    result: dict[str, object] = report(arenas, etas, found) if found else {}
+    result: dict[str, object] = report(arenas, ways, found) if found else {}
+    result |= compare_served(searches)
     result |= {
         "noise_promotions": sum(promotions),
         "noise_seeds": len(promotions),
