@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +21,11 @@ from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.deletion import remove_tree
 from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
 from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
-from embedding_studio.engine.promotion import bootstrap_ci95
+from embedding_studio.engine.promotion import bootstrap_ci95, change_of
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
-from embedding_studio.tasks import Budget, TaskStatus
+from embedding_studio.tasks import Budget, MetricChange, Promotion, TaskStatus
 from embedding_studio.training.encoder import load_encoder
 from embedding_studio.wire.tasks import TaskView
 
@@ -150,9 +150,8 @@ class _Round:
         low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
         # one `files.json` describes each
         models = len([*self.settings.artifacts_folder.rglob("model/files.json")])
-        self._print_table(baseline, champion, (low, high))
-        verdict = "promoted" if self.is_promoted else "not promoted"
-        self.console.print(f"{verdict}: {task.promotion.reason}")
+        self._print_quality(baseline, champion, seed)
+        self._print_verdict(task.promotion)
         self.console.print(f"MLflow    {task.mlflow_url}")
         self.console.print(f"model     {task.best_model_url}")
         spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
@@ -178,6 +177,15 @@ class _Round:
             "mlflow_url": task.mlflow_url,
             "best_model_url": task.best_model_url,
         }
+
+    def _print_verdict(self, promotion: Promotion) -> None:
+        self._print_changes("what the task's own clicks say", promotion.metrics)
+        self.console.print(f"{'' if promotion.promoted else 'not '}promoted: {promotion.reason}")
+        for warning in promotion.warnings:
+            self.console.print(f"beware    {warning}")
+        for name, changes in (("gained", promotion.gained), ("lost", promotion.lost)):
+            told = (f"{one.query} ({one.before:.2f} to {one.after:.2f})" for one in changes[:3])
+            self.console.print(f"{name:<9} {', '.join(told) or 'no query'}", markup=False)
 
     def _post(self, searches: Iterator[Session], count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -208,25 +216,22 @@ class _Round:
 
             yield show
 
-    def _print_table(
-        self, baseline: Quality, champion: Quality, interval: tuple[float, float]
-    ) -> None:
+    def _print_quality(self, baseline: Quality, champion: Quality, seed: int) -> None:
+        changes = [
+            change_of("nDCG@10", baseline.ndcg_at_10, champion.ndcg_at_10, seed),
+            change_of("MRR@10", baseline.mrr_at_10, champion.mrr_at_10, seed),
+        ]
         held_out = len(self.corpus.held_out)
-        table = Table(title=f"on {held_out} held-out queries, against true relevance")
-        for column in ("", "starting model", "champion", "difference", "95 % interval"):
+        self._print_changes(f"on {held_out} held-out queries, against true relevance", changes)
+
+    def _print_changes(self, title: str, changes: Sequence[MetricChange]) -> None:
+        table = Table(title=title)
+        for column in ("", "before", "after", "difference", "95 % interval"):
             table.add_column(column)
-        for name, before, after in (
-            ("nDCG@10", baseline.ndcg_at_10, champion.ndcg_at_10),
-            ("MRR@10", baseline.mrr_at_10, champion.mrr_at_10),
-        ):
-            low, high = interval if name == "nDCG@10" else bootstrap_ci95(after - before, 0)
-            table.add_row(
-                name,
-                f"{before.mean():.4f}",
-                f"{after.mean():.4f}",
-                f"{after.mean() - before.mean():+.4f}",
-                f"{low:+.4f} to {high:+.4f}",
-            )
+        for one in changes:
+            interval = "{:+.4f} to {:+.4f}".format(*one.delta_ci95) if one.delta_ci95 else ""
+            before, after, delta = f"{one.before:.4f}", f"{one.after:.4f}", f"{one.delta:+.4f}"
+            table.add_row(one.name, before, after, delta, interval)
         self.console.print(table)
 
 

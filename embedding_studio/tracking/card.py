@@ -19,7 +19,6 @@ def write(
     encoder_card: str | None,
     promotion: Promotion,
     tags: Mapping[str, str],
-    baseline: Run | None,
     best: Run,
     data: Run | None,
 ) -> str:
@@ -38,7 +37,7 @@ def write(
             "",
             f"{story.verdict(promotion)}.",
             "",
-            *_metrics(promotion, baseline, best),
+            *_metrics(promotion),
             "",
             body.strip(),
             *_table("Parameters", ["parameter", "value"], params.items()),
@@ -50,28 +49,25 @@ def write(
     )
 
 
-def _metrics(promotion: Promotion, baseline: Run | None, best: Run) -> list[str]:
-    """Return a table of the metrics of both splits, and what the difference is worth."""
-    before = baseline.data.metrics if baseline else {}
-    after = best.data.metrics
-    tested = [name for name in sorted(after) if name.startswith(story.TEST)]
-
-    def row(name: str) -> tuple[str, ...]:
-        values = (before.get(name), after.get(name))
-        return (from_mlflow(name), *("" if v is None else f"{v:.4f}" for v in values))
-
-    names = [name for test in tested for name in (test.removeprefix(story.TEST), test)]
-    lines = _table("Metrics", ["metric", "before", "this model"], map(row, names))
-    interval = promotion.delta_ci95
-    if interval is not None:
-        lines += [
-            "",
-            f"The difference of {promotion.metric_name} on the test split is "
-            f"{promotion.delta:+.4f}, with a 95 % interval of {interval[0]:+.4f} to "
-            f"{interval[1]:+.4f} over {promotion.test_queries} queries. Names without `test_` are "
-            "of the validation split, by which the best trial was chosen.",
-        ]
-    return lines
+def _metrics(promotion: Promotion) -> list[str]:
+    """Return a table of the metrics before and after, and what it is about."""
+    rows = [
+        (
+            one.name,
+            f"{one.before:.4f}",
+            f"{one.after:.4f}",
+            f"{one.delta:+.4f}",
+            f"{one.delta_ci95[0]:+.4f} to {one.delta_ci95[1]:+.4f}" if one.delta_ci95 else "",
+        )
+        for one in promotion.metrics
+    ]
+    columns = ["metric", "before", "after", "difference", "95 % interval"]
+    return [
+        *_table("Metrics", columns, rows),
+        "",
+        f"Judged by {story.judged_by(promotion)}. This model is {story.served(promotion)}.",
+        *(f"Beware: {warning}." for warning in promotion.warnings),
+    ]
 
 
 def _table(title: str, columns: list[str], rows: Iterable[Iterable[str]]) -> list[str]:

@@ -147,7 +147,7 @@ class Iterations:
             place = f"{best.artifact_uri}/{CARD}"
             encoder_card = self._client.patiently(partial(mlflow.artifacts.load_text, place))
         data = self._runs.finished(experiment_id, "data")
-        text = card.write(encoder_card, promotion, tags, baseline, run, data)
+        text = card.write(encoder_card, promotion, tags, run, data)
         place = f"{MODEL_FOLDER}/{CARD}"
         self._client.patiently(lambda: self._client.writing.log_text(best.run_id, text, place))
 

@@ -3,13 +3,13 @@
 Nothing is ever found by these: the tags `es.*` are for programs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from embedding_studio.methods import Direction
 from embedding_studio.search import Outcome
-from embedding_studio.tasks import Promotion
+from embedding_studio.tasks import MetricChange, Promotion, QueryChange, ServedModel
 from embedding_studio.tracking.names import to_mlflow
 from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI
 
@@ -25,6 +25,9 @@ BEST = " best"
 _MOST_COLUMNS = 20  # MLflow takes 5,000 characters of a tag
 _TAG_LENGTH = 500
 _NOTE_LENGTH = 5000  # of an experiment's tag
+_MOST_METRICS = 12
+_MOST_QUERIES = 5
+_QUERY_LENGTH = 60
 _PROSE_LENGTH = 2000  # of that, for escaped characters count twice
 _BLOCK_LENGTH = 4000
 ASIDE = "system/"
@@ -120,10 +123,47 @@ def state_note(state: str, why: str, tags: Mapping[str, str]) -> str:
 
 def verdict(promotion: Promotion) -> str:
     """Say what the gate decided, in one line that tells the most where it is cut off."""
+    queries = f"{promotion.test_queries} " if promotion.test_queries else ""
     return (
         f"{'Promoted' if promotion.promoted else 'Not promoted'}: {promotion.best:.4f}, was "
-        f"{promotion.baseline:.4f} ({promotion.metric_name} on the test split): {promotion.reason}"
+        f"{promotion.baseline:.4f} ({promotion.metric_name} on {queries}held-out queries): "
+        f"{promotion.reason}"
     )
+
+
+def judged_by(promotion: Promotion) -> str:
+    """Say which queries made the verdict, and what it is about."""
+    if promotion.folds == 1:
+        return "the test queries, which the best trial has not seen"
+    return (
+        f"{promotion.folds} parts of the queries: the best hyperparameter set was trained without "
+        "each, and the model that had not seen a query ranked it"
+    )
+
+
+def served(promotion: Promotion) -> str:
+    """Say which model the verdict's task has."""
+    if promotion.served_model is ServedModel.TRIAL:
+        return "the best trial's model"
+    return "a refit: the same hyperparameter set, trained on all queries but those of validation"
+
+
+def change(metric: MetricChange) -> str:
+    """Say how a metric changed, and whether chance would do."""
+    told = f"{metric.before:.4f} to {metric.after:.4f} ({metric.delta:+.4f}"
+    if metric.delta_ci95 is None:
+        return f"{told})"
+    low, high = metric.delta_ci95
+    side = "up" if low > 0 else "down" if high < 0 else "within chance"
+    return f"{told}, 95 % interval {low:+.4f} to {high:+.4f}): {side}"
+
+
+def _changed(queries: Sequence[QueryChange]) -> str:
+    shown = (
+        f"{prose(one.query[:_QUERY_LENGTH])} ({one.before:.2f} to {one.after:.2f})"
+        for one in queries[:_MOST_QUERIES]
+    )
+    return ", ".join(shown) or "none"
 
 
 def promoted_by_hand(by: str, why: str) -> str:
@@ -142,26 +182,34 @@ def verdict_note(
 ) -> str:
     """Return what stands above an iteration's runs: the verdict in a line, then in figures.
 
-    tags: the experiment's; best: the run of the best trial."""
-    low_high, queries = promotion.delta_ci95, promotion.test_queries
+    tags: the experiment's; best: the run of the model that is served."""
     link = f"#/experiments/{best.info.experiment_id}/runs/{best.info.run_id}?{TRAINING_UI}"
     validation = baseline.data.metrics[to_mlflow(promotion.metric_name)] if baseline else None
-    on_validation = "" if validation is None else f"{validation:.4f} on validation, "
+    on_validation = "" if validation is None else f", its start {validation:.4f}"
     rows = {
-        "baseline": f"{on_validation}{promotion.baseline:.4f} on test",
-        "best": f"[{best.info.run_name}]({link}) on validation, {promotion.best:.4f} on test",
-        "test": f"{promotion.delta:+.4f}" + (f" on {queries} queries" if queries else ""),
-        "interval": f"{low_high[0]:+.4f} to {low_high[1]:+.4f} (95 %)" if low_high else "none",
         "promoted": ("yes" if promotion.promoted else "no") + f": {promotion.reason}",
         "next step": _next_step(promotion, tags["es.method"]),
+        "judged by": judged_by(promotion),
+        "served": f"[{best.info.run_name}]({link}) on validation{on_validation}: "
+        + served(promotion),
+        **{one.name: change(one) for one in promotion.metrics[:_MOST_METRICS]},
     }
-    return _note(verdict(promotion), {**rows, **_about(tags)})
+    if promotion.warnings:
+        rows["beware"] = "; ".join(promotion.warnings[:_MOST_METRICS])
+    if promotion.gained or promotion.lost:
+        rows |= {"gained": _changed(promotion.gained), "lost": _changed(promotion.lost)}
+    return _note(verdict(promotion), {**rows, **_about(tags)})[:_NOTE_LENGTH]
 
 
 def _next_step(promotion: Promotion, model_name: str) -> str:
     if promotion.promoted:
         registry = f"#/models/{quote(model_name)}?{TRAINING_UI}"
         return f"deploy [models:/{model_name}@champion]({registry}), and collect sessions with it"
+    if promotion.sessions_needed is not None:
+        return (
+            f"collect more sessions: about {promotion.sessions_needed:,} would tell a difference "
+            "of this size from chance"
+        )
     if promotion.delta_ci95 and promotion.delta_ci95[0] * promotion.delta_ci95[1] < 0:
         return "collect more sessions, then start a new task: the test could not tell them apart"
     return "collect more sessions or try more sets: the champion stays"

@@ -26,8 +26,10 @@ def test_a_card_tells_data_metrics_and_parameters(bench: Bench) -> None:
     text = stored_card(task)
     assert text.startswith("---\ntags:\n- embedding-studio\n---\n# Toy\n\nPromoted: ")
     (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
-    assert f"| test_skill | 0.2000 | {promotion.best:.4f} |" in text
-    assert f"interval of {promotion.delta_ci95[0]:+.4f} to " in text
+    low, high = promotion.delta_ci95
+    change = f"{promotion.delta:+.4f} | {low:+.4f} to {high:+.4f}"
+    assert f"| skill | 0.2000 | {promotion.best:.4f} | {change} |" in text
+    assert "Judged by the test queries" in text
     assert f"| layers | {best.data.params['layers']} |" in text
     assert "| sessions | 60 |" in text
     assert task.id in text
@@ -40,7 +42,7 @@ def test_what_the_encoder_says_of_itself_is_kept(bench: Bench) -> None:
     encoder_card = "---\nlicense: apache-2.0\n---\n## How to load\n\nLike so.\n"
     tags = {"es.method": "Toy", "es.task_id": "t", "es.batch_id": "b"}
     assert task.promotion is not None
-    text = card.write(encoder_card, task.promotion, tags, None, best, None)
+    text = card.write(encoder_card, task.promotion, tags, best, None)
     assert text.startswith("---\nlicense: apache-2.0\n---\n# Toy\n")
     assert text.index("## Metrics") < text.index("Like so.") < text.index("## Parameters")
     assert "## Data" not in text
@@ -64,6 +66,6 @@ def test_a_card_without_yaml_gets_some(bench: Bench) -> None:
     assert task.promotion is not None
     (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
     tags = bench.experiments()[0].tags
-    text = card.write("# Mine\n\n---\nIts story.", task.promotion, tags, None, best, None)
+    text = card.write("# Mine\n\n---\nIts story.", task.promotion, tags, best, None)
     assert text.startswith("---\ntags:\n- embedding-studio\n---\n# Toy\n")
     assert "# Mine\n\n---\nIts story." in text

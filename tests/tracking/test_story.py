@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from embedding_studio.search import Outcome
-from embedding_studio.tasks import FineTuningTask, Promotion, TaskStatus
+from embedding_studio.tasks import (
+    FineTuningTask,
+    MetricChange,
+    Promotion,
+    QueryChange,
+    ServedModel,
+    TaskStatus,
+)
 from embedding_studio.tracking import story
 from embedding_studio.tracking.reader import RUNS_VIEW, experiment_url
 from tests.iterations import Bench
@@ -83,15 +90,19 @@ def test_the_note_begins_with_the_verdict(bench: Bench) -> None:
     assert promotion is not None
     assert promotion.delta_ci95 is not None
     first, _, table = experiment_tags(bench, task)["mlflow.note.content"].partition("\n\n")
-    assert first.startswith(f"Promoted: {promotion.best:.4f}, was 0.2000 (skill on the test split)")
+    expected = (
+        f"Promoted: {promotion.best:.4f}, was 0.2000 (skill on {promotion.test_queries} held-"
+    )
+    assert first.startswith(expected)
     rows = dict(line.strip("| ").split(" | ", 1) for line in table.splitlines()[2:])
-    assert rows["baseline"] == "0.2000 on validation, 0.2000 on test"
+    assert rows["judged by"].startswith("the test queries")
     (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
-    assert rows["best"].startswith(
+    assert rows["served"].startswith(
         f"[{best.info.run_name}](#/experiments/{task.experiment_id}/runs/{best.info.run_id}?"
     )
-    assert rows["test"] == f"{promotion.delta:+.4f} on {promotion.test_queries} queries"
-    assert rows["interval"].startswith(f"{promotion.delta_ci95[0]:+.4f} to ")
+    low, high = promotion.delta_ci95
+    told = f"0.2000 to {promotion.best:.4f} ({promotion.delta:+.4f}, 95 % interval {low:+.4f} to "
+    assert rows["skill"] == f"{told}{high:+.4f}): up"
     assert rows["promoted"].startswith("yes: ")
     assert "models:/Toy@champion" in rows["next step"]
     assert rows["task"] == task.id
@@ -111,7 +122,32 @@ def test_the_note_of_a_refused_model_says_what_to_do(bench: Bench) -> None:
         return text.partition("next step | ")[2]
 
     assert "could not tell them apart" in next_step((-0.01, 0.02))
+    far = Promotion(False, "", "m", 0.5, 0.51, 0.01, (-0.01, 0.03), 20, sessions_needed=4000)
+    assert "about 4,000 would tell" in story.verdict_note(far, TAGS, None, best)
     assert "could not tell them apart" not in next_step((-0.02, -0.01))
+
+
+def test_a_note_tells_what_else_changed(bench: Bench) -> None:
+    """Metrics that fell, the queries that changed most, and what a verdict of folds is about; what
+    strangers searched for makes no links, and the note fits into MLflow's tag."""
+    task = bench.run_task()
+    (best,) = [run for run in bench.runs(task) if "es.is_best" in run.data.tags]
+    metrics = [MetricChange(f"m{n}", 0.5, 0.4, -0.1, (-0.2, -0.05)) for n in range(100)]
+    promotion = Promotion(
+        True, "r", "m", 0.5, 0.6, 0.1, (0.05, 0.2), 20,
+        metrics=tuple(metrics),
+        gained=(QueryChange("![](https://evil.example)" * 20, 0.1, 0.9),),
+        warnings=("recall_at_10 falls",),
+        folds=3,
+        served_model=ServedModel.REFIT,
+    )  # fmt: skip
+    note = story.verdict_note(promotion, TAGS, None, best)
+    assert "| m0 | 0.5000 to 0.4000 (-0.1000, 95 % interval -0.2000 to -0.0500): down |" in note
+    assert "| beware | recall_at_10 falls |" in note
+    assert "3 parts of the queries" in note
+    assert "a refit: " in note
+    assert "![](" not in note
+    assert len(note) <= 5000
 
 
 def test_the_note_of_an_iteration_without_a_verdict_says_why(bench: Bench) -> None:
