@@ -46,14 +46,20 @@ from embedding_studio.clickstream import Session, SessionEvent, Splits, split_by
 from embedding_studio.demo.corpus import Corpus, load_corpus
 from embedding_studio.demo.searchers import Behaviour, held_out_quality, simulate_sessions
 from embedding_studio.engine.promotion import decide
-from embedding_studio.methods import AnyMethod, Parameters, Scores, TrialRun, discover_methods
+from embedding_studio.methods import (
+    AnyMethod,
+    Parameters,
+    Scores,
+    TrialRun,
+    discover_methods,
+    is_better,
+)
 from embedding_studio.search import draw_sets
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.evaluation import evaluate
 from embedding_studio.training.loop import (
     TrainingPlan,
-    is_clearly_better,
     linear_schedule,
     train,
 )
@@ -304,7 +310,7 @@ def served(arena: Arena, way: str, count: int, seed: int) -> Served:
         highest = int(np.argmax([np.mean(scores[METRIC]) for _, scores in former]))
         best = 0
         for number, (_, scores) in enumerate(tried):
-            if is_clearly_better(scores[METRIC], than=tried[best][1][METRIC]):
+            if is_better("maximize", scores[METRIC], tried[best][1][METRIC]):
                 best = number
         refit = prepared(arena.model, sessions, Path(work, "refit"), fold=None)
         params = (method.recommended, *drawn)[best]
