@@ -1,6 +1,7 @@
 """Is a verdict from clicks right? `python -m benchmarks.verdict`: pool first, estimators then.
 
-Searchers who click in several ways see what the initial model shows. The recommended set is trained
+The estimator is the product's (`training.judge`). Searchers who click in several ways see what the
+initial model shows. The recommended set is trained
 on their sessions once per fold of the queries, and each query's shown items are scored by the model
 that did not learn from it. What a verdict needs of this, and the truth, is kept in a file per
 corpus, way of clicking, number of sessions and seed, so that an estimator is compared in seconds.
@@ -14,7 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,18 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.clicking import WAYS
 from benchmarks.clicks import METRIC, MODEL, PLAN, Arena, Silent, learner
-from benchmarks.verdict_estimator import changes_of, judge, people
 from embedding_studio.clickstream import SearchResult, Session, SessionEvent, Splits
+from embedding_studio.errors import NotEnoughData
+from embedding_studio.training.browsing import choose, clicks_like_a_person
+from embedding_studio.training.clicks import Showings
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
+from embedding_studio.training.judge import (
+    Start,
+    discounts,
+    ideal_of_those_with_any,
+    starting_features,
+)
 from embedding_studio.training.loop import train
 from embedding_studio.training.metrics import ranking_metrics
 from embedding_studio.training.texts import tokenize
@@ -191,7 +200,12 @@ def fill(place: Place, cell: Cell, folder: Path, refit: bool = False) -> None:
     rows, clicked = simulate(place, cell)
     sessions = place.as_sessions(rows, clicked)
     kept: dict[str, NDArray[Any]] = {}
-    models = [place.scored(learnt(place, sessions, f, cell.seed)) for f in range(FOLDS)]
+    try:
+        models = [place.scored(learnt(place, sessions, f, cell.seed)) for f in range(FOLDS)]
+    except NotEnoughData:
+        save(file, is_refused=np.array(True))
+        say(f"{cell.name}: refused, too little to learn from")
+        return
     for name in ("shown", "others"):
         by_model = np.stack([model[name] for model in models])
         kept[name] = by_model[place.fold, np.arange(len(place.fold))]
@@ -268,11 +282,19 @@ def candidates(folder: Path, corpus: str) -> list[Candidate]:
         if file.stem.endswith("-start") or file.name.endswith(".part.npz"):
             continue
         kept = read(file)
+        if "is_refused" in kept:
+            continue
         gain = float(kept["truth"].mean() - start["truth"].mean())
         is_null = file.stem.split("-")[1] in ("noise", "random", "shuffled")
         shown, others = kept["shown"].astype(float), kept["others"].astype(float)
         found.append(Candidate(file.stem, corpus, shown, others, gain, is_null))
     return found
+
+
+def count_refused(folder: Path, corpora: Sequence[str]) -> int:
+    """Return how many batches were refused before anything learnt from them."""
+    files = [file for corpus in corpora for file in folder.glob(f"{corpus}-*.npz")]
+    return sum("is_refused" in read(file) for file in files)
 
 
 def verdicts(
@@ -281,23 +303,80 @@ def verdicts(
     """Judge every model of a corpus by every draw of clicks."""
     start = read(folder / f"{corpus}-start.npz")
     models = candidates(folder, corpus)
-    not_shown = np.ones(start["others"].shape, np.bool_)
-    for place, item in enumerate(start["distractors"]):
-        not_shown[:, place] = ~(start["items"] == item).any(axis=1)
     for way in ways:
         for count in counts:
             for seed in seeds:
-                rows, clicked = fresh_clicks(start["relevant"], way, count, seed)
-                kept = people(clicked)
-                asked, query = np.unique(rows[kept], return_inverse=True)
-                initial = start["shown"][asked].astype(float), start["others"][asked].astype(float)
-                judged = judge(query, clicked[kept], initial[0])
+                folds = judges(start, *fresh_clicks(start["relevant"], way, count, seed))
                 for model in models:
-                    changes = changes_of(
-                        initial, (model.shown[asked], model.others[asked]), not_shown[asked]
+                    values = np.concatenate(
+                        [fold.difference(model.shown, model.others) for fold in folds]
                     )
-                    said, error, _ = judged.difference(changes)
-                    yield Verdict(way, count, model, said, error)
+                    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+                    yield Verdict(way, count, model, float(values.mean()), error)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One part of the queries, and what judges models on it. queries: places in `posted`."""
+
+    queries: Ints
+    is_other: Flags
+    start: Start
+    level: Floats
+
+    def difference(self, shown: Floats, others: Floats) -> Floats:
+        """Return (n_queries,) values. shown, others: of a candidate, by posted query."""
+        return self._judged(shown, others) - self.level
+
+    def _judged(self, shown: Floats, others: Floats) -> Floats:
+        own = shown[self.queries].ravel()
+        discount = discounts(own, others[self.queries], self.is_other, self.start.offsets)
+        return self.start.judged(own, discount)
+
+
+def judges(start: dict[str, NDArray[Any]], rows: Ints, clicked: Flags) -> list[Fold]:
+    """Return what judges each fold by sessions: the product's way from clicks to `Start`."""
+    width = clicked.shape[1]
+    sessions, places = np.indices(clicked.shape)
+    showings = Showings(
+        session=sessions.ravel(),
+        pair=(rows[:, None] * width + places).ravel(),
+        position=places.ravel(),
+        weight=clicked.ravel().astype(float),
+        n_pairs=start["shown"].size,
+    )
+    showings = showings.only(clicks_like_a_person(showings, len(rows))[showings.session])
+    asked, query = np.unique(showings.pair // width, return_inverse=True)
+    pair, n_pairs = query * width + showings.position, len(asked) * width
+    showings = replace(showings, pair=pair, n_pairs=n_pairs)
+    scores, others = start["shown"][asked].astype(float).ravel(), start["others"][asked]
+    is_other = np.stack(
+        [~(start["items"][asked] == item).any(axis=1) for item in start["distractors"]], axis=1
+    )
+    offsets, row = np.arange(len(asked) + 1) * width, np.repeat(np.arange(len(asked)), width)
+    features = starting_features(scores, np.tile(np.arange(width), len(asked)), offsets)
+    choice = choose(showings, features, row, np.ones(n_pairs, np.bool_))
+    discount = discounts(scores, others, is_other, offsets)
+    folds = []
+    for number in range(FOLDS):
+        here = start["fold"][asked] == number
+        pairs = here[row]
+        own = Start(
+            offsets=offsets[: here.sum() + 1],
+            evidence=choice.evidence[pairs],
+            relevance=choice.relevance[pairs],
+            scores=scores[pairs],
+            discount=discount[pairs],
+            features=features[pairs],
+            is_asked=np.ones(here.sum(), np.bool_),
+            scale=np.array(
+                ideal_of_those_with_any(choice.relevance[pairs].reshape(here.sum(), width))
+            ),
+            unit=np.array(1.0),
+        )
+        level = own.judged(own.scores, own.discount)
+        folds.append(Fold(asked[here], is_other[here], own, level))
+    return folds
 
 
 def fresh_clicks(relevant: Flags, way: str, count: int, seed: int) -> tuple[Ints, Flags]:
@@ -382,6 +461,7 @@ def main() -> None:
         for verdict in verdicts(args.pool, corpus, ways, counts, range(args.fresh))
     ]
     figures = {key: round(value, 4) for key, value in report(found).items()}
+    figures["refused"] = count_refused(args.pool, corpora)
     print(json.dumps(figures))  # noqa: T201 - the line that machines read
 
 

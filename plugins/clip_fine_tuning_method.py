@@ -12,7 +12,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
-from embedding_studio.training.evaluation import evaluate
+from embedding_studio.training.evaluation import evaluate, explain, note_start
 from embedding_studio.training.images import (
     ImageLists,
     image_of,
@@ -101,8 +101,15 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         lists = data.train
         return estimate_trained_tokens(lists, TrainingPlan.of(params), lists.texts, lists.images)
 
+    def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
+        lists = open_image_clicks(folder).test
+        return note_start(model, folder, lists, lists.images)
+
     def evaluate(self, model: SentenceTransformer, split: ImageLists) -> Scores:
         return evaluate(model, split, split.images)
+
+    def explain(self, model: SentenceTransformer, split: ImageLists) -> Mapping[str, float]:
+        return explain(model, split, split.images)
 
     def save(self, model: SentenceTransformer, folder: Path) -> None:
         save_encoder(model, folder)

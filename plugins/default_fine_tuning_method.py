@@ -13,7 +13,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
-from embedding_studio.training.evaluation import evaluate
+from embedding_studio.training.evaluation import evaluate, explain, note_start
 from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
 from embedding_studio.training.places import require_model
@@ -105,8 +105,14 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         texts = data.train.texts
         return estimate_trained_tokens(data.train, TrainingPlan.of(params), texts, texts)
 
+    def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
+        return note_start(model, folder, open_clicks(folder).test)
+
     def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
         return evaluate(model, split)
+
+    def explain(self, model: SentenceTransformer, split: QueryLists) -> Mapping[str, float]:
+        return explain(model, split)
 
     def save(self, model: SentenceTransformer, folder: Path) -> None:
         save_encoder(model, folder)

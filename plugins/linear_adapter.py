@@ -31,7 +31,11 @@ from embedding_studio.training.encoder import (
     stored_dtype,
     width_of,
 )
-from embedding_studio.training.evaluation import evaluate_vectors
+from embedding_studio.training.evaluation import (
+    evaluate_vectors,
+    explain_vectors,
+    note_start_vectors,
+)
 from embedding_studio.training.losses import listwise_softmax
 from embedding_studio.training.places import require_model
 from embedding_studio.training.serving import COSINE, similarity_functions, unit_of
@@ -73,6 +77,12 @@ class Split:
         """Return the vectors to search with."""
         found = queries @ matrix
         return normalize(found, dim=1) if self.similarity == COSINE else found
+
+    def searched(self, queries: NDArray[np.integer], model: Adapter) -> Matrix:
+        """Return the vectors that the adapter searches with for these texts."""
+        vectors = torch.from_numpy(self.vectors[queries])
+        mapped: Matrix = self.mapped(vectors, torch.from_numpy(model.matrix)).numpy()
+        return mapped
 
 
 class LinearAdapter(FineTuningMethod[Adapter]):
@@ -149,11 +159,29 @@ class LinearAdapter(FineTuningMethod[Adapter]):
                 break
         return model
 
+    def note_start(self, model: Adapter, folder: Path) -> Mapping[str, float]:
+        split = self.load_data(folder).test
+        return note_start_vectors(
+            folder,
+            lambda queries: split.searched(queries, model),
+            lambda items: split.vectors[items],
+            split.similarity,
+        )
+
     def evaluate(self, model: Adapter, split: Split) -> Scores:
-        queries = torch.from_numpy(split.vectors[split.lists.queries])
-        mapped = split.mapped(queries, torch.from_numpy(model.matrix)).numpy()
         return evaluate_vectors(
-            split.lists, mapped, lambda items: split.vectors[items], split.similarity
+            split.lists,
+            split.searched(split.lists.queries, model),
+            lambda items: split.vectors[items],
+            split.similarity,
+        )
+
+    def explain(self, model: Adapter, split: Split) -> Mapping[str, float]:
+        return explain_vectors(
+            split.lists,
+            split.searched(split.lists.queries, model),
+            lambda items: split.vectors[items],
+            split.similarity,
         )
 
     def save(self, model: Adapter, folder: Path) -> None:

@@ -35,6 +35,7 @@ ours does not)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,7 @@ from embedding_studio.clickstream import Session
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 # Beta priors in pseudo-impressions: they decide while the data cannot
 _THETA_STRENGTH = 20.0
@@ -53,8 +55,30 @@ _ATTRACTION_0 = (2.0, 18.0)  # clicked and not clicked, when seen and irrelevant
 _PRIOR_STRENGTH = 10.0
 _PRIOR_RANGE = (1e-3, 0.9)
 _ATTRACTION_CEILING = 0.99
-_MINIMUM_LOOKS = 0.25
-_WEIGHT_STRENGTH = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Showings:
+    """Each showing of a pair: sessions one after another, each from the top down.
+
+    session: (n_showings,) in [0, n_sessions), ascending; pair: in [0, n_pairs); position: from 0;
+    weight: as how many clicks the strongest event on it counts, 0 if there was none."""
+
+    session: Ints
+    pair: Ints
+    position: Ints
+    weight: Floats
+    n_pairs: int
+
+    def only(self, rows: Flags) -> "Showings":
+        """Return some of them."""
+        return replace(
+            self,
+            session=self.session[rows],
+            pair=self.pair[rows],
+            position=self.position[rows],
+            weight=self.weight[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +98,11 @@ class Impressions:
 
     def total_clicked(self) -> Floats:
         """Return (n_pairs,) clicks at any position."""
-        return _sum_by(self.pair, self.clicked, self.n_pairs)
-
-    def total_weight(self) -> Floats:
-        """Return (n_pairs,) as how many clicks those at any position count."""
-        return _sum_by(self.pair, self.weight, self.n_pairs)
+        return sum_by(self.pair, self.clicked, self.n_pairs)
 
     def extra_weight(self) -> Floats:
-        """Return (n_pairs,) by how much that is more than the clicks are."""
-        return _sum_by(self.pair, self.weight - self.clicked, self.n_pairs)
+        """Return (n_pairs,) by how much the weights are more than the clicks."""
+        return sum_by(self.pair, self.weight - self.clicked, self.n_pairs)
 
     def first_position(self) -> Ints:
         """Return (n_pairs,) the highest place each pair was shown at."""
@@ -96,7 +116,6 @@ class ClickModel:
     """How people look at a list of results and click in it.
 
     theta: (n_positions,) in (0, 1], theta[0] = 1; prior: (n_positions,) in (0, 1).
-    weight_1, weight_0: what a click on a relevant, on an irrelevant result weighs on average.
 
     Positions beyond the last one fitted are taken for the last one."""
 
@@ -104,30 +123,11 @@ class ClickModel:
     attraction_1: float
     attraction_0: float
     prior: Floats
-    weight_1: float = 1.0
-    weight_0: float = 1.0
 
     def relevance(self, impressions: Impressions) -> Floats:
         """Return (n_pairs,) the probability that each pair is relevant, given its clicks."""
         irrelevant, relevant = self._log_joint(impressions)
         return 1 / (1 + np.exp(np.clip(irrelevant - relevant, -50, 50)))
-
-    def unbiased_relevance(self, impressions: Impressions) -> Floats:
-        """Return (n_pairs,) estimates of relevance that are right on average: weight of clicks per
-        look, scaled so that what an irrelevant result gets is 0 and what a relevant one gets is 1.
-        Below 0 and above 1 happen.
-
-        Inverse propensity scoring (Joachims et al. 2017) with noise taken off. `relevance` is the
-        better guess for each pair, yet as a judge it takes the part of the ranking that was shown:
-        where nobody looked it knows nothing but the position. This knows nothing of positions.
-        Pairs with less than a quarter of a look are drawn towards 0, to bound the variance."""
-        theta = self.theta[np.minimum(impressions.position, len(self.theta) - 1)]
-        looks = _sum_by(impressions.pair, theta * impressions.shown, impressions.n_pairs)
-        rate_1 = self.attraction_1 * self.weight_1
-        rate_0 = self.attraction_0 * self.weight_0
-        surplus = impressions.total_weight() - rate_0 * looks
-        scale = rate_1 - rate_0
-        return surplus / (scale * np.maximum(looks, _MINIMUM_LOOKS))
 
     def log_likelihood(self, impressions: Impressions) -> float:
         """Return the log-probability of all the clicks and skips."""
@@ -142,7 +142,7 @@ class ClickModel:
         def evidence(attraction: float) -> Floats:
             click = theta * attraction
             logs = impressions.clicked * np.log(click) + skipped * np.log1p(-click)
-            return _sum_by(impressions.pair, logs, impressions.n_pairs)
+            return sum_by(impressions.pair, logs, impressions.n_pairs)
 
         ratio = np.log(self.attraction_1 / self.attraction_0)
         return (
@@ -162,21 +162,7 @@ def fit_click_model(
         _fit_from(np.arange(1.0, n_positions + 1) ** -decay, impressions, max_rounds, tolerance)
         for decay in (0.0, 1.0, 2.0)
     ]
-    return _with_weights(max(fits, key=lambda fit: fit.log_likelihood(impressions)), impressions)
-
-
-def _with_weights(model: ClickModel, impressions: Impressions) -> ClickModel:
-    """Return the model with the average weights of clicks on either kind of result."""
-    weights, relevant = impressions.weight, model.relevance(impressions)[impressions.pair]
-    overall = weights.sum() / impressions.clicked.sum() if impressions.clicked.any() else 1.0
-
-    def average(share: Floats) -> float:
-        known = (weights * share).sum() + _WEIGHT_STRENGTH * overall
-        return float(known / ((impressions.clicked * share).sum() + _WEIGHT_STRENGTH))
-
-    weight_1, weight_0 = average(relevant), average(1 - relevant)
-    # a weight says that an event is a better sign: on average it is none of irrelevance
-    return replace(model, weight_1=max(weight_1, weight_0), weight_0=weight_0)
+    return max(fits, key=lambda fit: fit.log_likelihood(impressions))
 
 
 def _fit_from(
@@ -197,8 +183,8 @@ def _fit_from(
         shown, clicked = (
             np.stack(
                 [
-                    _sum_by(impressions.position, counts * (1 - weight), n_positions),
-                    _sum_by(impressions.position, counts * weight, n_positions),
+                    sum_by(impressions.position, counts * (1 - weight), n_positions),
+                    sum_by(impressions.position, counts * weight, n_positions),
                 ],
                 axis=1,
             )
@@ -207,7 +193,7 @@ def _fit_from(
         before = model.theta
         model = _maximize(model, shown, clicked, guess)
         overall = relevance.sum() / max(1, len(relevance))
-        relevant_first = _sum_by(first, relevance, n_positions)
+        relevant_first = sum_by(first, relevance, n_positions)
         # a search engine ranks no worse than at random: without this, "never looked at" and "never
         # relevant" explain an unclicked position equally well
         weights = shown_first + _PRIOR_STRENGTH
@@ -242,13 +228,14 @@ def _maximize(
     return ClickModel(theta, a1, min(a0, a1 / 1.5), model.prior)
 
 
-def count_impressions(
+def show(
     sessions: Sequence[Session], pair_of: Sequence[Sequence[int] | Ints], n_pairs: int
-) -> Impressions:
-    """Sum sessions up. pair_of[s][k]: the pair that session s showed at position k, -1 to skip."""
-    weights = [session.click_weights() for session in sessions]
+) -> Showings:
+    """Return what sessions showed. pair_of[s][k]: the pair that session s showed at position k, -1
+    to skip."""
+    lengths = [len(pairs) for pairs in pair_of]
     pair = np.array([p for pairs in pair_of for p in pairs], dtype=np.int64)
-    position = np.array([k for pairs in pair_of for k in range(len(pairs))], dtype=np.int64)
+    weights = [session.click_weights() for session in sessions]
     weight = np.array(
         [
             of_items.get(result.object_id, 0.0)
@@ -257,19 +244,31 @@ def count_impressions(
         ],
         dtype=np.float64,
     )
-    kept = pair >= 0
-    pair, position, weight = pair[kept], position[kept], weight[kept]
-    width = int(position.max(initial=0)) + 1
-    cells, row = np.unique(pair * width + position, return_inverse=True)
+    starts = np.cumsum(lengths) - lengths
+    everything = Showings(
+        session=np.repeat(np.arange(len(sessions)), lengths),
+        pair=pair,
+        position=np.arange(len(pair)) - np.repeat(starts, lengths).astype(np.int64),
+        weight=weight,
+        n_pairs=n_pairs,
+    )
+    return everything.only(pair >= 0)
+
+
+def count_impressions(showings: Showings) -> Impressions:
+    """Sum showings up by pair and position."""
+    width = int(showings.position.max(initial=0)) + 1
+    cells, row = np.unique(showings.pair * width + showings.position, return_inverse=True)
     return Impressions(
         pair=cells // width,
         position=cells % width,
         shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
-        clicked=_sum_by(row, (weight > 0).astype(np.float64), len(cells)),
-        weight=_sum_by(row, weight, len(cells)),
-        n_pairs=n_pairs,
+        clicked=sum_by(row, showings.weight > 0, len(cells)),
+        weight=sum_by(row, showings.weight, len(cells)),
+        n_pairs=showings.n_pairs,
     )
 
 
-def _sum_by(group: Ints, values: Floats, n_groups: int) -> Floats:
+def sum_by(group: Ints, values: NDArray[Any], n_groups: int) -> Floats:
+    """Return (n_groups,) sums of the values of each group."""
     return np.bincount(group, values, n_groups).astype(np.float64)

@@ -1,7 +1,8 @@
 """Sessions as columns on disk: prepared once per iteration, memory-mapped by every trial."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
+from embedding_studio.training.browsing import busy_users, clicks_like_a_person
 from embedding_studio.training.clicks import (
     ClickModel,
     Impressions,
+    Showings,
     count_impressions,
     fit_click_model,
+    show,
 )
+from embedding_studio.training.judge import Start, open_start, padded
 from embedding_studio.training.metrics import RELEVANT_FROM
 from embedding_studio.training.texts import TokenizedTexts, open_texts
 
@@ -32,37 +37,27 @@ Flags = NDArray[np.bool_]
 Numbers = dict[tuple[str, bool], int]
 """Numbers of queries and items: by what it is, and whether it is an item."""
 
-_COLUMNS = ("queries", "weight", "offsets", "items", "relevance", "gain", "clicked", "near")
+_COLUMNS = ("queries", "offsets", "items", "relevance", "clicked", "near")
+_ASKED = ("queries", "offsets", "items", "position")
+_SHOWINGS = ("session", "pair", "position", "weight")
 _DISTRACTORS = 100
 _NEAR_FROM = 0.75
 _NEAR_CHUNK = 1024
-_HALF_WEIGHT = 20  # searches from which a query weighs half of what it ever can
 
 
 @dataclass(frozen=True)
-class QueryLists:
+class ShownLists:
     """Queries, each with the items it was ever shown.
 
-    queries: (n_queries,) indices into `texts`, and so are items and distractors, unless the method
+    queries: (n_queries,) indices of texts, and so are items and distractors, unless the method
     numbers its items apart (see `prepare_clicks`);
-    weight: (n_queries,) how much a query's clicks say, in (0, 1);
-    offsets: (n_queries + 1,) places in the following (n_pairs,) columns, sorted by item:
-    items; relevance: in [0, 1], the click model's probability; gain: its unbiased estimate of the
-    same, for judging models; clicked: how often.
-    distractors: (n_distractors,) random items, presumed irrelevant where they were not shown.
-    near: (n_near, 2) places in `queries` of two that are spelled almost alike, by the first; each
-    pair stands there both ways. Only the training split has any."""
+    offsets: (n_queries + 1,) places in the (n_pairs,) columns, sorted by item: items, for one;
+    distractors: (n_distractors,) random items, presumed irrelevant where they were not shown."""
 
-    texts: TokenizedTexts
     queries: Ints
-    weight: NDArray[np.float32]
     offsets: Ints
     items: Ints
-    relevance: NDArray[np.float32]
-    gain: NDArray[np.float32]
-    clicked: NDArray[np.int32]
     distractors: Ints
-    near: Ints = field(default_factory=lambda: np.empty((0, 2), np.int64))
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -75,11 +70,56 @@ class QueryLists:
         """Return a (n_pairs,) column as (n_queries, longest list), `fill` where a list is shorter.
 
         Padding is where `padded(ones, 0)` is 0."""
-        lengths = np.diff(self.offsets)
-        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-        table = np.full(mask.shape, fill, dtype=column.dtype)
-        table[mask] = column
-        return table
+        return padded(column, self.offsets, fill)
+
+
+@dataclass(frozen=True)
+class QueryLists(ShownLists):
+    """One split: lists with what clicks say of them, and the texts that they name.
+
+    relevance: (n_pairs,) in [0, 1], the click model's probability; clicked: (n_pairs,) how often.
+    near: (n_near, 2) places in `queries` of two that are spelled almost alike, by the first; each
+    pair stands there both ways. Only the training split has any.
+    start: what a model is judged by, if it was noted. spelled: the file of the queries as people
+    spell them, one by one; the training split has none."""
+
+    texts: TokenizedTexts
+    relevance: NDArray[np.float32]
+    clicked: NDArray[np.int32]
+    near: Ints = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    start: Start | None = None
+    spelled: Path | None = None
+
+    def spellings(self) -> list[str]:
+        """Return each query as people spell it."""
+        if self.spelled is None:
+            return []
+        spellings: list[str] = json.loads(self.spelled.read_text(encoding="utf-8"))
+        return spellings
+
+
+@dataclass(frozen=True)
+class Asked(ShownLists):
+    """All queries of all splits, the training split's first, and what people did with their lists.
+
+    position: (n_pairs,) the highest place that each was shown at; showings: those of people."""
+
+    position: Ints
+    showings: Showings
+
+    def only(self, queries: Flags) -> "Asked":
+        """Return some of the queries, (n_queries,) flags, with pairs numbered anew."""
+        pairs = queries[self.pair_queries()]
+        number = np.cumsum(pairs) - 1
+        showings = self.showings.only(pairs[self.showings.pair])
+        return Asked(
+            queries=self.queries[queries],
+            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[queries])]),
+            items=self.items[pairs],
+            distractors=self.distractors,
+            position=self.position[pairs],
+            showings=replace(showings, pair=number[showings.pair], n_pairs=int(pairs.sum())),
+        )
 
 
 def prepare_clicks(
@@ -126,6 +166,7 @@ def prepare_clicks(
         figures[f"{name}_sessions"] = len(part)
         figures |= _write_split(name, tables[name], click_model, contents, folder)
     _require_enough(figures)
+    figures["sessions_of_no_person"] = _write_asked(sessions, list(tables.values()), folder)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
     count = min(_DISTRACTORS, len(every_item))
@@ -154,21 +195,41 @@ def open_clicks(folder: Path) -> Splits[QueryLists]:
 
     def lists(split: str) -> QueryLists:
         columns = {name: column(f"{split}_{name}") for name in _COLUMNS}
-        return QueryLists(texts=texts, distractors=distractors, **columns)
+        spelled = None if split == "train" else _spelled(folder, split)
+        start = open_start(folder, split)
+        return QueryLists(
+            texts=texts, distractors=distractors, start=start, spelled=spelled, **columns
+        )
 
     return Splits.of(lists)
 
 
+def open_asked(folder: Path) -> Asked:
+    """Read what `prepare_clicks` wrote for judging."""
+
+    def column(name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(folder / f"{name}.npy", allow_pickle=False)
+        return array
+
+    asked = {name: column(f"asked_{name}") for name in _ASKED}
+    columns = {name: column(f"showings_{name}") for name in _SHOWINGS}
+    showings = Showings(**columns, n_pairs=len(asked["items"]))
+    return Asked(**asked, distractors=column("distractors"), showings=showings)
+
+
+def _spelled(folder: Path, split: str) -> Path:
+    return folder / f"{split}_spelled.json"
+
+
 @dataclass(frozen=True)
 class _Table:
-    """One split. queries: (n_queries,) text indices, ascending; searches: how often each was asked;
-    pair_query, pair_item: (n_pairs,) text and item indices, sorted by query, then item.
-    left_out: how many results had no key."""
+    """One split. queries: (n_queries,) text indices, ascending; pair_query, pair_item: (n_pairs,)
+    text and item indices, sorted by query, then item. left_out: how many results had no key."""
 
     queries: Ints
-    searches: Ints
     pair_query: Ints
     pair_item: Ints
+    showings: Showings
     impressions: Impressions
     left_out: int
 
@@ -197,16 +258,13 @@ def _tabulate(
     distinct, pair = np.unique(cells[item >= 0], return_inverse=True)
     pairs = np.full(len(item), -1)
     pairs[item >= 0] = pair
-    asked, searches = np.unique(np.array(queries, dtype=np.int64), return_counts=True)
-    has_pairs = np.isin(asked, distinct // width)
+    showings = show(sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct))
     return _Table(
-        queries=asked[has_pairs],
-        searches=searches[has_pairs],
+        queries=np.unique(distinct // width),
         pair_query=distinct // width,
         pair_item=distinct % width,
-        impressions=count_impressions(
-            sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct)
-        ),
+        showings=showings,
+        impressions=count_impressions(showings),
         left_out=left_out,
     )
 
@@ -225,24 +283,58 @@ def _write_split(
     near = find_near_identical([texts[q] for q in queries[is_kept]] if name == "train" else [])
     columns = {
         "queries": queries[is_kept],
-        "weight": (table.searches / (table.searches + _HALF_WEIGHT))[is_kept].astype(np.float32),
         "offsets": np.concatenate(
             [[0], np.cumsum(np.bincount(row, minlength=len(queries))[is_kept])]
         ),
         "items": table.pair_item[pairs],
         "relevance": relevance[pairs].astype(np.float32),
-        "gain": click_model.unbiased_relevance(table.impressions)[pairs].astype(np.float32),
         "clicked": clicked[pairs].astype(np.int32),
         "near": near,
     }
     for column in _COLUMNS:
         np.save(folder / f"{name}_{column}.npy", columns[column])
+    if name != "train":
+        spelled = json.dumps([texts[q] for q in queries], ensure_ascii=False)
+        _spelled(folder, name).write_text(spelled, encoding="utf-8")
     return {
         f"{name}_queries": len(queries),
         f"{name}_queries_with_relevant": int(is_judged.sum()),
         f"{name}_pairs": int(pairs.sum()),
         f"{name}_clicks": float(clicked.sum()),
     }
+
+
+def _write_asked(parts: Splits[list[Session]], tables: Sequence[_Table], folder: Path) -> int:
+    """Write what `Asked` holds; return how many sessions no person made."""
+    sessions = [session for part in parts.named().values() for session in part]
+    showings = _joined([table.showings for table in tables], [*map(len, parts.named().values())])
+    busy = busy_users(sessions)
+    is_person = clicks_like_a_person(showings, len(sessions))
+    is_person &= np.array([session.user_id not in busy for session in sessions], np.bool_)
+    showings = showings.only(is_person[showings.session])
+    lengths = [np.unique(table.pair_query, return_counts=True)[1] for table in tables]
+    columns = {
+        "asked_queries": np.concatenate([table.queries for table in tables]),
+        "asked_offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
+        "asked_items": np.concatenate([table.pair_item for table in tables]),
+        "asked_position": np.concatenate([t.impressions.first_position() for t in tables]),
+    } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    return int((~is_person).sum())
+
+
+def _joined(tables: Sequence[Showings], n_sessions: Sequence[int]) -> Showings:
+    """Return the showings of all tables, with sessions and pairs numbered on."""
+    before = np.cumsum([0, *n_sessions])
+    pairs = np.cumsum([0, *(table.n_pairs for table in tables)])
+    return Showings(
+        session=np.concatenate([t.session + n for t, n in zip(tables, before, strict=False)]),
+        pair=np.concatenate([t.pair + n for t, n in zip(tables, pairs, strict=False)]),
+        position=np.concatenate([t.position for t in tables]),
+        weight=np.concatenate([t.weight for t in tables]),
+        n_pairs=int(pairs[-1]),
+    )
 
 
 def find_near_identical(queries: Sequence[str]) -> Ints:

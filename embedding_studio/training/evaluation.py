@@ -1,28 +1,36 @@
 """How good a model is, judged by clicks that another model's ranking received."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from embedding_studio.training.data import QueryLists
+from embedding_studio.errors import MethodError
+from embedding_studio.training.browsing import choose
+from embedding_studio.training.data import QueryLists, ShownLists, open_asked, open_clicks
 from embedding_studio.training.encoder import embed_frozen
 from embedding_studio.training.inputs import Inputs
-from embedding_studio.training.metrics import (
-    RELEVANT_FROM,
-    dcg,
-    ideal_dcg,
-    ranking_metrics,
-    similarity_gap,
+from embedding_studio.training.judge import (
+    Start,
+    discounts,
+    ideal_of_those_with_any,
+    starting_features,
 )
-from embedding_studio.training.serving import COSINE, similarity_functions
+from embedding_studio.training.metrics import RELEVANT_FROM, ranking_metrics, similarity_gap
+from embedding_studio.training.serving import COSINE, similarity_functions, unit_of
 
 PerQuery = NDArray[np.float64]
 Vectors = NDArray[np.float32]
 Ints = NDArray[np.integer]
+Flags = NDArray[np.bool_]
+Embed = Callable[[Ints], Vectors]
 
 _CHUNK = 10_000
+_MOST_SHOWINGS = 1_000_000  # from which a model of clicking is fitted
 
 
 def evaluate(
@@ -31,36 +39,162 @@ def evaluate(
     """Score an encoder with `evaluate_vectors`, each distinct query and item encoded once.
 
     items: what the lists' items are, where they are not texts."""
-    item_inputs = lists.texts if items is None else items
+    embed_queries, embed_items = _embedders(model, lists, items)
     return evaluate_vectors(
-        lists,
-        embed_frozen(model, lists.texts, lists.queries),
+        lists, embed_queries(lists.queries), embed_items, model.similarity_fn_name
+    )
+
+
+def explain(
+    model: SentenceTransformer, lists: QueryLists, items: Inputs | None = None
+) -> dict[str, float]:
+    """Score an encoder query by query with `explain_vectors`."""
+    embed_queries, embed_items = _embedders(model, lists, items)
+    return explain_vectors(
+        lists, embed_queries(lists.queries), embed_items, model.similarity_fn_name
+    )
+
+
+def note_start(
+    model: SentenceTransformer, folder: Path, lists: QueryLists, items: Inputs | None = None
+) -> Mapping[str, float]:
+    """Note an encoder with `note_start_vectors`. lists: any split of what is in the folder."""
+    return note_start_vectors(folder, *_embedders(model, lists, items), model.similarity_fn_name)
+
+
+def _embedders(
+    model: SentenceTransformer, lists: QueryLists, items: Inputs | None
+) -> tuple[Embed, Embed]:
+    """Return what embeds queries, and what embeds items."""
+    item_inputs = lists.texts if items is None else items
+    return (
+        lambda which: embed_frozen(model, lists.texts, which),
         lambda which: embed_frozen(model, item_inputs, which),
-        model.similarity_fn_name,
     )
 
 
 def evaluate_vectors(
-    lists: QueryLists,
-    queries: Vectors,
-    embed_items: Callable[[NDArray[np.integer]], Vectors],
-    similarity: str = COSINE,
+    lists: QueryLists, queries: Vectors, embed_items: Embed, similarity: str = COSINE
 ) -> dict[str, float | PerQuery]:
     """Score a model by how it ranks what each query was shown, and random items among it.
 
     queries: (n_queries, d) embeddings of lists.queries; embed_items: those of any items.
     similarity: what a search compares them by; where it is the cosine, they are unit vectors.
 
-    ndcg_at_10, (n_queries,): the click model's unbiased estimate of each query's DCG@10 over the
-    ideal DCG@10 of the average query, times the query's weight. Single values are rough and may lie
-    outside [0, 1]; the mean does not favour the ranking that was shown and clicked. The other
-    metrics, only for queries with a probably relevant item, take the click model's probabilities as
-    labels; they are steadier and do favour it. similarity_gap: one number, see `metrics`.
+    ndcg_at_10: where the start was noted, (n_asked,) values whose mean is what `judge` makes of the
+    clicks; single values are rough and may lie outside [0, 1]. Elsewhere, and for the other
+    metrics, the click model's probabilities are the labels, of queries with a probably relevant
+    item: steadier, and in favour of the ranking that was shown. similarity_gap: one number, see
+    `metrics`.
 
     Items never shown are unjudged and left out (Sakai 2007, condensed lists), for a better model
     finds relevant ones there; but a fixed random sample of items is presumed irrelevant, so that a
     model which keeps the order of the shown and loses its sense of everything else does not pass.
     """
+    found = _similarities(lists, queries, embed_items, similarity)
+    relevance = lists.padded(lists.relevance, 0.0)
+    shown = lists.padded(np.ones(len(lists.items), np.bool_), False)
+    scores: dict[str, float | PerQuery] = {
+        **_labelled_metrics(lists, found, _clear(lists)),
+        "similarity_gap": similarity_gap(lists.padded(found.shown, 0.0), relevance, shown),
+    }
+    if lists.start is not None:
+        scores["ndcg_at_10"] = lists.start.judged(found.shown, found.discounts(lists))
+    return scores
+
+
+def explain_vectors(
+    lists: QueryLists, queries: Vectors, embed_items: Embed, similarity: str = COSINE
+) -> dict[str, float]:
+    """Return the nDCG@10 of each query with a probably relevant item, by how it is spelled.
+
+    The click model's probabilities are the labels; arguments as in `evaluate_vectors`."""
+    clear = _clear(lists)
+    found = _similarities(lists, queries, embed_items, similarity)
+    values = _labelled_metrics(lists, found, clear)["ndcg_at_10"]
+    spelled = [query for query, is_clear in zip(lists.spellings(), clear, strict=True) if is_clear]
+    return dict(zip(spelled, values.tolist(), strict=True))
+
+
+def note_start_vectors(
+    folder: Path, embed_queries: Embed, embed_items: Embed, similarity: str = COSINE
+) -> Mapping[str, float]:
+    """Write what `evaluate_vectors` judges by: how the start ranks what held-out queries were
+    shown, and what their clicks say under the model of clicking that explains clicks best.
+
+    That model is fitted to sessions of all splits, a million showings of random queries where there
+    are more. Nothing of it is read in training. Returns each model's log-likelihood per click on
+    queries that it was not fitted to, and which one was chosen."""
+    everything, splits = open_asked(folder), open_clicks(folder)
+    row = everything.pair_queries()
+    n_showings = np.bincount(row[everything.showings.pair], minlength=len(everything))
+    order = np.random.default_rng(0).permutation(len(everything))
+    is_fitted = np.zeros(len(everything), np.bool_)
+    is_fitted[order] = np.cumsum(n_showings[order]) - n_showings[order] < _MOST_SHOWINGS
+    is_held_out = np.arange(len(everything)) >= len(everything) - sum(
+        len(part) for part in (splits.validation, splits.test)
+    )
+    is_used = is_fitted | is_held_out
+    asked, is_fitted = everything.only(is_used), is_fitted[is_used]
+    some, row = slice(64), asked.pair_queries()
+    queries = embed_queries(asked.queries)
+    found = _similarities(asked, queries, embed_items, similarity)
+    unit = unit_of(
+        similarity,
+        torch.from_numpy(queries[some]),
+        torch.from_numpy(embed_items(asked.items[some])),
+    )
+    scores = found.shown.astype(np.float64) / unit
+    features = starting_features(scores, asked.position, asked.offsets)
+    choice = choose(asked.showings, features, row, is_fitted[row])
+    discount = found.discounts(asked)
+    is_asked = np.bincount(row[asked.showings.pair], minlength=len(asked)) > 0
+    end = len(asked)
+    for name, part in (("test", splits.test), ("validation", splits.validation)):
+        begin = end - len(part)
+        offsets = asked.offsets[begin : end + 1]
+        pairs = slice(offsets[0], offsets[-1])
+        own = offsets - offsets[0]
+        relevance = part.padded(choice.relevance[pairs], 0.0)[is_asked[begin:end]]
+        Start(
+            offsets=own,
+            evidence=choice.evidence[pairs],
+            relevance=choice.relevance[pairs],
+            scores=scores[pairs],
+            discount=discount[pairs],
+            features=features[pairs],
+            is_asked=is_asked[begin:end],
+            scale=np.array(ideal_of_those_with_any(relevance)),
+            unit=np.array(unit),
+        ).write(folder, name)
+        end = begin
+    names = {kind: kind[0] + ("_trust" if kind[1] else "") for kind in choice.log_likelihoods}
+    return {
+        **{
+            f"clicking_{names[kind]}_log_likelihood": value
+            for kind, value in choice.log_likelihoods.items()
+        },
+        f"clicking_{names[choice.kind]}_chosen": 1.0,
+    }
+
+
+@dataclass(frozen=True)
+class _Similarities:
+    """How similar queries are to what they were shown, (n_pairs,), and to the distractors,
+    (n_queries, n_distractors). is_presumed: which of those a query was not shown."""
+
+    shown: NDArray[np.float32]
+    others: NDArray[np.float32]
+    is_presumed: Flags
+
+    def discounts(self, lists: ShownLists) -> PerQuery:
+        return discounts(self.shown, self.others, self.is_presumed, lists.offsets)
+
+
+def _similarities(
+    lists: ShownLists, queries: Vectors, embed_items: Embed, similarity: str
+) -> _Similarities:
+    """Raises MethodError where one is not finite."""
     items, place = np.unique(np.concatenate([lists.items, lists.distractors]), return_inverse=True)
     vectors = embed_items(items)
     n_pairs, n_distractors = len(lists.items), len(lists.distractors)
@@ -72,26 +206,30 @@ def evaluate_vectors(
     is_distractor = distractor[column] >= 0
     is_presumed = np.ones(others.shape, dtype=np.bool_)
     is_presumed[row[is_distractor], distractor[column[is_distractor]]] = False
-
-    shown = lists.padded(np.ones(n_pairs, dtype=np.bool_), False)
-    judged = np.concatenate([shown, is_presumed], axis=1)
-    of_shown = np.concatenate(
+    shown = np.concatenate(
         [  # never all of queries x items, nor all pairs at once
             of_pairs(queries[row[chunk]], vectors[column[chunk]]).numpy()
             for chunk in (slice(n, n + _CHUNK) for n in range(0, n_pairs, _CHUNK))
         ]
     )
-    scores = np.concatenate([lists.padded(of_shown, 0.0), others], axis=1)
-    nothing = np.zeros_like(others)
-    relevance = np.concatenate([lists.padded(lists.relevance, 0.0), nothing], axis=1)
-    gains = np.concatenate([lists.padded(lists.gain, 0.0), nothing], axis=1)
+    if not (np.isfinite(shown).all() and np.isfinite(others).all()):
+        raise MethodError("the model gives scores that are not finite: it diverged in training")
+    return _Similarities(shown, others, is_presumed)
 
-    clear = (relevance >= RELEVANT_FROM).any(axis=1)
-    ndcg: PerQuery = dcg(scores, gains, judged) / ideal_dcg(relevance).mean()
-    return {
-        **ranking_metrics(scores[clear], relevance[clear], judged[clear]),
-        "ndcg_at_10": ndcg * (lists.weight / lists.weight.mean()),
-        "similarity_gap": similarity_gap(
-            scores[:, : shown.shape[1]], relevance[:, : shown.shape[1]], shown
-        ),
-    }
+
+def _clear(lists: QueryLists) -> Flags:
+    """Return (n_queries,) which have a probably relevant item."""
+    is_relevant: Flags = lists.padded(lists.relevance, 0.0) >= RELEVANT_FROM
+    return np.asarray(is_relevant.any(axis=1))
+
+
+def _labelled_metrics(
+    lists: QueryLists, found: _Similarities, queries: Flags
+) -> Mapping[str, PerQuery]:
+    """Return `ranking_metrics` of some queries, with the click model's probabilities as labels."""
+    shown = lists.padded(np.ones(len(lists.items), np.bool_), False)
+    scores = np.concatenate([lists.padded(found.shown, 0.0), found.others], axis=1)
+    judged = np.concatenate([shown, found.is_presumed], axis=1)
+    nothing = np.zeros_like(found.others)
+    relevance = np.concatenate([lists.padded(lists.relevance, 0.0), nothing], axis=1)
+    return ranking_metrics(scores[queries], relevance[queries], judged[queries])

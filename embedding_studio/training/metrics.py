@@ -50,22 +50,6 @@ def ranking_metrics(
     }
 
 
-def dcg(
-    scores: NDArray[np.floating],
-    gains: NDArray[np.floating],
-    judged: NDArray[np.bool_] | None = None,
-    k: int = 10,
-) -> Floats:
-    """Return (n_queries,) the discounted cumulative gain at k; shapes as in `ranking_metrics`.
-
-    It is linear in the gains, which may be any finite number: unbiased estimates of relevance,
-    each far off and below zero as often as not, add up to an unbiased estimate of it."""
-    judged = _all(scores) if judged is None else judged
-    ranked = _ranked(scores, np.where(judged, gains, 0.0).astype(np.float64), judged, k)
-    total: Floats = ranked @ _discounts(ranked)
-    return total
-
-
 def ideal_dcg(relevance: NDArray[np.floating], k: int = 10) -> Floats:
     """Return (n_queries,) the highest DCG at k any ranking can have. relevance: >= 0, 0 to pad."""
     best = -np.sort(-relevance, axis=1)[:, :k]

@@ -1,61 +1,57 @@
-"""The estimator of the study of the judge."""
+"""The study of the judge: what becomes of a pool of models."""
+
+from pathlib import Path
 
 import numpy as np
-import pytest
 
-from benchmarks.verdict_estimator import (
-    changes_of,
-    discounts,
-    ideal_of_those_with_any,
-    judge,
-    people,
-)
+from benchmarks.clicking import WAYS
+from benchmarks.verdict import count_refused, report, save, verdicts
+
+QUERIES, SHOWN, OTHERS = 240, 20, 30
 
 
-def test_discounts_are_those_of_ranks_among_all() -> None:
-    """The best of two shown is second behind one distractor, the other fourth behind two."""
-    found = discounts(np.array([[0.5, 0.1]]), np.array([[0.9, 0.3]]))
-    assert found == pytest.approx(np.array([[1 / np.log2(3), 1 / np.log2(5)]]))
-
-
-def test_the_scale_is_the_ideal_of_queries_with_something_relevant() -> None:
-    """One sure item is an ideal of 1; two with a half each are one in two of three cases."""
-    assert ideal_of_those_with_any(np.array([[1.0, 0.0]])) == pytest.approx(1.0)
-    both = 1 + 1 / np.log2(3)
-    expected = (2 * 1 + both) / 3
-    assert ideal_of_those_with_any(np.array([[0.5, 0.5]])) == pytest.approx(expected)
-
-
-def test_who_clicks_anywhere_is_no_person() -> None:
-    """Most of those are left out; who clicks by position stays, with many clicks too."""
+def fill(folder: Path) -> None:
+    """Write a pool of a start, a truly better model, a harmful one, and a refused batch."""
     random = np.random.default_rng(0)
-    by_position = random.random((900, 20)) < 0.8 / np.arange(1, 21)
-    anywhere = random.random((100, 20)) < 0.4
-    kept = people(np.concatenate([by_position, anywhere]))
-    assert kept[:900].mean() > 0.99
-    assert kept[900:].mean() < 0.5
+    relevant = random.random((QUERIES, SHOWN)) < 0.15
+    scores = 0.4 + 0.1 * relevant + 0.1 * random.normal(size=relevant.shape)
+    order = np.argsort(-scores, axis=1)
+    scores = np.take_along_axis(scores, order, axis=1)
+    relevant = np.take_along_axis(relevant, order, axis=1)
+    others = random.normal(size=(QUERIES, OTHERS)) / 10
+    save(
+        folder / "toys-start.npz",
+        shown=scores,
+        others=others,
+        relevant=relevant,
+        items=np.arange(SHOWN)[None].repeat(QUERIES, axis=0),
+        distractors=np.arange(100, 100 + OTHERS),
+        fold=np.arange(QUERIES) % 3,
+        truth=np.full(10, 0.4),
+    )
+    for name, change, gain in (("position-1", 0.1, 0.1), ("noise-1", -0.1, -0.1)):
+        shown = scores + change * relevant
+        save(folder / f"toys-{name}.npz", shown=shown, others=others, truth=np.full(10, 0.4 + gain))
+    save(folder / "toys-shuffled-1.npz", is_refused=np.array(True))
 
 
-def test_a_better_and_a_worse_ranking_are_told_apart() -> None:
-    """By clicks on what the initial ranking shows, half of whose relevant items are low in it; a
-    ranking that changes nothing differs by nothing."""
-    random = np.random.default_rng(1)
-    n_queries, width = 300, 10
-    relevant = random.random((n_queries, width)) < 0.2
-    initial = np.sort(random.normal(size=(n_queries, width)), axis=1)[:, ::-1] / 10
-    query = np.repeat(np.arange(n_queries), 8)
-    seen = random.random((len(query), width)) < 1 / np.arange(1, width + 1)
-    clicked = seen & (random.random(seen.shape) < np.where(relevant[query], 0.9, 0.05))
-    judged = judge(query, clicked, initial)
-    nothing = np.zeros((n_queries, 0))
-    shown = np.zeros((n_queries, 0), np.bool_)
+def test_a_pool_is_judged_and_reported(tmp_path: Path) -> None:
+    """The better model is promoted by all people, the harmful one by none; what was refused is
+    counted."""
+    fill(tmp_path)
+    ways = ["position", "half"]
+    figures = report([*verdicts(tmp_path, "toys", ways, [2000], range(1))])
+    assert figures["power_2000"] == 1
+    assert figures["false_promotions"] == 0
+    assert figures["judged_better"] == figures["judged_no_better"] == len(ways)
+    assert count_refused(tmp_path, ["toys"]) == 1
 
-    def difference(scores: np.ndarray) -> tuple[float, float]:
-        changes = changes_of((initial, nothing), (scores, nothing), shown)
-        return judged.difference(changes)[:2]
 
-    better, error = difference(initial + 0.1 * relevant)
-    assert better > 3 * error
-    worse, error = difference(initial - 0.1 * relevant)
-    assert worse < -3 * error
-    assert difference(initial) == (0.0, 0.0)
+def test_people_click_as_they_are_said_to() -> None:
+    """Nobody clicks more below than on top, and a cascade ends at what was found."""
+    random = np.random.default_rng(0)
+    relevant = np.ones((4000, SHOWN), np.bool_)
+    for name in ("position", "half", "trust", "cascade", "bots"):
+        clicked = WAYS[name](relevant, random)
+        assert clicked[:, 0].mean() > clicked[:, -1].mean()
+    assert WAYS["cascade"](relevant, random).sum(axis=1).mean() < 1.3

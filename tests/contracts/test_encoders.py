@@ -95,11 +95,9 @@ def lists_of(texts: TokenizedTexts) -> QueryLists:
     return QueryLists(
         texts=texts,
         queries=np.arange(count),
-        weight=np.ones(count, np.float32),
         offsets=np.arange(count + 1) * 3,
         items=items.ravel(),
         relevance=meant,
-        gain=meant,
         clicked=meant.astype(np.int32),
         distractors=np.arange(count, EMPTY),
     )

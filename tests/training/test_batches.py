@@ -14,11 +14,9 @@ def lists_by_hand(**columns: object) -> QueryLists:
     made = QueryLists(
         texts=texts,
         queries=np.array([0, 1]),
-        weight=np.array([1.0, 1.0], np.float32),
         offsets=np.array([0, 3, 5]),
         items=np.array([2, 3, 4, 3, 5]),
         relevance=np.array([0.9, 0.4, 0.1, 0.2, 0.8], np.float32),
-        gain=np.array([1.5, 0.5, -0.1, 0.0, 1.0], np.float32),
         clicked=np.array([3, 0, 0, 1, 2], np.int32),
         distractors=np.array([5, 6]),
     )
@@ -58,11 +56,9 @@ def test_neighbours_count_one_way_each() -> None:
     lists = QueryLists(
         texts=lists_by_hand().texts,
         queries=np.array([0, 1, 2]),
-        weight=np.ones(3, np.float32),
         offsets=np.array([0, 1, 2, 3]),
         items=np.array([5, 4, 4]),
         relevance=np.array([0.9, 0.5, 0.7], np.float32),
-        gain=np.zeros(3, np.float32),
         clicked=np.ones(3, np.int32),
         distractors=np.array([6]),
         near=np.array([[0, 1], [0, 2]]),
@@ -78,11 +74,9 @@ def random_lists(queries: int, shown: int, seed: int = 0) -> QueryLists:
     relevance = random.random(queries * shown).astype(np.float32) ** 4
     return lists_by_hand(
         queries=np.arange(1000, 1000 + queries),
-        weight=np.ones(queries, np.float32),
         offsets=np.arange(queries + 1) * shown,
         items=items.ravel(),
         relevance=relevance,
-        gain=relevance,
         clicked=(relevance > 0.5).astype(np.int32),
         near=np.array([[n, n + 1] for n in range(0, queries - 1, 2)]),
     )

@@ -215,11 +215,9 @@ def test_padding_keeps_rows_apart() -> None:
     lists = QueryLists(
         texts=None,  # type: ignore[arg-type]
         queries=np.arange(3),
-        weight=np.ones(3, np.float32),
         offsets=np.array([0, 2, 2, 3]),
         items=column,
         relevance=np.ones(3, np.float32),
-        gain=np.ones(3, np.float32),
         clicked=np.ones(3, np.int32),
         distractors=np.array([]),
     )

@@ -1,43 +1,45 @@
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 
+from embedding_studio.clickstream import Session, SessionEvent, Splits, split_by_query
 from embedding_studio.errors import MethodError
 from embedding_studio.training import evaluation
-from embedding_studio.training.evaluation import evaluate_vectors
-from embedding_studio.training.metrics import dcg, ideal_dcg
+from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
+from embedding_studio.training.encoder import load_encoder
+from embedding_studio.training.evaluation import (
+    evaluate,
+    evaluate_vectors,
+    explain,
+    note_start,
+    note_start_vectors,
+)
+from embedding_studio.training.metrics import ranking_metrics
 from embedding_studio.training.serving import unit_of
+from embedding_studio.training.texts import tokenize
 from tests.training.test_batches import lists_by_hand, random_lists
+from tests.training.tiny import NOW, WORDS, searches, session
 
 
 def test_evaluation_by_hand() -> None:
-    """Gains at their ranks over the ideal of the average query, a random item among them."""
+    """Without clicks that judge, probabilities at their ranks, a random item among them."""
     lists = lists_by_hand()
     items = {2: [0.2, 0.1], 3: [0.9, 0.9], 4: [0.1, 0.2], 5: [0.3, 0.8], 6: [0.5, 0.0]}
     vectors = np.array([items.get(text, [0.0, 0.0]) for text in range(7)], np.float32)
     scores = evaluate_vectors(lists, np.eye(2, dtype=np.float32), lambda which: vectors[which])
-    # query 0 ranks 3, 6, 5, 2, 4 (5 and 6 were not shown: no gain); query 1 ranks 3, 5, 6
-    first = 0.5 + 1.5 / np.log2(5) - 0.1 / np.log2(6)
-    second = 1.0 / np.log2(3)
-    ideal = (0.9 + 0.4 / np.log2(3) + 0.1 / 2 + 0.8 + 0.2 / np.log2(3)) / 2
-    assert scores["ndcg_at_10"] == pytest.approx(np.array([first, second]) / ideal)
+    # query 0 ranks 3, 6, 5, 2, 4 (5 and 6 were not shown); query 1 ranks 3, 5, 6
+    first = (0.4 + 0.9 / np.log2(5) + 0.1 / np.log2(6)) / (0.9 + 0.4 / np.log2(3) + 0.1 / 2)
+    second = (0.2 + 0.8 / np.log2(3)) / (0.8 + 0.2 / np.log2(3))
+    assert scores["ndcg_at_10"] == pytest.approx([first, second])
     assert scores["mrr_at_10"] == pytest.approx([1 / 4, 1 / 2])
     assert scores["similarity_gap"] == pytest.approx((0.2 - 0.5 + 0.8 - 0.9) / 2)
-
-
-def test_queries_weigh_by_their_searches() -> None:
-    """Values are scaled so that their plain mean is the weighted mean."""
-    vectors = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
-
-    def score(weight: list[float]) -> np.ndarray:
-        lists = lists_by_hand(weight=np.array(weight, np.float32))
-        scores = evaluate_vectors(lists, vectors[:2], lambda which: vectors[which])
-        return np.asarray(scores["ndcg_at_10"])
-
-    assert score([0.9, 0.3]) == pytest.approx(score([1, 1]) * [1.5, 0.5])
 
 
 def random_vectors(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,6 +53,7 @@ def test_a_distractor_that_was_shown_counts_once() -> None:
     """Then what was shown decides, and the item is not presumed irrelevant beside it."""
     queries, items = random_vectors()
     lists = random_lists(queries=90, shown=8)
+    lists.relevance[0] = 1  # so that the first query has a value
     unshown = np.setdiff1d(np.arange(300), lists.items)[:5]
     few = replace(lists, distractors=unshown)
     more = replace(lists, distractors=np.concatenate([unshown, lists.items[:8]]))
@@ -109,12 +112,10 @@ def test_models_are_judged_by_their_own_similarity(name: str) -> None:
     alone = replace(lists, distractors=np.empty(0, np.int64))
     scores = evaluate_vectors(alone, queries, lambda which: items[which], name)
     ones = np.ones(len(lists.items), np.bool_)
-    expected = (
-        dcg(lists.padded(own, 0.0), lists.padded(lists.gain, 0.0), lists.padded(ones, False))
-        / ideal_dcg(lists.padded(lists.relevance, 0.0)).mean()
-    )
-    weight = lists.weight / lists.weight.mean()
-    assert scores["ndcg_at_10"] == pytest.approx(expected * weight, rel=1e-4)
+    relevance = lists.padded(lists.relevance, 0.0)
+    ranking = ranking_metrics(lists.padded(own, 0.0), relevance, lists.padded(ones, False))
+    clear = (relevance >= 0.5).any(axis=1)
+    assert scores["ndcg_at_10"] == pytest.approx(ranking["ndcg_at_10"][clear], rel=1e-4)
 
 
 def test_a_unit_of_similarity_is_worth_as_much_as_one_of_cosine() -> None:
@@ -126,3 +127,162 @@ def test_a_unit_of_similarity_is_worth_as_much_as_one_of_cosine() -> None:
         3 * unit_of("euclidean", queries, items), rel=1e-4
     )
     assert unit_of("dot", 0 * queries, items) == 1
+
+
+# -- judged by clicks --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path) -> SentenceTransformer:
+    return load_encoder(tiny_model_folder)
+
+
+def prepare(
+    sessions: list[Session], model: SentenceTransformer, folder: Path
+) -> Mapping[str, float]:
+    return prepare_clicks(
+        split_by_query(sessions, 0.15, 0.3), text_of, partial(tokenize, model), folder
+    )
+
+
+@pytest.fixture(scope="module")
+def noted(
+    model: SentenceTransformer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Splits[QueryLists], Mapping[str, float]]:
+    """Return splits whose start was noted, and what that told."""
+    folder = tmp_path_factory.mktemp("noted")
+    prepare(searches(6000), model, folder)
+    figures = note_start(model, folder, open_clicks(folder).test)
+    return open_clicks(folder), figures
+
+
+def test_the_start_is_judged_the_same_each_time(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
+) -> None:
+    """Its mean is an nDCG; each query that was asked has a value."""
+    for lists in (noted[0].validation, noted[0].test):
+        first, second = (np.asarray(evaluate(model, lists)["ndcg_at_10"]) for _ in range(2))
+        assert (first == second).all()
+        assert first.shape == (len(lists),)
+        assert 0 < first.mean() <= 1
+
+
+def test_training_queries_have_labels_and_no_start(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
+) -> None:
+    """They judge nobody."""
+    train = noted[0].train
+    assert train.start is None
+    assert len(np.asarray(evaluate(model, train)["ndcg_at_10"])) < len(train)
+
+
+def test_a_model_that_knows_what_is_meant_is_surely_better(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
+) -> None:
+    """And one that ranks the opposite is surely worse."""
+    lists = noted[0].test
+    meant = np.eye(len(WORDS), dtype=np.float32)
+    named = {query.split()[0]: place for place, query in enumerate(lists.spellings())}
+    assert set(named) <= set(WORDS)
+    tokens = lists.texts.columns["input_ids"]
+    # an item is "<word> <word>": its first token after the one for the beginning tells it
+    words = {model.tokenizer(word)["input_ids"][1]: n for n, word in enumerate(WORDS)}
+
+    def items(which: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [meant[words[int(tokens[lists.texts.offsets[text] + 1])]] for text in which]
+        )
+
+    start = np.asarray(evaluate(model, lists)["ndcg_at_10"])
+    queries = np.stack([meant[WORDS.index(query.split()[0])] for query in lists.spellings()])
+    for sign in (1, -1):
+        found = np.asarray(evaluate_vectors(lists, sign * queries, items)["ndcg_at_10"])
+        error = (found - start).std(ddof=1) / np.sqrt(len(start))
+        assert sign * (found - start).mean() > 1.96 * error
+        assert found.mean() <= 1
+
+
+def test_the_way_people_click_is_told(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]],
+) -> None:
+    """Six likelihoods per click of queries held out, and the one that was chosen."""
+    figures = noted[1]
+    assert sum(name.endswith("_log_likelihood") for name in figures) == 6
+    assert sum(name.endswith("_chosen") for name in figures) == 1
+
+
+def test_a_similarity_of_another_scale_judges_alike(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Vectors ten times as long, compared by their dot product, are worth the same."""
+    prepare(searches(3000), model, tmp_path)
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(600, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    other = vectors + random.normal(size=vectors.shape).astype(np.float32) / 20
+    other /= np.linalg.norm(other, axis=1, keepdims=True)
+
+    def score(length: float, similarity: str) -> np.ndarray:
+        embed = [lambda which, v=v: length * v[which] for v in (vectors, other)]
+        note_start_vectors(tmp_path, embed[0], embed[0], similarity)
+        lists = open_clicks(tmp_path).test
+        scores = evaluate_vectors(lists, embed[1](lists.queries), embed[1], similarity)
+        return np.asarray(scores["ndcg_at_10"])
+
+    assert score(10, "dot") == pytest.approx(score(1, "cosine"), abs=1e-3)
+
+
+def test_sessions_that_no_person_made_do_not_judge(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """A user with a thousand searches is left out and counted; the verdict is as without them."""
+    people = searches(4000)
+    figures, scores = [], []
+    robots = [
+        replace(
+            session(90_000 + n, s.search_query, [r.object_id for r in s.search_results], [0, 1]),
+            user_id="crawler",
+        )
+        for n, s in enumerate(people[:1000])
+    ]
+    for name, sessions in (("without", people), ("with", people + robots)):
+        (tmp_path / name).mkdir()
+        figures.append(prepare(sessions, model, tmp_path / name))
+        note_start(model, tmp_path / name, open_clicks(tmp_path / name).test)
+        lists = open_clicks(tmp_path / name).test
+        scores.append(np.mean(evaluate(model, lists)["ndcg_at_10"]))
+    assert figures[1]["sessions_of_no_person"] - figures[0]["sessions_of_no_person"] == 1000
+    assert scores[0] == pytest.approx(scores[1], abs=0.02)
+
+
+def test_a_purchase_judges_more_than_a_click(model: SentenceTransformer, tmp_path: Path) -> None:
+    """Each pair that is bought is surer to be relevant."""
+    plain = searches(3000)
+    bought = [
+        replace(
+            s,
+            events=tuple(SessionEvent(e.event_id, e.object_id, NOW, "purchase") for e in s.events),
+        )
+        for s in plain
+    ]
+    evidence = []
+    for name, sessions in (("plain", plain), ("bought", bought)):
+        (tmp_path / name).mkdir()
+        prepare(sessions, model, tmp_path / name)
+        note_start(model, tmp_path / name, open_clicks(tmp_path / name).test)
+        lists = open_clicks(tmp_path / name).test
+        assert lists.start is not None
+        evidence.append(lists.start.evidence[lists.clicked > 0].mean())
+    assert evidence[1] > evidence[0] + 1
+
+
+def test_queries_are_explained_one_by_one(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
+) -> None:
+    """By how people spell them, those with a probably relevant item; as the labels say."""
+    lists = noted[0].test
+    found = explain(model, lists)
+    bare = np.asarray(evaluate(model, replace(lists, start=None))["ndcg_at_10"])
+    assert list(found.values()) == pytest.approx(bare.tolist())
+    assert set(found) <= set(lists.spellings())
+    assert all(query.split()[0] in WORDS for query in found)

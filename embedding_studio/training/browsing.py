@@ -1,0 +1,336 @@
+"""How people look at a list and click in it: six models of it, of which clicks choose one.
+
+    P(click | relevance r, cell) = theta_cell * attraction_r,    logit P(r = 1) = x . weights
+
+A cell is a position and what was clicked above it in the session, see `count_cells`; x is what the
+starting model's scores say of a pair, see `judge.initial_features`. The attraction of what is
+irrelevant is noise, and in three of the six noise + trust / (k + 1): people trust the top (Agarwal
+et al. 2019; Vardasbi et al. 2020). They are fitted by expectation maximisation with a regression in
+it (Wang et al. 2018), and the one is chosen that explains clicks on held-out queries best.
+
+What `clicks` fits to training sessions is another matter: labels need a prior that knows no scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from embedding_studio.clickstream import Session
+from embedding_studio.training.clicks import Showings, sum_by
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Kind = tuple[str, bool]
+"""What people remember as they go down a list, and whether they trust the top."""
+
+_STATES = {"position": 1, "last_click": 4, "found": 5}
+KINDS: Sequence[Kind] = [(memory, trusts) for memory in _STATES for trusts in (False, True)]
+_LAST_POSITION = 99  # what is further down counts as there
+_RIDGE = 1.0
+_STRENGTH = 20.0  # of the guess of theta, in showings
+_ROUNDS = 100
+_TOLERANCE = 2e-4
+_DECAYS = (0.25, 0.5, 1.0)
+_MANY_CLICKS = 4
+_LEAST_ODDS = 0.05
+_USER_SHARE, _USER_SESSIONS = 0.01, 100
+
+
+# -- who is no person ---------------------------------------------------------------------------
+
+
+def busy_users(sessions: Sequence[Session]) -> set[str]:
+    """Return who made more than a hundredth of the sessions, and more than a hundred of them.
+
+    Nobody, where they made more than half of all: then an id names no person, but a web site, say,
+    or the few people there are."""
+    counts: dict[str, int] = {}
+    for session in sessions:
+        if session.user_id is not None:
+            counts[session.user_id] = counts.get(session.user_id, 0) + 1
+    least = max(_USER_SESSIONS, _USER_SHARE * len(sessions))
+    busy = {user for user, count in counts.items() if count > least}
+    return busy if sum(counts[user] for user in busy) <= len(sessions) / 2 else set()
+
+
+def clicks_like_a_person(showings: Showings, n_sessions: int, rounds: int = 30) -> Flags:
+    """Return (n_sessions,) flags: all but those of four clicks or more that are twenty times
+    likelier as clicks anywhere alike than by the click rates of positions.
+
+    A mixture of the two, by EM."""
+    clicked = showings.weight > 0
+    position = np.minimum(showings.position, _LAST_POSITION)
+    session, n_positions = showings.session, _LAST_POSITION + 1
+    clicks = sum_by(session, clicked, n_sessions)
+    lengths = np.bincount(session, minlength=n_sessions)
+    shown_at, clicked_at = np.bincount(position), np.bincount(position, clicked)
+    rates = np.full(n_positions, 1e-4)
+    rates[: len(shown_at)] = np.clip(clicked_at / np.maximum(shown_at, 1), 1e-4, 0.95)
+    anywhere, share = float(np.clip(2.5 * clicked.sum() / max(1, len(clicked)), 0.15, 0.5)), 0.05
+    person = np.ones(n_sessions)
+    for _ in range(rounds):
+        logs = np.where(clicked, np.log(rates)[position], np.log1p(-rates)[position])
+        alike = clicks * np.log(anywhere) + (lengths - clicks) * np.log1p(-anywhere)
+        person = expit(sum_by(session, logs, n_sessions) - alike - np.log(share / (1 - share)))
+        weight = person[session]
+        rates = np.clip(
+            (sum_by(position, weight * clicked, n_positions) + 1)
+            / (sum_by(position, weight, n_positions) + 20),
+            1e-4,
+            0.95,
+        )
+        others = 1 - person
+        anywhere = float(
+            np.clip(((others * clicks).sum() + 2) / ((others * lengths).sum() + 10), 0.05, 0.95)
+        )
+        share = float(np.clip((others.sum() + 1) / (n_sessions + 50), 1e-3, 0.5))
+    likes: Flags = (clicks < _MANY_CLICKS) | (person >= _LEAST_ODDS)
+    return likes
+
+
+# -- what was shown, by cell --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Showings counted by pair and cell: a position, and what was clicked above in the session.
+
+    pair, cell, shown, clicked, weight: (n_rows,), as in `clicks.Impressions`; position: (n_cells,)
+    from 0, of each cell."""
+
+    pair: Ints
+    cell: Ints
+    shown: Floats
+    clicked: Floats
+    weight: Floats
+    position: Ints
+    n_pairs: int
+
+    def only(self, pairs: Flags) -> "Cells":
+        """Return the rows of some pairs, (n_pairs,) flags."""
+        rows = pairs[self.pair]
+        return replace(
+            self,
+            pair=self.pair[rows],
+            cell=self.cell[rows],
+            shown=self.shown[rows],
+            clicked=self.clicked[rows],
+            weight=self.weight[rows],
+        )
+
+    def known(self) -> Flags:
+        """Return (n_pairs,) whether there are rows of a pair."""
+        return np.bincount(self.pair, minlength=self.n_pairs) > 0
+
+
+def count_cells(showings: Showings, memory: str, relevance: Floats | None = None) -> Cells:
+    """Count showings by pair and cell. relevance: (n_pairs,), which "found" needs.
+
+    memory: what a cell is beside the position. "position": nothing. "last_click" (user browsing
+    model, Dupret & Piwowarski 2008): how far above the last click was, none, 1, 2 to 3, more.
+    "found" (in place of a dynamic Bayesian network, Chapelle & Zhang 2009): how likely the surest
+    of those clicked above is relevant: none clicked, below 0.2, 0.5, 0.8, and above."""
+    n_states = _STATES[memory]
+    position = np.minimum(showings.position, _LAST_POSITION)
+    clicked = showings.weight > 0
+    state = np.zeros(len(position), np.int64)
+    if memory == "last_click":
+        last = _highest_above(showings, np.where(clicked, showings.position, -1.0))
+        state = np.digitize(showings.position - last, [1.5, 3.5]) + 1
+        state[last < 0] = 0
+    elif memory == "found":
+        assert relevance is not None
+        surest = _highest_above(showings, np.where(clicked, relevance[showings.pair], -1.0))
+        state = np.digitize(surest, [-0.5, 0.2, 0.5, 0.8])
+    of_cell = np.repeat(np.arange(int(position.max(initial=0)) + 1), n_states)
+    keys, row = np.unique(
+        showings.pair * len(of_cell) + position * n_states + state, return_inverse=True
+    )
+    return Cells(
+        pair=keys // len(of_cell),
+        cell=keys % len(of_cell),
+        shown=np.bincount(row, minlength=len(keys)).astype(float),
+        clicked=sum_by(row, clicked, len(keys)),
+        weight=sum_by(row, showings.weight, len(keys)),
+        position=of_cell,
+        n_pairs=showings.n_pairs,
+    )
+
+
+def _highest_above(showings: Showings, values: Floats) -> Floats:
+    """Return the highest of the values, from -1 on, that stand above each in its session; else -1.
+
+    A running maximum over all sessions, each of which begins higher than the one before can end."""
+    start = showings.session * (values.max(initial=0.0) + 2)
+    highest = np.maximum.accumulate(values + start)
+    above = np.concatenate([[-1.0], highest[:-1]])
+    result: Floats = np.maximum(above - start, -1.0)
+    return result
+
+
+# -- one model ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClickChances:
+    """One of the models, fitted.
+
+    clicks_1, clicks_0: (n_cells,) chance of a click on a relevant, on an irrelevant result;
+    weights: (n_features,) of the regression."""
+
+    clicks_1: Floats
+    clicks_0: Floats
+    weights: Floats
+
+    def evidence(self, cells: Cells) -> Floats:
+        """Return (n_pairs,) log-likelihood of the clicks if relevant less that if not.
+
+        A click of weight w says as much as w clicks, see `clicks`."""
+        one, zero = self.clicks_1[cells.cell], self.clicks_0[cells.cell]
+        logs = cells.weight * np.log(one / zero)
+        logs += (cells.shown - cells.clicked) * (np.log1p(-one) - np.log1p(-zero))
+        return sum_by(cells.pair, logs, cells.n_pairs)
+
+    def log_likelihood(self, cells: Cells, features: Floats) -> Floats:
+        """Return (n_pairs,) log-probability of clicks and skips, whatever the clicks weigh."""
+        zero = self.clicks_0[cells.cell]
+        logs = cells.clicked * np.log(zero) + (cells.shown - cells.clicked) * np.log1p(-zero)
+        prior = features @ self.weights
+        evidence = self.evidence(replace(cells, weight=cells.clicked))
+        if_relevant = np.logaddexp(0, prior + evidence) - np.logaddexp(0, prior)
+        total: Floats = sum_by(cells.pair, logs, cells.n_pairs) + if_relevant
+        return total
+
+    def relevance(self, cells: Cells, features: Floats) -> Floats:
+        """Return (n_pairs,) the probability that each is relevant."""
+        posterior: Floats = expit(features @ self.weights + self.evidence(cells))
+        return posterior
+
+
+def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> ClickChances:
+    """Fit by EM from the guess that people look at position k with 1 / k^decay.
+
+    features: (n_pairs, n_features), a constant first."""
+    place = cells.position + 1.0
+    n_cells, n_states = len(place), len(place) // (int(cells.position.max(initial=0)) + 1)
+    guess = place**-decay * np.where(np.arange(n_cells) % n_states == 0, 1.0, 0.8)
+    theta, relevant, noise, trust = guess.copy(), 0.75, 0.1, 0.05 if trusts else 0.0
+    known = cells.known()
+    x = features[known]
+    ridge = np.full(features.shape[1], _RIDGE)
+    ridge[0] = 1e-3
+    weights = np.zeros(features.shape[1])
+    weights[0] = -2.0
+
+    def chances() -> ClickChances:
+        irrelevant = np.minimum(noise + trust / place, relevant / 1.2)
+        one = np.clip(theta * relevant, 1e-5, 0.99)
+        return ClickChances(one, np.clip(theta * irrelevant, 1e-6, 0.98), weights)
+
+    fitted = chances()
+    for _ in range(_ROUNDS):
+        found = fitted.relevance(cells, features)
+        share = found[cells.pair]
+        shown_1, clicked_1 = (
+            sum_by(cells.cell, counts * share, n_cells) for counts in (cells.shown, cells.clicked)
+        )
+        shown_0, clicked_0 = (
+            sum_by(cells.cell, counts * (1 - share), n_cells)
+            for counts in (cells.shown, cells.clicked)
+        )
+        for _ in range(8):
+            # whether one without a click was looked at is hidden, too
+            chance_0 = np.minimum(noise + trust / place, relevant / 1.2)
+            unseen_1, unseen_0 = 1 - theta * relevant, 1 - theta * chance_0
+            seen_1 = clicked_1 + (shown_1 - clicked_1) * theta * (1 - relevant) / unseen_1
+            seen_0 = clicked_0 + (shown_0 - clicked_0) * theta * (1 - chance_0) / unseen_0
+            relevant = (clicked_1.sum() + 6) / (seen_1.sum() + 8)
+            plain = noise / (noise + trust / place)
+            if trusts:
+                trust = ((clicked_0 * (1 - plain)).sum() + 0.5) / ((seen_0 / place).sum() + 10)
+            noise = ((clicked_0 * plain).sum() + 2) / (seen_0.sum() + 20)
+            theta = (seen_1 + seen_0 + _STRENGTH * guess) / (shown_1 + shown_0 + _STRENGTH)
+            top = theta[0]  # all look at the first
+            relevant, noise, trust = min(relevant * top, 0.99), noise * top, trust * top
+            theta = np.clip(theta / top, 0.01, 1.0)
+            noise = min(noise, relevant / 1.5)
+        for _ in range(3):  # Newton steps of a logistic regression on probabilities
+            expected = expit(x @ weights)
+            hessian = (x * (expected * (1 - expected))[:, None]).T @ x + np.diag(ridge)
+            slope = x.T @ (found[known] - expected) - ridge * weights
+            weights = weights + np.linalg.solve(hessian, slope)
+        before, fitted = fitted, chances()
+        moved = [fitted.clicks_1 - before.clicks_1, fitted.clicks_0 - before.clicks_0]
+        if np.abs(moved).max() < _TOLERANCE:
+            break
+    return fitted
+
+
+# -- the choice among them ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The model that was chosen, and what it says of each pair.
+
+    evidence, relevance: (n_pairs,); log_likelihoods: by kind, per click of queries that it was not
+    fitted to."""
+
+    kind: Kind
+    chances: ClickChances
+    evidence: Floats
+    relevance: Floats
+    log_likelihoods: Mapping[Kind, float]
+
+
+def choose(
+    showings: Showings, features: Floats, query: NDArray[np.integer], fitted: Flags
+) -> Choice:
+    """Fit all six to one half of the queries and see how likely the clicks of the other half are.
+
+    The simplest one is chosen that is within one standard error of the likeliest (Breiman et al.
+    1984), and fitted to both halves. query: (n_pairs,); fitted: (n_pairs,) whether a pair takes
+    part in fitting; the choice says something of the others, too."""
+    counted = {memory: count_cells(showings, memory) for memory in ("position", "last_click")}
+    cells = counted["last_click"]
+    for _ in range(3):
+        first = fit_chances(cells.only(fitted), features, True, 0.5)
+        cells = count_cells(showings, "found", first.relevance(cells, features))
+    counted["found"] = cells
+    n_queries = int(query.max(initial=-1)) + 1
+    halves = [fitted & (query % 2 == side) for side in (0, 1)]
+    found: dict[Kind, Floats] = {}
+    for memory, trusts in KINDS:
+        cells = counted[memory]
+        found[memory, trusts] = np.zeros(n_queries)
+        for side in (0, 1):
+            fit = fit_chances(cells.only(halves[1 - side]), features, trusts, 1.0)
+            logs = fit.log_likelihood(cells.only(halves[side]), features)
+            found[memory, trusts] += np.bincount(query, logs, n_queries)
+    kind = _simplest_of_the_best(found)
+    cells = counted[kind[0]]
+    used = cells.only(fitted)
+    fits = [fit_chances(used, features, kind[1], decay) for decay in _DECAYS]
+    best = max(fits, key=lambda fit: float(fit.log_likelihood(used, features).sum()))
+    clicks = max(1.0, float(used.clicked.sum()))
+    return Choice(
+        kind,
+        best,
+        best.evidence(cells),
+        best.relevance(cells, features),
+        {kind: float(logs.sum()) / clicks for kind, logs in found.items()},
+    )
+
+
+def _simplest_of_the_best(found: Mapping[Kind, Floats]) -> Kind:
+    """found: by kind, from the simplest on, (n_queries,) log-likelihoods."""
+    best = max(found.values(), key=lambda logs: float(logs.sum()))
+    for kind in KINDS:
+        behind = best - found[kind]
+        if behind.sum() <= behind.std() * np.sqrt(len(behind)):
+            return kind
+    raise AssertionError("the best is behind itself")

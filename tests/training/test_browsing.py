@@ -1,0 +1,226 @@
+"""How people look at a list, and who is no person."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding_studio.clickstream import Session
+from embedding_studio.training.browsing import (
+    busy_users,
+    choose,
+    clicks_like_a_person,
+    count_cells,
+    fit_chances,
+)
+from embedding_studio.training.clicks import Showings
+from embedding_studio.training.judge import starting_features
+from tests.training.tiny import session
+
+Table = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Searches:
+    """Queries with lists of different lengths, and what people did with them.
+
+    relevant, scores: (n_pairs,), the latter falling down each list."""
+
+    showings: Showings
+    offsets: Table
+    relevant: Table
+    scores: Table
+
+
+def search(
+    queries: int,
+    sessions: int,
+    way: str = "position",
+    seed: int = 0,
+    shortest: int = 6,
+    longest: int = 12,
+    share: float = 0.2,
+) -> Searches:
+    """Return searches: relevant ones have higher scores; "position": seen with 1 / k, clicked with
+    0.9 or 0.08 when seen; "trust": an irrelevant one with 0.6 / k; "cascade": from the top down,
+    until a relevant one was clicked."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(shortest, longest + 1, queries)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    row = np.repeat(np.arange(queries), lengths)
+    relevant = random.random(len(row)) < share
+    scores = 0.4 + 0.1 * relevant + 0.1 * random.normal(size=len(row))
+    order = np.lexsort((-scores, row))
+    scores, relevant = scores[order], relevant[order]
+    query = np.concatenate([np.arange(queries), random.integers(queries, size=sessions - queries)])
+    session_of = np.repeat(np.arange(sessions), lengths[query])
+    position = np.concatenate([np.arange(lengths[q]) for q in query])
+    pair = offsets[query][session_of] + position
+    attraction = np.where(relevant[pair], 0.9, 0.6 / (position + 1) if way == "trust" else 0.08)
+    wanted = random.random(len(pair)) < attraction
+    if way == "cascade":
+        stops = (wanted & relevant[pair]).astype(int)
+        stopped = np.concatenate([np.cumsum(part) - part for part in np.split(
+            stops, np.cumsum(lengths[query])[:-1])]) > 0  # fmt: skip
+        clicked = wanted & ~stopped
+    else:
+        clicked = wanted & (random.random(len(pair)) < 1 / (position + 1))
+    showings = Showings(session_of, pair, position, clicked.astype(float), len(row))
+    return Searches(showings, offsets, relevant, scores)
+
+
+def features_of(searches: Searches) -> Table:
+    lengths = np.diff(searches.offsets)
+    position = np.concatenate([np.arange(length) for length in lengths])
+    return starting_features(searches.scores, position, searches.offsets)
+
+
+# -- cells -------------------------------------------------------------------------------------
+
+
+def two_sessions() -> Showings:
+    """Five results with clicks on the first and third, then two with a click on the first."""
+    return Showings(
+        session=np.array([0, 0, 0, 0, 0, 1, 1]),
+        pair=np.array([0, 1, 2, 3, 4, 3, 0]),
+        position=np.array([0, 1, 2, 3, 6, 0, 1]),
+        weight=np.array([1.0, 0, 3, 0, 0, 1, 0]),
+        n_pairs=5,
+    )
+
+
+def test_cells_by_the_last_click_by_hand() -> None:
+    """None above, one above, two or three above, further; each session begins anew."""
+    cells = count_cells(two_sessions(), "last_click")
+    states = {
+        (int(pair), int(cells.position[cell])): int(cell % 4)
+        for pair, cell in zip(cells.pair, cells.cell, strict=True)
+    }
+    # the fifth result stands four places below the last click
+    expected = {(0, 0): 0, (1, 1): 1, (2, 2): 2, (3, 3): 1, (4, 6): 3, (3, 0): 0, (0, 1): 1}
+    assert states == expected
+    assert cells.clicked.sum() == 3
+    assert cells.weight.sum() == 5
+
+
+def test_cells_by_what_was_found_by_hand() -> None:
+    """By how sure the surest click above is: none, below 0.2, 0.5, 0.8, and above."""
+    relevance = np.array([0.3, 0.9, 0.1, 0.85, 0.9])
+    cells = count_cells(two_sessions(), "found", relevance)
+    states = {
+        (int(pair), int(cells.position[cell])): int(cell % 5)
+        for pair, cell in zip(cells.pair, cells.cell, strict=True)
+    }
+    expected = {(0, 0): 0, (1, 1): 2, (2, 2): 2, (3, 3): 2, (4, 6): 2, (3, 0): 0, (0, 1): 4}
+    assert states == expected
+
+
+def test_showings_of_one_pair_in_one_cell_are_summed() -> None:
+    """Three times the same session are three showings in each row."""
+    once = two_sessions()
+    many = Showings(
+        session=np.concatenate([once.session + 2 * n for n in range(3)]),
+        pair=np.tile(once.pair, 3),
+        position=np.tile(once.position, 3),
+        weight=np.tile(once.weight, 3),
+        n_pairs=5,
+    )
+    one, three = count_cells(once, "last_click"), count_cells(many, "last_click")
+    assert three.pair.tolist() == one.pair.tolist()
+    assert three.shown.tolist() == (3 * one.shown).tolist()
+    assert three.weight.tolist() == (3 * one.weight).tolist()
+
+
+# -- fitting and choosing ----------------------------------------------------------------------
+
+
+def test_looks_and_attractions_are_recovered() -> None:
+    """People look at position k with 1 / k, click 0.9 of the relevant and 0.08 of the others."""
+    searches = search(queries=400, sessions=12_000)
+    cells = count_cells(searches.showings, "position")
+    chances = fit_chances(cells, features_of(searches), False, 0.5)
+    seen = 1 / np.arange(1, 7)
+    assert chances.clicks_1[:6] == pytest.approx(0.9 * seen, abs=0.08)
+    assert chances.clicks_0[:6] == pytest.approx(0.08 * seen, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("way", "kinds"),
+    [
+        ("position", {("position", False)}),
+        ("trust", {("position", True)}),
+        ("cascade", {("found", False), ("found", True)}),
+    ],
+)
+def test_the_way_that_people_click_is_found(way: str, kinds: set[tuple[str, bool]]) -> None:
+    """By the likelihood of queries that the models were not fitted to."""
+    searches = search(queries=300, sessions=4000, way=way)
+    query = np.repeat(np.arange(300), np.diff(searches.offsets))
+    everything = np.ones(len(query), np.bool_)
+    choice = choose(searches.showings, features_of(searches), query, everything)
+    assert choice.kind in kinds
+    assert (
+        choice.relevance[searches.relevant].mean()
+        > choice.relevance[~searches.relevant].mean() + 0.2
+    )
+
+
+def test_what_did_not_take_part_in_fitting_is_judged_too() -> None:
+    """Half of the queries tell enough of the others."""
+    searches = search(queries=200, sessions=3000)
+    query = np.repeat(np.arange(200), np.diff(searches.offsets))
+    choice = choose(searches.showings, features_of(searches), query, query < 100)
+    rest = query >= 100
+    relevant = searches.relevant[rest]
+    assert choice.relevance[rest][relevant].mean() > choice.relevance[rest][~relevant].mean() + 0.2
+
+
+def test_no_clicks_at_all_are_survived() -> None:
+    """Everything is finite."""
+    searches = search(queries=20, sessions=40)
+    silent = replace(searches.showings, weight=np.zeros(len(searches.showings.pair)))
+    query = np.repeat(np.arange(20), np.diff(searches.offsets))
+    choice = choose(silent, features_of(searches), query, query >= 0)
+    assert np.isfinite(choice.evidence).all()
+    assert np.isfinite(choice.relevance).all()
+    assert np.isfinite(list(choice.log_likelihoods.values())).all()
+
+
+# -- who is no person --------------------------------------------------------------------------
+
+
+def test_who_clicks_anywhere_is_no_person() -> None:
+    """Most of those are left out; who clicks by position stays, with many clicks too."""
+    people = search(queries=300, sessions=3000, shortest=10, longest=20).showings
+    random = np.random.default_rng(1)
+    anywhere = people.session % 10 == 0
+    clicks = np.where(anywhere, random.random(len(people.pair)) < 0.4, people.weight > 0).astype(
+        float
+    )
+    kept = clicks_like_a_person(replace(people, weight=clicks), 3000)
+    is_robot = np.arange(3000) % 10 == 0
+    assert kept[~is_robot].mean() > 0.99
+    assert kept[is_robot].mean() < 0.6
+
+
+def sessions_of(counts: dict[str | None, int]) -> list[Session]:
+    return [
+        replace(session(0, "q", ["a"]), user_id=user)
+        for user, count in counts.items()
+        for _ in range(count)
+    ]
+
+
+def test_who_searches_far_more_than_others_is_no_person() -> None:
+    """More than a hundredth of all sessions, and more than a hundred."""
+    assert busy_users(sessions_of({None: 9900, "a": 101, "b": 900})) == {"b"}
+    assert busy_users(sessions_of({None: 1000, "a": 100})) == set()
+    assert busy_users(sessions_of({None: 1000, "a": 101})) == {"a"}
+
+
+def test_an_id_that_most_sessions_share_names_no_person() -> None:
+    """A web site's own, say, or those of the few people there are."""
+    assert busy_users(sessions_of({"guest": 900, "a": 5, None: 100})) == set()
+    assert busy_users(sessions_of({"a": 400, "b": 300, "c": 300})) == set()
+    assert busy_users([]) == set()
