@@ -44,7 +44,7 @@ def up() -> None:
 
 @app.command()
 def demo(
-    sessions: Annotated[int, typer.Option(min=100, help="simulated searches per round")] = 60_000,
+    sessions: Annotated[int, typer.Option(min=100, help="simulated searches per round")] = 20_000,
     trials: Annotated[int, typer.Option(min=1, help="hyperparameter sets per round")] = 4,
     rounds: Annotated[
         int, typer.Option(min=1, help="later rounds search with the champion, and start from it")

@@ -15,6 +15,8 @@ from embedding_studio.training.data import QueryLists, ShownLists, open_asked, o
 from embedding_studio.training.encoder import embed_frozen
 from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.judge import (
+    METRICS,
+    TOP,
     Start,
     discounts,
     ideal_of_those_with_any,
@@ -81,11 +83,10 @@ def evaluate_vectors(
     queries: (n_queries, d) embeddings of lists.queries; embed_items: those of any items.
     similarity: what a search compares them by; where it is the cosine, they are unit vectors.
 
-    ndcg_at_10: where the start was noted, (n_asked,) values whose mean is what `judge` makes of the
-    clicks; single values are rough and may lie outside [0, 1]. Elsewhere, and for the other
-    metrics, the click model's probabilities are the labels, of queries with a probably relevant
-    item: steadier, and in favour of the ranking that was shown. similarity_gap: one number, see
-    `metrics`.
+    Where the start was noted, metrics are (n_asked,) values whose means are what `judge` makes of
+    the clicks; single values are rough and may lie outside [0, 1]. Elsewhere the click model's
+    probabilities are the labels, of queries with a probably relevant item: steadier, and in favour
+    of the ranking that was shown. similarity_gap: one number, see `metrics`.
 
     Items never shown are unjudged and left out (Sakai 2007, condensed lists), for a better model
     finds relevant ones there; but a fixed random sample of items is presumed irrelevant, so that a
@@ -99,7 +100,9 @@ def evaluate_vectors(
         "similarity_gap": similarity_gap(lists.padded(found.shown, 0.0), relevance, shown),
     }
     if lists.start is not None:
-        scores["ndcg_at_10"] = lists.start.judged(found.shown, found.discounts(lists))
+        discount = found.discounts(lists)
+        for metric in METRICS:
+            scores[f"{metric}_at_{TOP}"] = lists.start.judged(found.shown, discount, metric)
     return scores
 
 

@@ -14,6 +14,7 @@ the change of the log-softmax of scores. Its error is that of an M-estimator, by
 Huber 1967): the values that are returned have the difference as their mean, and its error as the
 standard error of that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ Ints = NDArray[np.integer]
 Flags = NDArray[np.bool_]
 
 TOP = 10
+METRICS = ("ndcg", "mrr", "recall", "precision", "f1")
 _TEMPERATURES = (0.05, 0.1)
 _RIDGE = 1.0
 _ROUNDS = 100
@@ -58,28 +60,65 @@ class Start:
         for field in fields(self):
             np.save(folder / _file_of(split, field.name), getattr(self, field.name))
 
-    def judged(self, scores: NDArray[Any], discount: Floats) -> Floats:
-        """Return (n_asked,) values of a candidate, whose mean is its nDCG@10, at most 1.
+    def judged(self, scores: NDArray[Any], discount: Floats, metric: str = "ndcg") -> Floats:
+        """Return (n_asked,) values of a candidate, whose mean is a metric at 10, at most 1.
 
-        scores: (n_pairs,) and discount, of the candidate. What ranks as the start does gets what
-        the start's ranking is worth; another that, and the difference."""
-        level = self._sums(self.discount * self.relevance)[self.is_asked] / float(self.scale)
-        values: Floats = level + self._differences(self._changes(scores, discount))
-        return values - max(0.0, float(values.mean()) - 1) if len(values) else values
-
-    def _changes(self, scores: NDArray[Any], discount: Floats) -> Floats:
-        """Return (n_pairs, 3): w, and what a softmax at two temperatures makes of the scores."""
+        scores: (n_pairs,) and discount, of the candidate; metric: one of METRICS. What ranks as
+        the start does gets what the start's ranking is worth; another that, and the difference. A
+        query that was shown nothing relevant counts 0."""
         own = scores.astype(np.float64) / float(self.unit)
         softer = [
             _log_softmax(own / t, self.offsets) - _log_softmax(self.scores / t, self.offsets)
             for t in _TEMPERATURES
         ]
-        return np.stack([discount - self.discount, *softer], axis=1)
+        before, after = self._counts(metric, self.discount), self._counts(metric, discount)
+        level = self._sums(before * self.relevance)[self.is_asked]
+        values: Floats = level + self._differences(after - before, softer)
+        return values - max(0.0, float(values.mean()) - 1) if len(values) else values
 
-    def _differences(self, changes: Floats) -> Floats:
-        """Return (n_asked,) values whose mean is the difference that changes make."""
+    def _counts(self, metric: str, discount: Floats) -> Floats:
+        """Return (n_pairs,) what a relevant item counts at its rank, so that a metric is the sum.
+
+        In F1 and the reciprocal rank, how many others are relevant, or rank above, is taken from
+        what is known of the start."""
+        is_found = (discount > 0).astype(np.float64)
+        counts: Floats
+        if metric == "ndcg":
+            counts = discount / float(self.scale)
+            return counts
+        if metric == "precision":
+            return is_found / TOP
         row = np.repeat(np.arange(len(self.is_asked)), np.diff(self.offsets))
-        gain = changes[:, 0] * self.is_asked[row] / float(self.scale)
+        irrelevant = np.log1p(-np.clip(self.relevance, 0, 1 - 1e-9))
+        if metric == "mrr":
+            return self._reciprocal_ranks(discount, irrelevant, row)
+        expected = self._sums(self.relevance)
+        if metric == "f1":
+            return 2 * is_found / (TOP + expected[row])
+        with_any = (1 - np.exp(self._sums(irrelevant)))[self.is_asked].sum()
+        most = float(expected[self.is_asked].sum() / max(1e-9, with_any))
+        return is_found / max(1e-9, most)
+
+    def _reciprocal_ranks(self, discount: Floats, irrelevant: Floats, row: Ints) -> Floats:
+        """Return 1 / rank, times the chance that nothing relevant ranks above. irrelevant: the log
+        of the chance that a pair is not relevant; row: the query of each; all (n_pairs,)."""
+        rank = np.full(len(discount), np.inf)
+        rank[discount > 0] = 2 ** (1 / discount[discount > 0]) - 1
+        order = np.lexsort((rank, row))
+        until = np.cumsum(irrelevant[order]) - irrelevant[order]
+        chance = np.empty(len(rank))
+        chance[order] = np.exp(until - until[self.offsets[row[order]]])
+        counts: Floats = chance / rank
+        return counts
+
+    def _differences(self, gain: Floats, softer: Sequence[Floats]) -> Floats:
+        """Return (n_asked,) values whose mean is the difference that a candidate makes.
+
+        gain: (n_pairs,) by how much more a relevant item counts; softer: (n_pairs,) each, what a
+        softmax at two temperatures makes of the scores, less what it made of the start's."""
+        row = np.repeat(np.arange(len(self.is_asked)), np.diff(self.offsets))
+        changes = np.stack([gain, *softer], axis=1)
+        gain = gain * self.is_asked[row]
         spread = changes.std(axis=0)
         x = np.concatenate([self.features, changes[:, spread > 0] / spread[spread > 0]], axis=1)
         ridge = np.full(x.shape[1], 1e-6)

@@ -11,13 +11,16 @@ from scipy.special import expit, log_softmax
 from embedding_studio.training.browsing import count_cells, fit_chances
 from embedding_studio.training.clicks import Showings
 from embedding_studio.training.judge import (
+    METRICS,
     Start,
     discounts,
     ideal_of_those_with_any,
     most_likely,
     open_start,
+    padded,
     starting_features,
 )
+from embedding_studio.training.metrics import ranking_metrics
 from tests.training.test_browsing import Searches, search
 
 Table = np.ndarray[Any, np.dtype[Any]]
@@ -168,6 +171,31 @@ def test_the_said_difference_is_about_the_true_one() -> None:
         truth = np.add.reduceat(change * searches.relevant, start.offsets[:-1])
         ratios.append(difference(start, after)[0] * float(start.scale) / truth.mean())
     assert np.mean(ratios) == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_follows_the_truth(metric: str) -> None:
+    """Of a ranking that is better, and of one that is worse, each metric is said to change as it
+    does by what is truly relevant among the shown, within a third."""
+    said, true = np.zeros(2), np.zeros(2)
+    for seed in range(3):
+        searches = search(queries=400, sessions=4000, seed=seed)
+        start = start_of(searches)
+
+        def truth(scores: Table, searches: Any = searches, start: Start = start) -> float:
+            table, relevant = (
+                padded(c, start.offsets, 0.0) for c in (scores, searches.relevant * 1.0)
+            )
+            shown = padded(np.ones(len(scores), np.bool_), start.offsets, False)
+            return float(ranking_metrics(table, relevant, shown)[f"{metric}_at_10"].mean())
+
+        for place, step in enumerate((0.05, -0.05)):
+            after = searches.scores + step * searches.relevant
+            before = start.judged(start.scores, start.discount, metric)
+            then = start.judged(after, alone(after, start.offsets), metric)
+            said[place] += then.mean() - before.mean()
+            true[place] += truth(after) - truth(searches.scores)
+    assert said == pytest.approx(true, rel=0.34, abs=0.005)
 
 
 def test_noise_is_no_better_beyond_chance() -> None:
