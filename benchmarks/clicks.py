@@ -57,7 +57,7 @@ from embedding_studio.methods import (
 from embedding_studio.search import draw_sets
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
-from embedding_studio.training.evaluation import evaluate
+from embedding_studio.training.evaluation import evaluate, note_start
 from embedding_studio.training.loop import (
     TrainingPlan,
     linear_schedule,
@@ -178,6 +178,7 @@ def prepared(
     splits = split_by_query(usable, VALIDATION_SHARE, TEST_SHARE, fold=fold)
     folder.mkdir()
     prepare_clicks(splits, text_of, partial(tokenize, model), folder)
+    note_start(model, folder, open_clicks(folder).validation)
     return open_clicks(folder)
 
 

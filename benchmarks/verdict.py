@@ -36,6 +36,7 @@ from embedding_studio.training.browsing import choose, clicks_like_a_person
 from embedding_studio.training.clicks import Showings
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
 from embedding_studio.training.encoder import embed_frozen, load_encoder
+from embedding_studio.training.evaluation import note_start
 from embedding_studio.training.judge import (
     Start,
     discounts,
@@ -153,6 +154,7 @@ def learnt(place: Place, sessions: Sequence[Session], fold: int, seed: int) -> S
         parts = Splits(parts.train, parts.validation, parts.validation)
     with tempfile.TemporaryDirectory() as work:
         prepare_clicks(parts, text_of, partial(tokenize, place.model), Path(work))
+        note_start(place.model, Path(work), open_clicks(Path(work)).validation)
         data: Splits[QueryLists] = open_clicks(Path(work))
         encoder = learner(place.model, data)
         train(encoder, PLAN, data, METRIC, Silent(seed))

@@ -13,6 +13,7 @@ What `clicks` fits to training sessions is another matter: labels need a prior t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ _LAST_POSITION = 99  # what is further down counts as there
 _RIDGE = 1.0
 _STRENGTH = 20.0  # of the guess of theta, in showings
 _ROUNDS = 100
+_MOST_TO_CHOOSE = 200_000  # showings
 _TOLERANCE = 2e-4
 _DECAYS = (0.25, 0.5, 1.0)
 _MANY_CLICKS = 4
@@ -293,8 +295,9 @@ def choose(
     """Fit all six to one half of the queries and see how likely the clicks of the other half are.
 
     The simplest one is chosen that is within one standard error of the likeliest (Breiman et al.
-    1984), and fitted to both halves. query: (n_pairs,); fitted: (n_pairs,) whether a pair takes
-    part in fitting; the choice says something of the others, too."""
+    1984), and fitted to both halves. query: (n_pairs,), ascending; fitted: (n_pairs,) whether a
+    pair takes part in fitting; the choice says something of the others, too. Where they are many,
+    some of the queries are enough to choose."""
     counted = {memory: count_cells(showings, memory) for memory in ("position", "last_click")}
     cells = counted["last_click"]
     for _ in range(3):
@@ -302,7 +305,9 @@ def choose(
         cells = count_cells(showings, "found", first.relevance(cells, features))
     counted["found"] = cells
     n_queries = int(query.max(initial=-1)) + 1
-    halves = [fitted & (query % 2 == side) for side in (0, 1)]
+    shown_to_fit = np.bincount(query[showings.pair], fitted[showings.pair], n_queries)
+    chosen_by = some_queries(shown_to_fit, _MOST_TO_CHOOSE)[query] & fitted
+    halves = [chosen_by & (query % 2 == side) for side in (0, 1)]
     found: dict[Kind, Floats] = {}
     for memory, trusts in KINDS:
         cells = counted[memory]
@@ -316,7 +321,7 @@ def choose(
     used = cells.only(fitted)
     fits = [fit_chances(used, features, kind[1], decay) for decay in _DECAYS]
     best = max(fits, key=lambda fit: float(fit.log_likelihood(used, features).sum()))
-    clicks = max(1.0, float(used.clicked.sum()))
+    clicks = max(1.0, float(cells.only(chosen_by).clicked.sum()))
     return Choice(
         kind,
         best,
@@ -324,6 +329,14 @@ def choose(
         best.relevance(cells, features),
         {kind: float(logs.sum()) / clicks for kind, logs in found.items()},
     )
+
+
+def some_queries(n_showings: NDArray[Any], most: int) -> Flags:
+    """Return (n_queries,) flags of random queries that have about so many showings together."""
+    order = np.random.default_rng(0).permutation(len(n_showings))
+    chosen = np.zeros(len(n_showings), np.bool_)
+    chosen[order] = np.cumsum(n_showings[order]) - n_showings[order] < most
+    return chosen
 
 
 def _simplest_of_the_best(found: Mapping[Kind, Floats]) -> Kind:

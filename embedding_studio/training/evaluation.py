@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import MethodError
-from embedding_studio.training.browsing import choose
+from embedding_studio.training.browsing import choose, some_queries
 from embedding_studio.training.data import QueryLists, ShownLists, open_asked, open_clicks
 from embedding_studio.training.encoder import embed_frozen
 from embedding_studio.training.inputs import Inputs
@@ -32,7 +32,7 @@ Flags = NDArray[np.bool_]
 Embed = Callable[[Ints], Vectors]
 
 _CHUNK = 10_000
-_MOST_SHOWINGS = 1_000_000  # from which a model of clicking is fitted
+_MOST_SHOWINGS = 400_000  # from which a model of clicking is fitted
 
 
 def evaluate(
@@ -125,15 +125,13 @@ def note_start_vectors(
     """Write what `evaluate_vectors` judges by: how the start ranks what held-out queries were
     shown, and what their clicks say under the model of clicking that explains clicks best.
 
-    That model is fitted to sessions of all splits, a million showings of random queries where there
+    That model is fitted to sessions of all splits, 400,000 showings of random queries where there
     are more. Nothing of it is read in training. Returns each model's log-likelihood per click on
     queries that it was not fitted to, and which one was chosen."""
     everything, splits = open_asked(folder), open_clicks(folder)
     row = everything.pair_queries()
     n_showings = np.bincount(row[everything.showings.pair], minlength=len(everything))
-    order = np.random.default_rng(0).permutation(len(everything))
-    is_fitted = np.zeros(len(everything), np.bool_)
-    is_fitted[order] = np.cumsum(n_showings[order]) - n_showings[order] < _MOST_SHOWINGS
+    is_fitted = some_queries(n_showings, _MOST_SHOWINGS)
     is_held_out = np.arange(len(everything)) >= len(everything) - sum(
         len(part) for part in (splits.validation, splits.test)
     )

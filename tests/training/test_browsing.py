@@ -13,6 +13,7 @@ from embedding_studio.training.browsing import (
     clicks_like_a_person,
     count_cells,
     fit_chances,
+    some_queries,
 )
 from embedding_studio.training.clicks import Showings
 from embedding_studio.training.judge import starting_features
@@ -174,6 +175,15 @@ def test_what_did_not_take_part_in_fitting_is_judged_too() -> None:
     rest = query >= 100
     relevant = searches.relevant[rest]
     assert choice.relevance[rest][relevant].mean() > choice.relevance[rest][~relevant].mean() + 0.2
+
+
+def test_some_queries_have_about_so_many_showings() -> None:
+    """At least one query, and no more than are needed."""
+    lengths = np.full(1000, 20)
+    assert some_queries(lengths, 400).sum() == 20
+    assert some_queries(lengths, 1).sum() == 1
+    assert some_queries(lengths, 10**9).all()
+    assert (some_queries(lengths, 400) == some_queries(lengths, 400)).all()
 
 
 def test_no_clicks_at_all_are_survived() -> None:
