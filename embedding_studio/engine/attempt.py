@@ -19,7 +19,6 @@ from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import (
     BaselineResult,
     Compare,
-    Compared,
     DrawSearch,
     PrepareData,
     SaveInitialModel,
@@ -348,7 +347,12 @@ class Attempt:
             tracking.models.download(best, workspace.best)
         folds = recipe.folds()
         self.lease.show(phase="promote", seconds_left=None)
-        compared = [self.compare(workspace.start, fold.model, fold.data) for fold in folds]
+        compared = workspace.run_all(
+            [
+                Compare(workspace.method, workspace.start, fold.model, fold.data, explains=True)
+                for fold in folds
+            ]
+        )
         promote = self.task.promote or Promote(self.method.promote)
         seed = self.house.settings.seed
         verdict = decide_between(compared, metric, self.method.direction, seed, promote)
@@ -390,10 +394,6 @@ class Attempt:
         runs.log_test_scores(baseline_run_id, {change.name: change.before for change in known})
         for run_id in run_ids:
             runs.log_test_scores(run_id, {change.name: change.after for change in known})
-
-    def compare(self, before: Path, after: Path, data: Path) -> Compared:
-        """Score two models on the test split of some data."""
-        return self.workspace.run(Compare(self.workspace.method, before, after, data))
 
     def _record_verdict(self, promotion: Promotion, **fields: Any) -> None:
         verdict = story.verdict(promotion)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.engine.best import upload
 from embedding_studio.engine.failures import describe, during
-from embedding_studio.engine.jobs import Train, TrialResult
+from embedding_studio.engine.jobs import Compare, Train, TrialResult
 from embedding_studio.engine.limits import Limits
 from embedding_studio.engine.promotion import decide_between
 from embedding_studio.engine.scores import are_close
@@ -111,7 +111,10 @@ class Recipe:
         """Raises MethodError for a model that is worse than those it follows: beyond chance on the
         queries that they did not see, or further below them on validation than they lie apart."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
-        compared = [attempt.compare(fold.model, refit.model, fold.data) for fold in folds]
+        method = attempt.workspace.method
+        compared = attempt.workspace.run_all(
+            [Compare(method, fold.model, refit.model, fold.data) for fold in folds]
+        )
         verdict = decide_between(compared, metric, attempt.method.direction)
         sign = 1 if attempt.method.direction == "maximize" else -1
         if verdict.delta_ci95 and max(sign * bound for bound in verdict.delta_ci95) < 0:
@@ -148,6 +151,9 @@ class Recipe:
         """Train them side by side where there is room. Raises what one of them raises, and
         TrialCanceled when the task is to stop."""
         attempt, workspace, runs = self._attempt, self._attempt.workspace, self._runs
+        for training in trainings:
+            training.data.parent.mkdir()
+        workspace.run_all([attempt.preparing(one.data, one.fold) for one in trainings])
         slots = workspace.slots()
         waiting, running = list(trainings), dict[Future[TrialResult], Training]()
         rounds = math.ceil(len(waiting) / slots)
@@ -183,10 +189,8 @@ class Recipe:
         return self._attempt.house.tracking.runs
 
     def _start(self, training: Training) -> "Future[TrialResult]":
-        """Prepare its data, open its run, and begin to train."""
+        """Open its run, and begin to train."""
         attempt, workspace = self._attempt, self._attempt.workspace
-        training.data.parent.mkdir()
-        workspace.run(attempt.preparing(training.data, training.fold))
         training.run_id = self._runs.start_training(
             self.experiment_id, training.name, self._best.run_id, self._params, self._seed
         )

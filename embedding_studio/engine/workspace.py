@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,15 @@ class Workspace:
         """Run one job on the executor; meanwhile: as `first_done` has it. Raises as `result_of`."""
         self._lease.check_stop()
         return self.result_of(self.submit(job), meanwhile)
+
+    def run_all(self, jobs: Sequence[Job[Result]]) -> list[Result]:
+        """Run jobs side by side, as many at a time as there is room for. Raises as `run`."""
+        results, room = list[Result](), self.slots()
+        for first in range(0, len(jobs), room):
+            self._lease.check_stop()
+            begun = [self.submit(job) for job in jobs[first : first + room]]
+            results += [self.result_of(future) for future in begun]
+        return results
 
     def submit(self, job: Job[Result]) -> "Future[Result]":
         """Start a job whose reports, if it makes any, change nothing."""
