@@ -28,9 +28,13 @@ class Best:
         #: its main metric on the validation split, per query where the method gives it so
         self.scores: MetricValues | None = None
 
-    def is_beaten_by(self, scores: MetricValues) -> bool:
-        """Return whether a main metric is better, beyond its noise."""
-        return is_better(self._attempt.method.direction, scores, self.scores)
+    def is_beaten_by(self, trial: Trial, scores: MetricValues) -> bool:
+        """Return whether a trial is to be the best: of two within the noise, the one that was
+        proposed first is, whichever ends first."""
+        direction = self._attempt.method.direction
+        if self.trial is not None and self.scores is not None and trial.number < self.trial.number:
+            return not is_better(direction, self.scores, scores)
+        return is_better(direction, scores, self.scores)
 
     def upload(
         self, trial: Trial, folder: Path, value: float, meanwhile: Callable[[], None]

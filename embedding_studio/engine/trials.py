@@ -222,7 +222,7 @@ class Trials:
         result = future.result()
         if result.is_pruned:
             self._search.tell(trial, Outcome.PRUNED)
-        elif self._is_comparable(result) and not self._best.is_beaten_by(result.scores):
+        elif self._is_comparable(result) and not self._best.is_beaten_by(trial, result.scores):
             self._search.tell(trial, Outcome.COMPLETE, self._value(result))
 
     def _value(self, result: TrialResult) -> float:
@@ -359,7 +359,8 @@ class Trials:
             self._note_cost(trial, result.trained_tokens)
             if not result.is_pruned:
                 self._check_queries(result)
-                if self._best.is_beaten_by(result.scores):
+                # unsaved: it was no better than what was best as it began
+                if running.folder.exists() and self._best.is_beaten_by(trial, result.scores):
                     value, look = self._value(result), self._look_after
                     model = self._best.upload(trial, running.folder, value, look)
         except ExecutorUnavailable:

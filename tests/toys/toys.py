@@ -487,3 +487,13 @@ class Explaining(Toy):
 
     def explain(self, model: Vector, split: list[Session]) -> Mapping[str, float]:
         return {session.search_query: model[0] for session in split}
+
+
+class Noisy(Toy):
+    """All sets are equal, but for noise in the scores of their models."""
+
+    meta = PluginMeta(name="Noisy")
+
+    def evaluate(self, model: Vector, split: list[Session]) -> Scores:
+        noise = np.random.default_rng(int(model[0] * 1e6)).normal(size=len(split))
+        return {"skill": 0.5 + noise}
