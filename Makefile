@@ -21,10 +21,11 @@ test: lint
 test-faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m faults -s tests/faults tests/executors $(ARGS)
 
-# The inner loop, on two cores and, where there is one, on a disk in memory; `slow` tests are left out.
+# The inner loop, on two cores and, where there is one, on a disk in memory: `slow` tests are left out, but of
+# whole iterations, which are slow, the few that break first.
 quick: $(VENV)/.test
 	TMPDIR=$(firstword $(wildcard /dev/shm) /tmp) OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
+		$(BIN)/python -m pytest -m "not (slow or faults) or quick" -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ def name_of(file: Path) -> str:
     return ".".join(parts)
 
 
+@cache
 def imports_of(file: Path) -> set[str]:
     """Return what a file imports when it runs; imports for type checking alone do not count."""
     tree = ast.parse(file.read_text())

@@ -38,7 +38,7 @@ def test_every_route_is_documented(api: TestClient) -> None:
         for path, methods in paths.items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 26
+    assert len(operations) == 27
     for name, operation in operations.items():
         assert operation["summary"], name
         if not name.endswith("/ping"):
@@ -113,6 +113,7 @@ def test_the_server_starts_and_ends_cleanly(tmp_path: Path, ending: signal.Signa
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_an_api_that_all_can_reach_needs_a_key(tmp_path: Path) -> None:
     """Without a key it does not start, and says which command to run; once that was run it starts,
     and the printed key opens it."""
@@ -139,6 +140,7 @@ def test_an_api_that_all_can_reach_needs_a_key(tmp_path: Path) -> None:
         assert httpx.get(tasks, headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_a_clear_error(tmp_path: Path) -> None:
     """The address that is taken and the setting to change are named."""
     with served(tmp_path) as (_, url):

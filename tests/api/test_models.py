@@ -62,6 +62,13 @@ def test_versions_are_listed_newest_first(api: TestClient) -> None:
             "delta": 0.1,
             "delta_ci95": [0.05, 0.15],
             "test_queries": 700,
+            "metrics": [],
+            "gained": [],
+            "lost": [],
+            "warnings": [],
+            "folds": 1,
+            "served_model": "trial",
+            "sessions_needed": None,
         },
         "removed_at": None,
     }

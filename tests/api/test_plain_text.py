@@ -32,7 +32,8 @@ EVENT = event_json(event_type="buy", meta={"a": "b"}, created_at=1)
 RESULT = {"object_id": "shoe-1", "rank": 0.9, "meta": {"a": "b"}}
 TASK = {
     "fine_tuning_method": METHOD, "metadata": {"a": "b"}, "idempotency_key": "k", "budget": None,
-    "search": None, "event_weights": {"buy": 1.0}, "promote": None, "webhook_url": "https://example.com/",
+    "search": None, "event_weights": {"buy": 1.0}, "promote": None, "folds": None,
+    "webhook_url": "https://example.com/",
 }  # fmt: skip
 BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     (

@@ -7,6 +7,8 @@ from embedding_studio.demo.searchers import Behaviour
 from embedding_studio.training.encoder import load_encoder
 from tests.training.tiny import write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> clicks.Arena:

@@ -77,6 +77,7 @@ def migrate(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return run
 
 
+@pytest.mark.slow
 def test_it_is_refused_then_brought_along_and_served(
     url: str, migrate: Callable[[], str], tmp_path: Path
 ) -> None:

@@ -7,13 +7,13 @@ from multiprocessing import get_context
 import pytest
 
 from embedding_studio.store import Store
-from tests.contracts.store_backends import BACKENDS, Backend, make_backend
+from tests.contracts.store_backends import PARAMS, Backend, make_backend
 from tests.contracts.store_processes import meet_at
 
 PROCESSES = 3
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=PARAMS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     """An empty database of each kind."""
     return make_backend(request.param, request)

@@ -21,6 +21,11 @@ MONGO_VARIABLE = "ES_TEST_MONGO_URL"
 BACKENDS = ["memory", "sqlite", "secantus"]
 if os.environ.get(MONGO_VARIABLE):
     BACKENDS.append("mongodb")
+PARAMS = [
+    pytest.param(name, marks=() if name in ("memory", "sqlite") else pytest.mark.slow)
+    for name in BACKENDS
+]
+"""Of a fixture: what needs a server is left out of the inner loop."""
 
 WRITES = ("insert", "change", "change_all", "delete", "ping")
 READS = ("find", "logs", "count")

@@ -32,7 +32,7 @@ from embedding_studio.store.mongo import MongoDocuments
 from tests.contracts import document_backends
 from tests.contracts.conftest import PROCESSES
 from tests.contracts.document_backends import THINGS, Place, mongo_place, sqlite_place
-from tests.contracts.store_backends import BACKENDS, MONGO_VARIABLE
+from tests.contracts.store_backends import MONGO_VARIABLE, PARAMS
 
 ROOT = Path(__file__).parents[2]
 ODD_JSON = {
@@ -44,7 +44,7 @@ ODD_JSON = {
 }
 
 
-@pytest.fixture(params=["mongomock", *BACKENDS])
+@pytest.fixture(params=["mongomock", *PARAMS])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """An empty database of each kind."""
     if request.param == "memory":

@@ -31,6 +31,8 @@ from embedding_studio.training.towers import BiEncoder, Tower
 from tests.training.tiny import WORDS, Reports
 from tests.training.zoo import CLIP, KINDS, write_kind
 
+pytestmark = pytest.mark.slow
+
 QUERIES = [f"{word} please" for word in WORDS[:7]] + [WORDS[0]]
 ITEMS = [WORDS[0], *(f"the {word}, and more" for word in WORDS[1:7]), "a long text " * 100]
 EMPTY = len(QUERIES) + len(ITEMS)

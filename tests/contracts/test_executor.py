@@ -175,6 +175,9 @@ def go_on(report: Report) -> Verdict:
     return Verdict.CONTINUE
 
 
+ON_RAY = pytest.param("ray:auto", marks=pytest.mark.slow)  # a cluster takes seconds to start
+
+
 @pytest.fixture(scope="module")
 def on_ray(shared_cluster: RayCluster) -> Iterator[Executor]:
     """One for all tests, which leave it as it was: it takes seconds to open."""
@@ -193,7 +196,7 @@ def forked() -> Iterator[Executor]:
     opened.close()
 
 
-@pytest.fixture(params=["process:2", "ray:auto"])
+@pytest.fixture(params=["process:2", ON_RAY])
 def processes(request: pytest.FixtureRequest) -> Executor:
     """Where jobs are not in the caller's process."""
     opened: Executor = request.getfixturevalue(
@@ -202,7 +205,7 @@ def processes(request: pytest.FixtureRequest) -> Executor:
     return opened
 
 
-@pytest.fixture(params=["inline", "process:2", "ray:auto"])
+@pytest.fixture(params=["inline", "process:2", ON_RAY])
 def executor(request: pytest.FixtureRequest) -> Executor:
     if request.param == "inline":
         return open_executor("inline")
@@ -395,7 +398,7 @@ def test_kill_ends_a_job_that_never_reports(processes: Executor, tmp_path: Path)
         future.result(5)
 
 
-@pytest.mark.parametrize("spec", ["process:1", "ray:auto"])
+@pytest.mark.parametrize("spec", ["process:1", ON_RAY])
 def test_close_kills_what_runs(spec: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Closing does not wait for jobs."""
     if spec == "ray:auto":
@@ -426,7 +429,7 @@ def test_jobs_find_the_plugins_imports_loaded(forked: Executor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["process:1", "ray:auto"])
+@pytest.mark.parametrize("spec", ["process:1", ON_RAY])
 def test_jobs_die_with_their_worker(
     spec: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

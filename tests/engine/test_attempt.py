@@ -33,6 +33,8 @@ from embedding_studio.tracking.runs import Runs
 from tests.iterations import TOY, TOYS, Bench, make_session, open_bench
 from tests.toys.toys import Toy
 
+pytestmark = pytest.mark.slow
+
 
 def champion_run_id(client: MlflowClient, method: str = "Toy") -> str | None:
     run_id: str | None = client.get_model_version_by_alias(method, "champion").run_id
@@ -49,6 +51,7 @@ def keep_champions(bench: Bench, count: int) -> None:
     bench.worker._house = replace(bench.house, settings=settings)
 
 
+@pytest.mark.quick
 def test_a_task_becomes_a_promoted_champion(bench: Bench) -> None:
     """A task on clicks ends done, with a run per set, a baseline, and the champion alias moved."""
     task = bench.run_task()
@@ -79,6 +82,7 @@ def test_one_model_is_left_beside_the_initial_one(bench: Bench) -> None:
     assert set(kept) <= {"stored", "deleted", None}
 
 
+@pytest.mark.quick
 def test_a_second_iteration_starts_from_the_champion_and_removes_the_first(bench: Bench) -> None:
     """The next task starts from the champion, tries its best sets first, and cleans up: where no
     former champion is to be kept, all of the iteration that made it."""
@@ -130,6 +134,7 @@ def test_parameters_read_back_from_mlflow_keep_their_types(bench: Bench) -> None
     assert len(set(drawn)) == 3
 
 
+@pytest.mark.quick
 def test_a_worse_model_is_not_promoted_and_the_champion_is_not_touched(bench: Bench) -> None:
     """When no set beats the baseline on the test split, the task is done, and the initial model,
     which was champion from the first, still is."""
@@ -160,6 +165,7 @@ def test_the_champion_outlives_iterations_that_do_not_beat_it(
     assert len(bench.model_files()) == 3  # the initial model, the champion, the refused best
 
 
+@pytest.mark.quick
 def test_a_failed_set_is_a_failed_run_and_the_search_goes_on(bench: Bench) -> None:
     """A set that raises is a FAILED run with its traceback; the others still give a model."""
     task = bench.run_task("Failing once")
@@ -216,6 +222,7 @@ def test_the_former_best_is_deleted_only_after_the_new_one_was_read_back(
     assert len(seen) > 2
 
 
+@pytest.mark.quick
 def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a crash in mid-search the finished trials are replayed and only the rest is run."""
     bench.post_sessions()
@@ -249,6 +256,7 @@ def test_a_finished_run_is_never_retrained(bench: Bench, monkeypatch: pytest.Mon
     assert len({bench.suggested(run)["skill"] for run in runs}) == 4
 
 
+@pytest.mark.quick
 def test_a_crash_after_the_verdict_is_carried_out_by_the_next_worker(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +414,7 @@ def test_cancel_sticks_and_removes_what_the_attempt_wrote(
     assert bench.house.store.tasks.restart(task.id, utc_now()).status is TaskStatus.PENDING
 
 
+@pytest.mark.quick
 def test_a_restart_of_a_canceled_task_goes_on_from_its_trials(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,6 +476,7 @@ def after_trials(
     monkeypatch.setattr(Lease, "check", check_against_store)
 
 
+@pytest.mark.quick
 def test_a_stopped_task_keeps_the_best_model_so_far(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,6 +559,7 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     assert bench.house.store.tasks.get(task.id).status is TaskStatus.DONE
 
 
+@pytest.mark.quick
 def test_the_history_tells_an_iteration(bench: Bench) -> None:
     """Each trial, best model and verdict leaves its event, with figures."""
     task = bench.run_task(trials=2)
@@ -610,6 +621,7 @@ def test_a_method_that_no_worker_carries_is_an_error_with_the_known_names(bench:
     assert "'Toy'" in task.error
 
 
+@pytest.mark.quick
 def test_nothing_collecting_is_a_clear_error(bench: Bench) -> None:
     """A task without a batch, with no session to learn from, ends as an error that says so."""
     task = bench.post_task()

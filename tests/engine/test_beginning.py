@@ -17,6 +17,8 @@ from embedding_studio.schedules import Schedule
 from embedding_studio.tasks import TaskStatus
 from tests.iterations import Bench
 
+pytestmark = pytest.mark.slow
+
 
 def collected(bench: Bench) -> int:
     """Return how many sessions the next task would learn from."""
@@ -109,6 +111,7 @@ def test_what_fails_before_the_search_uses_nothing_up(bench: Bench, owner: Any, 
     assert (done.status, learned_from(bench, done)) == (TaskStatus.DONE, 120)
 
 
+@pytest.mark.quick
 def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> None:
     """They are in the batch that is released, so it is prepared again with them."""
     with pytest.MonkeyPatch.context() as patch:

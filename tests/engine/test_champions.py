@@ -27,6 +27,8 @@ from embedding_studio.tracking.registry import Registry
 from tests.engine.test_attempt import after_trials
 from tests.iterations import TOY, Bench
 
+pytestmark = pytest.mark.slow
+
 
 def registered(bench: Bench, method: str = "Toy") -> RegisteredModel:
     found = bench.house.store.models.find(method)
@@ -74,6 +76,7 @@ def test_the_initial_model_is_champion_from_the_first(bench: Bench) -> None:
     assert move.by == f"task {task.id}"
 
 
+@pytest.mark.quick
 def test_a_task_may_leave_the_champion_to_a_person(bench: Bench) -> None:
     """A better model is judged and kept for download; the champion stays."""
     task = bench.run_task(promote=Promote.NEVER)
@@ -229,6 +232,7 @@ def test_a_stopped_tasks_model_that_was_rolled_back_is_not_promoted_again(bench:
     assert registered(bench).champion == 1
 
 
+@pytest.mark.quick
 def test_an_alias_moved_by_hand_is_followed(bench: Bench) -> None:
     """The next iteration starts from where somebody put it in MLflow, and the history says so."""
     bench.run_task()
@@ -269,6 +273,7 @@ def test_champions_from_before_are_brought_along(bench: Bench) -> None:
     assert len(store.models.all()) == 2
 
 
+@pytest.mark.quick
 def test_a_rollback_reaches_the_alias_without_an_iteration(bench: Bench) -> None:
     """A worker's errand sets it; what nobody moved is not asked about."""
     bench.run_task()

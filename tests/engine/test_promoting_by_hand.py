@@ -25,6 +25,8 @@ from embedding_studio.tracking.registry import Registry
 from tests.engine.test_champions import alias, die, doing_first, registered, roll_back
 from tests.iterations import Bench
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def refused(bench: Bench) -> FineTuningTask:
@@ -65,6 +67,7 @@ def check_ended(bench: Bench, why: str) -> None:
     assert why in move.why
 
 
+@pytest.mark.quick
 def test_a_person_promotes_a_refused_model(bench: Bench, refused: FineTuningTask) -> None:
     """Over HTTP: a worker carries it out, MLflow tells of it, the next task starts from it, and a
     rollback leads back."""
@@ -272,6 +275,7 @@ def test_what_is_wanted_outlasts_newer_iterations(bench: Bench, refused: FineTun
     assert len(bench.experiments()) == 1
 
 
+@pytest.mark.quick
 def test_files_that_are_gone_end_the_wish(bench: Bench, refused: FineTuningTask) -> None:
     """Whoever removed them: nothing waits for ever."""
     assert refused.best_model is not None

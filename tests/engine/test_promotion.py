@@ -13,6 +13,7 @@ def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
     assert bootstrap_ci95(np.full(50, 0.25), seed=0) == (0.25, 0.25)
 
 
+@pytest.mark.slow
 def test_the_interval_agrees_with_the_normal_approximation() -> None:
     """For many values it is the mean +- 1.96 standard errors, within sampling noise."""
     differences = np.random.default_rng(0).normal(0.1, 1.0, size=2000)

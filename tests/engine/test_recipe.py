@@ -34,6 +34,8 @@ from embedding_studio.tasks import (
 )
 from tests.iterations import Bench, make_session
 
+pytestmark = pytest.mark.slow
+
 
 def trainings(bench: Bench, task: FineTuningTask) -> dict[str, Run]:
     """The runs of further trainings, by what they are."""
@@ -53,6 +55,7 @@ def verdict_of(task: FineTuningTask) -> Promotion:
 # -- the folds -----------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_every_query_but_those_of_validation_is_tested_once() -> None:
     """The folds' test parts have every such query once, validation is the same in all of them, and
     the first is the split that the trials have."""
@@ -66,6 +69,7 @@ def test_every_query_but_those_of_validation_is_tested_once() -> None:
     assert folds[0] == split_by_query(sessions, 0.15, 0.3)
 
 
+@pytest.mark.quick
 def test_what_is_served_learns_from_all_but_validation() -> None:
     sessions = [make_session(number) for number in range(100)]
     parts = split_by_query(sessions, 0.15, 0.3, 3, None)
@@ -76,6 +80,7 @@ def test_what_is_served_learns_from_all_but_validation() -> None:
 # -- in an iteration -----------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_all_queries_judge_and_the_refit_is_served(bench: Bench) -> None:
     """With three folds, two further trainings and a refit have runs of their own with the best
     trial's parameters; the verdict counts all queries but validation's; the refit's model alone is
@@ -168,6 +173,7 @@ def test_a_death_among_the_trainings_costs_no_trial(
 # -- what a verdict tells ------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_a_verdict_has_every_metric_and_says_which_fall() -> None:
     """Each has its own interval; one that falls beyond chance while the main one rises is told."""
     rng = np.random.default_rng(0)
@@ -187,6 +193,7 @@ def test_a_verdict_has_every_metric_and_says_which_fall() -> None:
     assert warning.startswith("recall_at_10 falls from")
 
 
+@pytest.mark.quick
 def test_a_refused_verdict_says_how_many_sessions_would_tell() -> None:
     """An interval twice as wide as the difference takes four times the sessions; none is said where
     chance is ruled out, or where it would take more than a hundred times as many."""
@@ -197,6 +204,7 @@ def test_a_refused_verdict_says_how_many_sessions_would_tell() -> None:
     assert sessions_needed(replace(verdict, delta_ci95=None), 1000) is None
 
 
+@pytest.mark.quick
 def test_queries_are_told_by_what_they_gained() -> None:
     """The most gained and the most lost first, and all of them in a table."""
     one = Compared({}, {}, {"a": 0.5, "b": 0.2}, {"a": 0.1, "b": 0.9})

@@ -37,6 +37,8 @@ from tests.contracts.test_executor import Reporting, go_on
 from tests.iterations import Bench, open_bench
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def run(bench: Bench, method: str, start: int = 0, **request: Any) -> FineTuningTask:
     """Post sessions and a task, work until it ends, and return it."""
@@ -77,6 +79,7 @@ def test_trials_run_side_by_side_and_progress_shows_each(
     bench.house.store.close()
 
 
+@pytest.mark.quick
 def test_hopeless_trials_are_pruned_and_never_the_best(bench: Bench) -> None:
     """A pruned run is KILLED in MLflow, says at which step, has no model, and counts as pruned."""
     done = run(bench, "Climbing", budget=Budget(12))
@@ -111,6 +114,7 @@ def test_a_task_names_its_sampler_and_pruner(bench: Bench) -> None:
     assert "step" in str(refused.error)
 
 
+@pytest.mark.quick
 def test_a_search_ends_when_every_set_was_tried(bench: Bench) -> None:
     """A space of three sets gives three runs, whatever the budget."""
     done = run(bench, "Few", budget=Budget(50))

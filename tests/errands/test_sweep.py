@@ -21,6 +21,8 @@ from embedding_studio.tracking.models import Models
 from embedding_studio.tracking.runs import Runs
 from tests.iterations import TOY, Bench
 
+pytestmark = pytest.mark.slow
+
 
 def swept(bench: Bench, dry_run: bool = False) -> list[str]:
     house = bench.house
@@ -43,6 +45,7 @@ def die(*_: object, **__: object) -> None:
     raise KeyboardInterrupt  # no handler of ours catches it: like a killed worker
 
 
+@pytest.mark.quick
 def test_a_finished_house_has_nothing_to_sweep(bench: Bench) -> None:
     """After a promoted and a refused iteration nothing is found, and nothing changes."""
     bench.run_task()

@@ -34,6 +34,8 @@ from tests.iterations import open_bench
 from tests.servers import free_port
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parent / "plugins"
 
 
@@ -155,7 +157,6 @@ def gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 def test_an_iteration_survives_the_loss_of_a_node(
     two_nodes: RayCluster, settings: Settings, gate: Path
@@ -199,7 +200,6 @@ def is_there(executor: Executor) -> bool:
     return True
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("is_client", [False, True], ids=["auto", "client"])
 def test_a_head_that_goes_away_and_returns(
@@ -228,7 +228,6 @@ def test_a_head_that_goes_away_and_returns(
     executor.close()
 
 
-@pytest.mark.slow
 @pytest.mark.faults
 def test_an_iteration_waits_for_its_cluster(
     own_cluster: RayCluster, settings: Settings, gate: Path

@@ -24,6 +24,8 @@ from embedding_studio.search import Search
 from embedding_studio.training.encoder import load_encoder
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parents[2] / "plugins"
 # the image method has its own tests, with images
 NAMES = ["Default Fine Tuning Method", "Linear adapter"]
@@ -55,6 +57,7 @@ def suggestion(method: AnyMethod, seed: int = 0) -> dict[str, Any]:
     return method.suggest(study.ask())
 
 
+@pytest.mark.quick
 def test_all_are_found() -> None:
     """The plugins folder loads without a failure."""
     catalog = discover_methods(PLUGINS)
@@ -62,6 +65,7 @@ def test_all_are_found() -> None:
     assert not catalog.failures
 
 
+@pytest.mark.quick
 def test_a_trial_runs_through(method: AnyMethod, tmp_path: Path) -> None:
     """Initial model, data, training, evaluation, saving and loading fit together."""
     data = prepared(method, searches(6000), tmp_path / "data")
@@ -94,6 +98,7 @@ def test_metrics_have_names_that_mlflow_takes(method: AnyMethod, tmp_path: Path)
     assert {"ndcg_at_10", "mrr_at_10", "recall_at_10", "precision_at_10", "f1_at_10"} <= set(scores)
 
 
+@pytest.mark.quick
 def test_suggestions_are_plain_values(method: AnyMethod) -> None:
     """Every hyperparameter is a str, int, float or bool, so MLflow gives it back as it was."""
     for seed in range(5):
@@ -101,6 +106,7 @@ def test_suggestions_are_plain_values(method: AnyMethod) -> None:
         assert all(isinstance(value, str | int | float | bool) for value in values)
 
 
+@pytest.mark.quick
 def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
     """The hyperparameters that the documentation promises are there."""
     if method.meta.name == NAMES[0]:
@@ -115,6 +121,7 @@ def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
         }
 
 
+@pytest.mark.quick
 def test_the_recommended_set_can_be_drawn() -> None:
     """So the search of the default method begins with it."""
     method = discover_methods(PLUGINS).get(NAMES[0])
@@ -126,7 +133,6 @@ def test_the_recommended_set_can_be_drawn() -> None:
     assert proposed[1] == method.recommended
 
 
-@pytest.mark.slow
 def test_discovering_the_plugins_loads_no_model() -> None:
     """Trial processes fork from where they are discovered: no model read, no Python thread."""
     code = (
@@ -140,7 +146,6 @@ def test_discovering_the_plugins_loads_no_model() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-@pytest.mark.slow
 def test_clicks_make_the_real_model_truly_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from embedding_studio.training.towers import Tower
 from tests.training.tiny import Reports
 from tests.training.tiny_clip import icon_searches, write_tiny_clip
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).parents[2] / "plugins"
 PARAMS: Parameters = {
     "text_learning_rate": 3e-3,

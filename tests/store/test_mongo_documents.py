@@ -16,6 +16,8 @@ from embedding_studio.store.mongo import MongoDocuments
 from tests.contracts.document_backends import mongo_place
 from tests.contracts.store_backends import QueryListener
 
+pytestmark = pytest.mark.slow
+
 KIND = Kind("things", unique=(("project", "key"),), indexes=(("project", "number"),))
 IDS = [f"{number:04}" for number in range(1_000)]
 MANY: list[Document] = [

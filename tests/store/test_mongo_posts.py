@@ -13,6 +13,8 @@ from tests.contracts.document_backends import mongo_place
 from tests.contracts.store_backends import QueryListener
 from tests.contracts.store_processes import NOW, make_session, register
 
+pytestmark = pytest.mark.slow
+
 WRITERS = [1, 8, 32]
 BULK = 100
 

@@ -80,6 +80,7 @@ def test_a_refusal_is_never_retried(server: FaultyServer, refusal: int, tmp_path
     assert server.requests == 1
 
 
+@pytest.mark.slow
 def test_mlflow_sends_nothing_to_its_makers(tmp_path: Path) -> None:
     """Its telemetry is off when it is loaded, on a machine that is not known for tests."""
     program = (

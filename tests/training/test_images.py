@@ -110,6 +110,7 @@ def own_pixels(model: SentenceTransformer, image: Image.Image) -> torch.Tensor:
     return found
 
 
+@pytest.mark.slow
 def test_images_are_what_the_models_own_processor_makes(
     model: SentenceTransformer, icons: Path, sessions: Splits[list[Session]], tmp_path: Path
 ) -> None:

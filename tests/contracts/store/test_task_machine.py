@@ -256,7 +256,9 @@ class TaskMachine(RuleBasedStateMachine):
                 assert after in LEGAL_TRANSITIONS[before]
 
 
-@pytest.mark.parametrize("backend", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "backend", ["memory", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True
+)
 def test_random_commands_keep_a_task_legal(backend: Backend) -> None:
     """Whatever clients and workers do, in whatever order, a task is where its model says, a stale
     owner changes nothing, and its history is a chain of legal transitions."""
