@@ -49,6 +49,7 @@ def prepared(method: AnyMethod, sessions: Sequence[Session], folder: Path) -> An
     splits = split_by_query(sessions, method.validation_share, method.test_share)
     figures = method.prepare(splits, folder)
     assert figures["train_sessions"] == len(splits.train)
+    method.note_start(method.load_initial_model(), folder)
     return method.load_data(folder)
 
 
@@ -88,6 +89,17 @@ def test_a_trial_runs_through(method: AnyMethod, tmp_path: Path) -> None:
     )
     files = {file.suffix for file in saved.rglob("*") if file.is_file()}
     assert files <= {".safetensors", ".json", ".txt", ".md"}
+
+
+def test_what_is_judged_is_explained_by_query(method: AnyMethod, tmp_path: Path) -> None:
+    """The start is noted, so that each held-out query judges; those with a probably relevant item
+    are told one by one."""
+    data = prepared(method, searches(6000), tmp_path / "data")
+    model = method.load_initial_model()
+    values = np.asarray(method.evaluate(model, data.test)["ndcg_at_10"])
+    found = method.explain(model, data.test)
+    assert 5 < len(found) <= len(values)
+    assert all(0 <= value <= 1 for value in found.values())
 
 
 def test_metrics_have_names_that_mlflow_takes(method: AnyMethod, tmp_path: Path) -> None:

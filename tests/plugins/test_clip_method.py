@@ -1,5 +1,6 @@
 """The image method, used as an iteration uses it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ def test_a_trial_runs_through(method: AnyMethod, data: Splits[Any], tmp_path: Pa
         ".json",
         ".md",
     }
+
+
+def test_models_are_judged_by_clicks_on_what_the_start_showed(
+    method: AnyMethod, data_folder: Path, tmp_path: Path
+) -> None:
+    """Each held-out query has a value then, whose mean is no more than 1; some are explained."""
+    folder = tmp_path / "data"
+    shutil.copytree(data_folder, folder)
+    model = method.load_initial_model()
+    assert sum(name.endswith("_chosen") for name in method.note_start(model, folder)) == 1
+    split = method.load_data(folder).test
+    values = np.asarray(method.evaluate(model, split)["ndcg_at_10"])
+    assert values.shape == (len(split),)
+    assert 0 < values.mean() <= 1
+    found = method.explain(model, split)
+    assert set(found) <= set(split.spellings())
+    assert found
 
 
 def test_each_tower_has_its_own_frozen_depth(method: AnyMethod, data: Splits[Any]) -> None:

@@ -276,6 +276,19 @@ def test_a_purchase_judges_more_than_a_click(model: SentenceTransformer, tmp_pat
     assert evidence[1] > evidence[0] + 1
 
 
+def test_a_split_that_stands_twice_is_judged_twice_alike(
+    model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """A refit has no queries left to test: validation stands there for them."""
+    parts = split_by_query(searches(3000))
+    twice = replace(parts, train=parts.train + parts.test, test=parts.validation)
+    prepare_clicks(twice, text_of, partial(tokenize, model), tmp_path)
+    note_start(model, tmp_path, open_clicks(tmp_path).test)
+    splits = open_clicks(tmp_path)
+    one, other = (evaluate(model, lists) for lists in (splits.validation, splits.test))
+    assert one["ndcg_at_10"] == pytest.approx(other["ndcg_at_10"])
+
+
 def test_queries_are_explained_one_by_one(
     noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
 ) -> None:
