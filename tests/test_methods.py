@@ -183,6 +183,7 @@ def load_one(tmp_path: Path, changes: str) -> str:
         ),
         ("budget = 8", "Good.budget is 8: it must be a Budget"),
         ("from embedding_studio import Budget; budget = Budget(max_minutes=-1)", "Good.budget is"),
+        ("folds = 0", "Good.folds is 0: it must be 1 to 10"),
         ("promote = 'always'", "Good.promote is 'always': it must be one of significant, better"),
         ("num_cpus = 0", "Good.num_cpus is 0: it must be above 0"),
         ("num_gpus = '1'", "Good.num_gpus is '1'"),

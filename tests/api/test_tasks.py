@@ -43,7 +43,7 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
     body["search"] = {"pruner": "none"}
     body["event_weights"] = {"add to cart": 2, "click": 0.5}
-    body["promote"] = "never"
+    body["promote"], body["folds"] = "never", 2
     task = create(api, **body)
     assert task == {
         "id": task["id"],
@@ -63,6 +63,7 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
         "search": {"sampler": None, "pruner": "none"},
         "event_weights": {"add to cart": 2.0, "click": 0.5},
         "promote": "never",
+        "folds": 2,
         "attempt": 0,
         "worker_id": None,
         "progress": None,
@@ -217,6 +218,8 @@ def test_an_unknown_method_is_refused_with_the_known(
         {"search": {"sampler": "annealing"}},
         {"event_weights": {"buy": -1}},
         {"promote": "always"},
+        {"folds": 0},
+        {"folds": 11},
         {"event_weights": {"buy": "nan"}},
         {"event_weights": {"buy": 101}},
         {"event_weights": {"": 1}},
