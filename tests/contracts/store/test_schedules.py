@@ -57,8 +57,8 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
     removed it is not found."""
     schedule = make_schedule(
         cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
-        search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5}, promote=Promote.BETTER, folds=2,
-        metadata={"a.b": [1]}, webhook_url=URL,
+        search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5}, promote=Promote.BETTER,
+        folds=2, metadata={"a.b": [1]}, webhook_url=URL,
     )  # fmt: skip
     for _ in range(2):
         store.schedules.add(schedule)
