@@ -36,6 +36,7 @@ def start_clock() -> None:
         trial.PrepareData,
         trial.Train,
         trial.Score,
+        trial.Compare,
         trial.ScoreBaseline,
     ):
         recorder.wrap(job, "__call__", "in jobs, other")
@@ -47,7 +48,9 @@ def start_clock() -> None:
         ("load_data", "loading"),
         ("prepare", "preparing data"),
         ("train", "training"),
+        ("note_start", "preparing data"),
         ("evaluate", "evaluation"),
+        ("explain", "evaluation"),
         ("save", "saving"),
     ):
         recorder.wrap(Timed, name, phase)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedding_studio.tasks import TaskStatus
+from embedding_studio.tasks import ServedModel, TaskStatus
 from tests.faults.harness import Yard, check_invariants, in_every_run
 from tests.faults.points import Fault
 
@@ -112,6 +112,46 @@ def test_another_worker_goes_on_after_kill_nine(yard: Yard, crash: Fault) -> Non
     yard.start_worker()
     yard.wait_for(task)
     assert yard.now(task).status is TaskStatus.DONE, (yard.now(task).error, yard.log)
+    yard.drain()
+    check_invariants(yard)
+
+
+RECIPE = "embedding_studio.engine.recipe:Recipe"
+CRASHES_AFTER_THE_SEARCH = [
+    Fault(f"{RUNS}.start_training", "after"),
+    Fault(f"{RUNS}.finish_training", "before", 2),
+    Fault(f"{RECIPE}.folds", "after"),
+    Fault(f"{RECIPE}._check", "before"),
+    Fault(f"{RECIPE}.refit", "after"),  # two models of this iteration are stored
+    Fault(f"{ATTEMPT}.judge", "after"),
+    Fault(f"{ATTEMPT}._keep_only", "before"),
+    Fault(f"{ATTEMPT}._keep_only", "after"),
+]
+
+
+@pytest.mark.parametrize(
+    "crash",
+    in_every_run(
+        CRASHES_AFTER_THE_SEARCH,
+        {"kill after Recipe.refit #1", "kill before Attempt._keep_only #1"},
+    ),
+)
+def test_a_death_while_all_queries_judge_costs_no_trial(yard: Yard, crash: Fault) -> None:
+    """The trials stay, the folds and the refit are trained anew until the verdict is recorded, and
+    the refit's model is the only one that is left."""
+    yard.bench.post_sessions(start=1000)
+    task = yard.bench.post_task("Folded", trials=TRIALS)
+    first = yard.start_worker(crash)
+    first.wait_for_fault()
+    assert first.wait() == -9
+    yard.start_worker()
+    yard.wait_for(task)
+    done = yard.now(task)
+    assert done.status is TaskStatus.DONE, (done.error, yard.log)
+    assert done.promotion is not None
+    assert (done.promotion.folds, done.promotion.served_model) == (3, ServedModel.REFIT)
+    assert len(yard.bench.runs(done)) == TRIALS
+    assert len(yard.bench.runs(done, "training")) == 3
     yard.drain()
     check_invariants(yard)
 
