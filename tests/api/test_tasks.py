@@ -43,7 +43,7 @@ def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
     body["search"] = {"pruner": "none"}
     body["event_weights"] = {"add to cart": 2, "click": 0.5}
-    body["promote"], body["folds"] = "never", 2
+    body |= {"promote": "never", "folds": 2}
     task = create(api, **body)
     assert task == {
         "id": task["id"],
