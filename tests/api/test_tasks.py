@@ -40,7 +40,8 @@ def create(api: TestClient, **body: Any) -> Any:
 @pytest.mark.usefixtures("collecting")
 def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     """The answer carries the names that clients of the reference read; no model, no model link."""
-    body = {"metadata": {"who": "me"}, "idempotency_key": "k-1", "budget": {"max_trials": 3}}
+    body: dict[str, Any] = {"metadata": {"who": "me"}, "idempotency_key": "k-1"}
+    body["budget"] = {"max_trials": 3}
     body["search"] = {"pruner": "none"}
     body["event_weights"] = {"add to cart": 2, "click": 0.5}
     body |= {"promote": "never", "folds": 2}
