@@ -27,13 +27,13 @@ from embedding_studio.engine.jobs import (
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.engine.promotion import (
     as_csv,
-    decide_between,
+    decide,
     most_changed,
     query_changes,
     sessions_needed,
 )
 from embedding_studio.engine.recipe import Recipe
-from embedding_studio.engine.scores import Baseline
+from embedding_studio.engine.scores import Baseline, join
 from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.engine.trials import Trials
 from embedding_studio.engine.workspace import Workspace
@@ -348,14 +348,12 @@ class Attempt:
         folds = recipe.folds()
         self.lease.show(phase="promote", seconds_left=None)
         compared = workspace.run_all(
-            [
-                Compare(workspace.method, workspace.start, fold.model, fold.data, explains=True)
-                for fold in folds
-            ]
+            [Compare(workspace.method, workspace.start, fold.model, fold.data) for fold in folds]
         )
         promote = self.task.promote or Promote(self.method.promote)
         seed = self.house.settings.seed
-        verdict = decide_between(compared, metric, self.method.direction, seed, promote)
+        before, after = join([c.before for c in compared]), join([c.after for c in compared])
+        verdict = decide(metric, self.method.direction, before, after, seed, promote)
         changes = query_changes(compared)
         gained, lost = most_changed(changes)
         needed = sessions_needed(verdict, int(data.figures["sessions"]))
@@ -371,7 +369,7 @@ class Attempt:
             verdict = _refused(verdict, f"{registered.say_champion()}: start a new task")
         served = best
         is_wanted = len(folds) > 1 and (verdict.promoted or promote is Promote.NEVER)
-        if is_wanted and (refitted := recipe.refit(folds)) is not None:
+        if is_wanted and (refitted := recipe.refit(folds, compared)) is not None:
             served, verdict = refitted, replace(verdict, served_model=ServedModel.REFIT)
         self._note_cost(recipe.experiment_id)
         self._log_test_scores(verdict, baseline.run_id, {best.run_id, served.run_id})

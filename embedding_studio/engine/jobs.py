@@ -299,7 +299,7 @@ class Train(Job[TrialResult]):
 
 @dataclass(frozen=True, slots=True)
 class Score(Job[Scores]):
-    """Score a saved model on the validation split; arrays stay per query."""
+    """Score a saved model on one split of the data; arrays stay per query."""
 
     reads = ("model_folder", "data_folder")
     doing = "scoring a saved model"
@@ -307,10 +307,11 @@ class Score(Job[Scores]):
     method: MethodRef
     model_folder: Path
     data_folder: Path
+    split: str = "validation"
 
     def __call__(self, report: Reporter) -> Scores:
         method = self.method.load()
-        split = method.load_data(self.data_folder).validation
+        split = getattr(method.load_data(self.data_folder), self.split)
         scores = read_scores(method.evaluate(method.load(self.model_folder), split))
         mean_metrics(scores, method.main_metric)
         return scores
@@ -339,8 +340,6 @@ class Compare(Job[Compared]):
     before_folder: Path
     after_folder: Path
     data_folder: Path
-    #: whether to ask the method for single queries, which takes as long as to score
-    explains: bool = False
 
     def __call__(self, report: Reporter) -> Compared:
         method = self.method.load()
@@ -350,8 +349,7 @@ class Compare(Job[Compared]):
             model = method.load(folder)
             scores.append(read_scores(method.evaluate(model, split)))
             mean_metrics(scores[-1], method.main_metric)
-            told = method.explain(model, split) if self.explains else {}
-            explained.append(finite_means(read_scores(told, "explain")))
+            explained.append(finite_means(read_scores(method.explain(model, split), "explain")))
             del model  # there may be no room for two
         return Compared(scores[0], scores[1], explained[0], explained[1])
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.engine.jobs import Compared
-from embedding_studio.engine.scores import join, queries_of
+from embedding_studio.engine.scores import queries_of
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
 from embedding_studio.tasks import MetricChange, Promote, Promotion, QueryChange
@@ -38,19 +38,6 @@ def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float,
     )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def decide_between(
-    compared: Sequence[Compared],
-    metric: str,
-    direction: Direction,
-    seed: int = 0,
-    promote: Promote = Promote.SIGNIFICANT,
-) -> Promotion:
-    """Compare two models, or two hyperparameter sets, on the queries of all folds together; raises
-    as `decide`."""
-    before, after = join([one.before for one in compared]), join([one.after for one in compared])
-    return decide(metric, direction, before, after, seed, promote)
 
 
 def decide(

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.engine.best import upload
 from embedding_studio.engine.failures import describe, during
-from embedding_studio.engine.jobs import Compare, Train, TrialResult
+from embedding_studio.engine.jobs import Compared, Score, Train, TrialResult
 from embedding_studio.engine.limits import Limits
-from embedding_studio.engine.promotion import decide_between
-from embedding_studio.engine.scores import are_close
+from embedding_studio.engine.promotion import decide
+from embedding_studio.engine.scores import are_close, join
 from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
@@ -95,27 +95,30 @@ class Recipe:
             return [first, *self._train(wanted)]
         return [first]
 
-    def refit(self, folds: Sequence[Training]) -> StoredModel | None:
+    def refit(self, folds: Sequence[Training], compared: Sequence[Compared]) -> StoredModel | None:
         """Train the set on all queries but those of validation, and return the model once it is
-        stored and found no worse than the folds' models; else None."""
+        stored and found no worse than the folds' models; else None. compared: how these did."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
         attempt.lease.show(phase="refit")
         with self._costing("the best trial's model is kept"):
             (training,) = self._train([self._new("refit", None)])
-            self._check(training, folds)
+            self._check(training, folds, compared)
             value = training.metrics[metric]
             return upload(attempt, training.run_id, training.model, training.data, value)
         return None
 
-    def _check(self, refit: Training, folds: Sequence[Training]) -> None:
+    def _check(
+        self, refit: Training, folds: Sequence[Training], compared: Sequence[Compared]
+    ) -> None:
         """Raises MethodError for a model that is worse than those it follows: beyond chance on the
         queries that they did not see, or further below them on validation than they lie apart."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
         method = attempt.workspace.method
-        compared = attempt.workspace.run_all(
-            [Compare(method, fold.model, refit.model, fold.data) for fold in folds]
+        scores = attempt.workspace.run_all(
+            [Score(method, refit.model, fold.data, "test") for fold in folds]
         )
-        verdict = decide_between(compared, metric, attempt.method.direction)
+        before, after = join([one.after for one in compared]), join(scores)
+        verdict = decide(metric, attempt.method.direction, before, after, seed=0)
         sign = 1 if attempt.method.direction == "maximize" else -1
         if verdict.delta_ci95 and max(sign * bound for bound in verdict.delta_ci95) < 0:
             raise MethodError(
