@@ -255,16 +255,18 @@ def show(
     return everything.only(pair >= 0)
 
 
-def count_impressions(showings: Showings) -> Impressions:
-    """Sum showings up by pair and position."""
+def count_impressions(showings: Showings, counts: Flags | None = None) -> Impressions:
+    """Sum showings up by pair and position. counts: (n_showings,) which of them say anything; of
+    the others it is known only that they were. None: all do."""
     width = int(showings.position.max(initial=0)) + 1
     cells, row = np.unique(showings.pair * width + showings.position, return_inverse=True)
+    said = np.ones(len(row)) if counts is None else counts.astype(np.float64)
     return Impressions(
         pair=cells // width,
         position=cells % width,
-        shown=np.bincount(row, minlength=len(cells)).astype(np.float64),
-        clicked=sum_by(row, showings.weight > 0, len(cells)),
-        weight=sum_by(row, showings.weight, len(cells)),
+        shown=sum_by(row, said, len(cells)),
+        clicked=sum_by(row, said * (showings.weight > 0), len(cells)),
+        weight=sum_by(row, said * showings.weight, len(cells)),
         n_pairs=showings.n_pairs,
     )
 

@@ -132,7 +132,8 @@ def prepare_clicks(
 ) -> Mapping[str, float]:
     """Write the columns of all three splits and the tokens of every distinct text.
 
-    The click model is fitted on the training sessions alone. Of the training queries, those with a
+    The click model is fitted on the training sessions alone, of people: what no person clicked
+    teaches nothing and judges nothing (see `browsing`). Of the training queries, those with a
     click are kept; of the others all, for clicked ones favour the ranking that was shown. Results
     of one key are one item; those without a key are left out and counted.
 
@@ -160,13 +161,26 @@ def prepare_clicks(
             '{"text": ...}, or overrides item_text'
         )
     contents = [content for content, _ in texts]
+    showings = _joined([*tables.values()], [*map(len, sessions.named().values())])
+    is_person = clicks_like_a_person(showings, len(every_session))
+    busy = busy_users(every_session)
+    is_person &= np.array([session.user_id not in busy for session in every_session], np.bool_)
+    counts = is_person[showings.session]
+    _write_asked(showings.only(counts), [*tables.values()], folder)
+    begin = 0
+    for name, table in tables.items():
+        end = begin + len(table.showings.pair)
+        impressions = count_impressions(table.showings, counts[begin:end])
+        tables[name], begin = replace(table, impressions=impressions), end
     click_model = fit_click_model(tables["train"].impressions)
-    figures: dict[str, float] = {"results_left_out": left_out}
+    figures: dict[str, float] = {
+        "results_left_out": left_out,
+        "sessions_of_no_person": int((~is_person).sum()),
+    }
     for name, part in sessions.named().items():
         figures[f"{name}_sessions"] = len(part)
         figures |= _write_split(name, tables[name], click_model, contents, folder)
     _require_enough(figures)
-    figures["sessions_of_no_person"] = _write_asked(sessions, list(tables.values()), folder)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
     count = min(_DISTRACTORS, len(every_item))
@@ -304,14 +318,8 @@ def _write_split(
     }
 
 
-def _write_asked(parts: Splits[list[Session]], tables: Sequence[_Table], folder: Path) -> int:
-    """Write what `Asked` holds; return how many sessions no person made."""
-    sessions = [session for part in parts.named().values() for session in part]
-    showings = _joined([table.showings for table in tables], [*map(len, parts.named().values())])
-    busy = busy_users(sessions)
-    is_person = clicks_like_a_person(showings, len(sessions))
-    is_person &= np.array([session.user_id not in busy for session in sessions], np.bool_)
-    showings = showings.only(is_person[showings.session])
+def _write_asked(showings: Showings, tables: Sequence[_Table], folder: Path) -> None:
+    """Write what `Asked` holds."""
     lengths = [np.unique(table.pair_query, return_counts=True)[1] for table in tables]
     columns = {
         "asked_queries": np.concatenate([table.queries for table in tables]),
@@ -321,11 +329,11 @@ def _write_asked(parts: Splits[list[Session]], tables: Sequence[_Table], folder:
     } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-    return int((~is_person).sum())
 
 
-def _joined(tables: Sequence[Showings], n_sessions: Sequence[int]) -> Showings:
-    """Return the showings of all tables, with sessions and pairs numbered on."""
+def _joined(of_splits: Sequence[_Table], n_sessions: Sequence[int]) -> Showings:
+    """Return the showings of all splits, with sessions and pairs numbered on."""
+    tables = [table.showings for table in of_splits]
     before = np.cumsum([0, *n_sessions])
     pairs = np.cumsum([0, *(table.n_pairs for table in tables)])
     return Showings(

@@ -72,6 +72,30 @@ def test_columns_hold_what_was_shown_and_clicked(
     assert figures["results_left_out"] == 0
 
 
+def test_what_no_person_clicked_teaches_nothing(model: SentenceTransformer, tmp_path: Path) -> None:
+    """A tenth more sessions, that click on most of what they were shown, leave clicks and relevance
+    of the training queries as they were; they are counted."""
+    many = split_by_query(searches(3000))
+    robots = [
+        session(
+            20_000 + n,
+            one.search_query,
+            [result.meta["text"] for result in one.search_results],
+            range(1, len(one.search_results)),
+        )
+        for n, one in enumerate(many.train[:200])
+        if len(one.search_results) > 5
+    ]
+    folders = tmp_path / "people", tmp_path / "all"
+    for folder, part in zip(folders, (many.train, many.train + robots), strict=True):
+        folder.mkdir()
+        figures = prepare(replace(many, train=part), model, folder)
+    assert figures["sessions_of_no_person"] == len(robots) > 0
+    people, everybody = (open_clicks(folder).train for folder in folders)
+    assert everybody.clicked.tolist() == people.clicked.tolist()
+    assert everybody.relevance == pytest.approx(people.relevance, abs=1e-6)
+
+
 def test_columns_are_memory_mapped_without_pickle(
     model: SentenceTransformer, tmp_path: Path
 ) -> None:
