@@ -302,7 +302,7 @@ class Attempt:
     def _show_cost(self, experiment_id: str, baseline: Mapping[str, float]) -> None:
         """Go on from what MLflow knows of the estimate and of the trials of earlier attempts."""
         self.lease.show(
-            trained_tokens=sum(self.house.tracking.runs.trained_tokens(experiment_id).values()),
+            trained_tokens=self._trained_tokens(experiment_id),
             estimated_trained_tokens=int(baseline[ESTIMATE]) if ESTIMATE in baseline else None,
         )
 
@@ -380,9 +380,12 @@ class Attempt:
 
     def _note_cost(self, experiment_id: str) -> None:
         """Count what was trained since the search."""
-        tokens = sum(self.house.tracking.runs.trained_tokens(experiment_id).values())
+        tokens = self._trained_tokens(experiment_id)
         self.lease.show(trained_tokens=tokens)
         self.house.tracking.iterations.record_cost(experiment_id, tokens)
+
+    def _trained_tokens(self, experiment_id: str) -> int:
+        return sum(self.house.tracking.runs.trained_tokens(experiment_id).values())
 
     def _log_test_scores(
         self, verdict: Promotion, baseline_run_id: str, run_ids: Collection[str]

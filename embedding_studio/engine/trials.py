@@ -160,11 +160,11 @@ class Trials:
         superseded = tracking.runs.trials(here, "superseded")
         if finished and not any(trial.has_model for trial in finished):
             # after a cancel the best has gone, after a refit it has no model any more
-            for best in best_first([*superseded, *finished], method.direction)[:1]:
-                if best in finished:
-                    tracking.runs.supersede_trial(best.run_id)
-                    finished.remove(best)
-                    superseded.append(best)
+            best, *_ = [*best_first([*superseded, *finished], method.direction), None]
+            if best in finished:
+                tracking.runs.supersede_trial(best.run_id)
+                finished.remove(best)
+                superseded.append(best)
         # a cancel removed their models while they were the best
         wanted = [one for one in superseded if one.outcome is Outcome.COMPLETE]
 

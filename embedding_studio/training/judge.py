@@ -88,7 +88,7 @@ class Start:
             return counts
         if metric == "precision":
             return is_found / TOP
-        row = np.repeat(np.arange(len(self.is_asked)), np.diff(self.offsets))
+        row = _rows(self.offsets)
         irrelevant = np.log1p(-np.clip(self.relevance, 0, 1 - 1e-9))
         if metric == "mrr":
             return self._reciprocal_ranks(discount, irrelevant, row)
@@ -116,7 +116,7 @@ class Start:
 
         gain: (n_pairs,) by how much more a relevant item counts; softer: (n_pairs,) each, what a
         softmax at two temperatures makes of the scores, less what it made of the start's."""
-        row = np.repeat(np.arange(len(self.is_asked)), np.diff(self.offsets))
+        row = _rows(self.offsets)
         changes = np.stack([gain, *softer], axis=1)
         gain = gain * self.is_asked[row]
         spread = changes.std(axis=0)
@@ -160,7 +160,7 @@ def starting_features(scores: Floats, position: Ints, offsets: Ints) -> Floats:
     scores: (n_pairs,) in units of cosine; position: (n_pairs,) the highest place that each was
     shown at; offsets: (n_queries + 1,), of lists that are not empty."""
     lengths = np.diff(offsets)
-    row = np.repeat(np.arange(len(lengths)), lengths)
+    row = _rows(offsets)
     best = np.maximum.reduceat(scores, offsets[:-1])
     is_best = np.zeros(len(scores), np.bool_)
     is_best[np.lexsort((-scores, row))[offsets[:-1]]] = True
@@ -180,9 +180,15 @@ def starting_features(scores: Floats, position: Ints, offsets: Ints) -> Floats:
     return np.stack(columns, axis=1)
 
 
+def _rows(offsets: Ints) -> Ints:
+    """Return (n_pairs,) the query of each pair."""
+    rows: Ints = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return rows
+
+
 def _log_softmax(values: Floats, offsets: Ints) -> Floats:
     """Return the log-softmax within each list."""
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    row = _rows(offsets)
     below = values - np.maximum.reduceat(values, offsets[:-1])[row]
     result: Floats = below - np.log(np.add.reduceat(np.exp(below), offsets[:-1]))[row]
     return result
