@@ -21,7 +21,7 @@ from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.deletion import remove_tree
 from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
 from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
-from embedding_studio.engine.promotion import bootstrap_ci95, change_of
+from embedding_studio.engine.promotion import changes_of
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
@@ -147,10 +147,13 @@ class _Round:
         assert task.progress is not None
         baseline = held_out_quality(self.corpus, self.before.queries, self.before.items)
         champion = held_out_quality(self.corpus, now.queries, now.items)
-        low, high = bootstrap_ci95(champion.ndcg_at_10 - baseline.ndcg_at_10, seed)
+        changes = changes_of(_by_name(baseline), _by_name(champion), seed)
+        assert changes[0].delta_ci95 is not None
+        low, high = changes[0].delta_ci95
         # one `files.json` describes each
         models = len([*self.settings.artifacts_folder.rglob("model/files.json")])
-        self._print_quality(baseline, champion, seed)
+        held_out = len(self.corpus.held_out)
+        self._print_changes(f"on {held_out} held-out queries, against true relevance", changes)
         self._print_verdict(task.promotion)
         self.console.print(f"MLflow    {task.mlflow_url}")
         self.console.print(f"model     {task.best_model_url}")
@@ -216,14 +219,6 @@ class _Round:
 
             yield show
 
-    def _print_quality(self, baseline: Quality, champion: Quality, seed: int) -> None:
-        changes = [
-            change_of("nDCG@10", baseline.ndcg_at_10, champion.ndcg_at_10, seed),
-            change_of("MRR@10", baseline.mrr_at_10, champion.mrr_at_10, seed),
-        ]
-        held_out = len(self.corpus.held_out)
-        self._print_changes(f"on {held_out} held-out queries, against true relevance", changes)
-
     def _print_changes(self, title: str, changes: Sequence[MetricChange]) -> None:
         table = Table(title=title)
         for column in ("", "before", "after", "difference", "95 % interval"):
@@ -233,6 +228,10 @@ class _Round:
             before, after, delta = f"{one.before:.4f}", f"{one.after:.4f}", f"{one.delta:+.4f}"
             table.add_row(one.name, before, after, delta, interval)
         self.console.print(table)
+
+
+def _by_name(quality: Quality) -> dict[str, NDArray[np.float64]]:
+    return {"nDCG@10": quality.ndcg_at_10, "MRR@10": quality.mrr_at_10}
 
 
 def describe(task: TaskView) -> str:

@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -23,10 +24,11 @@ _MORE_IS_BETTER = re.compile("ndcg|mrr|recall|precision|map|f1|hit", re.IGNORECA
 _MOST_SESSIONS_TOLD = 100  # times those there are: more would be no advice
 
 
-def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of paired differences (Efron & Tibshirani 1993, ch. 13).
+def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> list[tuple[float, float]]:
+    """95 % percentile intervals of the means of paired differences (Efron & Tibshirani 1993,
+    ch. 13), one per metric, all from the same resamples.
 
-    differences: (n_queries,), n_queries >= 1. Deterministic for a seed."""
+    differences: (n_queries, n_metrics), n_queries >= 1. Deterministic for a seed."""
     rng = np.random.default_rng(seed)
     n = len(differences)
     # queries drawn with replacement, as counts: (resamples, queries) once, in bounded memory
@@ -36,8 +38,7 @@ def bootstrap_ci95(differences: NDArray[np.floating], seed: int) -> tuple[float,
             for _ in range(20)
         ]
     )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return [(float(low), float(high)) for low, high in np.quantile(means, [0.025, 0.975], axis=0).T]
 
 
 def decide(
@@ -58,9 +59,7 @@ def decide(
         raise MethodError(f"{metric} was scored on {before.size} and then on {after.size} queries")
     sign = 1.0 if direction == "maximize" else -1.0
     delta = float(np.mean(after - before))
-    changes = [
-        change_of(name, baseline[name], best[name], seed) for name in best if name in baseline
-    ]
+    changes = changes_of(baseline, best, seed)
     interval = next(change.delta_ci95 for change in changes if change.name == metric)
     is_better = sign * delta > 0
     is_sure = is_better and (interval is None or min(sign * bound for bound in interval) > 0)
@@ -95,17 +94,24 @@ def decide(
     )
 
 
-def change_of(
-    name: str, before: float | NDArray[np.floating], after: float | NDArray[np.floating], seed: int
-) -> MetricChange:
-    """Return how a metric changed, with an interval where it has a value per query on both sides.
+def changes_of(before: Scores, after: Scores, seed: int) -> list[MetricChange]:
+    """Return how each metric changed that both have, with an interval where it has a value per
+    query on both sides.
 
     What is not finite makes no interval."""
-    first, then = float(np.mean(before)), float(np.mean(after))
-    is_paired = np.ndim(before) == 1 and np.shape(before) == np.shape(after) and np.size(before) > 0
-    is_known = is_paired and math.isfinite(then - first)
-    interval = bootstrap_ci95(np.asarray(after) - before, seed) if is_known else None
-    return MetricChange(name, first, then, then - first, interval)
+    changes: dict[str, MetricChange] = {}
+    paired: dict[int, list[str]] = {}  # those of as many queries share their resamples
+    for name in [name for name in after if name in before]:
+        first, then = float(np.mean(before[name])), float(np.mean(after[name]))
+        changes[name] = MetricChange(name, first, then, then - first)
+        shape = np.shape(before[name])
+        if len(shape) == 1 and shape == np.shape(after[name]) and math.isfinite(then - first):
+            paired.setdefault(shape[0], []).append(name)
+    for names in paired.values():
+        differences = np.stack([np.asarray(after[name]) - before[name] for name in names], axis=1)
+        for name, interval in zip(names, bootstrap_ci95(differences, seed), strict=True):
+            changes[name] = replace(changes[name], delta_ci95=interval)
+    return [*changes.values()]
 
 
 def _losses(changes: Sequence[MetricChange], metric: str) -> list[str]:

@@ -117,9 +117,10 @@ class Recipe:
         scores = attempt.workspace.run_all(
             [Score(method, refit.model, fold.data, "test") for fold in folds]
         )
-        before, after = join([one.after for one in compared]), join(scores)
-        verdict = decide(metric, attempt.method.direction, before, after, seed=0)
-        sign = 1 if attempt.method.direction == "maximize" else -1
+        before, after = join([one.after for one in compared])[metric], join(scores)[metric]
+        direction = attempt.method.direction
+        verdict = decide(metric, direction, {metric: before}, {metric: after}, seed=0)
+        sign = 1 if direction == "maximize" else -1
         if verdict.delta_ci95 and max(sign * bound for bound in verdict.delta_ci95) < 0:
             raise MethodError(
                 f"the refit has {metric} {verdict.best:.4f} on the queries of the folds, on which "

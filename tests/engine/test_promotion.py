@@ -9,19 +9,20 @@ from embedding_studio.tasks import Promote
 
 
 def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
-    """Without spread there is no uncertainty."""
-    assert bootstrap_ci95(np.full(50, 0.25), seed=0) == (0.25, 0.25)
+    """Without spread there is no uncertainty; each metric has an interval of its own."""
+    differences = np.array([[0.25, 0.5]] * 50)
+    assert bootstrap_ci95(differences, seed=0) == [(0.25, 0.25), (0.5, 0.5)]
 
 
 @pytest.mark.slow
 def test_the_interval_agrees_with_the_normal_approximation() -> None:
     """For many values it is the mean +- 1.96 standard errors, within sampling noise."""
     differences = np.random.default_rng(0).normal(0.1, 1.0, size=2000)
-    low, high = bootstrap_ci95(differences, seed=1)
+    ((low, high),) = bootstrap_ci95(differences[:, None], seed=1)
     error = differences.std() / np.sqrt(2000)
     assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(differences.mean() + 1.96 * error, abs=0.1 * error)
-    assert (low, high) == bootstrap_ci95(differences, seed=1)
+    assert [(low, high)] == bootstrap_ci95(differences[:, None], seed=1)
 
 
 def test_a_clear_improvement_is_promoted() -> None:
