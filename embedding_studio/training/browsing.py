@@ -2,13 +2,24 @@
 
     P(click | relevance r, cell) = theta_cell * attraction_r,    logit P(r = 1) = x . weights
 
-A cell is a position and what was clicked above it in the session, see `count_cells`; x is what the
-starting model's scores say of a pair, see `judge.initial_features`. The attraction of what is
-irrelevant is noise, and in three of the six noise + trust / (k + 1): people trust the top (Agarwal
-et al. 2019; Vardasbi et al. 2020). They are fitted by expectation maximisation with a regression in
-it (Wang et al. 2018), and the one is chosen that explains clicks on held-out queries best.
+A cell is a position and what was clicked above it in the session, see `count_cells`; theta is the
+chance that it is looked at (1 at the top: only ratios can be learnt), attraction_1 that what is
+relevant is clicked once seen, and x what is known of a pair before any click: the positions that it
+was shown at or, better, what a model's scores say of it, see `judge.starting_features`. The
+attraction of what is irrelevant is noise, and in three of the six noise + trust / (k + 1): people
+trust the top (Agarwal et al. 2019; Vardasbi et al. 2020). They are fitted by expectation
+maximisation with a regression in it (Wang et al. 2018), and the one is chosen that explains clicks
+on held-out queries best. A pair shown n_k times in cell k and clicked c_k times then has
 
-What `clicks` fits to training sessions is another matter: labels need a prior that knows no scores.
+    log-odds(r = 1) = x . weights + sum_k c_k log(attraction_1 / attraction_0)
+                      + (n_k - c_k) log((1 - theta_k attraction_1) / (1 - theta_k attraction_0)).
+
+A skip counts as far as people look: with attractions of 0.9 and 0.08 and theta_k = 1/k, one at the
+top takes 2.2 off the log-odds and one at position 10 takes 0.09. A click of weight w counts as w of
+them in c_k, and as one in n_k - c_k, see `clicks`.
+
+Sources, beside: Joachims, Swaminathan & Schnabel 2017 (position bias in learning to rank); Chuklin,
+Markov & de Rijke 2015 (click models).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +32,7 @@ from scipy.special import expit
 
 from embedding_studio.clickstream import Session
 from embedding_studio.training.clicks import Showings, sum_by
+from embedding_studio.training.judge import N_POSITIONAL, most_likely
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -101,8 +113,8 @@ def clicks_like_a_person(showings: Showings, n_sessions: int, rounds: int = 30) 
 class Cells:
     """Showings counted by pair and cell: a position, and what was clicked above in the session.
 
-    pair, cell, shown, clicked, weight: (n_rows,), as in `clicks.Impressions`; position: (n_cells,)
-    from 0, of each cell."""
+    pair, cell: (n_rows,); shown, clicked: how often; weight: the sum of these clicks' weights;
+    position: (n_cells,) from 0, of each cell."""
 
     pair: Ints
     cell: Ints
@@ -272,6 +284,13 @@ def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> C
     return fitted
 
 
+def fit_likeliest(cells: Cells, features: Floats, trusts: bool) -> ClickChances:
+    """Fit from three guesses of how fast looks fall, and return the likeliest: EM finds the best
+    explanation nearby."""
+    fits = [fit_chances(cells, features, trusts, decay) for decay in _DECAYS]
+    return max(fits, key=lambda fit: float(fit.log_likelihood(cells, features).sum()))
+
+
 # -- the choice among them ----------------------------------------------------------------------
 
 
@@ -279,13 +298,16 @@ def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> C
 class Choice:
     """The model that was chosen, and what it says of each pair.
 
-    evidence, relevance: (n_pairs,); log_likelihoods: by kind, per click of queries that it was not
-    fitted to."""
+    evidence, relevance, labels: (n_pairs,); labels: relevance to learn from, by a prior half-way to
+    one that knows positions alone. A model that learnt to agree with the scores which it starts
+    from would learn little. log_likelihoods: by kind, per click of queries that it was not fitted
+    to."""
 
     kind: Kind
     chances: ClickChances
     evidence: Floats
     relevance: Floats
+    labels: Floats
     log_likelihoods: Mapping[Kind, float]
 
 
@@ -318,15 +340,19 @@ def choose(
             found[memory, trusts] += np.bincount(query, logs, n_queries)
     kind = _simplest_of_the_best(found)
     cells = counted[kind[0]]
-    used = cells.only(fitted)
-    fits = [fit_chances(used, features, kind[1], decay) for decay in _DECAYS]
-    best = max(fits, key=lambda fit: float(fit.log_likelihood(used, features).sum()))
+    best = fit_likeliest(cells.only(fitted), features, kind[1])
     clicks = max(1.0, float(cells.only(chosen_by).clicked.sum()))
+    evidence = best.evidence(cells)
+    positions = features[:, :N_POSITIONAL]
+    ridge = np.full(N_POSITIONAL, _RIDGE)
+    by_scores = features @ best.weights
+    by_position = positions @ most_likely(positions[fitted], evidence[fitted], ridge)
     return Choice(
         kind,
         best,
-        best.evidence(cells),
-        best.relevance(cells, features),
+        evidence,
+        expit(by_scores + evidence),
+        expit((by_scores + by_position) / 2 + evidence),
         {kind: float(logs.sum()) / clicks for kind, logs in found.items()},
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,26 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
-from embedding_studio.training.browsing import busy_users, clicks_like_a_person
-from embedding_studio.training.clicks import (
-    ClickModel,
-    Impressions,
-    Showings,
-    count_impressions,
-    fit_click_model,
-    show,
+from embedding_studio.training.browsing import (
+    busy_users,
+    clicks_like_a_person,
+    count_cells,
+    fit_likeliest,
 )
-from embedding_studio.training.judge import Start, open_start, padded
+from embedding_studio.training.clicks import Showings, show
+from embedding_studio.training.judge import Start, open_start, padded, positional_features
 from embedding_studio.training.metrics import RELEVANT_FROM
 from embedding_studio.training.texts import TokenizedTexts, open_texts
 
+Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
 Flags = NDArray[np.bool_]
 Numbers = dict[tuple[str, bool], int]
 """Numbers of queries and items: by what it is, and whether it is an item."""
 
+SPLITS = ("train", "validation", "test")
 _COLUMNS = ("queries", "offsets", "items", "relevance", "clicked", "near")
-_ASKED = ("queries", "offsets", "items", "position")
+_ASKED = ("queries", "offsets", "items", "split", "position")
 _SHOWINGS = ("session", "pair", "position", "weight")
 _DISTRACTORS = 100
 _NEAR_FROM = 0.75
@@ -102,24 +102,17 @@ class QueryLists(ShownLists):
 class Asked(ShownLists):
     """All queries of all splits, the training split's first, and what people did with their lists.
 
-    position: (n_pairs,) the highest place that each was shown at; showings: those of people."""
+    split: (n_queries,) the place in SPLITS of each one's; position: (n_pairs,) the highest place
+    that each was shown at; showings: those of people."""
 
+    split: Ints
     position: Ints
     showings: Showings
 
-    def only(self, queries: Flags) -> "Asked":
-        """Return some of the queries, (n_queries,) flags, with pairs numbered anew."""
-        pairs = queries[self.pair_queries()]
-        number = np.cumsum(pairs) - 1
-        showings = self.showings.only(pairs[self.showings.pair])
-        return Asked(
-            queries=self.queries[queries],
-            offsets=np.concatenate([[0], np.cumsum(np.diff(self.offsets)[queries])]),
-            items=self.items[pairs],
-            distractors=self.distractors,
-            position=self.position[pairs],
-            showings=replace(showings, pair=number[showings.pair], n_pairs=int(pairs.sum())),
-        )
+    def in_split(self, name: str) -> Flags:
+        """Return (n_queries,) which are of a split."""
+        of_split: Flags = self.split == SPLITS.index(name)
+        return of_split
 
 
 def prepare_clicks(
@@ -165,21 +158,25 @@ def prepare_clicks(
     is_person = clicks_like_a_person(showings, len(every_session))
     busy = busy_users(every_session)
     is_person &= np.array([session.user_id not in busy for session in every_session], np.bool_)
-    counts = is_person[showings.session]
-    _write_asked(showings.only(counts), [*tables.values()], folder)
-    begin = 0
-    for name, table in tables.items():
-        end = begin + len(table.showings.pair)
-        impressions = count_impressions(table.showings, counts[begin:end])
-        tables[name], begin = replace(table, impressions=impressions), end
-    click_model = fit_click_model(tables["train"].impressions)
+    people = showings.only(is_person[showings.session])
+    position, clicked = showings.highest_position(), people.times_clicked()
+    cells, features = count_cells(people, "position"), positional_features(position)
+    is_train = np.arange(people.n_pairs) < tables["train"].showings.n_pairs
+    chances = fit_likeliest(cells.only(is_train), features, trusts=False)
+    relevance = chances.relevance(cells, features)
+    _write_asked(people, position, [*tables.values()], folder)
     figures: dict[str, float] = {
         "results_left_out": left_out,
         "sessions_of_no_person": int((~is_person).sum()),
     }
+    begin = 0
     for name, part in sessions.named().items():
+        pairs = slice(begin, begin + tables[name].showings.n_pairs)
         figures[f"{name}_sessions"] = len(part)
-        figures |= _write_split(name, tables[name], click_model, contents, folder)
+        figures |= _write_split(
+            name, tables[name], relevance[pairs], clicked[pairs], contents, folder
+        )
+        begin = pairs.stop
     _require_enough(figures)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
@@ -191,9 +188,9 @@ def prepare_clicks(
         encode_items([key for key, _ in items])
     return figures | {
         "items": len(every_item),
-        "click_attraction_relevant": click_model.attraction_1,
-        "click_attraction_irrelevant": click_model.attraction_0,
-        "click_examination_at_10": float(click_model.theta[:10][-1]),
+        "click_attraction_relevant": float(chances.clicks_1[0]),
+        "click_attraction_irrelevant": float(chances.clicks_0[0]),
+        "click_examination_at_10": float(chances.clicks_1[:10][-1] / chances.clicks_1[0]),
     }
 
 
@@ -216,6 +213,18 @@ def open_clicks(folder: Path) -> Splits[QueryLists]:
         )
 
     return Splits.of(lists)
+
+
+def write_relevance(folder: Path, asked: Asked, relevance: Floats) -> None:
+    """Put other probabilities in place of those of `prepare_clicks`. relevance: (n_pairs,) of
+    asked."""
+    row = asked.pair_queries()
+    for name, split in open_clicks(folder).named().items():
+        own = (asked.in_split(name) & np.isin(asked.queries, split.queries))[row]
+        path = folder / f"{name}_relevance.npy"
+        written = path.with_suffix(".new.npy")
+        np.save(written, relevance[own].astype(np.float32))
+        written.replace(path)  # what is mapped into memory stays as it was
 
 
 def open_asked(folder: Path) -> Asked:
@@ -244,7 +253,6 @@ class _Table:
     pair_query: Ints
     pair_item: Ints
     showings: Showings
-    impressions: Impressions
     left_out: int
 
 
@@ -272,22 +280,24 @@ def _tabulate(
     distinct, pair = np.unique(cells[item >= 0], return_inverse=True)
     pairs = np.full(len(item), -1)
     pairs[item >= 0] = pair
-    showings = show(sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct))
     return _Table(
         queries=np.unique(distinct // width),
         pair_query=distinct // width,
         pair_item=distinct % width,
-        showings=showings,
-        impressions=count_impressions(showings),
+        showings=show(sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct)),
         left_out=left_out,
     )
 
 
 def _write_split(
-    name: str, table: _Table, click_model: ClickModel, texts: Sequence[str], folder: Path
+    name: str,
+    table: _Table,
+    relevance: Floats,
+    clicked: Floats,
+    texts: Sequence[str],
+    folder: Path,
 ) -> dict[str, float]:
-    relevance = click_model.relevance(table.impressions)
-    clicked = table.impressions.total_clicked()
+    """relevance, clicked: (n_pairs,) of the table."""
     queries = table.queries
     row = np.searchsorted(queries, table.pair_query)
     is_clicked = np.bincount(row, clicked, len(queries)) > 0
@@ -318,14 +328,17 @@ def _write_split(
     }
 
 
-def _write_asked(showings: Showings, tables: Sequence[_Table], folder: Path) -> None:
+def _write_asked(
+    showings: Showings, position: Ints, tables: Sequence[_Table], folder: Path
+) -> None:
     """Write what `Asked` holds."""
     lengths = [np.unique(table.pair_query, return_counts=True)[1] for table in tables]
     columns = {
         "asked_queries": np.concatenate([table.queries for table in tables]),
         "asked_offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
         "asked_items": np.concatenate([table.pair_item for table in tables]),
-        "asked_position": np.concatenate([t.impressions.first_position() for t in tables]),
+        "asked_split": np.repeat(np.arange(len(tables)), [len(table.queries) for table in tables]),
+        "asked_position": position,
     } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)

@@ -11,7 +11,13 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import MethodError
 from embedding_studio.training.browsing import choose, some_queries
-from embedding_studio.training.data import QueryLists, ShownLists, open_asked, open_clicks
+from embedding_studio.training.data import (
+    QueryLists,
+    ShownLists,
+    open_asked,
+    open_clicks,
+    write_relevance,
+)
 from embedding_studio.training.encoder import embed_frozen
 from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.judge import (
@@ -123,23 +129,16 @@ def note_start_vectors(
     folder: Path, embed_queries: Embed, embed_items: Embed, similarity: str = COSINE
 ) -> Mapping[str, float]:
     """Write what `evaluate_vectors` judges by: how the start ranks what held-out queries were
-    shown, and what their clicks say under the model of clicking that explains clicks best.
+    shown, and what clicks say under the model of clicking that explains clicks best. Its labels
+    take the place of those that `prepare_clicks` found without a start.
 
-    That model is fitted to sessions of all splits, 400,000 showings of random queries where there
-    are more. Nothing of it is read in training. Returns each model's log-likelihood per click on
-    queries that it was not fitted to, and which one was chosen."""
-    everything, splits = open_asked(folder), open_clicks(folder)
-    row = everything.pair_queries()
-    n_showings = np.bincount(row[everything.showings.pair], minlength=len(everything))
-    is_fitted = some_queries(n_showings, _MOST_SHOWINGS)
-    is_held_out = np.arange(len(everything)) >= len(everything) - sum(
-        len(part) for part in (splits.validation, splits.test)
-    )
-    is_used = is_fitted | is_held_out
-    asked, is_fitted = everything.only(is_used), is_fitted[is_used]
-    some, row = slice(64), asked.pair_queries()
-    queries = embed_queries(asked.queries)
+    That model is fitted to the training sessions alone, 400,000 showings of random queries where
+    there are more. Returns each model's log-likelihood per click on queries that it was not fitted
+    to, and which one was chosen."""
+    asked, splits = open_asked(folder), open_clicks(folder)
+    row, queries = asked.pair_queries(), embed_queries(asked.queries)
     found = _similarities(asked, queries, embed_items, similarity)
+    some = slice(64)
     unit = unit_of(
         similarity,
         torch.from_numpy(queries[some]),
@@ -147,28 +146,27 @@ def note_start_vectors(
     )
     scores = found.shown.astype(np.float64) / unit
     features = starting_features(scores, asked.position, asked.offsets)
+    n_showings = np.bincount(row[asked.showings.pair], minlength=len(asked))
+    is_asked = n_showings > 0
+    learns = asked.in_split("train") & is_asked
+    is_fitted = learns & some_queries(np.where(learns, n_showings, 0), _MOST_SHOWINGS)
     choice = choose(asked.showings, features, row, is_fitted[row])
-    discount = found.discounts(asked)
-    is_asked = np.bincount(row[asked.showings.pair], minlength=len(asked)) > 0
-    end = len(asked)
-    for name, part in (("test", splits.test), ("validation", splits.validation)):
-        begin = end - len(part)
-        offsets = asked.offsets[begin : end + 1]
-        pairs = slice(offsets[0], offsets[-1])
-        own = offsets - offsets[0]
-        relevance = part.padded(choice.relevance[pairs], 0.0)[is_asked[begin:end]]
+    write_relevance(folder, asked, choice.labels)
+    for name, part in (("validation", splits.validation), ("test", splits.test)):
+        own = asked.in_split(name)
+        pairs = own[row]
+        relevance = part.padded(choice.relevance[pairs], 0.0)[is_asked[own]]
         Start(
-            offsets=own,
+            offsets=np.asarray(part.offsets),
             evidence=choice.evidence[pairs],
             relevance=choice.relevance[pairs],
             scores=scores[pairs],
-            discount=discount[pairs],
+            discount=found.of(own, pairs).discounts(part),
             features=features[pairs],
-            is_asked=is_asked[begin:end],
+            is_asked=is_asked[own],
             scale=np.array(ideal_of_those_with_any(relevance)),
             unit=np.array(unit),
         ).write(folder, name)
-        end = begin
     names = {kind: kind[0] + ("_trust" if kind[1] else "") for kind in choice.log_likelihoods}
     return {
         **{
@@ -187,6 +185,10 @@ class _Similarities:
     shown: NDArray[np.float32]
     others: NDArray[np.float32]
     is_presumed: Flags
+
+    def of(self, queries: Flags, pairs: Flags) -> "_Similarities":
+        """Return those of some queries, and their pairs."""
+        return _Similarities(self.shown[pairs], self.others[queries], self.is_presumed[queries])
 
     def discounts(self, lists: ShownLists) -> PerQuery:
         return discounts(self.shown, self.others, self.is_presumed, lists.offsets)

@@ -29,6 +29,7 @@ Flags = NDArray[np.bool_]
 
 TOP = 10
 METRICS = ("ndcg", "mrr", "recall", "precision", "f1")
+N_POSITIONAL = 4
 _TEMPERATURES = (0.05, 0.1)
 _RIDGE = 1.0
 _ROUNDS = 100
@@ -155,7 +156,7 @@ def _file_of(split: str, column: str) -> str:
 
 
 def starting_features(scores: Floats, position: Ints, offsets: Ints) -> Floats:
-    """Return (n_pairs, 9): the position, smoothly, and what the starting model's scores say.
+    """Return (n_pairs, 9): `positional_features`, and what the starting model's scores say.
 
     scores: (n_pairs,) in units of cosine; position: (n_pairs,) the highest place that each was
     shown at; offsets: (n_queries + 1,), of lists that are not empty."""
@@ -174,10 +175,14 @@ def starting_features(scores: Floats, position: Ints, offsets: Ints) -> Floats:
         mean[row],
         scores,
     ]
-    of_position = [np.ones(len(scores)), np.log1p(position) - 1.5, position == 0, position == 1]
-    columns = [np.asarray(column, np.float64) for column in of_position]
-    columns += [(column - column.mean()) / (column.std() + 1e-9) for column in of_scores]
-    return np.stack(columns, axis=1)
+    columns = [(column - column.mean()) / (column.std() + 1e-9) for column in of_scores]
+    return np.column_stack([positional_features(position), *columns])
+
+
+def positional_features(position: Ints) -> Floats:
+    """Return (n_pairs, N_POSITIONAL): a constant, and the highest position of each, smoothly."""
+    columns = [np.ones(len(position)), np.log1p(position) - 1.5, position == 0, position == 1]
+    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1)
 
 
 def _rows(offsets: Ints) -> Ints:

@@ -16,7 +16,7 @@ def lists_by_hand(**columns: object) -> QueryLists:
         queries=np.array([0, 1]),
         offsets=np.array([0, 3, 5]),
         items=np.array([2, 3, 4, 3, 5]),
-        relevance=np.array([0.9, 0.4, 0.1, 0.2, 0.8], np.float32),
+        relevance=np.array([0.9, 0.4, 0.1, 0.12, 0.8], np.float32),
         clicked=np.array([3, 0, 0, 1, 2], np.int32),
         distractors=np.array([5, 6]),
     )
@@ -34,11 +34,11 @@ def only_batch(lists: QueryLists) -> Batch:
 
 
 def test_a_batch_by_hand() -> None:
-    """Relevance from 0.3 on is positive; what only the other query was shown is a sure negative."""
+    """From 0.15 on it is a positive; what only the other query was shown is a sure negative."""
     batch = only_batch(lists_by_hand())
     assert batch.items.tolist() == [2, 3, 4, 5]
     assert batch.relevance == pytest.approx(np.array([[0.9, 0.4, 0, 0], [0, 0, 0, 0.8]]))
-    assert batch.negative_weight == pytest.approx(np.array([[0.1, 0.6, 0.9, 1], [1, 0.8, 1, 0.2]]))
+    assert batch.negative_weight == pytest.approx(np.array([[0.1, 0.6, 0.9, 1], [1, 0.88, 1, 0.2]]))
 
 
 def test_what_a_near_identical_query_meant_is_no_sure_negative() -> None:
@@ -97,11 +97,11 @@ def test_every_query_with_a_positive_comes_once_an_epoch() -> None:
             seen.append(int(query))
             for item, positive, weight in zip(batch.items, row, weights, strict=True):
                 likely = relevance.get((query, item), 0.0)
-                assert positive == pytest.approx(likely if likely >= 0.3 else 0.0)
+                assert positive == pytest.approx(likely if likely >= 0.15 else 0.0)
                 near = relevance.get((query + 1, item), 0.0) if query % 2 == 0 else 0.0
-                near = near if near >= 0.3 else 0.0
+                near = near if near >= 0.15 else 0.0
                 assert weight == pytest.approx(1 - max(likely, near))
-    with_positive = np.flatnonzero((lists.relevance.reshape(90, 8) >= 0.3).any(axis=1))
+    with_positive = np.flatnonzero((lists.relevance.reshape(90, 8) >= 0.15).any(axis=1))
     assert sorted(seen) == with_positive.tolist()
     assert len(batches) == -(-len(with_positive) // 16)
 

@@ -8,11 +8,13 @@ import pytest
 
 from embedding_studio.clickstream import Session
 from embedding_studio.training.browsing import (
+    Cells,
+    ClickChances,
     busy_users,
     choose,
     clicks_like_a_person,
     count_cells,
-    fit_chances,
+    fit_likeliest,
     some_queries,
 )
 from embedding_studio.training.clicks import Showings
@@ -42,10 +44,11 @@ def search(
     shortest: int = 6,
     longest: int = 12,
     share: float = 0.2,
+    decay: float = 1.0,
 ) -> Searches:
-    """Return searches: relevant ones have higher scores; "position": seen with 1 / k, clicked with
-    0.9 or 0.08 when seen; "trust": an irrelevant one with 0.6 / k; "cascade": from the top down,
-    until a relevant one was clicked."""
+    """Return searches: relevant ones have higher scores; "position": seen with 1 / k ** decay,
+    clicked with 0.9 or 0.08 when seen; "trust": an irrelevant one with 0.6 / k; "cascade": from the
+    top down, until a relevant one was clicked."""
     random = np.random.default_rng(seed)
     lengths = random.integers(shortest, longest + 1, queries)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -66,7 +69,7 @@ def search(
             stops, np.cumsum(lengths[query])[:-1])]) > 0  # fmt: skip
         clicked = wanted & ~stopped
     else:
-        clicked = wanted & (random.random(len(pair)) < 1 / (position + 1))
+        clicked = wanted & (random.random(len(pair)) < (position + 1.0) ** -decay)
     showings = Showings(session_of, pair, position, clicked.astype(float), len(row))
     return Searches(showings, offsets, relevant, scores)
 
@@ -136,14 +139,104 @@ def test_showings_of_one_pair_in_one_cell_are_summed() -> None:
 # -- fitting and choosing ----------------------------------------------------------------------
 
 
-def test_looks_and_attractions_are_recovered() -> None:
-    """People look at position k with 1 / k, click 0.9 of the relevant and 0.08 of the others."""
-    searches = search(queries=400, sessions=12_000)
+def one_pair(shown: float, clicked: float, cell: int, weight: float | None = None) -> Cells:
+    return Cells(
+        pair=np.array([0]),
+        cell=np.array([cell]),
+        shown=np.array([shown]),
+        clicked=np.array([clicked]),
+        weight=np.array([clicked if weight is None else weight]),
+        position=np.arange(10),
+        n_pairs=1,
+    )
+
+
+def odds(chances: ClickChances, cells: Cells) -> float:
+    """A prior of one half."""
+    likely = float(chances.relevance(cells, np.zeros((1, 1)))[0])
+    return likely / (1 - likely)
+
+
+_SEEN = 1 / np.arange(1.0, 11)
+LOOKS = ClickChances(0.9 * _SEEN, 0.08 * _SEEN, np.zeros(1))
+
+
+def test_posterior_by_hand() -> None:
+    """Three showings and one click on top: Bayes' rule with two binomials."""
+    assert odds(LOOKS, one_pair(3, 1, 0)) == pytest.approx(0.9 * 0.1**2 / (0.08 * 0.92**2))
+
+
+def test_a_skip_at_the_top_says_more_by_hand() -> None:
+    """The log-odds lose 2.2 by a skip where all look, 0.09 by one where a tenth look."""
+    assert np.log(odds(LOOKS, one_pair(1, 0, 0))) == pytest.approx(-2.219, abs=0.001)
+    assert np.log(odds(LOOKS, one_pair(1, 0, 9))) == pytest.approx(-0.086, abs=0.001)
+
+
+def test_a_purchase_says_as_much_as_its_weight_in_clicks_by_hand() -> None:
+    """Three showings where half of the people look, one click of weight 3: more by each of three
+    clicks, and less by two skips."""
+    expected = (0.9 / 0.08) ** 3 * ((1 - 0.45) / (1 - 0.04)) ** 2
+    assert odds(LOOKS, one_pair(3, 1, 1, 3)) == pytest.approx(expected)
+
+
+def fitted(searches: Searches) -> tuple[ClickChances, Cells]:
     cells = count_cells(searches.showings, "position")
-    chances = fit_chances(cells, features_of(searches), False, 0.5)
-    seen = 1 / np.arange(1, 7)
+    return fit_likeliest(cells, features_of(searches), False), cells
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0, 2.0])
+def test_looks_and_attractions_are_recovered(decay: float) -> None:
+    """People look at position k with 1 / k ** decay, click 0.9 of the relevant and 0.08 of the
+    others: from no position bias to a strong one."""
+    chances, _ = fitted(search(queries=400, sessions=12_000, decay=decay))
+    seen = np.arange(1.0, 7) ** -decay
     assert chances.clicks_1[:6] == pytest.approx(0.9 * seen, abs=0.08)
     assert chances.clicks_0[:6] == pytest.approx(0.08 * seen, abs=0.02)
+
+
+def test_posteriors_are_calibrated() -> None:
+    """Of pairs given a probability of 0.2 to 0.8, that share is relevant."""
+    searches = search(queries=1000, sessions=10_000)
+    chances, cells = fitted(searches)
+    posterior = chances.relevance(cells, features_of(searches))
+    unsure = (posterior > 0.2) & (posterior < 0.8)
+    assert unsure.sum() > 100
+    assert searches.relevant[unsure].mean() == pytest.approx(posterior[unsure].mean(), abs=0.08)
+
+
+def test_purchases_tell_relevance_and_nothing_of_positions() -> None:
+    """A fifth of the clicks on what is relevant become purchases, a hundredth of the others: the
+    posterior is nearer to the truth, and how far people look is found as before."""
+    plain = search(queries=300, sessions=8000)
+    random, showings = np.random.default_rng(1), plain.showings
+    rate = np.where(plain.relevant[showings.pair], 0.2, 0.01)
+    bought = random.random(len(rate)) < rate
+    weighed = replace(
+        plain, showings=replace(showings, weight=showings.weight * (1 + 2.0 * bought))
+    )
+    (before, plainly), (after, by_weight) = fitted(plain), fitted(weighed)
+    assert after.clicks_1[:6] == pytest.approx(before.clicks_1[:6], abs=0.02)
+    errors = [
+        float(np.square(model.relevance(cells, features_of(plain)) - plain.relevant).mean())
+        for model, cells in ((before, plainly), (after, by_weight))
+    ]
+    assert errors[1] < errors[0]
+
+
+def test_labels_lie_between_what_scores_and_what_positions_expect() -> None:
+    """Of what was never clicked, that with high scores has a lower label than its probability."""
+    searches = search(queries=300, sessions=600)
+    query = np.repeat(np.arange(300), np.diff(searches.offsets))
+    features = features_of(searches)
+    choice = choose(searches.showings, features, query, query >= 0)
+    low, high = np.quantile(searches.scores, [0.1, 0.9])
+    assert (
+        choice.labels[searches.scores > high].mean()
+        < choice.relevance[searches.scores > high].mean()
+    )
+    assert (
+        choice.labels[searches.scores < low].mean() > choice.relevance[searches.scores < low].mean()
+    )
 
 
 @pytest.mark.parametrize(

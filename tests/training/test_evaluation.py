@@ -36,7 +36,7 @@ def test_evaluation_by_hand() -> None:
     scores = evaluate_vectors(lists, np.eye(2, dtype=np.float32), lambda which: vectors[which])
     # query 0 ranks 3, 6, 5, 2, 4 (5 and 6 were not shown); query 1 ranks 3, 5, 6
     first = (0.4 + 0.9 / np.log2(5) + 0.1 / np.log2(6)) / (0.9 + 0.4 / np.log2(3) + 0.1 / 2)
-    second = (0.2 + 0.8 / np.log2(3)) / (0.8 + 0.2 / np.log2(3))
+    second = (0.12 + 0.8 / np.log2(3)) / (0.8 + 0.12 / np.log2(3))
     assert scores["ndcg_at_10"] == pytest.approx([first, second])
     assert scores["mrr_at_10"] == pytest.approx([1 / 4, 1 / 2])
     assert scores["similarity_gap"] == pytest.approx((0.2 - 0.5 + 0.8 - 0.9) / 2)
