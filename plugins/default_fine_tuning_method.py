@@ -12,13 +12,19 @@ from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, S
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
+from embedding_studio.training.encoder import (
+    QUERY_SIDE,
+    load_encoder,
+    require_tunable,
+    save_encoder,
+    split_sides,
+)
 from embedding_studio.training.evaluation import evaluate, explain, note_start
-from embedding_studio.training.layers import count_layers
+from embedding_studio.training.layers import EVERYWHERE, count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
 from embedding_studio.training.places import require_model
 from embedding_studio.training.texts import tokenize
-from embedding_studio.training.towers import BiEncoder, Tower
+from embedding_studio.training.towers import BiEncoder, KeptSide, Tower
 
 if TYPE_CHECKING:
     import optuna
@@ -50,6 +56,8 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     }
     lora_rank = 0
     """Above 0, adapters of this rank learn in place of the layers: for large encoders."""
+    query_side_only: ClassVar[bool] = False
+    """Whether items keep their vectors: queries get an encoder of their own, which learns."""
     query_prompt: str | None = None
     item_prompt: str | None = None
     """What comes before a query and an item, in place of the prompts that the initial model has."""
@@ -90,20 +98,28 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         data: Splits[Any],
         run: TrialRun,
     ) -> SentenceTransformer:
+        texts, scope, kept = data.train.texts, EVERYWHERE, None
+        if self.query_side_only:
+            split_sides(model)
+            texts = texts.for_model(model)
+            kept = KeptSide(model, texts.only(is_item=True))
+            texts, scope = texts.only(is_item=False), QUERY_SIDE
         tower = Tower(
             model,
-            data.train.texts,
-            frozen_layers=min(params["frozen_layers"], max(0, count_layers(model) - 1)),
+            texts,
+            frozen_layers=min(params["frozen_layers"], max(0, count_layers(model, scope) - 1)),
             learning_rate=params["learning_rate"],
+            scope=scope,
             lora_rank=self.lora_rank,
             activations_mb=Settings().activations_mb,
         )
-        train(BiEncoder(tower, tower), TrainingPlan.of(params), data, self.main_metric, run)
+        train(BiEncoder(tower, kept or tower), TrainingPlan.of(params), data, self.main_metric, run)
         return model
 
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
         texts = data.train.texts
-        return estimate_trained_tokens(data.train, TrainingPlan.of(params), texts, texts)
+        items = None if self.query_side_only else texts
+        return estimate_trained_tokens(data.train, TrainingPlan.of(params), texts, items)
 
     def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
         return note_start(model, folder, open_clicks(folder).test)
@@ -115,7 +131,18 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return explain(model, split)
 
     def save(self, model: SentenceTransformer, folder: Path) -> None:
-        save_encoder(model, folder)
+        save_encoder(model, folder, keeps_items=self.query_side_only)
 
     def load(self, folder: Path) -> SentenceTransformer:
         return load_encoder(folder)
+
+
+class QuerySideFineTuningMethod(DefaultFineTuningMethod):
+    """Items keep their vectors, so a catalogue need not be indexed anew; queries learn."""
+
+    meta = PluginMeta(
+        name="Query Side Fine Tuning Method",
+        description="As the default method, but only queries learn: items keep their vectors",
+    )
+    recommended: ClassVar[Parameters] = {**DefaultFineTuningMethod.recommended, "frozen_layers": 2}
+    query_side_only = True

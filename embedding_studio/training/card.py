@@ -32,12 +32,17 @@ items = model.encode_document(["down parka"])
 scores = model.similarity(queries, items)
 ```
 
-It was judged as `encode_query` and `encode_document` serve it.
+It was judged as `encode_query` and `encode_document` serve it.{items}
 
 ## Prompts
 
 {prompts}
 """
+
+_ITEMS_KEPT = (
+    " Queries alone learn by its method: items have the vectors that the model it started from "
+    "gives them, so an index of these stays valid and nothing is indexed anew."
+)
 
 
 def note_origin(model: SentenceTransformer, place: str | Path) -> None:
@@ -56,7 +61,7 @@ def _entry(head: str, name: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def write_card(model: SentenceTransformer, folder: Path) -> None:
+def write_card(model: SentenceTransformer, folder: Path, keeps_items: bool = False) -> None:
     """Write the card of an encoder that is saved in a folder."""
     base, licence = getattr(model, _ORIGIN, ("unknown", "unknown"))
     texts = {name: text for name, text in (model.prompts or {}).items() if text}
@@ -64,5 +69,6 @@ def write_card(model: SentenceTransformer, folder: Path) -> None:
     if model.default_prompt_name:
         lines.append(f"- by default: `{model.default_prompt_name}`")
     prompts = "\n".join(lines) or "None: texts are encoded as they are."
-    card = _TEMPLATE.format(base=base, license=licence, ours=_OURS, prompts=prompts)
+    items = _ITEMS_KEPT if keeps_items else ""
+    card = _TEMPLATE.format(base=base, license=licence, ours=_OURS, prompts=prompts, items=items)
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -1,6 +1,7 @@
 """SentenceTransformers: loaded in single precision, saved as they were stored, and encoding."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules import Router, Transformer
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -21,6 +22,8 @@ from embedding_studio.training.inputs import Inputs, Ints, in_order
 from embedding_studio.training.serving import comparable, forward
 from embedding_studio.training.texts import tokenize
 
+QUERY_SIDE = ("sub_modules.query.",)
+"""The scope of a tower for queries alone: what a Router calls the parameters of their route."""
 _STORED = "_stored_dtypes"
 _FIXED = "_fixed_parameters"
 
@@ -114,6 +117,29 @@ def learnable(model: SentenceTransformer) -> dict[str, nn.Parameter]:
     }
 
 
+def split_sides(model: SentenceTransformer) -> None:
+    """Give queries, in place, an encoder of their own: a Router's route, a copy of the model, which
+    stays as it is for items. A Router is left as it is.
+
+    Raises MethodError where that has no route for queries that shares nothing with the items'."""
+    if not any(isinstance(module, Router) for module in model):
+        before = [name for name, _ in model.named_parameters()]
+        modules: list[Any] = list(model)
+        del model[:]
+        model.append(Router.for_query_document(copy.deepcopy(modules), modules))
+        names = [name for name, _ in model.named_parameters()]
+        former = dict(zip(names, 2 * before, strict=True))
+        stored: dict[str, torch.dtype] = getattr(model, _STORED, {})
+        fixed: set[str] = getattr(model, _FIXED, set())
+        setattr(model, _STORED, {new: stored[old] for new, old in former.items() if old in stored})
+        setattr(model, _FIXED, {new for new, old in former.items() if old in fixed})
+    everything = list(model.named_parameters(remove_duplicate=False))
+    queries = {parameter for name, parameter in everything if QUERY_SIDE[0] in name}
+    others = {parameter for name, parameter in everything if QUERY_SIDE[0] not in name}
+    if not queries or queries & others:
+        raise MethodError("the model's Router has no parameters for queries alone")
+
+
 @torch.no_grad()
 def round_as_stored(model: SentenceTransformer) -> None:
     """Round the weights, which stay in single precision, to the type that they are saved in.
@@ -125,9 +151,10 @@ def round_as_stored(model: SentenceTransformer) -> None:
             parameter.copy_(parameter.to(stored))
 
 
-def save_encoder(model: SentenceTransformer, folder: Path) -> None:
+def save_encoder(model: SentenceTransformer, folder: Path, keeps_items: bool = False) -> None:
     """Write a folder that `SentenceTransformer(folder)` loads: safetensors and JSON, no pickle.
 
+    keeps_items: whether items have the vectors that they had before training; the card says so.
     Weights are written in the type that the model was stored in, unless ES_MODEL_DTYPE names one;
     the model then has the rounded weights too. Raises CorruptModel when they are not finite: such
     a model must not replace another."""
@@ -137,7 +164,7 @@ def save_encoder(model: SentenceTransformer, folder: Path) -> None:
             raise CorruptModel(f"{name} is not finite: the model diverged and is not saved")
     with _without_progress_bars(), _as_stored(model):
         model.save(str(folder), create_model_card=False, safe_serialization=True)
-    write_card(model, folder)
+    write_card(model, folder, keeps_items)
 
 
 @contextlib.contextmanager

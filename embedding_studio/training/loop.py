@@ -146,9 +146,11 @@ def evaluate(encoder: BiEncoder, lists: QueryLists) -> dict[str, float | PerQuer
 
 
 def estimate_trained_tokens(
-    lists: QueryLists, plan: TrainingPlan, queries: Inputs, items: Inputs
+    lists: QueryLists, plan: TrainingPlan, queries: Inputs, items: Inputs | None
 ) -> int:
-    """Return the tokens that training by the plan will see, all of its epochs included."""
+    """Return the tokens that training by the plan will see, all of its epochs included.
+
+    items: None where they keep their vectors."""
     batches = plan.batches(lists).shuffled(np.random.default_rng(0))
     one_epoch = sum(count_tokens(queries, items, batch.queries, batch.items) for batch in batches)
     return plan.epochs * one_epoch

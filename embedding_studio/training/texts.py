@@ -89,13 +89,20 @@ class TokenizedTexts:
         found: Ints = self.twins[which]
         return found
 
+    def only(self, is_item: bool) -> "TokenizedTexts":
+        """Return the texts, under the same numbers, for a tower that encodes queries alone, or
+        items: each of the others counts as the first of these. Their sides are not alike."""
+        own = self.is_item == is_item
+        return replace(self, twins=np.where(own, self.twins, np.flatnonzero(own)[0]))
+
     def samples(self) -> Ints:
         return np.concatenate([self._samples_of(side) for side in (False, True)])
 
     def _samples_of(self, is_item: bool) -> Ints:
         """Return a few from the shortest on; long ones only where there are no others."""
         lengths = np.diff(self.offsets)
-        members = np.flatnonzero((self.is_item == is_item) & (lengths > 0))
+        is_distinct = self.twins == np.arange(len(self))
+        members = np.flatnonzero((self.is_item == is_item) & is_distinct & (lengths > 0))
         order = members[np.argsort(lengths[members], kind="stable")]
         short = order[: max(1, int((lengths[order] <= _SAMPLE_TOKENS).sum()))]
         steps = np.linspace(0, len(short) - 1, min(_SAMPLES, len(short)))

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from embedding_studio.errors import MethodError
 from embedding_studio.training.activations import Activations, activations_file, open_activations
-from embedding_studio.training.encoder import fast_arithmetic, learnable
+from embedding_studio.training.encoder import embed_frozen, fast_arithmetic, learnable
 from embedding_studio.training.inputs import DoesNotFit, Inputs, Ints, in_order, passes
 from embedding_studio.training.layers import (
     EVERYWHERE,
@@ -205,6 +205,25 @@ class Tower:
             yield which[chunk], hidden_at(cut, self.model, self.inputs, which[chunk])
 
 
+class KeptSide(Tower):
+    """A side that learns nothing: each of its inputs is encoded once, as it is served."""
+
+    def __init__(self, model: SentenceTransformer, inputs: Inputs) -> None:
+        self.model = model
+        self.inputs = inputs.for_model(model)
+        self.learning_rate = 0.0
+        self.weights = self.learning = {}
+        first = self.inputs.same_as(np.arange(len(self.inputs)))
+        distinct, self._place = np.unique(first, return_inverse=True)
+        self._vectors = torch.from_numpy(embed_frozen(model, self.inputs, distinct))
+
+    def embed(self, which: Ints) -> Tensor:
+        return self._vectors[torch.from_numpy(self._place[which])].to(self.model.device)
+
+    def train(self) -> None:
+        """Leave everything to the other side."""
+
+
 def _cuts(model: SentenceTransformer, scope: tuple[str, ...], frozen_layers: int) -> list[Cut]:
     stacks = stacks_of(model, scope)
     most = max(map(len, stacks), default=0)
@@ -225,9 +244,9 @@ class BiEncoder:
 
     def __post_init__(self) -> None:
         def some(tower: Tower) -> Tensor:
-            last = len(tower.inputs) - 1
-            which = np.unique(np.linspace(0, last, _UNIT_SAMPLE).astype(np.int64))
-            return torch.from_numpy(tower.vectors(which))
+            distinct = np.unique(tower.inputs.same_as(np.arange(len(tower.inputs))))
+            steps = np.unique(np.linspace(0, len(distinct) - 1, _UNIT_SAMPLE).astype(np.int64))
+            return torch.from_numpy(tower.vectors(distinct[steps]))
 
         if self.similarity != COSINE:
             self.eval()
@@ -282,7 +301,8 @@ class BiEncoder:
 
     def count_tokens(self, queries: Ints, items: Ints) -> int:
         """Return how many tokens `embed` encodes, padding left out."""
-        return count_tokens(self.queries.inputs, self.items.inputs, queries, items)
+        item_inputs = self.items.inputs if self.items.learning else None
+        return count_tokens(self.queries.inputs, item_inputs, queries, items)
 
     def train(self) -> None:
         for tower in self.towers:
@@ -297,8 +317,14 @@ class BiEncoder:
             tower.finish()
 
 
-def count_tokens(query_inputs: Inputs, item_inputs: Inputs, queries: Ints, items: Ints) -> int:
-    """Return the tokens of a batch's distinct queries and items, padding left out."""
+def count_tokens(
+    query_inputs: Inputs, item_inputs: Inputs | None, queries: Ints, items: Ints
+) -> int:
+    """Return the tokens of a batch's distinct queries and items, padding left out.
+
+    item_inputs: None where items keep their vectors, and cost nothing."""
+    if item_inputs is None:
+        return int(query_inputs.lengths(queries).sum())
     if query_inputs is item_inputs:
         distinct = np.unique(query_inputs.same_as(np.concatenate([queries, items])))
         return int(query_inputs.lengths(distinct).sum())

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,12 @@ def test_the_standard_error_by_hand() -> None:
     """Of 1, 2 and 3: the mean is 2, the deviation 1, its error 1 / sqrt(3)."""
     assert clicks.summarize([1.0, 2.0, 3.0]) == pytest.approx((2.0, 3**-0.5))
     assert clicks.summarize([0.7]) == (0.7, 0.0)
+
+
+def test_an_encoder_for_queries_alone_is_compared(arena: clicks.Arena) -> None:
+    """It is trained from the same clicks, for fewer tokens."""
+    shared, alone = clicks.trained(arena, "1", 2000, seed=0)
+    assert np.isfinite([shared.gain, alone.gain]).all()
+    assert alone.tokens < shared.tokens
+    figures: Any = clicks.compare_sides([shared, alone])
+    assert figures["query_side"]["small_1"][1] == alone.tokens

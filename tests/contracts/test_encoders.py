@@ -20,6 +20,7 @@ from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import Splits
+from embedding_studio.methods import discover_methods
 from embedding_studio.training import loop, towers
 from embedding_studio.training.batches import Batch
 from embedding_studio.training.data import QueryLists
@@ -56,6 +57,8 @@ STORED = {
 }
 
 PLAN = loop.TrainingPlan(epochs=4, batch_size=4, negatives_per_click=3)
+PARAMS = {"learning_rate": 1e-2, "epochs": 4, "batch_size": 4, "negatives_per_click": 3}
+PLUGINS = Path(__file__).parents[2] / "plugins"
 EVERY_KIND = pytest.mark.parametrize("kind", [*KINDS, CLIP])
 
 
@@ -286,6 +289,37 @@ def test_low_rank_adapters_become_weights_as_they_are_served(kind: str, tmp_path
     encoded = [served.encode_query(text) for text in QUERIES]
     encoded += [served.encode_document(text) for text in ITEMS]
     assert cosines(judged, np.stack(encoded)).min() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("t5", "prompts that are not pooled", "gpt2, left padded", "bert in bf16", "truncated"),
+        *("dot product", "weighted layers", "static", "router", CLIP),
+    ],
+)
+def test_queries_can_learn_alone(kind: str, tmp_path: Path) -> None:
+    """What is saved gives items the very vectors that they had, and queries those that are judged;
+    a second training keeps the items' too."""
+    method = discover_methods(PLUGINS).get("Query Side Fine Tuning Method")
+    place = write_kind(kind, tmp_path)
+    model, start = load_encoder(place), load_encoder(place)
+    lists = lists_of(texts_for(model, tmp_path / "data"))
+    for saved in (tmp_path / "first", tmp_path / "second"):
+        before = encoded_alone(model)
+        method.train(model, {**PARAMS, "frozen_layers": 1}, Splits(lists, lists, lists), Reports())
+        judged = embed_frozen(model, lists.texts, lists.queries)
+        saved.mkdir()
+        method.save(model, saved)
+        model = method.load(saved)
+        assert np.array_equal(model.encode_document(ITEMS), start.encode_document(ITEMS))
+        assert cosines(encoded_alone(model), judged).min() >= 0.9999
+        assert cosines(before, judged).min() < 0.9999
+
+
+def encoded_alone(model: SentenceTransformer) -> np.ndarray:
+    """Return the vectors of QUERIES, each as if nothing else was asked."""
+    return np.stack([model.encode_query(text) for text in QUERIES])
 
 
 @EVERY_KIND

@@ -15,20 +15,23 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 
 from embedding_studio.clickstream import Session, split_by_query
 from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.demo.searchers import held_out_quality, simulate_sessions
+from embedding_studio.errors import MethodError
 from embedding_studio.methods import AnyMethod, discover_methods
 from embedding_studio.search import Search
-from embedding_studio.training.encoder import load_encoder
+from embedding_studio.training.encoder import load_encoder, split_sides
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
 
 pytestmark = pytest.mark.slow
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 # the image method has its own tests, with images
-NAMES = ["Default Fine Tuning Method", "Linear adapter"]
+QUERY_SIDE = "Query Side Fine Tuning Method"
+NAMES = ["Default Fine Tuning Method", "Linear adapter", QUERY_SIDE]
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +137,10 @@ def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
 
 
 @pytest.mark.quick
-def test_the_recommended_set_can_be_drawn() -> None:
-    """So the search of the default method begins with it."""
-    method = discover_methods(PLUGINS).get(NAMES[0])
+@pytest.mark.parametrize("name", [NAMES[0], QUERY_SIDE])
+def test_the_recommended_set_can_be_drawn(name: str) -> None:
+    """So the search of the default method begins with it, and that of the one for queries."""
+    method = discover_methods(PLUGINS).get(name)
     search = Search("maximize", seed=0)
     assert method.recommended
     assert search.recommend(method.suggest, method.recommended) == []
@@ -151,7 +155,7 @@ def test_discovering_the_plugins_loads_no_model() -> None:
         "import threading, pathlib\n"
         "from embedding_studio.methods import discover_methods\n"
         f"catalog = discover_methods(pathlib.Path({str(PLUGINS)!r}))\n"
-        "assert len(catalog.methods) == 3, catalog.failures\n"
+        "assert len(catalog.methods) == 4, catalog.failures\n"
         "assert threading.active_count() == 1\n"
     )
     environment = {**os.environ, "ES_INITIAL_MODEL": "/nowhere"}
@@ -255,6 +259,55 @@ def test_the_adapter_works_on_vectors_as_they_are_served(
     assert served.encode_query(contents[query]) == pytest.approx(expected, abs=1e-5)
     assert served.encode_document(contents[item]) == pytest.approx(vectors[item], abs=1e-5)
     assert method.load(saved).matrix == pytest.approx(tuned.matrix)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_items_keep_their_vectors_where_only_queries_learn(
+    lora_rank: int, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, and the card says so; so does a second iteration, from the first one's model.
+    What it costs is the queries' tokens."""
+    if lora_rank:
+        pytest.importorskip("peft")
+    encoder = SentenceTransformer(str(tiny_model_folder), prompts={"query": "find: "})
+    encoder.max_seq_length = 16
+    encoder.save(str(tmp_path / "encoder"), create_model_card=False)
+    monkeypatch.setenv("ES_INITIAL_MODEL", str(tmp_path / "encoder"))
+    catalog = discover_methods(PLUGINS)
+    method, shared = catalog.get(QUERY_SIDE), catalog.get(NAMES[0])
+    monkeypatch.setattr(method, "lora_rank", lora_rank)
+    data = replace(prepared(method, searches(6000), tmp_path / "data"), test=None)
+    words = ["word one", "two", "three " * 30]
+    items, queries = encoder.encode_document(words), encoder.encode_query(words)
+    params = suggestion(method) | {"learning_rate": 3e-3, "frozen_layers": 1}
+    model = method.load_initial_model()
+    before = np.mean(method.evaluate(model, data.validation)["ndcg_at_10"])
+    for saved in (tmp_path / "first", tmp_path / "second"):
+        model = method.train(model, params, data, run := Reports())
+        saved.mkdir()
+        method.save(model, saved)
+        served = SentenceTransformer(str(saved), device="cpu")
+        np.testing.assert_array_equal(served.encode_document(words), items)
+        assert not np.allclose(served.encode_query(words), queries, atol=1e-3)
+        assert served.max_seq_length == 16
+        assert served.prompts["query"] == "find: "
+        assert "an index of these stays valid" in (saved / "README.md").read_text()
+        model = method.load(saved)
+        assert np.mean(method.evaluate(model, data.validation)["ndcg_at_10"]) > before
+        estimate, former = (m.estimate_trained_tokens(params, data) for m in (method, shared))
+        assert run.trained_tokens == pytest.approx(estimate, rel=0.1)
+        assert former is not None
+        assert run.trained_tokens < 0.7 * former
+    assert list(tmp_path.glob("data/texts-*/activations-*")), "frozen layers are not kept"
+
+
+def test_items_that_share_with_queries_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """A Router whose routes have parameters in common cannot keep its items' vectors."""
+    encoder = SentenceTransformer(str(tiny_model_folder), device="cpu")
+    modules: Any = list(encoder)
+    router = Router.for_query_document(modules, modules)
+    with pytest.raises(MethodError, match="for queries alone"):
+        split_sides(SentenceTransformer(modules=[router], device="cpu"))
 
 
 def test_a_model_stored_in_half_precision_scores_the_same_when_read_back(
