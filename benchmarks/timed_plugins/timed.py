@@ -36,7 +36,7 @@ def start_clock() -> None:
         trial.PrepareData,
         trial.Train,
         trial.Score,
-        trial.Compare,
+        trial.Examine,
         trial.ScoreBaseline,
     ):
         recorder.wrap(job, "__call__", "in jobs, other")

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ from embedding_studio.engine.failures import PROPOSING
 from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import (
     BaselineResult,
-    Compare,
     DrawSearch,
+    Examine,
     PrepareData,
     SaveInitialModel,
     ScoreBaseline,
@@ -347,14 +348,19 @@ class Attempt:
             tracking.models.download(best, workspace.best)
         folds = recipe.folds()
         self.lease.show(phase="promote", seconds_left=None)
-        compared = workspace.run_all(
-            [Compare(workspace.method, workspace.start, fold.model, fold.data) for fold in folds]
+        method, parts = workspace.method, tuple(fold.data for fold in folds)
+        of_start, *of_folds = workspace.run_all(
+            [
+                Examine(method, workspace.start, parts),
+                *(Examine(method, fold.model, (fold.data,)) for fold in folds),
+            ]
         )
+        of_set = [*chain.from_iterable(of_folds)]
         promote = self.task.promote or Promote(self.method.promote)
         seed = self.house.settings.seed
-        before, after = join([c.before for c in compared]), join([c.after for c in compared])
+        before, after = (join([one.scores for one in of]) for of in (of_start, of_set))
         verdict = decide(metric, self.method.direction, before, after, seed, promote)
-        changes = query_changes(compared)
+        changes = query_changes(of_start, of_set)
         gained, lost = most_changed(changes)
         needed = sessions_needed(verdict, int(data.figures["sessions"]))
         verdict = replace(
@@ -369,7 +375,7 @@ class Attempt:
             verdict = _refused(verdict, f"{registered.say_champion()}: start a new task")
         served = best
         is_wanted = len(folds) > 1 and (verdict.promoted or promote is Promote.NEVER)
-        if is_wanted and (refitted := recipe.refit(folds, compared)) is not None:
+        if is_wanted and (refitted := recipe.refit(folds, after)) is not None:
             served, verdict = refitted, replace(verdict, served_model=ServedModel.REFIT)
         self._note_cost(recipe.experiment_id)
         self._log_test_scores(verdict, baseline.run_id, {best.run_id, served.run_id})

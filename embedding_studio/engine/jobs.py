@@ -299,7 +299,7 @@ class Train(Job[TrialResult]):
 
 @dataclass(frozen=True, slots=True)
 class Score(Job[Scores]):
-    """Score a saved model on one split of the data; arrays stay per query."""
+    """Score a saved model on the validation split of the data; arrays stay per query."""
 
     reads = ("model_folder", "data_folder")
     doing = "scoring a saved model"
@@ -307,51 +307,47 @@ class Score(Job[Scores]):
     method: MethodRef
     model_folder: Path
     data_folder: Path
-    split: str = "validation"
 
     def __call__(self, report: Reporter) -> Scores:
         method = self.method.load()
-        split = getattr(method.load_data(self.data_folder), self.split)
+        split = method.load_data(self.data_folder).validation
         scores = read_scores(method.evaluate(method.load(self.model_folder), split))
         mean_metrics(scores, method.main_metric)
         return scores
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two models on the same held-out queries."""
+class Examined:
+    """A model on queries that it did not see."""
 
-    #: arrays are per query, in the same order
-    before: Scores
-    after: Scores
-    #: by the text of a query, as the method explains them; the two have the same queries
-    explained_before: Mapping[str, float]
-    explained_after: Mapping[str, float]
+    #: arrays are per query, in the order that every model has
+    scores: Scores
+    #: by the text of a query, as the method explains them
+    explained: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Compare(Job[Compared]):
-    """Score two saved models on the test split."""
+class Examine(Job[list[Examined]]):
+    """Score a saved model on the test split of each of several folders of data, and explain it."""
 
-    reads = ("before_folder", "after_folder", "data_folder")
-    doing = "comparing two models"
+    reads = ("model_folder", "data_folders")
+    doing = "scoring a model on held-out queries"
 
     method: MethodRef
-    before_folder: Path
-    after_folder: Path
-    data_folder: Path
+    model_folder: Path
+    data_folders: tuple[Path, ...]
 
-    def __call__(self, report: Reporter) -> Compared:
+    def __call__(self, report: Reporter) -> list[Examined]:
         method = self.method.load()
-        split = method.load_data(self.data_folder).test
-        scores, explained = list[Scores](), list[Mapping[str, float]]()
-        for folder in (self.before_folder, self.after_folder):
-            model = method.load(folder)
-            scores.append(read_scores(method.evaluate(model, split)))
-            mean_metrics(scores[-1], method.main_metric)
-            explained.append(finite_means(read_scores(method.explain(model, split), "explain")))
-            del model  # there may be no room for two
-        return Compared(scores[0], scores[1], explained[0], explained[1])
+        model = method.load(self.model_folder)
+        return [self._examine(method, model, folder) for folder in self.data_folders]
+
+    def _examine(self, method: AnyMethod, model: Any, folder: Path) -> Examined:
+        split = method.load_data(folder).test
+        scores = read_scores(method.evaluate(model, split))
+        mean_metrics(scores, method.main_metric)
+        explained = finite_means(read_scores(method.explain(model, split), "explain"))
+        return Examined(scores, explained)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.engine.jobs import Compared
+from embedding_studio.engine.jobs import Examined
 from embedding_studio.engine.scores import queries_of
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
@@ -138,13 +138,14 @@ def sessions_needed(promotion: Promotion, sessions: int) -> int | None:
     return math.ceil(sessions * times) if 1 < times <= _MOST_SESSIONS_TOLD else None
 
 
-def query_changes(compared: Sequence[Compared]) -> list[QueryChange]:
-    """Return the queries that the method explains, those that gained most first."""
+def query_changes(before: Sequence[Examined], after: Sequence[Examined]) -> list[QueryChange]:
+    """Return the queries that the method explains, those that gained most first. before, after: two
+    models on the same parts of the queries."""
     changes = [
-        QueryChange(query[:_QUERY_LENGTH], before, one.explained_after[query])
-        for one in compared
-        for query, before in one.explained_before.items()
-        if query in one.explained_after
+        QueryChange(query[:_QUERY_LENGTH], value, then.explained[query])
+        for first, then in zip(before, after, strict=True)
+        for query, value in first.explained.items()
+        if query in then.explained
     ]
     return sorted(changes, key=lambda change: change.before - change.after)
 

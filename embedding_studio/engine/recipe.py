@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.engine.best import upload
 from embedding_studio.engine.failures import describe, during
-from embedding_studio.engine.jobs import Compared, Score, Train, TrialResult
+from embedding_studio.engine.jobs import Examine, Train, TrialResult
 from embedding_studio.engine.limits import Limits
 from embedding_studio.engine.promotion import decide
 from embedding_studio.engine.scores import are_close, join
@@ -24,7 +24,7 @@ from embedding_studio.errors import (
     TrialCanceled,
 )
 from embedding_studio.executors.base import Report, Verdict
-from embedding_studio.methods import Parameters
+from embedding_studio.methods import Parameters, Scores
 from embedding_studio.search import Trial
 from embedding_studio.tasks import Budget, StoredModel, TaskEventKind
 
@@ -95,29 +95,26 @@ class Recipe:
             return [first, *self._train(wanted)]
         return [first]
 
-    def refit(self, folds: Sequence[Training], compared: Sequence[Compared]) -> StoredModel | None:
+    def refit(self, folds: Sequence[Training], scores: Scores) -> StoredModel | None:
         """Train the set on all queries but those of validation, and return the model once it is
-        stored and found no worse than the folds' models; else None. compared: how these did."""
+        stored and found no worse than the folds' models; else None. scores: what these had on the
+        queries that they did not see."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
         attempt.lease.show(phase="refit")
         with self._costing("the best trial's model is kept"):
             (training,) = self._train([self._new("refit", None)])
-            self._check(training, folds, compared)
+            self._check(training, folds, scores)
             value = training.metrics[metric]
             return upload(attempt, training.run_id, training.model, training.data, value)
         return None
 
-    def _check(
-        self, refit: Training, folds: Sequence[Training], compared: Sequence[Compared]
-    ) -> None:
+    def _check(self, refit: Training, folds: Sequence[Training], scores: Scores) -> None:
         """Raises MethodError for a model that is worse than those it follows: beyond chance on the
         queries that they did not see, or further below them on validation than they lie apart."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
-        method = attempt.workspace.method
-        scores = attempt.workspace.run_all(
-            [Score(method, refit.model, fold.data, "test") for fold in folds]
-        )
-        before, after = join([one.after for one in compared])[metric], join(scores)[metric]
+        method, data = attempt.workspace.method, tuple(fold.data for fold in folds)
+        examined = attempt.workspace.run(Examine(method, refit.model, data))
+        before, after = scores[metric], join([one.scores for one in examined])[metric]
         direction = attempt.method.direction
         verdict = decide(metric, direction, {metric: before}, {metric: after}, seed=0)
         sign = 1 if direction == "maximize" else -1

@@ -57,12 +57,15 @@ class Workspace:
 
     def run_all(self, jobs: Sequence[Job[Result]]) -> list[Result]:
         """Run jobs side by side, as many at a time as there is room for. Raises as `run`."""
-        results, room = list[Result](), self.slots()
-        for first in range(0, len(jobs), room):
-            self._lease.check_stop()
-            begun = [self.submit(job) for job in jobs[first : first + room]]
-            results += [self.result_of(future) for future in begun]
-        return results
+        begun = list[Future[Result]]()
+        try:
+            for job in jobs:  # those wait in the executor that it has no room for
+                self._lease.check_stop()
+                begun.append(self.submit(job))
+            return [self.result_of(future) for future in begun]
+        except BaseException:
+            self.kill(begun)
+            raise
 
     def submit(self, job: Job[Result]) -> "Future[Result]":
         """Start a job whose reports, if it makes any, change nothing."""

@@ -64,7 +64,7 @@ class Job(ABC, Generic[Result]):
     machine's disk brings these files there and back; fields that are dataclasses with `reads` of
     their own are brought too."""
 
-    #: fields with a file or folder, which nobody changes once the job is submitted
+    #: fields with a file or folder, or several, which nobody changes once the job is submitted
     reads: ClassVar[tuple[str, ...]] = ()
     #: fields with a folder that the job makes
     writes: ClassVar[tuple[str, ...]] = ()
@@ -81,7 +81,9 @@ def relocated(job: Any, read: Callable[[Path], Path], write: Callable[[Path], Pa
     for field in fields(job):
         value = getattr(job, field.name)
         if field.name in getattr(job, "reads", ()):
-            changes[field.name] = read(value)
+            changes[field.name] = (
+                read(value) if isinstance(value, Path) else tuple(map(read, value))
+            )
         elif field.name in getattr(job, "writes", ()):
             changes[field.name] = write(value)
         elif is_dataclass(value) and hasattr(value, "reads"):

@@ -39,11 +39,16 @@ class Activations:
 
 def activations_file(folder: Path, frozen: Iterable[Tensor], depths: Iterable[int]) -> Path:
     """Return where the activations of these frozen weights, up to these depths, are kept."""
-    digest = hashlib.sha256(repr(list(depths)).encode())
-    for weights in frozen:
+    return folder / f"activations-{digest_of(repr(list(depths)), frozen)}.npy"
+
+
+def digest_of(form: str, tensors: Iterable[Tensor]) -> str:
+    """Return what tells these tensors, and how they are used, from others."""
+    digest = hashlib.sha256(form.encode())
+    for weights in tensors:
         digest.update(str(tuple(weights.shape)).encode())
         digest.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().data)
-    return folder / f"activations-{digest.hexdigest()[:16]}.npy"
+    return digest.hexdigest()[:16]
 
 
 def open_activations(

@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from embedding_studio.errors import CorruptModel, MethodError
 from embedding_studio.settings import Settings
+from embedding_studio.training.activations import digest_of
 from embedding_studio.training.card import note_origin, write_card
 from embedding_studio.training.inputs import Inputs, Ints, in_order
 from embedding_studio.training.serving import comparable, forward
@@ -26,6 +28,8 @@ QUERY_SIDE = ("sub_modules.query.",)
 """The scope of a tower for queries alone: what a Router calls the parameters of their route."""
 _STORED = "_stored_dtypes"
 _FIXED = "_fixed_parameters"
+_EMBEDDED = "_embedded"
+_MOST_REMEMBERED = 100_000
 
 
 def device() -> torch.device:
@@ -205,6 +209,30 @@ def embed_frozen(model: SentenceTransformer, inputs: Inputs, which: Ints) -> NDA
     model.train(was_training)
     found: NDArray[np.float32] = comparable(model, vectors).cpu().numpy()[back]
     return found
+
+
+def embed_once(model: SentenceTransformer, inputs: Inputs, which: Ints) -> NDArray[np.float32]:
+    """Return what `embed_frozen` does, but remember it with the model, for as long as that stays as
+    it is: what several splits or several scores need is embedded once."""
+    inputs = inputs.for_model(model)
+    known = _remembered(model)
+    names = inputs.names(which)
+    new = {name: n for name, n in zip(names, which.tolist(), strict=True) if name not in known}
+    if new:
+        vectors = embed_frozen(model, inputs, np.array([*new.values()]))
+        known.update(zip(new, vectors, strict=True))
+    return np.stack([known[name] for name in names])
+
+
+def _remembered(model: SentenceTransformer) -> dict[Hashable, NDArray[np.float32]]:
+    """Return the vectors that are known of a model, by the names of the inputs."""
+    form = repr([model, model.truncate_dim, model.similarity_fn_name])
+    state = digest_of(form, chain(model.parameters(), model.buffers()))
+    former, known = getattr(model, _EMBEDDED, ("", {}))
+    if former != state or len(known) > _MOST_REMEMBERED:
+        known = {}
+        setattr(model, _EMBEDDED, (state, known))
+    return known
 
 
 def width_of(model: SentenceTransformer) -> int:

@@ -18,7 +18,7 @@ from embedding_studio.training.data import (
     open_clicks,
     write_relevance,
 )
-from embedding_studio.training.encoder import embed_frozen
+from embedding_studio.training.encoder import embed_once
 from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.judge import (
     METRICS,
@@ -76,8 +76,8 @@ def _embedders(
     """Return what embeds queries, and what embeds items."""
     item_inputs = lists.texts if items is None else items
     return (
-        lambda which: embed_frozen(model, lists.texts, which),
-        lambda which: embed_frozen(model, item_inputs, which),
+        lambda which: embed_once(model, lists.texts, which),
+        lambda which: embed_once(model, item_inputs, which),
     )
 
 

@@ -78,6 +78,9 @@ class PreparedImages:
     def same_as(self, which: Ints) -> Ints:
         return which
 
+    def names(self, which: Ints) -> list[str]:
+        return [hashlib.sha256(self.pixels[row]).hexdigest() for row in self.rows[which]]
+
     def samples(self) -> Ints:
         return np.arange(min(4, len(self)))
 

@@ -1,7 +1,7 @@
 """What a model encodes, by number, and how it is cut into passes."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +59,9 @@ class Inputs(Protocol):
 
     def same_as(self, which: Ints) -> Ints:
         """Return for each input the first that the model encodes alike."""
+
+    def names(self, which: Ints) -> Sequence[Hashable]:
+        """Return what each input is: of one name, one model makes one vector."""
 
     def samples(self) -> Ints:
         """Return a few inputs that differ in how they are encoded and in length."""

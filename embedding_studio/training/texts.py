@@ -95,6 +95,12 @@ class TokenizedTexts:
         own = self.is_item == is_item
         return replace(self, twins=np.where(own, self.twins, np.flatnonzero(own)[0]))
 
+    def names(self, which: Ints) -> list[tuple[str, str, bool]]:
+        is_item = self.is_item.tolist()
+        return [
+            (self.fingerprint, self.contents[n], is_item[n]) for n in self.same_as(which).tolist()
+        ]
+
     def samples(self) -> Ints:
         return np.concatenate([self._samples_of(side) for side in (False, True)])
 

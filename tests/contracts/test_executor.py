@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from embedding_studio.engine.jobs import MethodRef
+from embedding_studio.engine.jobs import Examine, MethodRef
 from embedding_studio.errors import ConfigurationError, TrialCanceled, TrialCrashed, TrialPruned
 from embedding_studio.executors import Executor, open_executor
 from embedding_studio.executors.base import (
@@ -533,9 +534,12 @@ class Copying(Job[None]):
 
 def test_a_job_says_which_paths_it_reads_and_writes() -> None:
     """All paths of a job are found, those of its parts too, and nothing else is changed."""
-    job = Copying(MethodRef("Toy", Path("plugins")), Path("a"), Path("b"))
-    there = relocated(job, lambda path: Path("in") / path, lambda path: Path("out") / path)
-    assert there == Copying(MethodRef("Toy", Path("in/plugins")), Path("in/a"), Path("out/b"))
+    toy, toy_there = (MethodRef("Toy", Path(place)) for place in ("plugins", "in/plugins"))
+    moved = partial(relocated, read=lambda path: "in" / path, write=lambda path: "out" / path)
+    copying = Copying(toy, Path("a"), Path("b"))
+    assert moved(copying) == Copying(toy_there, Path("in/a"), Path("out/b"))
+    examine = Examine(toy, Path("a"), (Path("b"), Path("c")))
+    assert moved(examine) == Examine(toy_there, Path("in/a"), (Path("in/b"), Path("in/c")))
 
 
 def test_a_job_writes_where_it_was_asked_to(executor: Executor, tmp_path: Path) -> None:

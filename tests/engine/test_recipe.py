@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from embedding_studio.clickstream import split_by_query
 from embedding_studio.clock import utc_now
-from embedding_studio.engine.jobs import Compared
+from embedding_studio.engine.jobs import Examined
 from embedding_studio.engine.promotion import (
     as_csv,
     decide,
@@ -207,9 +207,9 @@ def test_a_refused_verdict_says_how_many_sessions_would_tell() -> None:
 @pytest.mark.quick
 def test_queries_are_told_by_what_they_gained() -> None:
     """The most gained and the most lost first, and all of them in a table."""
-    one = Compared({}, {}, {"a": 0.5, "b": 0.2}, {"a": 0.1, "b": 0.9})
-    other = Compared({}, {}, {"c, d": 0.5, "e": 0.3}, {"c, d": 0.7, "e": 0.3})
-    changes = query_changes([one, other])
+    before = [Examined({}, {"a": 0.5, "b": 0.2}), Examined({}, {"c, d": 0.5, "e": 0.3})]
+    after = [Examined({}, {"a": 0.1, "b": 0.9}), Examined({}, {"c, d": 0.7, "e": 0.3})]
+    changes = query_changes(before, after)
     gained, lost = most_changed(changes)
     assert gained == (QueryChange("b", 0.2, 0.9), QueryChange("c, d", 0.5, 0.7))
     assert lost == (QueryChange("a", 0.5, 0.1),)

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import BoW
 
 from embedding_studio.errors import CorruptModel, MethodError
+from embedding_studio.training import encoder
 from embedding_studio.training.encoder import (
     embed_frozen,
+    embed_once,
     load_encoder,
     require_tunable,
     save_encoder,
@@ -55,6 +58,36 @@ def test_chunks_hold_each_input_once_and_keep_to_the_limit(lengths: list[int]) -
     assert sorted(order.tolist()) == list(range(len(lengths)))
     for chunk in chunks:
         assert len(chunk) * max(lengths[number] for number in chunk) <= 50
+
+
+def test_what_is_embedded_once_is_remembered_while_the_model_stays_as_it_is(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts of other data, too, are known by what they say; a changed weight, or another length of
+    the vectors, lets all be forgotten."""
+    passed = list[int]()
+
+    def count(*about: Any) -> torch.Tensor:
+        passed.append(len(about[2]))
+        return forward(*about)
+
+    monkeypatch.setattr(encoder, "forward", count)
+    texts, others = tokenize(model, TEXTS), tokenize(model, ["new", *TEXTS[::-1]])
+    every = np.arange(len(TEXTS))
+    first = embed_once(model, texts, every)
+    assert first == pytest.approx(embed_frozen(model, texts, every), abs=1e-5)
+    passed.clear()
+    again = embed_once(model, others, every + 1)
+    assert (again == first[::-1]).all()
+    assert passed == []
+    embed_once(model, others, np.array([3, 0, 0]))
+    assert passed == [1]
+    next(model.parameters()).data.mul_(1.1)
+    changed = embed_once(model, texts, every)
+    assert changed == pytest.approx(embed_frozen(model, texts, every), abs=1e-5)
+    assert not np.allclose(changed, first)
+    with model.truncate_embeddings(2):
+        assert embed_once(model, texts, every).shape == (len(TEXTS), 2)
 
 
 def test_vectors_come_back_in_the_order_asked_for(model: SentenceTransformer) -> None:
