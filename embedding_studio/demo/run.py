@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from embedding_studio.errors import ConfigurationError
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget, MetricChange, Promotion, TaskStatus
+from embedding_studio.threads import in_own_thread
 from embedding_studio.training.encoder import load_encoder
 from embedding_studio.wire.tasks import TaskView
 
@@ -53,12 +55,14 @@ def run_demo(settings: Settings, sessions: int, trials: int, rounds: int, seed: 
     settings = _demo_settings(settings)
     corpus = load_corpus()
     console.print(f"[dim]{ATTRIBUTION}[/dim]")
+    # while the services start
+    embedding = in_own_thread(partial(_embed, corpus, Path(settings.initial_model)))
     with Services(settings, logs=settings.data_folder / "logs") as services:
         console.print(f"[bold]{services.describe()}[/bold]")
         console.print(f"[dim]logs: {settings.data_folder / 'logs'}[/dim]")
         settings = services.settings
         with services.client() as client:
-            champion = _embed(corpus, Path(settings.initial_model))
+            champion = embedding.result()
             summary: dict[str, object] = {}
             for number in range(rounds):
                 if rounds > 1:
