@@ -177,6 +177,11 @@ def image_of(result: SearchResult) -> str | None:
     return None
 
 
+def has_content(result: SearchResult) -> bool:
+    """Tell whether the result carries a text or an image."""
+    return bool(text_of(result) or image_of(result))
+
+
 @dataclass(frozen=True, slots=True)
 class NumberedSession:
     """A session and its place in its batch: numbers run 1, 2, 3, ... without gaps."""

@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "projects", "clickstream", "tasks", "schedules", "models", "keys", "workers"}
+    {
+        "errors",
+        "projects",
+        "clickstream",
+        "items",
+        "tasks",
+        "schedules",
+        "models",
+        "keys",
+        "workers",
+    }
     | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
@@ -181,7 +191,7 @@ def test_what_changes_mlflow_asks_the_guard() -> None:
     assert writing > 0
 
 
-NOUNS = ("clickstream", "tasks", "schedules", "models", "keys", "workers")
+NOUNS = ("clickstream", "items", "tasks", "schedules", "models", "keys", "workers")
 ROOMS = ("", "store", "wire", "api", "client", "cli")
 GAPS = {
     "wire/keys": "keys are made, listed and ended by commands that open the store",
@@ -191,6 +201,7 @@ GAPS = {
     "client/workers": "as for wire/workers",
     "cli/workers": "as for wire/workers",
     "cli/clickstream": "sessions are posted by programs, through the client",
+    "cli/items": "as for cli/clickstream",
     "cli/tasks": "tasks are asked for by programs, through the client",
     "cli/schedules": "as for cli/tasks",
 }

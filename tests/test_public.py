@@ -42,6 +42,10 @@ def test_what_callers_of_the_api_import() -> None:
         "release_batch": "release_id",
         "get_batch": "batch_id",
         "read_batch": "batch_id, page_size",
+        "put_items": "items",
+        "get_item": "object_id",
+        "read_items": "page_size",
+        "delete_items": "object_ids",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url",
         "get_task": "task_id",

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import clickstream, schedules, system
+from embedding_studio.api import clickstream, items, schedules, system
 from embedding_studio.api import models as champions
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
@@ -59,9 +59,9 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         Security(HTTPBearer(auto_error=False)),
         Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     ]
-    for resource in (clickstream.router, fine_tuning.router, champions.router, schedules.router):
+    for resource in (clickstream, items, fine_tuning, champions, schedules):
         app.include_router(
-            resource,
+            resource.router,
             prefix="/api/v1",
             responses=problems(401, 403, 429, 503),
             dependencies=key_headers,

@@ -8,16 +8,17 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
-from embedding_studio.api.errors import describe_fields, problems
+from embedding_studio.api.errors import problems
 from embedding_studio.api.groups import Groups
 from embedding_studio.api.notices import Notices, look_at, look_at_events
-from embedding_studio.api.requests import judged, validated
+from embedding_studio.api.requests import id_in, judged, judged_one, reason_of
 from embedding_studio.api.routing import Route, in_turn, reading
 from embedding_studio.clickstream import BatchCount, EarlyFeedback, Session, Usage
 from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
+from embedding_studio.items import without_content
 from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
     BatchPage,
@@ -26,7 +27,6 @@ from embedding_studio.wire.clickstream import (
     EventsBody,
     EventsOutcome,
     IrrelevantBody,
-    PostedId,
     PostStatus,
     ReleaseBody,
     ReleaseView,
@@ -38,13 +38,11 @@ from embedding_studio.wire.clickstream import (
     ToInstant,
     from_unix_seconds,
 )
-from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 from embedding_studio.wire.quick import QuickSession, QuickSessions, read_session, read_sessions
 
 router = APIRouter(prefix="/clickstream", tags=["clickstream"], route_class=Route)
 
-_ID = TypeAdapter[str](PostedId)
 PostedSession = SessionBody | QuickSession
 
 
@@ -86,7 +84,7 @@ async def register_sessions(
         )
     posted: Sequence[PostedSession | ValidationError | InvalidInput] = items
     if not all(isinstance(item, QuickSession) for item in items):
-        posted = await in_turn(request, _judged_each, items, context)
+        posted = await in_turn(request, _judged_sessions, items, context)
     right = [one for one in posted if not isinstance(one, Exception)]
     answers = iter(await _register_together(right, request, context))
     outcomes = [one if isinstance(one, Exception) else next(answers) for one in posted]
@@ -222,18 +220,13 @@ def _accepted_instant(context: Context, now: datetime) -> ToInstant:
     return to_instant
 
 
-def _judged_each(
+def _judged_sessions(
     items: Sequence[object], context: Context
 ) -> list[PostedSession | ValidationError | InvalidInput]:
-    """Return the sessions that were posted, or why they are none."""
-    judged_ones: list[PostedSession | ValidationError | InvalidInput] = []
-    for item in items:
-        try:
-            quick = item if isinstance(item, QuickSession) else None
-            judged_ones.append(quick or validated(SessionBody, item, context))
-        except (ValidationError, InvalidInput) as error:
-            judged_ones.append(error)
-    return judged_ones
+    return [
+        one if isinstance(one, QuickSession) else judged_one(SessionBody, one, context)
+        for one in items
+    ]
 
 
 async def _register_together(
@@ -271,7 +264,9 @@ def _session_of(posted: PostedSession, to_instant: ToInstant) -> Session | Inval
 
 def _outcomes(context: Context, kept: Sequence[tuple[Session, Registered]]) -> list[SessionOutcome]:
     """Return what to answer to sessions that are kept, and see to what follows from them."""
-    notices = [look_at(session, answer) for session, answer in kept]
+    named = {one for session, answer in kept if answer.is_new for one in without_content(session)}
+    items = context.store.items.find(named) if named else {}
+    notices = [look_at(session, answer, items) for session, answer in kept]
     for session, answer in kept:
         if session.is_irrelevant and not answer.is_new:
             context.store.clickstream.mark_irrelevant(session.session_id)
@@ -324,22 +319,9 @@ def _tell(
 
 
 def _refusal(item: Any, error: ValidationError | InvalidInput, context: Context) -> SessionOutcome:
-    if not isinstance(item, dict | QuickSession):
-        reason = "the item is no JSON object"
-    elif isinstance(error, ValidationError):
-        errors = error.errors()
-        first, others = errors[:SUMMARIZED], errors[SUMMARIZED:]
-        reason = summarize_field_errors(describe_fields(first, SessionBody), len(others))
-    else:
-        reason = str(error)
-    session_id: str | None = None
-    if isinstance(item, QuickSession):
-        session_id = item.session_id
-    else:
-        with suppress(ValidationError, LookupError, TypeError):
-            session_id = _ID.validate_python(item["session_id"], context=context.settings)
+    quick_id = item.session_id if isinstance(item, QuickSession) else None
     return SessionOutcome(
-        session_id=session_id,
+        session_id=quick_id or id_in(item, "session_id", context),
         status=PostStatus.INVALID,
-        error=reason,
+        error=reason_of(item, error, SessionBody),
     )

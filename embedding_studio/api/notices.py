@@ -1,10 +1,10 @@
 """What is taken as it is posted, but said in the answer and counted: it may teach nothing."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from embedding_studio.clickstream import BatchCount, Session, SessionEvent, image_of, text_of
+from embedding_studio.clickstream import BatchCount, Session, SessionEvent, has_content
 from embedding_studio.store.clickstream import Registered
 
 
@@ -16,13 +16,13 @@ class Notices:
     counts: Counter[BatchCount] = field(default_factory=Counter)
 
 
-def look_at(posted: Session, outcome: Registered) -> Notices:
-    """Return what is to be said of a posted session."""
+def look_at(posted: Session, outcome: Registered, items: Collection[str] = ()) -> Notices:
+    """Return what is to be said of a posted session. items: the object ids that are items."""
     notices = look_at_events(posted.events, outcome)
     if outcome.early_events:
         notices.counts[BatchCount.EARLY_EVENTS] += outcome.early_events
     if outcome.is_new:
-        _look_at_results(posted, notices)
+        _look_at_results(posted, items, notices)
         if outcome.is_late:
             notices.counts[BatchCount.LATE_SESSIONS] += 1
     elif different := _differences(posted, outcome.stored):
@@ -55,16 +55,18 @@ def look_at_events(events: Sequence[SessionEvent], outcome: Registered) -> Notic
     return notices
 
 
-def _look_at_results(posted: Session, notices: Notices) -> None:
+def _look_at_results(posted: Session, items: Collection[str], notices: Notices) -> None:
     unreadable = [
-        shown for shown in posted.search_results if not (text_of(shown) or image_of(shown))
+        shown.object_id
+        for shown in posted.search_results
+        if not has_content(shown) and shown.object_id not in items
     ]
     if unreadable:
         notices.counts[BatchCount.RESULTS_WITHOUT_CONTENT] += len(unreadable)
         notices.warnings.append(
             f"{len(unreadable)} of {len(posted.search_results)} results have neither meta.text nor "
-            f"meta.image (object_id {unreadable[0].object_id!r}, say): a method that does not look "
-            "its items up elsewhere leaves them out"
+            f"meta.image, and are no items (object_id {unreadable[0]!r}, say): put them as items "
+            "(PUT /api/v1/items), or a method that does not look them up elsewhere leaves them out"
         )
 
 

@@ -1,20 +1,24 @@
 """What may be asked of this installation: checks that several routes share."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from embedding_studio.api.context import Context
+from embedding_studio.api.errors import describe_fields
 from embedding_studio.errands.webhooks import check_url
 from embedding_studio.errors import InvalidInput, UnknownMethod
 from embedding_studio.tasks import Budget
-from embedding_studio.wire.clickstream import Posted
+from embedding_studio.wire.clickstream import Posted, PostedId
+from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
 from embedding_studio.workers import silence_allowed
 
 Body = TypeVar("Body", bound=BaseModel)
+_ID = TypeAdapter[str](PostedId)
 
 MAX_TOLD_ERRORS = 100
 """Each takes far longer to tell than to post."""
@@ -47,6 +51,35 @@ def judged(kind: type[Body], body: object, context: Context) -> Body:
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         raise RequestValidationError(errors) from None
+
+
+def judged_one(
+    kind: type[Body], item: object, context: Context
+) -> Body | ValidationError | InvalidInput:
+    """Return one of many that were posted together, or why it is none."""
+    try:
+        return validated(kind, item, context)
+    except (ValidationError, InvalidInput) as error:
+        return error
+
+
+def reason_of(item: object, error: ValidationError | InvalidInput, kind: type[BaseModel]) -> str:
+    """Return in words why one of many is refused."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    if not isinstance(item, dict):
+        return "the item is no JSON object"
+    errors = error.errors()
+    first, others = errors[:SUMMARIZED], errors[SUMMARIZED:]
+    return summarize_field_errors(describe_fields(first, kind), len(others))
+
+
+def id_in(item: object, name: str, context: Context) -> str | None:
+    """Return the id that one of many has, if it is a right one."""
+    with suppress(ValidationError):
+        if isinstance(item, dict) and name in item:
+            return _ID.validate_python(item[name], context=context.settings)
+    return None
 
 
 def spellings_of(key: str) -> list[str]:

@@ -1,12 +1,11 @@
 """Calls for sessions, events and batches."""
 
-import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
-from embedding_studio.client.connection import Connection
+from embedding_studio.client.connection import Connection, bulk_bodies
 from embedding_studio.wire.clickstream import (
     BatchPage,
     BatchView,
@@ -24,9 +23,6 @@ from embedding_studio.wire.clickstream import (
 )
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET
 
-_SESSIONS_PER_REQUEST = 500
-_BYTES_PER_REQUEST = 4 * 1024 * 1024  # far below what the API takes by default
-
 
 class ClickstreamCalls(Connection):
     """What is posted as people search and click, and read back."""
@@ -39,7 +35,9 @@ class ClickstreamCalls(Connection):
 
         An invalid session is answered as such and does not keep the others from being stored."""
         outcomes: list[SessionOutcome] = []
-        for body in _bulk_bodies(sessions):
+        # not validated here: the server judges each session, and answers per session
+        given = (SessionView.of(session).model_dump(warnings=False) for session in sessions)
+        for body in bulk_bodies("sessions", given):
             headers = {"Content-Type": "application/json"}
             response = self._call("POST", "/clickstream/sessions", content=body, headers=headers)
             outcomes += self._read(SessionOutcomes, response).sessions
@@ -81,24 +79,6 @@ class ClickstreamCalls(Connection):
             for view in page.sessions:
                 yield NumberedSession(view.to_session(_instant), batch_id, view.session_number)
             after_number = page.last_number
-
-
-def _bulk_bodies(sessions: Iterable[Session]) -> Iterator[bytes]:
-    """Yield bodies of as many sessions as one request may carry."""
-    chunk: list[bytes] = []
-    size_bytes = 0
-    for session in sessions:
-        # not validated here: the server judges each session, and answers per session
-        posted = SessionView.of(session).model_dump(warnings=False)
-        encoded = json.dumps(posted, ensure_ascii=False, allow_nan=False).encode()
-        is_full = size_bytes + len(encoded) > _BYTES_PER_REQUEST
-        if chunk and (is_full or len(chunk) == _SESSIONS_PER_REQUEST):
-            yield b'{"sessions":[' + b",".join(chunk) + b"]}"
-            chunk, size_bytes = [], 0
-        chunk.append(encoded)
-        size_bytes += len(encoded)
-    if chunk:
-        yield b'{"sessions":[' + b",".join(chunk) + b"]}"
 
 
 def _instant(seconds: float | None, owner: str) -> datetime:

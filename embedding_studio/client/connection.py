@@ -1,6 +1,7 @@
 """The connection to an API, by which a client's calls are sent, retried and answered."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -13,6 +14,9 @@ from embedding_studio.errors import EmbeddingStudioError, StoreUnavailable
 from embedding_studio.wire.errors import ERROR_BY_STATUS, summarize_field_errors
 
 T = TypeVar("T")
+
+_VALUES_PER_REQUEST = 500
+_BYTES_PER_REQUEST = 4 * 1024 * 1024  # far below what the API takes by default
 
 
 class Connection:
@@ -100,6 +104,26 @@ class Connection:
         return isinstance(
             error, (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError)
         )
+
+
+def bulk_bodies(name: str, values: Iterable[object]) -> Iterator[bytes]:
+    """Yield bodies, {name: values}, of as many values as one request may carry."""
+    chunk: list[bytes] = []
+    size_bytes = 0
+    for value in values:
+        encoded = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        is_full = size_bytes + len(encoded) > _BYTES_PER_REQUEST
+        if chunk and (is_full or len(chunk) == _VALUES_PER_REQUEST):
+            yield _bulk_body(name, chunk)
+            chunk, size_bytes = [], 0
+        chunk.append(encoded)
+        size_bytes += len(encoded)
+    if chunk:
+        yield _bulk_body(name, chunk)
+
+
+def _bulk_body(name: str, values: Iterable[bytes]) -> bytes:
+    return b'{"%s":[%s]}' % (name.encode(), b",".join(values))
 
 
 @cache

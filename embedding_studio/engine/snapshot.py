@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session
+from embedding_studio.items import completed, without_content
 
 if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
     from embedding_studio.engine.lease import Lease
@@ -20,13 +21,19 @@ _LINES = TypeAdapter(Session)
 
 
 def take_snapshot(store: "Store", lease: "Lease", batch_id: str, file: Path) -> str:
-    """Copy the sessions of a batch as they are now to a file; return a digest of it."""
+    """Copy the sessions of a batch as they are now to a file; return a digest of it.
+
+    Results without content of their own get that of the items they name."""
     digest, after = hashlib.sha256(), 0
     read = partial(store.clickstream.read, batch_id)
     with file.open("wb") as lines:
         while page := lease.patiently(read, after, PAGE):
             lease.check()
-            part = dump_sessions([numbered.session for numbered in page])
+            sessions = [numbered.session for numbered in page]
+            if named := {one for session in sessions for one in without_content(session)}:
+                items = lease.patiently(store.items.find, named)
+                sessions = [completed(session, items) for session in sessions]
+            part = dump_sessions(sessions)
             digest.update(part)
             lines.write(part)
             after = page[-1].number

@@ -348,7 +348,7 @@ class Batches:
         for batch in (absent, *(found["id"] for found in there)):
             for page in self._sizes_of(batch):
                 sessions, size = sessions + len(page), size + sum(page.values())
-        size += before.get("task_bytes", 0)
+        size += before.get("other_bytes", 0)
         change = {"sessions": sessions - before["sessions"], "bytes": size - before["bytes"]}
         self._documents.change(PROJECTS, {"id": self._project}, add=change)
 

@@ -128,7 +128,7 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
     """Copy what 0.1 kept into the present layout, and retire it; return how many of each noun."""
     copied: Counter[str] = Counter()
     held: dict[str, Usage] = defaultdict(Usage)
-    task_bytes: Counter[str] = Counter()
+    other_bytes: Counter[str] = Counter()
     for key in former.api_keys():
         documents.insert_one(KEYS, KEY.encode(key))
         copied["keys"] += 1
@@ -143,7 +143,7 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
         log = [Entry(None, EVENT.encode(event)) for event in one.events]
         beside = {"request": REQUEST.encode(one.request), "log": log}
         documents.insert_one(TASKS, {**TASK.encode(one.task), **beside})
-        task_bytes[one.task.project] += size_of_request(one.request)
+        other_bytes[one.task.project] += size_of_request(one.request)
         copied["tasks"] += 1
     for batch in former.batches():
         size = _copy_batch(batch, former, documents)
@@ -161,11 +161,11 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
             "expires_at": milliseconds(early.expires_at),
         }
         documents.insert_one(EARLY, waiting)
-    for project in held.keys() | task_bytes.keys():
+    for project in held.keys() | other_bytes.keys():
         counted = {
             "sessions": held[project].sessions,
-            "bytes": held[project].bytes + task_bytes[project],
-            "task_bytes": task_bytes[project],
+            "bytes": held[project].bytes + other_bytes[project],
+            "other_bytes": other_bytes[project],
         }
         documents.insert_one(PROJECTS, {"id": project, **counted})
         documents.change(PROJECTS, {"id": project}, set=counted)

@@ -11,7 +11,7 @@ from embedding_studio.store.usage import ensure_within
 
 PROJECTS = Kind("projects")
 """A document's id is the project. It counts `sessions` and `bytes`, and of the bytes those of tasks
-as `task_bytes`: they stay when the sessions are counted anew."""
+and items as `other_bytes`: they stay when the sessions are counted anew."""
 
 
 class Projects:
@@ -25,12 +25,12 @@ class Projects:
         return {found["id"]: usage_of(found) for found in self._documents.find(PROJECTS, {})}
 
     def reserve(
-        self, project: str, added: Usage, most: Usage | None = None, *, task_bytes: int = 0
+        self, project: str, added: Usage, most: Usage | None = None, *, other_bytes: int = 0
     ) -> Document:
         """Count what is about to be added, and return the project's document.
 
-        task_bytes: how many of the bytes are a task's. Raises TooManyRequests, and counts nothing,
-        where the project would hold more than `most`.
+        other_bytes: how many of the bytes are no session's. Raises TooManyRequests, and counts
+        nothing, where the project would hold more than `most`.
         """
         room: dict[str, int] = {}
         if most is not None and added.sessions:
@@ -38,7 +38,7 @@ class Projects:
         if most is not None and added.bytes:
             room["bytes"] = most.bytes - added.bytes
         where: Filter = {"id": project, **{name: up_to(left) for name, left in room.items()}}
-        add = {"sessions": added.sessions, "bytes": added.bytes, "task_bytes": task_bytes}
+        add = {"sessions": added.sessions, "bytes": added.bytes, "other_bytes": other_bytes}
         while True:
             if (changed := self._documents.change(PROJECTS, where, add=add)) is not None:
                 return changed.document
@@ -48,9 +48,9 @@ class Projects:
             else:
                 ensure_within(project, usage_of(there), added, most)
 
-    def give_back(self, project: str, unused: Usage, *, task_bytes: int = 0) -> None:
+    def give_back(self, project: str, unused: Usage, *, other_bytes: int = 0) -> None:
         """Free what was reserved and is not needed."""
-        add = {"sessions": -unused.sessions, "bytes": -unused.bytes, "task_bytes": -task_bytes}
+        add = {"sessions": -unused.sessions, "bytes": -unused.bytes, "other_bytes": -other_bytes}
         self._documents.change(PROJECTS, {"id": project}, add=add)
 
 

@@ -6,6 +6,7 @@ from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.store.deliveries import Deliveries
 from embedding_studio.store.documents import Documents
+from embedding_studio.store.items import Items
 from embedding_studio.store.keys import Keys
 from embedding_studio.store.models import Models
 from embedding_studio.store.schedules import Schedules
@@ -26,6 +27,7 @@ class Store:
         self._documents = documents
         self.project = project
         self.clickstream = clickstream or Clickstream(documents, project)
+        self.items = Items(documents, project)
         self.tasks = Tasks(documents, project)
         self.deliveries = Deliveries(documents)
         self.keys = Keys(documents)

@@ -132,10 +132,10 @@ class Tasks:
 
     def _insert(self, document: Document, size: int, most: Usage | None) -> bool:
         added = Usage(0, size)
-        self._projects.reserve(self._project, added, most, task_bytes=size)
+        self._projects.reserve(self._project, added, most, other_bytes=size)
         [answer] = self._documents.insert(TASKS, [document])
         if answer is not True:
-            self._projects.give_back(self._project, added, task_bytes=size)
+            self._projects.give_back(self._project, added, other_bytes=size)
         if isinstance(answer, InvalidInput):
             raise answer
         return answer

@@ -45,7 +45,13 @@ def ensure_within(project: str, used: Usage, added: Usage, most: Usage | None) -
         return
     for what, there, new, limit, setting in (
         ("sessions", used.sessions, added.sessions, most.sessions, "ES_MAX_PROJECT_SESSIONS"),
-        ("bytes of sessions and tasks", used.bytes, added.bytes, most.bytes, "ES_MAX_PROJECT_MB"),
+        (
+            "bytes of sessions, items and tasks",
+            used.bytes,
+            added.bytes,
+            most.bytes,
+            "ES_MAX_PROJECT_MB",
+        ),
     ):
         if new and there + new > limit:
             raise TooManyRequests(

@@ -267,8 +267,8 @@ class BatchView(BaseModel):
     )
     project_bytes: int = Field(
         0,
-        description="of the JSON of those sessions, their events and the project's tasks; "
-        "ES_MAX_PROJECT_MB at most",
+        description="of the JSON of those sessions, their events, and the project's items and "
+        "tasks; ES_MAX_PROJECT_MB at most",
     )
 
     @staticmethod

@@ -121,7 +121,7 @@ def test_wrong_sessions_are_judged_and_told_beside_the_event_loop(
 
         monkeypatch.setattr(clickstream, name, watched)
 
-    for name in ("judged", "validated", "_refusal"):
+    for name in ("judged", "judged_one", "_refusal"):
         watch(name)
     wrong = session_json(search_results=[{"rank": "high"}])
     assert post(api, json.dumps(wrong)).status_code == 422

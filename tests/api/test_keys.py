@@ -14,6 +14,7 @@ from embedding_studio.api.app import create_app
 from embedding_studio.api.server import check_may_serve
 from embedding_studio.clickstream import SearchResult, Session
 from embedding_studio.errors import ConfigurationError, StoreUnavailable
+from embedding_studio.items import Item
 from embedding_studio.keys import ApiKey, Scope, make_key
 from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
@@ -87,6 +88,17 @@ ROUTES: dict[str, Route] = {
         lambda api, ids: api.post("/clickstream/session/irrelevant", json={"session_id": "s"}),
         Scope.INGEST,
         200,  # as above
+    ),
+    "PUT /items": Route(
+        lambda api, ids: api.put("/items", json={"items": [{"object_id": "i", "text": "b's"}]}),
+        Scope.INGEST,
+        200,
+    ),
+    "GET /items": Route(
+        lambda api, ids: api.get("/items", params={"object_id": "of-a"}), Scope.READ, 404
+    ),
+    "DELETE /items": Route(
+        lambda api, ids: api.delete("/items", params={"object_id": "of-a"}), Scope.INGEST, 200
     ),
     "POST /clickstream/internal/batch/release": Route(
         lambda api, ids: api.post("/clickstream/internal/batch/release", json={"release_id": "r"}),
@@ -224,6 +236,7 @@ def ids(store: Store, tmp_path: Path) -> Ids:
     )
     store.schedules.add(schedule)
     register(a, tmp_path)
+    a.items.put([Item("of-a", SECRET)])
     return Ids(batch_id, task.id, schedule.id)
 
 
@@ -238,6 +251,7 @@ def everything(store: Store, ids: Ids) -> list[Any]:
         a.tasks.events(ids.task_id),
         a.schedules.all(),
         a.models.find(METHOD),
+        a.items.page("", 10),
     ]
 
 

@@ -33,6 +33,7 @@ from embedding_studio.errors import (
     TooManyRequests,
     Unauthorized,
 )
+from embedding_studio.items import Item, PutStatus
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
@@ -108,6 +109,18 @@ def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
         *posted[2:],
     ]
     assert [one.session for one in read] == expected
+
+
+def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
+    """Put, by more than one request takes, read, listed by pages and deleted."""
+    items = [Item(f"i-{n:04}", fields={"title": "é" * n}, meta={"n": n}) for n in range(501)]
+    assert {outcome.status for outcome in client.put_items(items)} == {PutStatus.CREATED}
+    assert client.get_item("i-0007") == items[7]
+    assert list(client.read_items(page_size=50)) == items
+    assert client.delete_items([f"i-{n:04}" for n in range(1, 501)]) == 500
+    with pytest.raises(NotFound, match="i-0007"):
+        client.get_item("i-0007")
+    assert client.put_items([Item("i")])[0].error
 
 
 def test_early_events_wait(client: EmbeddingStudioClient) -> None:
