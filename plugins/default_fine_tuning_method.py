@@ -1,4 +1,5 @@
-"""Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder."""
+"""Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder, or one
+for queries alone."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -144,5 +145,10 @@ class QuerySideFineTuningMethod(DefaultFineTuningMethod):
         name="Query Side Fine Tuning Method",
         description="As the default method, but only queries learn: items keep their vectors",
     )
-    recommended: ClassVar[Parameters] = {**DefaultFineTuningMethod.recommended, "frozen_layers": 2}
+    recommended: ClassVar[Parameters] = {
+        **DefaultFineTuningMethod.recommended,
+        "frozen_layers": 2,
+        "epochs": 4,
+        "negatives_per_click": 4,
+    }
     query_side_only = True
