@@ -85,7 +85,7 @@ RECIPES = ("naive", "any_click", "ours")
 VALIDATION_SHARE, TEST_SHARE = 0.15, 0.3
 PLAN = TrainingPlan(epochs=3, batch_size=64, temperature=0.07, negatives_per_click=2)
 LEARNING_RATE = 3e-4
-FROZEN_LAYERS = 4
+FROZEN_LAYERS = 2
 _NAIVE_STEPS = 3
 # some pairs attract, again and again, for no reason that a model could learn
 RANDOM_CLICKS = Behaviour(attraction_relevant=(0.0, 0.9), attraction_irrelevant=(0.0, 0.9))

@@ -337,7 +337,8 @@ class Fold:
 
 
 def judges(start: dict[str, NDArray[Any]], rows: Ints, clicked: Flags) -> list[Fold]:
-    """Return what judges each fold by sessions: the product's way from clicks to `Start`."""
+    """Return what judges each fold by sessions: the product's way from clicks to `Start`, with
+    a model of clicking that was fitted to the other folds' sessions."""
     width = clicked.shape[1]
     sessions, places = np.indices(clicked.shape)
     showings = Showings(
@@ -357,12 +358,12 @@ def judges(start: dict[str, NDArray[Any]], rows: Ints, clicked: Flags) -> list[F
     )
     offsets, row = np.arange(len(asked) + 1) * width, np.repeat(np.arange(len(asked)), width)
     features = starting_features(scores, np.tile(np.arange(width), len(asked)), offsets)
-    choice = choose(showings, features, row, np.ones(n_pairs, np.bool_))
     discount = discounts(scores, others, is_other, offsets)
     folds = []
     for number in range(FOLDS):
         here = start["fold"][asked] == number
         pairs = here[row]
+        choice = choose(showings, features, row, ~pairs)
         own = Start(
             offsets=offsets[: here.sum() + 1],
             evidence=choice.evidence[pairs],

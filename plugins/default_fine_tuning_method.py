@@ -49,7 +49,7 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     recommended: ClassVar[Parameters] = {
         "learning_rate": 3e-4,
         "weight_decay": 0.01,
-        "frozen_layers": 4,
+        "frozen_layers": 2,
         "epochs": 3,
         "batch_size": 64,
         "temperature": 0.07,
@@ -147,7 +147,6 @@ class QuerySideFineTuningMethod(DefaultFineTuningMethod):
     )
     recommended: ClassVar[Parameters] = {
         **DefaultFineTuningMethod.recommended,
-        "frozen_layers": 2,
         "epochs": 4,
         "negatives_per_click": 4,
     }
