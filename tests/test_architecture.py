@@ -200,8 +200,7 @@ GAPS = {
     "api/workers": "as for wire/workers",
     "client/workers": "as for wire/workers",
     "cli/workers": "as for wire/workers",
-    "cli/clickstream": "sessions are posted by programs, through the client",
-    "cli/items": "as for cli/clickstream",
+    "cli/items": "items are put by programs, through the client",
     "cli/tasks": "tasks are asked for by programs, through the client",
     "cli/schedules": "as for cli/tasks",
 }

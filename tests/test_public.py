@@ -41,6 +41,8 @@ def test_what_callers_of_the_api_import() -> None:
         "mark_irrelevant": "session_id",
         "release_batch": "release_id",
         "get_batch": "batch_id",
+        "list_batches": "skip, limit",
+        "export_batch": "batch_id, file",
         "read_batch": "batch_id, page_size",
         "put_items": "items",
         "get_item": "object_id",

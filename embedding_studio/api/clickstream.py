@@ -1,13 +1,14 @@
 """Routes for sessions, events and batches."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
@@ -16,13 +17,27 @@ from embedding_studio.api.groups import Groups
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import id_in, judged, judged_one, reason_of
 from embedding_studio.api.routing import Route, in_turn, reading
-from embedding_studio.clickstream import BatchCount, EarlyFeedback, Session, Usage
-from embedding_studio.errors import InvalidInput, InvalidTime, NotFound, TooManyRequests
+from embedding_studio.clickstream import (
+    BatchCount,
+    EarlyFeedback,
+    NumberedSession,
+    Session,
+    SessionBatch,
+    Usage,
+)
+from embedding_studio.errors import (
+    InvalidInput,
+    InvalidTime,
+    NotFound,
+    TooManyRequests,
+    Unauthorized,
+)
 from embedding_studio.items import without_content
 from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
     BatchPage,
     BatchSessionView,
+    BatchSummary,
     BatchView,
     EventsBody,
     EventsOutcome,
@@ -172,7 +187,7 @@ def get_batch(
     clicked = context.store.clickstream.count_clicked(batch.batch_id)
     waiting = context.store.clickstream.count_early(context.clock())
     usage = context.store.clickstream.usage().get(context.store.project, Usage())
-    return BatchView.of(batch, clicked, waiting, usage)
+    return BatchView.valued(batch, clicked, waiting, usage)
 
 
 @router.get(
@@ -193,6 +208,63 @@ def read_batch(
         last_number=sessions[-1].number if sessions else None,
         sessions=[BatchSessionView.numbered(session) for session in sessions],
     )
+
+
+@router.get("/batches", summary="List batches, newest first", responses=problems(422))
+def list_batches(
+    context: ReadContext,
+    skip: Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)] = 0,
+    limit: Annotated[int | None, Query(ge=0, description="100 when absent; 0: the most")] = None,
+) -> list[BatchSummary]:
+    """The one now collecting, if it has a session, and then the released ones."""
+    found = context.store.clickstream.page(skip, context.page_size(limit, default=100))
+    return [BatchSummary.of(batch) for batch in found]
+
+
+@router.get(
+    "/batch/{batch_id}/export",
+    summary="Export a batch",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One session a line, as JSON",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+)
+def export_batch(batch_id: str, request: Request, context: ReadContext) -> StreamingResponse:
+    """Each line is what `POST /clickstream/session` takes, with all events. Of a batch that is
+    still collecting, it is what the batch has now."""
+    batch = context.store.clickstream.get_batch(batch_id)
+    return StreamingResponse(
+        _lines_of(batch, request, context),
+        media_type="application/x-ndjson",
+        headers={"Content-Disposition": f'attachment; filename="batch-{batch.batch_id}.ndjson"'},
+    )
+
+
+async def _lines_of(
+    batch: SessionBatch, request: Request, context: Context
+) -> AsyncIterator[bytes]:
+    """Yield a batch's sessions page by page. Breaks off, with an error, where it is deleted
+    meanwhile or the caller's key ends: a client sees that the answer is not whole."""
+    read, after = context.store.clickstream.read, 0
+    while after < batch.session_count:
+        if not await context.still_allowed():
+            raise Unauthorized("the key was valid no longer while a batch was exported")
+        limit = min(context.settings.max_page_size, batch.session_count - after)
+        page = await in_turn(request, read, batch.batch_id, after, limit)
+        if not page:  # deleted meanwhile
+            break
+        yield await in_turn(request, _as_lines, page)
+        after = page[-1].number
+    await in_turn(request, context.store.clickstream.get_batch, batch.batch_id)
+
+
+def _as_lines(page: Sequence[NumberedSession]) -> bytes:
+    views = (SessionView.of(numbered.session) for numbered in page)
+    return b"".join(view.model_dump_json().encode() + b"\n" for view in views)
 
 
 def _accepted_instant(context: Context, now: datetime) -> ToInstant:

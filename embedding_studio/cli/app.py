@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from embedding_studio.cli import keys, migrate, models, services, sweep
+from embedding_studio.cli import clickstream, keys, migrate, models, services, sweep
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape_lines
 
@@ -19,6 +19,7 @@ app.add_typer(services.app)
 app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(clickstream.app, name="batch")
 app.add_typer(models.app, name="champion")
 
 

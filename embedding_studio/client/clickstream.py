@@ -3,11 +3,13 @@
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
 from embedding_studio.client.connection import Connection, bulk_bodies
 from embedding_studio.wire.clickstream import (
     BatchPage,
+    BatchSummary,
     BatchView,
     EventBody,
     EventsBody,
@@ -63,6 +65,21 @@ class ClickstreamCalls(Connection):
         """Return what is known of a batch, by default of the one now collecting."""
         params = {} if batch_id is None else {"batch_id": batch_id}
         return self._get(BatchView, "/clickstream/internal/batch", **params)
+
+    def list_batches(self, skip: int = 0, limit: int = 100) -> list[BatchSummary]:
+        """Return batches newest first, the one now collecting before all others."""
+        return self._get(list[BatchSummary], "/clickstream/batches", skip=skip, limit=limit)
+
+    def export_batch(self, batch_id: str, file: Path) -> None:
+        """Write a batch's sessions to a file, one a line, as JSON that can be posted again.
+
+        The file appears, or is replaced, only once it is complete."""
+        part = file.with_name(f".{file.name}.part")
+        try:
+            self._download(f"/clickstream/batch/{batch_id}/export", part)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
     def read_batch(self, batch_id: str, page_size: int = 100) -> Iterator[NumberedSession]:
         """Yield all sessions of a batch in order, with all their events."""

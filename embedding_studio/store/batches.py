@@ -223,6 +223,21 @@ class Batches:
         batch = self._releasable()
         return None if batch is None else self._view(batch)
 
+    def page(self, skip: int, limit: int) -> list[SessionBatch]:
+        if limit < 1:
+            return []
+        collecting = self.collecting()
+        first = [] if collecting is None else [collecting]
+        released = self._documents.find(
+            BATCHES,
+            {"project": self._project, "status": BatchStatus.RELEASED.value},
+            sort=("released_at", "id"),
+            descending=True,
+            skip=max(skip - len(first), 0),
+            limit=limit,
+        )
+        return [*first[skip:], *map(self._view, released)][:limit]
+
     def _find(self, batch_id: str) -> Document:
         batch = self._documents.find_one(BATCHES, {"id": batch_id, "project": self._project})
         if batch is None and self._project_now().get("batch") == batch_id:

@@ -332,6 +332,11 @@ class Clickstream:
         """Return the batch that `release` would release now, None where it would refuse."""
         return self._batches.collecting()
 
+    def page(self, skip: int = 0, limit: int = 100) -> list[SessionBatch]:
+        """Return batches newest first: the one that `collecting_batch` returns, then those that are
+        released, by their release."""
+        return self._batches.page(skip, limit)
+
     def add_counts(self, batch_id: str, counts: Mapping[BatchCount, int]) -> None:
         """Add to what is counted of a batch. Raises NotFound."""
         self._batches.add_counts(batch_id, counts)

@@ -248,19 +248,35 @@ def _session_fields(session: Session) -> dict[str, Any]:
     }
 
 
-class BatchView(BaseModel):
-    """A batch before it is learnt from: how large it is, and what was noticed as it came."""
+class BatchSummary(BaseModel):
+    """A batch as it is listed."""
 
     batch_id: str
     status: BatchStatus
     created_at: UnixSeconds
     released_at: UnixSeconds | None
     session_count: int
+    counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
+
+    @staticmethod
+    def of(batch: SessionBatch) -> "BatchSummary":
+        return BatchSummary(
+            batch_id=batch.batch_id,
+            status=batch.status,
+            created_at=batch.created_at.timestamp(),
+            released_at=batch.released_at and batch.released_at.timestamp(),
+            session_count=batch.session_count,
+            counts={name: batch.counts.get(name, 0) for name in BatchCount},
+        )
+
+
+class BatchView(BatchSummary):
+    """A batch before it is learnt from: how large it is, and what was noticed as it came."""
+
     clicked_sessions: int = Field(
         description="not marked irrelevant, and with an event of a weight above 0 on a shown item: "
         f"what training counts. {MIN_NEW_SESSIONS} of different queries are enough, as a rule"
     )
-    counts: dict[BatchCount, int] = Field(description="of what was said in `warnings`, and more")
     waiting_events: int = Field(description="of the project, whose sessions have not come yet")
     project_sessions: int = Field(
         0, description="of all the project's batches; ES_MAX_PROJECT_SESSIONS at most"
@@ -272,17 +288,12 @@ class BatchView(BaseModel):
     )
 
     @staticmethod
-    def of(
+    def valued(
         batch: SessionBatch, clicked_sessions: int, waiting_events: int, usage: Usage
     ) -> "BatchView":
         return BatchView(
-            batch_id=batch.batch_id,
-            status=batch.status,
-            created_at=batch.created_at.timestamp(),
-            released_at=batch.released_at and batch.released_at.timestamp(),
-            session_count=batch.session_count,
+            **dict(BatchSummary.of(batch)),
             clicked_sessions=clicked_sessions,
-            counts={name: batch.counts.get(name, 0) for name in BatchCount},
             waiting_events=waiting_events,
             project_sessions=usage.sessions,
             project_bytes=usage.bytes,

@@ -6,8 +6,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
+from embedding_studio.errors import NotFound
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
+from embedding_studio.store.memory import MemoryDocuments
 from embedding_studio.store.mongo import MongoDocuments
 from tests.api.samples import START, Clock, event_json, session_json
 
@@ -567,3 +569,76 @@ def test_a_page_has_a_limit(api: TestClient, settings: Settings) -> None:
     )
     assert response.status_code == 422
     assert str(settings.max_page_size) in response.json()["detail"]
+
+
+def test_batches_are_listed(api: TestClient) -> None:
+    """Newest first, with what was noticed of each; by pages."""
+    assert api.get("/clickstream/batches").json() == []
+    first, *_ = [post_and_release(api, number) for number in range(3)]
+    api.post("/clickstream/session", json=session_json("s-9"))
+    found = api.get("/clickstream/batches").json()
+    assert [batch["status"] for batch in found] == ["collecting"] + ["released"] * 3
+    assert found[-1] == {
+        "batch_id": first,
+        "status": "released",
+        "created_at": NOW,
+        "released_at": NOW,
+        "session_count": 1,
+        "counts": {**dict.fromkeys(found[0]["counts"], 0), "results_without_content": 1},
+    }
+    assert api.get("/clickstream/batches", params={"skip": 1, "limit": 2}).json() == found[1:3]
+    refused = api.get("/clickstream/batches", params={"limit": 51})
+    assert (refused.status_code, "ES_MAX_PAGE_SIZE" in refused.json()["detail"]) == (422, True)
+
+
+def test_an_export_can_be_posted_again(api: TestClient, settings: Settings) -> None:
+    """A line per session, in order, with all that was posted, more of them than a page has; what
+    another project is given is the same session there."""
+    posted = [
+        session_json(
+            f"s-{number}",
+            user_id="u-1",
+            created_at=NOW - 60.125,
+            events=[event_json(f"e-{n}", created_at=NOW) for n in range(number % 5)],
+            is_irrelevant=number % 2 == 1,
+        )
+        for number in range(120)
+    ]
+    for session in posted:
+        assert api.post("/clickstream/session", json=session).status_code == 200
+    batch_id = api.get("/clickstream/internal/batch").json()["batch_id"]
+    answer = api.get(f"/clickstream/batch/{batch_id}/export")
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    lines = answer.text.splitlines()
+    assert released(api) == batch_id
+    assert api.get(f"/clickstream/batch/{batch_id}/export").text == answer.text
+    with TestClient(
+        create_app(Store(MemoryDocuments()), settings, Clock()), base_url="http://studio/api/v1"
+    ) as other:
+        headers = {"Content-Type": "application/json"}
+        for line in lines:
+            assert (
+                other.post("/clickstream/session", content=line, headers=headers).json()["status"]
+                == "created"
+            )
+        for session in posted:
+            params = {"session_id": session["session_id"]}
+            read = other.get("/clickstream/session", params=params).json()
+            assert read == api.get("/clickstream/session", params=params).json()
+    assert api.get("/clickstream/batch/nowhere/export").status_code == 404
+
+
+def test_an_export_of_what_is_deleted_meanwhile_breaks_off(
+    api: TestClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not end as if it were whole."""
+    first, _ = (post_and_release(api, number) for number in range(2))
+    monkeypatch.setattr(store.clickstream, "read", lambda *_: store.clickstream.delete_older(1)[1:])
+    with pytest.raises(RuntimeError, match="response already started") as broken:
+        api.get(f"/clickstream/batch/{first}/export")
+    assert isinstance(broken.value.__cause__, NotFound)
+
+
+def post_and_release(api: TestClient, number: int) -> str:
+    api.post("/clickstream/session", json=session_json(f"s-{number}"))
+    return released(api, f"r-{number}")

@@ -117,6 +117,12 @@ ROUTES: dict[str, Route] = {
         Scope.READ,
         404,
     ),
+    "GET /clickstream/batches": Route(
+        lambda api, ids: api.get("/clickstream/batches"), Scope.READ, 200
+    ),
+    "GET /clickstream/batch/{batch_id}/export": Route(
+        lambda api, ids: api.get(f"/clickstream/batch/{ids.batch_id}/export"), Scope.READ, 404
+    ),
     "POST /fine-tuning/task": Route(
         lambda api, ids: api.post(
             "/fine-tuning/task",

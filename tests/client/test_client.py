@@ -111,6 +111,30 @@ def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
     assert [one.session for one in read] == expected
 
 
+def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """By calls and by commands; a file is as complete as what it takes the place of."""
+    client.post_sessions(session(f"s-{i}", events=i) for i in range(3))
+    batch_id = client.release_batch().batch_id
+    assert [batch.batch_id for batch in client.list_batches()] == [batch_id]
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["batch", *words, "--url", url])
+
+    assert re.search(rf"^{batch_id} +released .* 3 +0 *$", run("list").stdout, re.M)
+    assert client.list_batches(skip=1) == []
+    file = tmp_path / "batch.ndjson"
+    client.export_batch(batch_id, file)
+    sessions = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [len(one["events"]) for one in sessions] == [0, 1, 2]
+    assert isinstance(run("export", "nowhere", str(file)).exception, NotFound)
+    assert len(file.read_text().splitlines()) == 3
+    assert run("export", batch_id, str(tmp_path / "again")).exit_code == 0
+    assert (tmp_path / "again").read_text() == file.read_text()
+    assert {one.name for one in tmp_path.iterdir()} >= {"again", "batch.ndjson"}
+    assert not list(tmp_path.glob(".*.part"))
+
+
 def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
     """Put, by more than one request takes, read, listed by pages and deleted."""
     items = [Item(f"i-{n:04}", fields={"title": "é" * n}, meta={"n": n}) for n in range(501)]

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from embedding_studio.clickstream import SessionEvent
+from embedding_studio.clickstream import SessionBatch, SessionEvent
 from embedding_studio.errors import NotFound
 from embedding_studio.store import Store
 from embedding_studio.tasks import TaskRequest
@@ -94,3 +94,24 @@ def test_batches_go_by_their_release_whatever_their_ids(store: Store) -> None:
     assert sorted(ids) == ids
     assert store.clickstream.delete_older(2) == [ids[2]]
     assert store.clickstream.delete_older(1) == [ids[1]]
+
+
+def test_batches_are_listed_newest_first(store: Store) -> None:
+    """The collecting one if it has a session, then the others by their release, page by page; of
+    this project, and none that was deleted."""
+    assert store.clickstream.page() == []
+    expected: list[SessionBatch] = []
+    for number in range(4):
+        post(store, f"s-{number}")
+        post(store.in_project("acme"), f"s-{number}")
+        expected.insert(0, store.clickstream.release(f"r-{number}", later(number)))
+    assert store.clickstream.page() == expected
+    post(store, "s-4")
+    collecting = store.clickstream.collecting_batch()
+    assert collecting is not None
+    expected.insert(0, collecting)
+    pages = [store.clickstream.page(skip, 2) for skip in range(0, 6, 2)]
+    assert [batch for page in pages for batch in page] == expected
+    assert store.clickstream.page(limit=0) == []
+    store.clickstream.delete_older(2)
+    assert store.clickstream.page() == expected[:3]

@@ -65,6 +65,7 @@ def everything(store: Store, batch_id: str, task_id: str) -> list[Any]:
         store.tasks.events(task_id),
         store.tasks.page(),
         store.clickstream.collecting_batch(),
+        store.clickstream.page(),
         store.schedules.all(),
     ]
 
