@@ -10,6 +10,9 @@ from itertools import count
 from math import comb
 from typing import Any, Generic, Self, TypeVar
 
+from embedding_studio.clock import parse_duration
+from embedding_studio.errors import InvalidInput
+
 Part = TypeVar("Part")
 Other = TypeVar("Other")
 
@@ -145,6 +148,46 @@ class Session:
         one if one of them has a weight above 0, and it is not marked irrelevant."""
         shown = {result.object_id for result in self.search_results}
         return {event.kind for event in self.events if event.object_id in shown}
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRange:
+    """The sessions that were made at one time or later, and before another; None: no bound."""
+
+    since: datetime | None
+    until: datetime | None
+
+    @classmethod
+    def of(
+        cls, last: str | None, since: datetime | None, until: datetime | None, now: datetime
+    ) -> Self | None:
+        """Return the one that is asked for, None where none is. last: how long before now it
+        begins, "30d" say. Raises InvalidInput for what is none."""
+        if last is not None:
+            if since or until:
+                raise InvalidInput("last is a time range by itself: leave since and until out")
+            try:
+                since = now - parse_duration(last)
+            except InvalidInput as error:
+                raise InvalidInput(f"last: {error}") from error
+        if since and until and since >= until:
+            raise InvalidInput(f"since, {since.isoformat()}, is not before until: nothing is left")
+        return cls(since, until) if since or until else None
+
+    def __str__(self) -> str:
+        """Return when they were made, in words."""
+        bounds = {"from": self.since, "before": self.until}
+        told = (f"{word} {time:%Y-%m-%d %H:%M} UTC" for word, time in bounds.items() if time)
+        return " and ".join(told)
+
+    def reaches(self, now: datetime) -> bool:
+        """Return whether what is being collected is in it."""
+        return self.until is None or now < self.until
+
+    def holds(self, session: Session) -> bool:
+        made_at = session.created_at
+        is_late_enough = self.since is None or self.since <= made_at
+        return is_late_enough and (self.until is None or made_at < self.until)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
-"""Clocks: this machine's, and the one that all workers share, the database's."""
+"""Clocks: this machine's, and the one that all workers share, the database's; durations."""
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+
+from embedding_studio.errors import InvalidInput
 
 Clock = Callable[[], datetime]
 """Tells the time, in UTC."""
@@ -18,6 +21,23 @@ MAX_ROUND_TRIP_SECONDS = 1.0
 def utc_now() -> datetime:
     """Return the time by this machine's clock."""
     return datetime.now(UTC)
+
+
+DURATION = re.compile(r"(\d{1,6})([mhdw])")
+_UNITS = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return what "90d", "2w", "24h" or "30m" means. Raises InvalidInput."""
+    found = DURATION.fullmatch(text)
+    if found is None:
+        raise InvalidInput(f"{text!r} is no duration: write 90d, 2w, 24h or 30m")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def is_held(until: datetime | None, now: datetime) -> bool:

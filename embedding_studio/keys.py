@@ -9,10 +9,11 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from embedding_studio.clock import DURATION, parse_duration
 from embedding_studio.errors import InvalidInput
 from embedding_studio.plain import check_plain
 from embedding_studio.projects import check_project
@@ -20,8 +21,6 @@ from embedding_studio.projects import check_project
 MAX_NAME_LENGTH = 256
 
 _KEY = re.compile(r"es_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
-_DURATION = re.compile(r"(\d{1,6})([mhd])")
-_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
 class Scope(StrEnum):
@@ -109,19 +108,11 @@ def matches(presented: PresentedKey, kept: ApiKey | None) -> bool:
     return hmac.compare_digest(_hash(presented.secret), expected) and kept is not None
 
 
-def parse_duration(text: str) -> timedelta:
-    """Return what "90d", "24h" or "30m" means. Raises InvalidInput."""
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise InvalidInput(f"{text!r} is no duration: write 90d, 24h or 30m")
-    return int(found[1]) * _UNITS[found[2]]
-
-
 def parse_expiry(text: str, now: datetime) -> datetime:
     """Return when "90d" from now is, or the ISO date or time; without an offset it is UTC.
 
     Raises InvalidInput."""
-    if _DURATION.fullmatch(text):
+    if DURATION.fullmatch(text):
         return now + parse_duration(text)
     try:
         moment = datetime.fromisoformat(text)

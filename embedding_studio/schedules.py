@@ -22,13 +22,17 @@ class Schedule:
     #: five fields, UTC
     cron: str | None = None
     interval_seconds: float | None = None
-    #: clicked ones, which the collecting batch must hold; else that time passes without a task
+    #: clicked ones, which the collecting batch, or the time range, must hold; else that time passes
+    #: without a task
     min_new_sessions: int = MIN_NEW_SESSIONS
     budget: Budget = field(default_factory=Budget)
     search: SearchOptions = field(default_factory=SearchOptions)
     event_weights: Mapping[str, float] | None = None
     promote: Promote | None = None
     folds: int | None = None
+    #: of the tasks' time ranges, of which those of a schedule have no end
+    last: str | None = None
+    since: datetime | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

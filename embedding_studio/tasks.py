@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from embedding_studio.clickstream import TimeRange
 from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName, registered_name
 
 
@@ -116,6 +117,11 @@ class TaskRequest:
     #: how many parts of the queries judge, each a model that did not see it; None: the method's
     folds: int | None = None
     webhook_url: str | None = None
+    #: to learn from the sessions of a time range, whichever batches they are in: how long it has
+    #: lasted when the task is added, "30d" say, or its bounds
+    last: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +261,9 @@ class Delivery:
 class FineTuningTask(TaskRequest):
     """A request to fine-tune and everything known about its execution. Times are UTC.
 
-    Its batch_id is that of the request, or else of the batch that an attempt released."""
+    Its batch_id is that of the request, or else of the batch that an attempt released; of a time
+    range, that of its latest batch, once that is settled. Where `last` was asked for, `since` says
+    what it came to."""
 
     id: str
     status: TaskStatus
@@ -279,6 +287,11 @@ class FineTuningTask(TaskRequest):
     delivery: Delivery | None = None
     #: when to try (again), once it has ended
     delivery_due_at: datetime | None = None
+
+    @property
+    def time_range(self) -> TimeRange | None:
+        """Whose sessions it learns from; None: those of its batch."""
+        return TimeRange.of(None, self.since, self.until, self.created_at)
 
     @property
     def registered_name(self) -> RegisteredName:

@@ -54,8 +54,8 @@ def test_a_snapshot_has_the_items_content(tmp_path: Path) -> None:
         assert task is not None
         lease = Lease(store, task, "w", 60, lambda: NOW)
         file = tmp_path / "sessions.jsonl"
-        first = take_snapshot(store, lease, batch.batch_id, file)
+        first = take_snapshot(store, lease, [batch.batch_id], file)
         [session] = read_snapshot(file)
         assert [text_of(one) for one in session.search_results] == ["one", "its own", None, None]
         store.items.put([Item("a", "two")])
-        assert take_snapshot(store, lease, batch.batch_id, file) != first
+        assert take_snapshot(store, lease, [batch.batch_id], file) != first

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from embedding_studio.clock import parse_duration
 from embedding_studio.errors import InvalidInput
 from embedding_studio.keys import (
     ApiKey,
@@ -12,7 +13,6 @@ from embedding_studio.keys import (
     make_key,
     make_successor,
     matches,
-    parse_duration,
     parse_expiry,
     read_key,
 )

@@ -49,7 +49,7 @@ def test_what_callers_of_the_api_import() -> None:
         "read_items": "page_size",
         "delete_items": "object_ids",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
-        "*search, *event_weights, *promote, *folds, *webhook_url",
+        "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -59,8 +59,8 @@ def test_what_callers_of_the_api_import() -> None:
         "wait_for_task": "task_id, on_update, poll_seconds",
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
-        "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, "
-        "*idempotency_key",
+        "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
+        "*since, *idempotency_key",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

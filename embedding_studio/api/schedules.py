@@ -16,6 +16,7 @@ from embedding_studio.api.requests import (
     spellings_of,
 )
 from embedding_studio.api.routing import Route
+from embedding_studio.clickstream import TimeRange
 from embedding_studio.errands.schedules import next_time
 from embedding_studio.errors import Conflict
 from embedding_studio.schedules import Schedule
@@ -27,8 +28,9 @@ router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_cla
 
 @router.post("", summary="Have tasks created by the clock", responses=problems(400, 409, 413, 422))
 def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> ScheduleView:
-    """At each time, a task is created if the batch now collecting holds enough sessions with
-    clicks. The same idempotency_key gives the same schedule, and is refused for another body."""
+    """At each time, a task is created if the batch now collecting, or the time range, holds enough
+    sessions with clicks. The same idempotency_key gives the same schedule, and is refused for
+    another body."""
     now = context.clock()
     posted = judged(ScheduleBody, body, context).given()
     key = posted.pop("idempotency_key")
@@ -39,6 +41,7 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
         next_at=next_time(posted["cron"], posted["interval_seconds"], now, now),
         **posted,
     )
+    TimeRange.of(wanted.last, wanted.since, None, now)
     check_method(context, wanted.fine_tuning_method)
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)

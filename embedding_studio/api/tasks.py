@@ -19,7 +19,7 @@ from embedding_studio.api.requests import (
     spellings_of,
 )
 from embedding_studio.api.routing import Route
-from embedding_studio.clickstream import BatchStatus
+from embedding_studio.clickstream import BatchStatus, TimeRange
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
@@ -35,6 +35,7 @@ _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 @router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 413, 404, 409, 422))
 def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext) -> TaskView:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
+    With a time range, so are all released ones that hold sessions made in it.
     The same idempotency_key gives the same task, and is refused for another body."""
     wanted = _with_its_key(context, TaskRequest(**judged(TaskBody, body, context).given()))
     check_trials(context, wanted.budget)
@@ -187,7 +188,10 @@ def _number_of(last_event_id: str | None) -> int:
 
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
-    if wanted.batch_id is None:
+    made = TimeRange.of(wanted.last, wanted.since, wanted.until, context.clock())
+    if made is not None:
+        _check_time_range(context, wanted, made)
+    elif wanted.batch_id is None:
         if context.store.clickstream.collecting_batch() is None:
             raise Conflict(
                 "no batch is collecting, so there is nothing to learn from: post sessions first, "
@@ -197,6 +201,24 @@ def _check_can_run(context: Context, wanted: TaskRequest) -> None:
         raise Conflict(
             f"batch {wanted.batch_id!r} is still collecting: release it first with "
             f"{_RELEASE_ROUTE}, or leave batch_id out"
+        )
+
+
+def _check_time_range(context: Context, wanted: TaskRequest, made: TimeRange) -> None:
+    if wanted.batch_id is not None:
+        raise InvalidInput("batch_id and a time range are both given: name one of them")
+    clickstream = context.store.clickstream
+    if clickstream.of_range(made):
+        return
+    if not made.reaches(context.clock()):
+        raise Conflict(
+            f"no batch is released that may hold sessions made {made}: release the one that "
+            f"is collecting with {_RELEASE_ROUTE}, or leave until out"
+        )
+    if clickstream.collecting_batch() is None:
+        raise Conflict(
+            f"no batch may hold sessions made {made}, so there is nothing to learn from: "
+            "post sessions first, or ask for more time"
         )
 
 

@@ -6,9 +6,9 @@ import typer
 
 from embedding_studio.cli.context import opened_store
 from embedding_studio.cli.render import minute, print_table
-from embedding_studio.clock import utc_now
+from embedding_studio.clock import parse_duration, utc_now
 from embedding_studio.errors import NotFound
-from embedding_studio.keys import Scope, make_key, make_successor, parse_duration, parse_expiry
+from embedding_studio.keys import Scope, make_key, make_successor, parse_expiry
 from embedding_studio.projects import DEFAULT_PROJECT
 
 app = typer.Typer(help="Make, list and end API keys.", no_args_is_help=True)

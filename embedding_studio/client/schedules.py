@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
@@ -29,6 +30,8 @@ class ScheduleCalls(Connection):
         promote: Promote | None = None,
         folds: int | None = None,
         webhook_url: str | None = None,
+        last: str | None = None,
+        since: datetime | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
@@ -44,6 +47,8 @@ class ScheduleCalls(Connection):
             promote=promote,
             folds=folds,
             webhook_url=webhook_url,
+            last=last,
+            since=since,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )
         return self._post(ScheduleView, "/fine-tuning/schedule", body)

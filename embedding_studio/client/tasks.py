@@ -5,6 +5,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,8 +31,13 @@ class TaskCalls(Connection):
         promote: Promote | None = None,
         folds: int | None = None,
         webhook_url: str | None = None,
+        last: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> TaskView:
-        """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
+        """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
+
+        last ("30d", say), since, until: learn from the sessions that were made in that time."""
         body = TaskBody.unchecked(
             fine_tuning_method=fine_tuning_method,
             batch_id=batch_id,
@@ -44,6 +50,9 @@ class TaskCalls(Connection):
             promote=promote,
             folds=folds,
             webhook_url=webhook_url,
+            last=last,
+            since=since,
+            until=until,
         )
         return self._post(TaskView, "/fine-tuning/task", body)
 

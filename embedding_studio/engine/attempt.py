@@ -44,6 +44,7 @@ from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
     LeaseLost,
+    NotEnoughData,
     NotFound,
 )
 from embedding_studio.methods import AnyMethod, Parameters
@@ -86,7 +87,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
             batch = attempt.find_batch()
             start = attempt.fetch_starting_model()
             data = attempt.prepare_data(batch)
-            if batch.status is BatchStatus.COLLECTING:
+            if not attempt.has_taken(batch):
                 data = attempt.try_start(data)  # what fails up to here leaves the batch collecting
                 batch = attempt.release_batch(batch)
                 data = attempt.prepare_data(batch, data)
@@ -130,12 +131,13 @@ class Attempt:
         self.folds = task.folds or method.folds
         self.champions = Champions(self.house)
         self._release_id = f"task {task.id}"
+        self._taken_id = task.batch_id
 
     # -- data and starting point ---------------------------------------------------------------
 
     def find_batch(self) -> SessionBatch:
         """Return the batch to learn from: the one that the task names, or that an earlier attempt
-        released for it, else the one now collecting."""
+        released for it, else the one now collecting. Of a task with a time range, the latest."""
         clickstream, named = self.house.store.clickstream, self.task.batch_id
         if named is not None:
             batch = self.lease.patiently(clickstream.get_batch, named)
@@ -148,13 +150,20 @@ class Attempt:
         if released is not None:  # before the attempt could say so
             self._record_release(released)
             return released
-        collecting = self.lease.patiently(clickstream.collecting_batch)
+        collecting, made = self.lease.patiently(clickstream.collecting_batch), self.task.time_range
+        if made is not None and (collecting is None or not made.reaches(self.task.created_at)):
+            batches = self.lease.patiently(clickstream.of_range, made)
+            collecting = batches[-1] if batches else None
         if collecting is None:
             raise Conflict(
                 "no batch is collecting, so there is nothing to learn from: post sessions, then "
                 "restart the task"
             )
         return collecting
+
+    def has_taken(self, batch: SessionBatch) -> bool:
+        """Return whether a batch is the task's, released and for good."""
+        return batch.batch_id == self._taken_id
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion to the workspace: the initial model, until another is promoted."""
@@ -185,10 +194,15 @@ class Attempt:
             time.sleep(POLL_SECONDS)
 
     def prepare_data(self, batch: SessionBatch, former: Data | None = None) -> Data:
-        """Prepare the sessions of a batch, as they are now, for all trials. What was prepared of
-        the same sessions stays."""
-        snapshot = self.workspace.snapshot
-        digest = take_snapshot(self.house.store, self.lease, batch.batch_id, snapshot)
+        """Prepare the sessions of a batch, or of the time range that ends with it, as they are
+        now, for all trials. What was prepared of the same sessions stays."""
+        snapshot, made, batches = self.workspace.snapshot, self.task.time_range, [batch]
+        if made is not None:
+            batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
+        ids = [one.batch_id for one in batches]
+        digest = take_snapshot(self.house.store, self.lease, ids, snapshot, made)
+        if made is not None and not snapshot.stat().st_size:
+            raise NotEnoughData(f"no session was made {made}: post some, or ask for more time")
         if former is not None and former.digest == digest:
             return former
         remove_tree(self.workspace.data, ignore_errors=True)
@@ -196,10 +210,11 @@ class Attempt:
         sessions = int(prepared.figures["sessions"])
         self.record(
             TaskEventKind.DATA_PREPARED,
-            f"{sessions} sessions are prepared; {prepared.events.tell() or 'every event counts'}",
-            {"sessions": sessions, **prepared.events.as_data()},
+            f"{sessions} sessions{f' made {made}' if made else ''} are prepared; "
+            f"{prepared.events.tell() or 'every event counts'}",
+            {"sessions": sessions, "batches": len(ids), **prepared.events.as_data()},
         )
-        return Data(digest, prepared.figures)
+        return Data(digest, {**prepared.figures, "batches": len(ids)})
 
     def preparing(self, folder: Path, fold: int | None) -> PrepareData:
         """Return the job that prepares the sessions, one part of the queries held out."""
@@ -214,13 +229,22 @@ class Attempt:
         return replace(data, start=self._score_start())
 
     def release_batch(self, batch: SessionBatch) -> SessionBatch:
-        """Release the batch that is prepared. Raises Conflict when another release took it."""
+        """Release the batch that is prepared, if it is not yet. Raises Conflict when another
+        release took it, unless the task has a time range, from which that takes nothing."""
         self.lease.beat()
         self.lease.check_stop()  # a task that was ended by now takes nothing along
-        release, now = self.house.store.clickstream.release, self.house.clock()
-        released = self.lease.patiently(release, self._release_id, now, batch.batch_id)
-        self._record_release(released)
-        return released
+        clickstream, now = self.house.store.clickstream, self.house.clock()
+        if batch.status is BatchStatus.COLLECTING:
+            try:
+                batch = self.lease.patiently(
+                    clickstream.release, self._release_id, now, batch.batch_id
+                )
+            except Conflict:
+                if self.task.time_range is None:
+                    raise
+                batch = self.lease.patiently(clickstream.get_batch, batch.batch_id)
+        self._record_release(batch)
+        return batch
 
     def _record_release(self, batch: SessionBatch) -> None:
         self.record(
@@ -229,6 +253,7 @@ class Attempt:
             {"batch_id": batch.batch_id, "sessions": batch.session_count},
             batch_id=batch.batch_id,
         )
+        self._taken_id = batch.batch_id
 
     def open_experiment(self, batch: SessionBatch, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""
@@ -240,6 +265,7 @@ class Attempt:
             start.run_id,
             self.task.fresh_starts,
             self.task.project,
+            str(self.task.time_range or ""),
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)

@@ -1,14 +1,14 @@
-"""The sessions of a batch as they are at a moment, in a file with one as JSON per line."""
+"""The sessions of batches as they are at a moment, in a file with one as JSON per line."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from embedding_studio.clickstream import Session
+from embedding_studio.clickstream import Session, TimeRange
 from embedding_studio.items import completed, without_content
 
 if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
@@ -20,24 +20,37 @@ PAGE = 1000
 _LINES = TypeAdapter(Session)
 
 
-def take_snapshot(store: "Store", lease: "Lease", batch_id: str, file: Path) -> str:
-    """Copy the sessions of a batch as they are now to a file; return a digest of it.
+def take_snapshot(
+    store: "Store",
+    lease: "Lease",
+    batch_ids: Sequence[str],
+    file: Path,
+    made: TimeRange | None = None,
+) -> str:
+    """Copy the sessions of batches, or those of them that were made in a time range, as they are
+    now to a file; return a digest of it.
 
     Results without content of their own get that of the items they name."""
-    digest, after = hashlib.sha256(), 0
-    read = partial(store.clickstream.read, batch_id)
+    digest = hashlib.sha256()
     with file.open("wb") as lines:
-        while page := lease.patiently(read, after, PAGE):
-            lease.check()
-            sessions = [numbered.session for numbered in page]
+        for page in _pages(store, lease, batch_ids):
+            sessions = [one for one in page if made is None or made.holds(one)]
             if named := {one for session in sessions for one in without_content(session)}:
                 items = lease.patiently(store.items.find, named)
                 sessions = [completed(session, items) for session in sessions]
             part = dump_sessions(sessions)
             digest.update(part)
             lines.write(part)
-            after = page[-1].number
     return digest.hexdigest()
+
+
+def _pages(store: "Store", lease: "Lease", batch_ids: Sequence[str]) -> Iterator[list[Session]]:
+    for batch_id in batch_ids:
+        read, after = partial(store.clickstream.read, batch_id), 0
+        while page := lease.patiently(read, after, PAGE):
+            lease.check()
+            yield [numbered.session for numbered in page]
+            after = page[-1].number
 
 
 def dump_sessions(sessions: Sequence[Session]) -> bytes:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from cronsim import CronSim, CronSimError
 
-from embedding_studio.clickstream import ignored_kinds, merge_weights
+from embedding_studio.clickstream import TimeRange, ignored_kinds, merge_weights
 from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable
 from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
@@ -94,17 +94,25 @@ def _look(
     """Return the task of this time, if there is one, and what there is to say. Raises Conflict."""
     key = f"schedule {schedule.id} at {schedule.next_at.isoformat()}"
     if (task := store.tasks.find(key)) is None:
-        if (rival := store.tasks.waiting_for_batch()) is not None:
+        made = TimeRange.of(schedule.last, schedule.since, None, now)
+        # no task takes anything from another's time range
+        whose = None if made is None else schedule.fine_tuning_method
+        if (rival := store.tasks.waiting_for_batch(whose)) is not None:
             return None, (
                 f"no task: task {rival.id} is {rival.status} and has not taken its batch yet; the "
                 "new sessions are for it"
             )
         batch = store.clickstream.collecting_batch()
         ignored = ignored_kinds(merge_weights(weights, schedule.event_weights or {}))
-        clicked = 0 if batch is None else store.clickstream.count_clicked(batch.batch_id, ignored)
-        if clicked < schedule.min_new_sessions:
-            least = schedule.min_new_sessions
-            return None, f"no task: {clicked} new sessions with clicks of {least}"
+        if made is not None and batch is None:
+            return None, "no task: no session came since the last release"
+        since = None if made is None else made.since
+        least, clicked = schedule.min_new_sessions, 0
+        if batch is not None:
+            clicked = store.clickstream.count_clicked(batch.batch_id, ignored, since)
+        if clicked < least:
+            told = "new sessions" if made is None else f"sessions made {made}"
+            return None, f"no task: {clicked} {told} with clicks of {least}"
     request = TaskRequest(
         schedule.fine_tuning_method,
         metadata=schedule.metadata,
@@ -115,6 +123,8 @@ def _look(
         promote=schedule.promote,
         folds=schedule.folds,
         webhook_url=schedule.webhook_url,
+        last=schedule.last,
+        since=schedule.since,
     )
     task, is_new = store.tasks.add(request, now, most_pending)
     return task, f"task {task.id} {'was created' if is_new else 'is there already'}"

@@ -8,9 +8,9 @@ process dies at whichever step; whoever comes next goes on. A release closes the
 block. What was not placed by then belongs to the next batch."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
@@ -18,9 +18,10 @@ from embedding_studio.clickstream import (
     BatchStatus,
     NumberedSession,
     SessionBatch,
+    TimeRange,
 )
 from embedding_studio.errors import Conflict, NotFound, unknown
-from embedding_studio.store.codec import Codec, milliseconds
+from embedding_studio.store.codec import Codec, milliseconds, moment_of
 from embedding_studio.store.documents import (
     Document,
     Documents,
@@ -43,6 +44,8 @@ Value = TypeVar("Value")
 
 BLOCK = 1000
 """How many sessions a block places at most."""
+MOST_AHEAD = timedelta(days=1)
+"""How long before the time at which it was made, by a clock that is ahead, a session may come."""
 RELEASING, DELETING = "releasing", "deleting"
 """A batch whose release has begun is to the outside still collecting; one whose deletion has begun
 is gone."""
@@ -277,13 +280,45 @@ class Batches:
             self._find(batch_id)
             self._documents.change(BATCHES, batch, add=added)
 
-    def count_clicked(self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS) -> int:
+    def count_clicked(
+        self,
+        batch_id: str,
+        ignored_kinds: Collection[str] = IGNORED_KINDS,
+        since: datetime | None = None,
+    ) -> int:
         batch = self._find(batch_id)
         counted = self._sessions.kinds_beside(ignored_kinds)
+        clicked: list[Filter] = [
+            {"kinds": among(some), "is_irrelevant": False} for some in pages(counted)
+        ]
+        if since is None:
+            return sum(self._count(batch, some) for some in clicked)
+        made: Filter = {"created_at": above(milliseconds(since) - 1)}
+        within = self.of_range(TimeRange(since, None), self._view(batch))
+        others = [one.batch_id for one in within if one.batch_id != batch_id]
+        placed: Filter = {"project": self._project, "batch": among(others), **made}
         return sum(
-            self._count(batch, {"kinds": among(some), "is_irrelevant": False})
-            for some in pages(counted)
+            self._count(batch, {**some, **made})
+            + self._documents.count(SESSIONS, {**placed, **some})
+            for some in clicked
         )
+
+    def of_range(self, made: TimeRange, last: SessionBatch | None = None) -> list[SessionBatch]:
+        self._collecting()  # which completes a release that has begun
+        released: dict[str, Any] = {
+            "project": self._project,
+            "status": BatchStatus.RELEASED.value,
+        }
+        if made.since is not None:
+            released["released_at"] = above(milliseconds(made.since - MOST_AHEAD))
+        found = self._documents.find(BATCHES, released, sort=("released_at", "id"))
+        if last is not None and last.released_at is not None:
+            latest = (milliseconds(last.released_at), last.batch_id)
+            found = [one for one in found if (one["released_at"], one["id"]) <= latest]
+        batches = [self._view(one) for one in found]
+        if last is not None and last.batch_id not in {one.batch_id for one in batches}:
+            batches.append(last)
+        return batches
 
     def read(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
@@ -331,12 +366,7 @@ class Batches:
     # -- deletion ----------------------------------------------------------------------------------
 
     def delete_older(self, keep: int) -> list[str]:
-        needed = {
-            task.get("batch_id")
-            for task in self._documents.find(
-                TASKS, {"project": self._project, "status": NOT_ENDED}, fields=("batch_id",)
-            )
-        }
+        needed = self._needed()
         released: Filter = {"project": self._project, "status": BatchStatus.RELEASED.value}
         for batch in self._documents.find(
             BATCHES, released, sort=("released_at", "id"), descending=True, skip=keep
@@ -354,6 +384,18 @@ class Batches:
             # last of all: until then what they took is counted anew after an interruption
             self._documents.delete(BATCHES, {"id": among(leaving), "project": self._project})
         return leaving
+
+    def _needed(self) -> set[str]:
+        """Return the batches that tasks which have not ended learn from."""
+        which: Filter = {"project": self._project, "status": NOT_ENDED}
+        needed: set[str] = set()
+        for task in self._documents.find(TASKS, which, fields=("batch_id", "since", "until")):
+            since, until = (task.get(name) for name in ("since", "until"))
+            if since is not None or until is not None:
+                made = TimeRange(None if since is None else moment_of(since), None)
+                needed |= {batch.batch_id for batch in self.of_range(made)}
+            needed.add(task.get("batch_id") or "")
+        return needed
 
     def _count_anew(self) -> None:
         """Sum up what the project holds, give or take what is added meanwhile."""

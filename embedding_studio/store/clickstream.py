@@ -14,6 +14,7 @@ from embedding_studio.clickstream import (
     Session,
     SessionBatch,
     SessionEvent,
+    TimeRange,
     Usage,
     fresh_events,
 )
@@ -341,10 +342,25 @@ class Clickstream:
         """Add to what is counted of a batch. Raises NotFound."""
         self._batches.add_counts(batch_id, counts)
 
-    def count_clicked(self, batch_id: str, ignored_kinds: Collection[str] = IGNORED_KINDS) -> int:
+    def of_range(self, made: TimeRange, last: SessionBatch | None = None) -> list[SessionBatch]:
+        """Return the batches that may hold sessions of a time range, in the order of their release;
+        what came late, or by a clock that was wrong, is in batches of another time.
+
+        last: where they end, and the last of them even if it still collects; None: with the latest
+        that is released. Which they are up to a released one never changes."""
+        return self._batches.of_range(made, last)
+
+    def count_clicked(
+        self,
+        batch_id: str,
+        ignored_kinds: Collection[str] = IGNORED_KINDS,
+        since: datetime | None = None,
+    ) -> int:
         """Return how many sessions of a batch have an event on a shown item, of a kind that is not
-        ignored, and are not marked irrelevant. Raises NotFound."""
-        return self._batches.count_clicked(batch_id, ignored_kinds)
+        ignored, and are not marked irrelevant. Raises NotFound.
+
+        since: of all batches up to this one, but only those that were made from then on."""
+        return self._batches.count_clicked(batch_id, ignored_kinds, since)
 
     def read(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
@@ -360,8 +376,8 @@ class Clickstream:
     def delete_older(self, keep: int) -> list[str]:
         """Delete this project's released batches but the latest `keep`, their sessions with them.
 
-        Returns the ids. One that was interrupted is completed by the next. A batch that a task
-        which has not ended names stays. Numbers and ids of the others do not change.
+        Returns the ids. One that was interrupted is completed by the next. What a task that
+        has not ended learns from stays. Numbers and ids of the others do not change.
         """
         return self._batches.delete_older(keep)
 

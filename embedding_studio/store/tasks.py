@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from embedding_studio.clickstream import Usage
+from embedding_studio.clickstream import TimeRange, Usage
 from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, InvalidInput, LeaseLost, unknown
 from embedding_studio.store.codec import Codec, to_json
@@ -106,6 +106,8 @@ class Tasks:
     def _new(self, request: TaskRequest, now: datetime) -> Document:
         """Return a pending task; its request is kept beside it for later posts."""
         asked = {field.name: getattr(request, field.name) for field in fields(request)}
+        made = TimeRange.of(request.last, request.since, request.until, now)
+        asked["since"] = made and made.since
         task = FineTuningTask(
             id=new_id(),
             status=TaskStatus.PENDING,
@@ -176,13 +178,16 @@ class Tasks:
         """Return how many tasks have the status."""
         return self._documents.count(TASKS, {"project": self._project, "status": status.value})
 
-    def waiting_for_batch(self) -> FineTuningTask | None:
-        """Return the oldest task that has not ended and has no batch yet, None if there is none."""
+    def waiting_for_batch(self, method: str | None = None) -> FineTuningTask | None:
+        """Return the oldest task, of a method if one is named, that has not ended and has no batch
+        yet, None if there is none."""
         where = {
             "project": self._project,
             "status": _among(set(TaskStatus) - TERMINAL),
             "batch_id": None,
         }
+        if method is not None:
+            where["fine_tuning_method"] = method
         oldest = self._documents.find_one(TASKS, where, sort=OLDEST_FIRST)
         return TASK.decode(oldest) if oldest else None
 

@@ -43,10 +43,16 @@ def write(
             *_table("Parameters", ["parameter", "value"], params.items()),
             *_table("Data", ["count", "value"], sorted(counts.items())),
             "",
-            f"Task {tags['es.task_id']}, batch {tags['es.batch_id']}, run {best.info.run_id}.",
+            f"Task {tags['es.task_id']}, batch {tags['es.batch_id']}"
+            f"{_made(tags)}, run {best.info.run_id}.",
             "",
         ]
     )
+
+
+def _made(tags: Mapping[str, str]) -> str:
+    made = tags.get("es.made")
+    return f" and those before it, sessions made {made}" if made else ""
 
 
 def _metrics(promotion: Promotion) -> list[str]:

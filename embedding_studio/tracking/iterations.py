@@ -73,12 +73,13 @@ class Iterations:
         start_run_id: str,
         fresh_starts: int = 0,
         project: str = DEFAULT_PROJECT,
+        made: str = "",
     ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
-        a fresh start."""
+        a fresh start. made: which time range was learnt from, if one was; the batch is its last."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -104,6 +105,7 @@ class Iterations:
             "es.fresh_starts": str(fresh_starts),
             "es.generation": str(generation),
             "es.models": "kept",
+            **({"es.made": made} if made else {}),
         }
         experiment_id = self._client.create_experiment(
             f"iteration / {registered_name} / {batch_id}",

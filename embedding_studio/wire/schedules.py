@@ -33,7 +33,8 @@ class ScheduleBody(Terms):
     interval_seconds: Annotated[FiniteFloat, Field(ge=60, le=366 * 86400)] | None = None
     min_new_sessions: Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET)] = Field(
         MIN_NEW_SESSIONS,
-        description="clicked, in the batch now collecting; fewer: no task this time",
+        description="clicked, in the batch now collecting; with `last` or `since`, in that time "
+        "range, and one of them new; fewer: no task this time",
     )
     idempotency_key: Id | None = Field(None, description="the same key gives the same schedule")
 
@@ -54,6 +55,8 @@ class ScheduleView(BaseModel):
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
     promote: Promote | None = Field(None, exclude_if=is_none)
     folds: int | None = Field(None, exclude_if=is_none)
+    last: str | None = Field(None, exclude_if=is_none)
+    since: datetime | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

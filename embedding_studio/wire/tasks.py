@@ -25,6 +25,7 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 from embedding_studio.tracking.reader import experiment_url
+from embedding_studio.wire.clickstream import PostedTime, from_unix_seconds
 from embedding_studio.wire.fields import Id, Meta, Plain, is_none
 
 Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
@@ -74,6 +75,10 @@ EventWeights = Annotated[
 ]
 
 
+RangeTime = Annotated[PostedTime, Field(ge=0, lt=253_402_300_800)]
+_TIMES = {"since", "until"}
+
+
 class Terms(BaseModel):
     """What a task is asked for with, at once or by a schedule."""
 
@@ -95,10 +100,21 @@ class Terms(BaseModel):
         "the test queries alone judge the best trial's model; absent: the method's",
     )
     webhook_url: WebhookUrl | None = None
+    last: Annotated[str, StringConstraints(max_length=5)] | None = Field(
+        None,
+        description="learn from all sessions that were made so long before the task is created, "
+        "or later, whichever batches they are in: 30d, 2w, 12h",
+        examples=["30d"],
+    )
+    since: RangeTime | None = Field(
+        None, description="the same from a time on: Unix seconds, or ISO 8601 with a time zone"
+    )
 
     @classmethod
     def unchecked(cls, **given: Any) -> "Terms":
         """Return a body of the domain's values as a client sends it, for the server to judge."""
+        for name in _TIMES & given.keys():
+            given[name] = None if given[name] is None else given[name].timestamp()
         given["budget"] = asdict(given["budget"] or Budget())
         given["search"] = asdict(given["search"] or SearchOptions())
         for name in ("metadata", "event_weights"):
@@ -108,7 +124,13 @@ class Terms(BaseModel):
     def given(self) -> dict[str, Any]:
         """Return the fields, as the domain has them."""
         budget, search = Budget(**dict(self.budget or ())), SearchOptions(**dict(self.search or ()))
-        return {**dict(self), "budget": budget, "search": search}
+        times = {
+            # to the millisecond, as they are kept
+            name: from_unix_seconds(round(value, 3))
+            for name, value in self
+            if name in _TIMES and value is not None
+        }
+        return {**dict(self), "budget": budget, "search": search, **times}
 
 
 class TaskBody(Terms):
@@ -125,6 +147,9 @@ class TaskBody(Terms):
     )
 
     batch_id: Id | None = Field(None, description="a released batch; absent: the one collecting")
+    until: RangeTime | None = Field(
+        None, description="the end of the time range, which is not in it; absent: it has none"
+    )
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
 
 
@@ -146,6 +171,9 @@ class TaskView(BaseModel):
     event_weights: Mapping[str, float] | None = Field(None, exclude_if=is_none)
     promote: Promote | None = Field(None, exclude_if=is_none)
     folds: int | None = Field(None, exclude_if=is_none)
+    last: str | None = Field(None, exclude_if=is_none)
+    since: datetime | None = Field(None, exclude_if=is_none, description="also what `last` is")
+    until: datetime | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None

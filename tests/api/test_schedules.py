@@ -43,6 +43,16 @@ def test_a_schedule_from_post_to_delete(api: TestClient) -> None:
         assert made["id"] in gone.json()["detail"]
 
 
+def test_a_schedule_may_name_a_time_range(api: TestClient) -> None:
+    """As long as it stays one: `last`, or `since`, but no end that would pass."""
+    made = create(api, interval_seconds=60, last="30d")
+    assert (made["last"], "since" in made) == ("30d", False)
+    assert create(api, interval_seconds=60, since=0)["since"] == "1970-01-01T00:00:00Z"
+    for wrong in ({"until": 9}, {"last": "soon"}, {"last": "1d", "since": 0}):
+        body = {"fine_tuning_method": METHOD, "interval_seconds": 60, **wrong}
+        assert api.post(SCHEDULE, json=body).status_code == 422
+
+
 def test_times_that_passed_in_a_pause_are_not_made_up_for(api: TestClient, clock: Clock) -> None:
     """A resumed schedule looks at its next time from now on."""
     made = create(api, interval_seconds=3600)

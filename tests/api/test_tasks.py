@@ -188,6 +188,51 @@ def test_a_named_batch_must_be_released(api: TestClient, store: Store) -> None:
     assert create(api, batch_id=batch_id)["batch_id"] == batch_id
 
 
+def test_a_task_may_name_a_time_range(api: TestClient, clock: Clock) -> None:
+    """By how long it has lasted, or by its bounds, in Unix seconds or ISO 8601; a released batch
+    will do, and what is collecting, unless the range has ended."""
+    nothing = api.post(TASK, json={"fine_tuning_method": METHOD, "last": "30d"})
+    assert (nothing.status_code, "2026-01-01 12:00 UTC" in nothing.text) == (409, True)
+    api.post("/clickstream/session", json=session_json())
+    ended = {"fine_tuning_method": METHOD, "until": "2026-01-31T11:00:00Z"}
+    refused = api.post(TASK, json=ended)
+    assert (refused.status_code, "release" in refused.text) == (409, True)
+    task = create(api, last="30d", idempotency_key="k")
+    assert (task["last"], task["since"]) == ("30d", "2026-01-01T12:00:00Z")
+    assert (task["batch_id"], "until" in task) == (None, False)
+    clock.now += timedelta(hours=1)
+    assert create(api, last="30d", idempotency_key="k") == task
+    release(api)
+    bounded = create(api, since=START.timestamp() - 0.0625, until="2026-01-31T13:00:00+01:00")
+    assert "last" not in bounded
+    assert bounded["since"] == "2026-01-31T11:59:59.938000Z"
+    assert bounded["until"] == "2026-01-31T12:00:00Z"
+    assert "since" not in create(api, until="2026-01-31T11:00:00Z")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"last": "soon"}, "write 90d"),
+        ({"last": "100000d"}, "5 characters"),
+        ({"last": "1d", "since": 0}, "leave since and until out"),
+        ({"since": 20, "until": 20}, "is not before until"),
+        ({"since": "2026-01-31T12:00:00"}, "no time zone"),
+        ({"since": -1}, "since"),
+        ({"until": 1e18}, "until"),
+        ({"until": "NaN"}, "until"),
+        ({"last": "1d", "batch_id": "b"}, "batch_id and a time range"),
+    ],
+)
+def test_a_time_range_that_is_none_is_422(
+    api: TestClient, store: Store, fields: dict[str, Any], told: str
+) -> None:
+    """With what to write; no task is made."""
+    refused = api.post(TASK, json={"fine_tuning_method": METHOD, **fields})
+    assert (refused.status_code, told in refused.text) == (422, True), refused.text
+    assert store.tasks.page() == []
+
+
 @pytest.mark.usefixtures("collecting")
 def test_an_unknown_method_is_refused_with_the_known(
     api: TestClient, store: Store, clock: Clock

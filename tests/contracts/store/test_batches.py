@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from embedding_studio.clickstream import SessionBatch, SessionEvent
+from embedding_studio.clickstream import SessionBatch, SessionEvent, TimeRange
 from embedding_studio.errors import NotFound
 from embedding_studio.store import Store
 from embedding_studio.tasks import TaskRequest
@@ -115,3 +115,75 @@ def test_batches_are_listed_newest_first(store: Store) -> None:
     assert store.clickstream.page(limit=0) == []
     store.clickstream.delete_older(2)
     assert store.clickstream.page() == expected[:3]
+
+
+DAY = 24 * 3600
+
+
+def post_made(store: Store, session_id: str, at: float) -> None:
+    session = replace(make_session(session_id, ["e"]), created_at=later(at))
+    store.clickstream.register([session], later(at))
+
+
+def released_daily(store: Store, days: int) -> list[SessionBatch]:
+    """Batches of one session each, released at the ends of the days from NOW on."""
+    batches = []
+    for day in range(days):
+        post_made(store, f"s-{day}", day * DAY)
+        batches.append(store.clickstream.release(f"r-{day}", later((day + 1) * DAY)))
+    return batches
+
+
+def test_a_time_range_has_the_batches_that_may_hold_its_sessions(store: Store) -> None:
+    """Those released since it began, and in the day before, by their release; up to a released one
+    they stay the same, whatever is released afterwards, and the one that collects is the last."""
+    post(store.in_project("acme"), "s")
+    store.in_project("acme").clickstream.release("r", later(9 * DAY))
+    batches = released_daily(store, 6)
+    ranged = store.clickstream.of_range
+    assert ranged(TimeRange(None, later(DAY))) == batches
+    made = TimeRange(later(3.5 * DAY), None)
+    assert ranged(made) == batches[2:]
+    assert ranged(made, batches[4]) == batches[2:5]
+    post_made(store, "s-6", 6 * DAY)
+    collecting = store.clickstream.collecting_batch()
+    assert ranged(made) == batches[2:]
+    assert ranged(made, collecting) == [*batches[2:], collecting]
+    newest = store.clickstream.release("r-6", later(7 * DAY))
+    assert ranged(made, collecting) == ranged(made) == [*batches[2:], newest]
+    assert ranged(made, batches[4]) == batches[2:5]
+
+
+def test_clicked_sessions_are_counted_by_when_they_were_made(store: Store) -> None:
+    """In all batches up to one, those that came late among them."""
+    batches = released_daily(store, 4)
+    post_made(store, "new", 5 * DAY)
+    post_made(store, "late", 2 * DAY)
+    post_made(store, "too late", 0.5 * DAY)
+    post(store, "not clicked", clicked=False)
+    collecting = store.clickstream.collecting_batch()
+    assert collecting is not None
+    count = store.clickstream.count_clicked
+    assert count(collecting.batch_id, since=later(2 * DAY)) == 4
+    assert count(collecting.batch_id, since=later(2 * DAY + 0.001)) == 2
+    assert count(batches[2].batch_id, since=later(DAY)) == 2
+    assert count(collecting.batch_id, ["click"], later(DAY)) == 0
+    store.clickstream.release("r", later(6 * DAY))
+    assert count(collecting.batch_id, since=later(2 * DAY)) == 4
+
+
+def test_batches_that_a_time_range_needs_stay(store: Store) -> None:
+    """As long as its task has not ended; what is older goes."""
+    batches = released_daily(store, 6)
+    task, _ = store.tasks.add(TaskRequest("m", last="3d"), later(6 * DAY))
+    assert len(store.clickstream.delete_older(1)) == 2
+    assert store.clickstream.page() == batches[:1:-1]
+    store.tasks.cancel(task.id, later(6 * DAY))
+    gone = store.clickstream.delete_older(1)
+    assert sorted(gone) == sorted(batch.batch_id for batch in batches[2:5])
+    whole, _ = store.tasks.add(TaskRequest("m", until=later(DAY)), later(6 * DAY))
+    post(store, "s")
+    store.clickstream.release("r", later(7 * DAY))
+    assert store.clickstream.delete_older(1) == []
+    store.tasks.cancel(whole.id, later(7 * DAY))
+    assert store.clickstream.delete_older(1) == [batches[5].batch_id]

@@ -58,7 +58,7 @@ def test_a_schedule_comes_back_until_it_is_removed(store: Store) -> None:
     schedule = make_schedule(
         cron="0 3 * * *", interval_seconds=None, min_new_sessions=5, budget=Budget(3, 9.5),
         search=SearchOptions(Sampler.GRID), event_weights={"a.$b": 0.5}, promote=Promote.BETTER,
-        folds=2, metadata={"a.b": [1]}, webhook_url=URL,
+        folds=2, metadata={"a.b": [1]}, webhook_url=URL, last="30d", since=later(-5),
     )  # fmt: skip
     for _ in range(2):
         store.schedules.add(schedule)
@@ -313,3 +313,30 @@ def test_a_timing_that_is_none_is_refused(cron: str | None, interval: float | No
     """Both, neither, what cannot be read, what is too often, and a day that never comes."""
     with pytest.raises(InvalidInput):
         next_time(cron, interval, NOW, NOW)
+
+
+def test_a_schedule_with_a_time_range_counts_it(store: Store) -> None:
+    """Clicked sessions of the range, in whichever batch, and at least one that came since the last
+    release; other methods' tasks take nothing from it, its own method's are waited for."""
+    for number, method in enumerate("mn"):
+        ranged = make_schedule(
+            f"s-{number}", fine_tuning_method=method, last="1d", min_new_sessions=3
+        )
+        store.schedules.add(ranged)
+    post(store, "a", "b")
+    store.clickstream.release("r", NOW)
+    run_due(store, later(60), 100)
+    told = "no task: no session came since the last release"
+    assert store.schedules.get("s-0").last_outcome == told
+    post(store, "c", clicked=False)
+    run_due(store, later(120), 100)
+    told = "no task: 2 sessions made from 2024-04-30 12:02 UTC with clicks of 3"
+    assert store.schedules.get("s-0").last_outcome == told
+    store.clickstream.append_events("c", [event("1")])
+    run_due(store, later(180), 100)
+    tasks = store.tasks.page()
+    assert {task.fine_tuning_method for task in tasks} == {"m", "n"}
+    assert {(task.last, task.since) for task in tasks} == {("1d", later(180 - 86400))}
+    run_due(store, later(240), 100)
+    assert "is pending and has not" in (store.schedules.get("s-1").last_outcome or "")
+    assert len(store.tasks.page()) == 2

@@ -10,9 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from embedding_studio.clickstream import (
-    Usage,
-)
+from embedding_studio.clickstream import TimeRange, Usage
 from embedding_studio.clock import MAX_LEASE_SECONDS
 from embedding_studio.errors import (
     Conflict,
@@ -948,3 +946,25 @@ def test_a_page_of_tasks_is_no_larger_than_one_of_sessions(
     assert len(store.tasks.page(limit=3)) == 3
     with pytest.raises(InvalidInput, match="limit"):
         store.tasks.page(limit=4)
+
+
+def test_a_time_range_is_counted_back_from_when_the_task_is_added(store: Store) -> None:
+    """Once: the same post later is the same task, another range another request."""
+    request = TaskRequest("m", idempotency_key="key", last="2w")
+    task, _ = store.tasks.add(request, NOW)
+    assert (task.last, task.since, task.until) == ("2w", later(-14 * 86400), None)
+    assert task.time_range == TimeRange(later(-14 * 86400), None)
+    assert store.tasks.add(request, later(99)) == (task, False)
+    assert store.tasks.get(task.id) == task
+    for other in (replace(request, last="14d"), replace(request, last=None, since=task.since)):
+        with pytest.raises(Conflict, match="last"):
+            store.tasks.add(other, NOW)
+    assert store.tasks.add(TaskRequest("m"), NOW)[0].time_range is None
+
+
+def test_the_task_that_waits_for_a_batch_is_found_by_its_method(store: Store) -> None:
+    """The oldest of the project, or of a method."""
+    first = store.tasks.add(TaskRequest("m"), NOW)[0]
+    second = store.tasks.add(TaskRequest("n"), later(1))[0]
+    waiting = store.tasks.waiting_for_batch
+    assert [waiting(), waiting("m"), waiting("n"), waiting("o")] == [first, first, second, None]
