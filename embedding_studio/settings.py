@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     """web pages that may call the API from a browser, by their origins:
     https://shop.example,https://www.shop.example; * for any; by default none"""
     api_key: SecretStr | None = None
-    """what `up`, `demo` and `champion` show to the API, once there are keys"""
+    """what `up`, `demo`, `import` and `champion` show to the API, once there are keys"""
     mlflow_port: int = Field(5001, ge=0, le=65535)
     """port of the MLflow UI under `up`"""
     max_event_age_seconds: float = Field(12 * 3600, gt=0)
@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     than refused"""
     max_body_mb: int = Field(16, gt=0)
     """largest body of a request; each MB may have 65,536 values or commas"""
+    max_import_mb: int = Field(2048, gt=0)
+    """largest parquet file of an import, which lies on the disk while it is read; other files may
+    be of any size"""
     allowed_roots: str | None = None
     """folders, and buckets or parts of them, whose files clients may name as images:
     /data/images,s3://bucket/images; by default none"""

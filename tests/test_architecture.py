@@ -26,7 +26,7 @@ TIERS = [
     | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
-    {"search", "store", "executors", "training", "wire"}
+    {"search", "store", "executors", "training", "wire", "imports"}
     | {"engine.promotion", "engine.jobs", "engine.scores", "engine.snapshot", "engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
@@ -46,7 +46,8 @@ HOMES = {
     "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},
-    "msgspec": {"wire.quick", "store.usage"},
+    "msgspec": {"wire.quick", "store.usage", "imports.readers"},
+    "pyarrow": {"imports"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},
     "torch": {"training"},

@@ -7,13 +7,14 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import clickstream, items, schedules, system
+from embedding_studio.api import clickstream, imports, items, schedules, system
 from embedding_studio.api import models as champions
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, RateLimit
 from embedding_studio.api.groups import Groups
 from embedding_studio.api.health import Health
+from embedding_studio.api.imports import Imports
 from embedding_studio.api.keys import KeyRing
 from embedding_studio.api.lane import Lane
 from embedding_studio.clock import Clock, utc_now
@@ -37,6 +38,7 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
     app.state.store, app.state.settings, app.state.clock = store, settings, clock
     app.state.health = Health(store, settings, clock)
     app.state.groups = Groups()
+    app.state.imports = Imports()
     add_error_handlers(app)
     app.add_middleware(Lane)
     app.add_middleware(
@@ -59,7 +61,7 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         Security(HTTPBearer(auto_error=False)),
         Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     ]
-    for resource in (clickstream, items, fine_tuning, champions, schedules):
+    for resource in (clickstream, items, imports, fine_tuning, champions, schedules):
         app.include_router(
             resource.router,
             prefix="/api/v1",

@@ -118,7 +118,7 @@ def append_events(body: AsPosted[EventsBody], context: IngestContext) -> EventsO
     """Events whose event_id the session has already are left as they are. Events of a session that
     has not come yet wait for it."""
     posted = judged(EventsBody, body, context)
-    to_instant = _accepted_instant(context, context.clock())
+    to_instant = accepted_instant(context, context.clock())
     events = tuple(event.to_event(posted.session_id, to_instant) for event in posted.events)
     try:
         answer = context.store.clickstream.append_events(posted.session_id, events, context.most)
@@ -267,14 +267,17 @@ def _as_lines(page: Sequence[NumberedSession]) -> bytes:
     return b"".join(view.model_dump_json().encode() + b"\n" for view in views)
 
 
-def _accepted_instant(context: Context, now: datetime) -> ToInstant:
+def accepted_instant(context: Context, now: datetime, is_history: bool = False) -> ToInstant:
+    """Return what turns posted times into those that are taken: of history, however old."""
     settings = context.settings
-    oldest = now.timestamp() - settings.max_event_age_seconds
+    oldest = 0.0 if is_history else now.timestamp() - settings.max_event_age_seconds
     newest = now.timestamp() + settings.max_event_ahead_seconds
 
     def to_instant(seconds: float | None, owner: str) -> datetime:
         if seconds is None:
             return now.replace(microsecond=0)  # clients of the reference read whole seconds
+        if seconds < oldest and is_history:
+            raise InvalidTime(f"{owner}: created_at {seconds:.15g} is before 1970")
         if seconds < oldest:
             raise InvalidTime(
                 f"{owner}: created_at {seconds:.15g} is more than "
@@ -313,21 +316,27 @@ def _register(
 ) -> list[SessionOutcome | InvalidInput]:
     """Keep sessions, and return what to answer to each."""
     now = context.clock()
-    to_instant = _accepted_instant(context, now)
-    read = [_session_of(one, to_instant) for one in posted]
-    sessions = [one for one in read if isinstance(one, Session)]
+    to_instant = accepted_instant(context, now)
+    read = [session_of(one, to_instant) for one in posted]
+    answers = iter(keep(context, [one for one in read if isinstance(one, Session)], now))
+    return [one if isinstance(one, InvalidInput) else next(answers) for one in read]
+
+
+def keep(
+    context: Context, sessions: Sequence[Session], now: datetime
+) -> list[SessionOutcome | InvalidInput]:
+    """Keep sessions whose times are judged, and return what to answer to each."""
     answers = context.store.clickstream.register(sessions, now, context.most)
     kept = [
         (session, answer)
         for session, answer in zip(sessions, answers, strict=True)
         if isinstance(answer, Registered)
     ]
-    outcomes, answered = iter(_outcomes(context, kept)), iter(answers)
-    ended = [one if isinstance(one, InvalidInput) else next(answered) for one in read]
-    return [one if isinstance(one, InvalidInput) else next(outcomes) for one in ended]
+    outcomes = iter(_outcomes(context, kept))
+    return [one if isinstance(one, InvalidInput) else next(outcomes) for one in answers]
 
 
-def _session_of(posted: PostedSession, to_instant: ToInstant) -> Session | InvalidInput:
+def session_of(posted: PostedSession, to_instant: ToInstant) -> Session | InvalidInput:
     try:
         return posted.to_session(to_instant)
     except InvalidInput as error:  # a time that is not taken

@@ -21,6 +21,10 @@ OTHER_FILES = 128
 """What the process has open besides connections: the database, the log, model files."""
 UNREAD_BYTES = 256 * 1024 * 1024
 """What answers that their clients have not taken yet may take of memory, altogether."""
+STREAMED_PATH = "/api/v1/imports"
+"""Whose bodies are read while they come, and may be of any size."""
+STREAMED_BYTES = 64 * 1024
+"""What comes of such a body, at least, in the time that another has to come as a whole."""
 _READ_BYTES = 16 * 1024
 _MAX_CHUNKS = 100_000
 
@@ -150,6 +154,8 @@ class Connection(H11Protocol):
         self._room = room
         self._deadline: asyncio.TimerHandle | None = None
         self._is_over = False
+        #: of a body that is read while it comes, since its client's time began
+        self._streamed_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -170,6 +176,11 @@ class Connection(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self._stop_waiting()  # a request's time begins with its first byte
         super().data_received(data)
+        if self._is_streamed:
+            self._streamed_bytes += len(data)
+            if self._streamed_bytes >= STREAMED_BYTES:
+                self._streamed_bytes = 0
+                self._stop_waiting()
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -209,9 +220,15 @@ class Connection(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    @property
+    def _is_streamed(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY and self.scope["path"] == STREAMED_PATH
+
     def _give_up(self) -> None:
         self._stop_waiting()
-        if self.conn.states == {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.SEND_RESPONSE}:
+        if self._is_streamed and self.flow.read_paused:  # it is the client who waits
+            self._watch()
+        elif self.conn.states == {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.SEND_RESPONSE}:
             self._refuse(
                 408, f"the body did not come within {self._room.seconds:g} s (ES_REQUEST_SECONDS)"
             )

@@ -17,6 +17,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as ASGIScope
 
+from embedding_studio.api.connections import STREAMED_PATH
 from embedding_studio.api.errors import answer
 from embedding_studio.api.keys import NOBODY, Caller, KeyRing
 from embedding_studio.errors import (
@@ -150,7 +151,8 @@ class Gate:
     ) -> None:
         # fastapi's own limit, max_body_size, answers in plain text, which cannot be worded
         declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._max_bytes:
+        is_streamed = scope["path"] == STREAMED_PATH  # nothing of it is kept
+        if not is_streamed and declared.isdecimal() and int(declared) > self._max_bytes:
             await JSONResponse({"detail": self._too_large}, 413)(scope, receive, send)
             return
         taken = 0
@@ -175,7 +177,7 @@ class Gate:
                 busy = JSONResponse({"detail": self._too_many}, 429, {"Retry-After": "1"})
                 await busy(scope, receive, send)
             else:
-                await self._app(scope, receive_within_limit, send)
+                await self._app(scope, receive if is_streamed else receive_within_limit, send)
         finally:
             share.requests -= 1
             share.bytes -= taken

@@ -4,7 +4,7 @@ from typing import NoReturn
 
 import typer
 
-from embedding_studio.cli import clickstream, keys, migrate, models, services, sweep
+from embedding_studio.cli import clickstream, imports, keys, migrate, models, services, sweep
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape_lines
 
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(services.app)
+app.add_typer(imports.app)
 app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(keys.app, name="keys")

@@ -1,6 +1,7 @@
 """The HTTP API from Python: what a search product's backend calls, and what the demo calls."""
 
 from embedding_studio.client.clickstream import ClickstreamCalls
+from embedding_studio.client.imports import ImportCalls
 from embedding_studio.client.items import ItemCalls
 from embedding_studio.client.models import ModelCalls
 from embedding_studio.client.schedules import ScheduleCalls
@@ -11,7 +12,7 @@ __all__ = ["EmbeddingStudioClient"]
 
 
 class EmbeddingStudioClient(
-    ClickstreamCalls, ItemCalls, TaskCalls, ScheduleCalls, ModelCalls, SystemCalls
+    ClickstreamCalls, ItemCalls, ImportCalls, TaskCalls, ScheduleCalls, ModelCalls, SystemCalls
 ):
     """Calls one API. Every call may be repeated, so timeouts, lost connections and 5xx are retried
     with growing pauses, and 429 after the pause that the server asks for; another 4xx never is, and

@@ -68,23 +68,27 @@ class Connection:
         return adapter.validate_json(response.content)
 
     def _call(self, method: str, path: str, fine: int = 200, **content: Any) -> httpx.Response:
-        return self._retrying(lambda: _checked(self._http.request(method, path, **content), fine))
+        return self._retrying(lambda: checked(self._http.request(method, path, **content), fine))
 
     def _download(self, path: str, target: Path) -> None:
         def stream() -> httpx.Response:
             with self._http.stream("GET", path) as response, target.open("wb") as file:
                 if not response.is_success:
                     response.read()
-                _checked(response)
+                checked(response)
                 for chunk in response.iter_bytes():
                     file.write(chunk)
             return response
 
         self._retrying(stream)
 
-    def _retrying(self, call: Callable[[], httpx.Response]) -> httpx.Response:
+    def _retrying(
+        self, call: Callable[[], httpx.Response], attempts: int | None = None
+    ) -> httpx.Response:
+        """Repeat a call so often, however long each takes; or for as long as calls are tried."""
+        seconds = None if attempts else self._retry_seconds
         try:
-            caller = stamina.RetryingCaller(attempts=None, timeout=self._retry_seconds)
+            caller = stamina.RetryingCaller(attempts=attempts, timeout=seconds)
             return caller(self._is_transient, call)
         except httpx.HTTPStatusError as error:
             raise _error_of(error.response) from error
@@ -131,7 +135,7 @@ def _adapter_of(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _checked(response: httpx.Response, fine: int = 200) -> httpx.Response:
+def checked(response: httpx.Response, fine: int = 200) -> httpx.Response:
     if response.status_code != fine:
         response.raise_for_status()
     return response

@@ -109,6 +109,7 @@ PostedId = Annotated[
     _at_most("max_id_chars", "characters"),
     AfterValidator(_check_plain),
 ]
+Query = Annotated[Text, _at_most("max_query_chars", "characters")]
 ToInstant = Callable[[float | None, str], datetime]
 """Turns posted seconds, or none, into a time; the string says whose time it is, for errors."""
 
@@ -167,7 +168,7 @@ class SessionBody(Posted):
     )
 
     session_id: PostedId
-    search_query: Annotated[Text, _at_most("max_query_chars", "characters")]
+    search_query: Query
     search_results: Annotated[
         list[ResultBody], _at_most("max_results_per_session", "results", list)
     ]

@@ -1,5 +1,6 @@
 """Connections of a real server: how many, for how long, and what of them is logged."""
 
+import json
 import resource
 import socket
 import struct
@@ -53,6 +54,9 @@ class Server:
         """Stop the server and return what it logged."""
         self.process.terminate()
         return self.process.communicate(timeout=20)[1].splitlines()
+
+
+IMPORT = b"POST /api/v1/imports?import_id=x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
 
 
 def post(server: Server, path: str, body: Any) -> Any:
@@ -139,6 +143,28 @@ def test_a_body_of_very_many_chunks_is_refused(patient: Server) -> None:
         except ConnectionError:
             return
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_import_may_take_longer_than_a_request(hasty: Server) -> None:
+    """Its time is that of each 64 KB, and not its client's while the server reads; of a client who
+    sends less it is 408 as well. What came before is kept while the rest is still to come."""
+    row = json.dumps(session_json(search_meta={"x": "y" * 30_000})).encode()
+    rows = [row.replace(b"s-1", b"s-%d" % i) + b"\n" for i in range(600)]
+    head = IMPORT + b"Content-Length: %d\r\n\r\n" % sum(map(len, rows))
+    began = time.monotonic()
+    with hasty.connect(head) as connection:
+        for start in range(0, 600, 60):
+            connection.sendall(b"".join(rows[start : start + 60]))
+            time.sleep(0.1)
+            if start == 540:
+                batch = httpx.get(f"{hasty.url}/api/v1/clickstream/internal/batch").json()
+                assert batch["session_count"] >= 100
+        answer = read(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"created":600' in answer
+    assert time.monotonic() - began > 1
+    with hasty.connect(head + rows[0]) as connection:
+        assert read(connection).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("sent", [b"", PING, POST + b"Content-Length: 9\r\n\r\n{"])

@@ -97,6 +97,11 @@ ROUTES: dict[str, Route] = {
     "GET /items": Route(
         lambda api, ids: api.get("/items", params={"object_id": "of-a"}), Scope.READ, 404
     ),
+    "POST /imports": Route(
+        lambda api, ids: api.post("/imports", params={"import_id": "i"}, json=session_of_b()),
+        Scope.INGEST,
+        200,
+    ),
     "DELETE /items": Route(
         lambda api, ids: api.delete("/items", params={"object_id": "of-a"}), Scope.INGEST, 200
     ),

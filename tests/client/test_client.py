@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import json
@@ -358,6 +359,48 @@ TRANSIENT: list[Callable[[], Answer]] = [
 ]
 
 
+def test_a_file_is_imported(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """It is sent from the disk; the same file again adds nothing, whatever it is called."""
+    file = tmp_path / "log.csv.gz"
+    file.write_bytes(gzip.compress(b"words,sku,hit\n" + b"shoes,a,1\nshoes,b,0\ncoat,,1\n"))
+    columns = {"query": "words", "item": "sku", "clicked": "hit"}
+    assert client.import_file(file, columns=columns, dry_run=True).sessions == 1
+    sent: list[int] = []
+    report = client.import_file(file, columns=columns, on_sent=sent.append)
+    assert sent == [file.stat().st_size]
+    assert (report.rows, report.created, report.new_events, report.refused) == (3, 1, 1, 1)
+    other = file.rename(tmp_path / "other")
+    assert client.import_file(other, columns=columns, format="impressions").existing == 1
+    with pytest.raises(InvalidInput, match="neither sessions"):
+        client.import_file(other)
+
+
+def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """It says what came of the rows, and writes the refused ones to a file of their own."""
+    file, refused = tmp_path / "log.jsonl", tmp_path / "refused.csv"
+    rows = [{"query": "shoes", "item": item, "position": "x"} for item in range(7)]
+    rows[0]["position"] = 1
+    file.write_text("\n".join(map(json.dumps, rows)))
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["import", str(file), *words, "--url", url])
+
+    assert "nothing is kept" in run("--dry-run").stdout
+    told = run("--refused", str(refused)).stdout
+    assert "7 rows (impressions) make 1 sessions: 1 new, 0 known, 0 new events" in told
+    assert "6 rows are refused:\n  row 2, position: " in told
+    assert "  and 1 more" in told
+    lines = refused.read_text().splitlines()
+    assert lines[0] == "row,column,reason"
+    assert [line.split(",")[:2] for line in lines[1:]] == [
+        [str(n), "position"] for n in range(2, 8)
+    ]
+    assert "0 new, 1 known" in run("--columns", "query=query").stdout
+    nothing = run("--columns", "query=item,item=position", "--format", "sessions")
+    assert nothing.exit_code == 1
+
+
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("failure", TRANSIENT)
 def test_transient_failures_are_retried(failure: Callable[[], Answer]) -> None:
@@ -423,6 +466,24 @@ def test_the_key_is_sent() -> None:
         ) as client:
             client.ping()
         assert script.requests[0].headers.get("Authorization") == expected
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_file_is_sent_anew_as_a_whole(tmp_path: Path) -> None:
+    """An import that breaks off is repeated, under the same id, from the file's beginning."""
+    bodies: list[tuple[str, bytes]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append((request.url.params["import_id"], request.read()))
+        return httpx.Response(200, json={"rows": 1}) if len(bodies) > 2 else httpx.Response(503)
+
+    file = tmp_path / "rows"
+    file.write_bytes(b"x" * 600_000)
+    transport = httpx.MockTransport(answer)
+    with EmbeddingStudioClient("http://studio", transport=transport) as client:
+        assert client.import_file(file).rows == 1
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert bodies == [(digest[:32], file.read_bytes())] * 3
 
 
 def test_large_sessions_are_posted_in_several_requests(client: EmbeddingStudioClient) -> None:

@@ -1,0 +1,230 @@
+"""The route for files, which are read while they come."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+from fastapi import APIRouter, HTTPException, Query, Request
+from pydantic import ValidationError
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+
+from embedding_studio.api.clickstream import accepted_instant, keep, session_of
+from embedding_studio.api.context import Context, IngestContext
+from embedding_studio.api.errors import problems
+from embedding_studio.api.requests import judged_one, reason_of
+from embedding_studio.api.routing import Route
+from embedding_studio.clickstream import Session
+from embedding_studio.errors import InvalidInput, InvalidTime, TooManyRequests, Unauthorized
+from embedding_studio.imports.formats import Found, found_in
+from embedding_studio.imports.readers import Row, read_rows
+from embedding_studio.imports.stream import Read
+from embedding_studio.store.usage import json_size
+from embedding_studio.wire.clickstream import PostStatus, SessionBody
+from embedding_studio.wire.fields import Plain
+from embedding_studio.wire.imports import (
+    MAX_NOTES,
+    ImportFormat,
+    ImportReport,
+    RowNote,
+    columns_in,
+)
+from embedding_studio.wire.quick import QuickSession, quick_session
+
+router = APIRouter(prefix="/imports", tags=["imports"], route_class=Route)
+
+AT_ONCE = 8
+OF_A_PROJECT = 2
+GROUP_SESSIONS = 500
+GROUP_BYTES = 4 * 1024 * 1024
+"""When what was read is kept: whichever comes first."""
+BODY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+
+
+class Imports:
+    """The files that are being read, each by a thread of its own, which waits for its client."""
+
+    def __init__(self) -> None:
+        self._under_way: Counter[str] = Counter()
+
+    @contextmanager
+    def one_of(self, project: str) -> Iterator[None]:
+        """Hold a place. Raises a 429 where there is none."""
+        if self._under_way[project] >= OF_A_PROJECT or self._under_way.total() >= AT_ONCE:
+            raise HTTPException(
+                429,
+                f"{self._under_way[project]} imports of this project are under way, and "
+                f"{self._under_way.total()} of all: {OF_A_PROJECT} and {AT_ONCE} are the most",
+                {"Retry-After": "5"},
+            )
+        self._under_way[project] += 1
+        try:
+            yield
+        finally:
+            self._under_way[project] -= 1
+
+
+@router.post(
+    "",
+    summary="Import a file",
+    responses=problems(400, 422),
+    openapi_extra={"requestBody": {**BODY, "required": True}},
+)
+async def import_file(
+    request: Request,
+    context: IngestContext,
+    import_id: Annotated[
+        str,
+        Query(min_length=1, max_length=64, description="names what has no id of its own"),
+        Plain,
+    ],
+    wanted: Annotated[
+        ImportFormat | None, Query(alias="format", description="absent: recognised by the rows")
+    ] = None,
+    columns: Annotated[str, Query(description="of a table: query=...,item=...")] = "",
+    dry_run: Annotated[bool, Query(description="judge all, keep nothing")] = False,
+) -> ImportReport:
+    """The body is a file of sessions or impressions: JSON lines, JSON, CSV or parquet, also in gzip
+    or zstd. Sessions of any age are kept while it comes, so an import that breaks off is repeated:
+    the same file with the same import_id adds nothing twice."""
+    given = columns_in(columns)
+    work = partial(_Import(context, import_id, dry_run).read, _Body(request).read, wanted, given)
+    with request.app.state.imports.one_of(context.store.project):
+        try:
+            # a thread beside those of other requests: it waits for its client
+            return await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
+        except ClientDisconnect:
+            raise HTTPException(400, "the client is gone") from None
+
+
+class _Body:
+    """A request's body, read by a thread while it comes."""
+
+    def __init__(self, request: Request) -> None:
+        self._chunks = request.stream()
+        self._left = b""
+
+    def read(self, size: int) -> bytes:
+        if not self._left:
+            self._left = anyio.from_thread.run(self._next)
+        part, self._left = self._left[:size], self._left[size:]
+        return part
+
+    async def _next(self) -> bytes:
+        return await anext(self._chunks, b"")
+
+
+class _Import:
+    """One file on its way into the store."""
+
+    def __init__(self, context: Context, import_id: str, dry_run: bool) -> None:
+        self._context = context
+        self._import_id = import_id
+        self._to_instant = accepted_instant(context, context.clock(), is_history=True)
+        #: right sessions that are not kept yet, with their first rows
+        self._group: list[tuple[int, Session]] = []
+        self._group_bytes = 0
+        self.report = ImportReport(dry_run=dry_run)
+
+    def read(
+        self, read: Read, wanted: ImportFormat | None, columns: Mapping[str, str]
+    ) -> ImportReport:
+        """Read a file to its end. Raises InvalidInput, and what the store does, where that cannot
+        be; what came before is kept, but no session of which rows may be missing."""
+        settings = self._context.settings
+        try:
+            rows = self._counted(read_rows(read, settings))
+            self.report.format, found = found_in(rows, self._import_id, settings, wanted, columns)
+            for one in found:
+                self._take(one)
+        except (InvalidInput, TooManyRequests) as error:
+            self._keep_group()
+            raise type(error)(f"{error}. {self._told()}") from None
+        self._keep_group()
+        return self.report
+
+    def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.report.rows += 1
+            yield row
+
+    def _told(self) -> str:
+        """Say how far it came, for whoever has to repeat it."""
+        return (
+            f"Of {self.report.rows} rows before, {self.report.created} sessions are new, "
+            f"{self.report.existing} were known and {self.report.refused} rows are refused; the "
+            "import may be repeated with the same import_id"
+        )
+
+    def _take(self, found: Found | RowNote) -> None:
+        if isinstance(found, RowNote):
+            self._refuse(found)
+            return
+        session = self._session_of(found)
+        if isinstance(session, RowNote):
+            self._refuse(session, found.rows)
+            return
+        self.report.sessions += 1
+        self._group.append((found.row, session))
+        self._group_bytes += json_size(session)
+        if len(self._group) >= GROUP_SESSIONS or self._group_bytes >= GROUP_BYTES:
+            self._keep_group()
+
+    def _session_of(self, found: Found) -> Session | RowNote:
+        """Judge what rows make as if it was posted."""
+        posted: Any = found.posted
+        read: SessionBody | QuickSession | ValidationError | InvalidInput | None = None
+        if isinstance(posted, bytes):
+            read = quick_session(posted, self._context.settings)
+        if read is None:
+            try:
+                posted = from_json(posted) if isinstance(posted, bytes) else posted
+            except ValueError as error:
+                return RowNote(row=found.row, reason=f"is no JSON: {error}")
+            if isinstance(posted, dict) and posted.get("session_id") is None:
+                posted = {**posted, "session_id": f"{self._import_id}-{found.row}"}
+            read = judged_one(SessionBody, posted, self._context)
+        if isinstance(read, ValidationError):
+            column = ".".join(map(str, read.errors()[0]["loc"])) or None
+            return RowNote(
+                row=found.row, column=column, reason=reason_of(posted, read, SessionBody)
+            )
+        session = read if isinstance(read, InvalidInput) else session_of(read, self._to_instant)
+        if isinstance(session, InvalidInput):
+            column = "created_at" if isinstance(session, InvalidTime) else None
+            return RowNote(row=found.row, column=column, reason=str(session))
+        return session
+
+    def _refuse(self, note: RowNote, rows: int = 1) -> None:
+        self.report.refused += rows
+        if len(self.report.refusals) < MAX_NOTES:
+            self.report.refusals.append(note)
+
+    async def _may_go_on(self) -> bool:
+        return await self._context.still_allowed()
+
+    def _keep_group(self) -> None:
+        group, self._group, self._group_bytes = self._group, [], 0
+        if not group or self.report.dry_run:
+            return
+        if not anyio.from_thread.run(self._may_go_on):
+            raise Unauthorized("the API key has ended meanwhile")
+        outcomes = keep(self._context, [session for _, session in group], self._context.clock())
+        for (row, _), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, InvalidInput):
+                self.report.sessions -= 1
+                self._refuse(RowNote(row=row, reason=str(outcome)))
+                continue
+            self.report.created += outcome.status is PostStatus.CREATED
+            self.report.existing += outcome.status is PostStatus.EXISTING
+            self.report.new_events += outcome.new_events
+            if outcome.warnings:
+                self.report.warned += 1
+                if len(self.report.warnings) < MAX_NOTES:
+                    reason = "; ".join(outcome.warnings)
+                    self.report.warnings.append(RowNote(row=row, reason=reason))

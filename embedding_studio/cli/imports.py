@@ -1,0 +1,79 @@
+"""The command that sends a file to the API."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedding_studio.cli.context import client_of
+from embedding_studio.plain import escape
+
+app = typer.Typer()
+_SHOWN = 5
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    wanted: Annotated[
+        str | None,
+        typer.Option("--format", help="sessions or impressions; without it, recognised"),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="of a table: query=search_term,item=sku,clicked=is_click,...")
+    ] = "",
+    import_id: Annotated[
+        str | None, typer.Option(help="without it, made of the file's content")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="judge all rows, keep nothing")] = False,
+    refused: Annotated[
+        Path | None, typer.Option(help="a file for the refused rows, with reasons, as CSV")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="the API's address, if not this machine's")
+    ] = None,
+) -> None:
+    """Bring sessions or tables of impressions, of any age: JSON lines, JSON, CSV or parquet, also
+    in gzip or zstd."""
+    import csv
+
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from embedding_studio.wire.imports import columns_in
+
+    bars = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*bars, console=Console(stderr=True)) as progress, client_of(url) as client:
+        bar = progress.add_task("sent", total=file.stat().st_size)
+        report = client.import_file(
+            file,
+            format=wanted,
+            columns=columns_in(columns),
+            import_id=import_id,
+            dry_run=dry_run,
+            on_sent=lambda sent: progress.update(bar, completed=sent),
+        )
+    kept = (
+        "nothing is kept"
+        if dry_run
+        else f"{report.created} new, {report.existing} known, {report.new_events} new events"
+    )
+    typer.echo(f"{report.rows} rows ({report.format}) make {report.sessions} sessions: {kept}")
+    for what, count, notes in (
+        ("rows are refused", report.refused, report.refusals),
+        ("sessions may teach nothing", report.warned, report.warnings),
+    ):
+        if count:
+            typer.echo(f"{count} {what}:")
+        for note in notes[:_SHOWN]:
+            place = f"row {note.row}" + (f", {note.column}" if note.column else "")
+            typer.echo(escape(f"  {place}: {note.reason}"))
+        if count > _SHOWN:
+            typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
+    if refused is not None:
+        with refused.open("w", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(["row", "column", "reason"])
+            writer.writerows([one.row, one.column or "", one.reason] for one in report.refusals)
+    if report.refused and not report.sessions:
+        raise typer.Exit(1)

@@ -1,0 +1,71 @@
+"""Calls for files."""
+
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import file_digest
+from pathlib import Path
+
+import httpx
+
+from embedding_studio.client.connection import Connection, checked
+from embedding_studio.wire.imports import ImportReport
+
+_CHUNK_BYTES = 256 * 1024
+_ATTEMPTS = 5
+_ANSWER_SECONDS = 3600.0
+"""How long an answer may take once a file is sent: parquet is read only then."""
+
+
+class ImportCalls(Connection):
+    """Files of sessions and impressions."""
+
+    def import_file(
+        self,
+        path: Path | str,
+        *,
+        format: str | None = None,  # noqa: A002 - as the API has it
+        columns: Mapping[str, str] | None = None,
+        import_id: str | None = None,
+        dry_run: bool = False,
+        on_sent: Callable[[int], object] | None = None,
+    ) -> ImportReport:
+        """Send a file from the disk and return what came of its rows.
+
+        format: recognised when absent. columns: a table's columns by their fields: query, item, ...
+        import_id: by default made of the file's content, so that the same file adds nothing twice.
+        on_sent: is told how many bytes are sent, from 0 again when the call is repeated."""
+        path = Path(path)
+        params = {"import_id": import_id or import_id_of(path), "dry_run": str(dry_run).lower()}
+        if format is not None:
+            params["format"] = format
+        if columns:
+            params["columns"] = ",".join(f"{name}={column}" for name, column in columns.items())
+
+        def send() -> httpx.Response:
+            return self._http.post(
+                "/imports",
+                params=params,
+                content=_chunks(path, on_sent or (lambda sent: None)),
+                headers={
+                    "Content-Type": "application/octet-stream",
+                    "Content-Length": str(path.stat().st_size),
+                },
+                timeout=httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _ANSWER_SECONDS}),
+            )
+
+        response = self._retrying(lambda: checked(send()), attempts=_ATTEMPTS)
+        return self._read(ImportReport, response)
+
+
+def import_id_of(path: Path) -> str:
+    """Return the id of a file's content."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _chunks(path: Path, on_sent: Callable[[int], object]) -> Iterator[bytes]:
+    sent = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+            sent += len(chunk)
+            on_sent(sent)

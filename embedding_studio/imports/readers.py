@@ -1,0 +1,270 @@
+"""Readers of tables: a stream of bytes becomes numbered rows.
+
+Of a file no more is held than a row, or a few of parquet; but JSON in one piece as a whole, which
+is bounded therefore. What is wrong with a row is said with the row; what makes the rest of the file
+unreadable is raised.
+"""
+
+import codecs
+import csv
+import datetime
+import decimal
+import io
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from embedding_studio.errors import InvalidInput
+from embedding_studio.imports.stream import CHUNK_BYTES, Read, check_ratio, opened
+from embedding_studio.settings import Settings
+
+MAX_ROW_BYTES = 4 * 1024 * 1024
+BATCH_ROWS = 256
+BATCH_BYTES = 256 * 1024 * 1024
+"""What the rows of parquet that are decoded together come to at the very most."""
+_DELIMITERS = ",;\t|"
+_PLAIN_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row: JSON as it came, or values by columns, or a fault.
+
+    number: of JSON lines the line, of CSV the record, the header being the first; else from 1."""
+
+    number: int
+    content: bytes | Mapping[str, Any] = b""
+    fault: str | None = None
+
+
+class _Many(msgspec.Struct, forbid_unknown_fields=True):
+    sessions: list[msgspec.Raw]
+
+
+_many = msgspec.json.Decoder(_Many)
+_list = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
+    """Yield the rows of a file: JSON lines, JSON, CSV or parquet, packed by gzip or zstd or not.
+
+    Raises InvalidInput where it cannot be read any further, with the row."""
+    file = opened(read)
+    if not (head := file.peek(4)):
+        raise InvalidInput("the file is empty")
+    if head.startswith(b"PAR1"):
+        yield from _parquet_rows(file, settings.max_import_mb)
+        return
+    if head.startswith(_UTF_16):
+        raise InvalidInput("the file is UTF-16: save it as UTF-8")
+    if head.startswith(codecs.BOM_UTF8):
+        file.read(len(codecs.BOM_UTF8))
+    lines_before = 0
+    while (first := file.peek(1)[:1]).isspace():
+        lines_before += file.read(1) == b"\n"
+    if first == b"[":
+        yield from _whole_json(file, b"", settings.max_body_mb)
+    elif first == b"{":
+        yield from _objects(file, lines_before, settings.max_body_mb)
+    elif first:
+        yield from _csv_rows(file, lines_before)
+
+
+# -- JSON ------------------------------------------------------------------------------------------
+
+
+def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterator[Row]:
+    """Yield the rows of a file that begins with an object, which is a row or holds all of them."""
+    first = file.readline(most_mb * 1024 * 1024 + 1)
+    if not first.rstrip().endswith(b"}"):  # an object on several lines
+        yield from _whole_json(file, first, most_mb)
+        return
+    if not file.peek(1).strip() and (rows := _many_in(first)) is not None:
+        yield from _numbered(rows)
+        return
+    lines = chain([first], iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""))
+    for number, line in enumerate(lines, lines_before + 1):
+        if len(line) > MAX_ROW_BYTES:
+            while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
+                pass
+            yield Row(number, fault=_too_large())
+        elif line := line.strip():
+            yield Row(number, line)
+
+
+def _whole_json(file: io.BufferedReader, begun: bytes, most_mb: int) -> Iterator[Row]:
+    most = most_mb * 1024 * 1024
+    text = begun + file.read(max(0, most + 1 - len(begun)))
+    if len(text) > most:
+        raise InvalidInput(
+            f"JSON in one piece is taken up to {most_mb} MB (ES_MAX_BODY_MB): write one object a "
+            "line (JSON lines), which may be as many as you like"
+        )
+    try:
+        rows = _many_in(text)
+        yield from _numbered(_list.decode(text) if rows is None else rows)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidInput(
+            f'the file is no JSON list, and no {{"sessions": [...]}}: {error}'
+        ) from None
+
+
+def _many_in(text: bytes) -> list[msgspec.Raw] | None:
+    try:
+        return _many.decode(text).sessions
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _numbered(rows: Iterable[msgspec.Raw]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        text = bytes(row)
+        if len(text) > MAX_ROW_BYTES:
+            yield Row(number, fault=_too_large())
+        else:
+            yield Row(number, text)
+
+
+def _too_large() -> str:
+    return f"is larger than {MAX_ROW_BYTES // 1024 // 1024} MB"
+
+
+# -- CSV -------------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """The lines of a text file; whether those since `is_right` was set are UTF-8."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self.is_right = True
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(MAX_ROW_BYTES + 1):
+            if len(line) > MAX_ROW_BYTES:
+                raise InvalidInput(f"a line {_too_large()}")
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                self.is_right = False
+                yield line.decode(errors="replace")
+
+
+def _csv_rows(file: io.BufferedReader, rows_before: int) -> Iterator[Row]:
+    lines = _Lines(file)
+    number = rows_before
+    try:
+        header_line = next(iter(lines))
+        if "\0" in header_line or not lines.is_right:
+            raise InvalidInput("the file is neither JSON, parquet nor a CSV in UTF-8")
+        outside_quotes = re.sub(r'"[^"]*"', "", header_line)
+        delimiter = max(_DELIMITERS, key=outside_quotes.count)
+        records = csv.reader(chain([header_line], lines), delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next(records)]
+        _check_columns(header)
+        number += 1
+        while True:
+            lines.is_right = True
+            number += 1
+            try:
+                cells = next(records)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "limit" in str(error):
+                    raise InvalidInput(f"{error}: is a quote left open?") from None
+                yield Row(number, fault=f"is no CSV: {error}")
+                continue
+            if cells:
+                yield _csv_row(number, header, cells, lines.is_right)
+    except (InvalidInput, csv.Error) as error:
+        raise InvalidInput(f"row {max(1, number)}: {error}") from None
+
+
+def _csv_row(number: int, header: Sequence[str], cells: Sequence[str], is_right: bool) -> Row:
+    if not is_right:
+        return Row(number, fault="is not UTF-8")
+    if len(cells) != len(header):
+        return Row(number, fault=f"has {len(cells)} cells, and the header {len(header)}")
+    pairs = zip(header, cells, strict=True)
+    return Row(number, {name: cell for name, cell in pairs if name and cell})
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    """Raise InvalidInput for a name that two columns have; an index may have none."""
+    for name in filter(None, names):
+        if names.count(name) > 1:
+            raise InvalidInput(f"the column {name!r} is there twice")
+
+
+# -- parquet ---------------------------------------------------------------------------------------
+
+
+def _parquet_rows(file: io.BufferedReader, most_mb: int) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    with tempfile.TemporaryFile() as spooled:  # its end says where its rows are
+        size = 0
+        while part := file.read(CHUNK_BYTES):
+            size += len(part)
+            if size > most_mb * 1024 * 1024:
+                raise InvalidInput(
+                    f"a parquet file is taken up to {most_mb} MB (ES_MAX_IMPORT_MB): send parts"
+                )
+            spooled.write(part)
+        number = 0
+        try:
+            parquet = ParquetFile(spooled, buffer_size=CHUNK_BYTES, pre_buffer=False)
+            _check_columns(parquet.schema_arrow.names)
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+            check_ratio(size, sum(group.total_byte_size for group in groups))
+            for place, group in enumerate(groups):
+                rows = _rows_at_once(group)
+                for batch in parquet.iter_batches(rows, row_groups=[place], use_threads=False):
+                    for values in batch.to_pylist(maps_as_pydicts="strict"):
+                        number += 1
+                        yield Row(number, _plain(values))
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+            # what it says of a thing's place in memory helps nobody
+            raise InvalidInput(f"row {number + 1}: the parquet file is broken: {error}") from None
+
+
+def _rows_at_once(group: Any) -> int:
+    """Return how many rows may be decoded together: a value that is written once may be there in
+    each of them."""
+    columns = [group.column(i) for i in range(group.num_columns)]
+    repeating: int = sum(
+        one.total_uncompressed_size
+        for one in columns
+        if not _PLAIN_ENCODINGS.issuperset(one.encodings)
+    )
+    if (largest := max((one.total_uncompressed_size for one in columns), default=0)) > BATCH_BYTES:
+        raise InvalidInput(
+            f"a row group has a column of {largest} bytes, and {BATCH_BYTES} are taken: write "
+            "smaller row groups"
+        )
+    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, repeating)))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of parquet as JSON has it, without what is missing."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return str(value)

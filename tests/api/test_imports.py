@@ -1,0 +1,198 @@
+"""Files over HTTP: read while they come, and nothing kept of them."""
+
+import gzip
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_studio.api import imports
+from embedding_studio.keys import Scope, make_key
+from embedding_studio.store import Store
+from tests.api.samples import START, session_json
+
+IMPORTS = "/imports"
+NOW = START.timestamp()
+TABLE = """search_id,query,item,position,clicked,time
+a,shoes,i1,1,0,2024-05-01T10:00:00Z
+a,shoes,i2,2,1,2024-05-01T10:00:00Z
+b,coat,i1,1,0,2024-05-01
+b,coat,i3,2,1,2024-05-02T10:00:00+02:00
+"""
+
+
+def import_(api: TestClient, content: Any, **params: Any) -> Any:
+    """Import rows of JSON lines, or a file as it is, and return the report."""
+    if isinstance(content, list):
+        content = "\n".join(map(json.dumps, content))
+    response = api.post(IMPORTS, params={"import_id": "imp", **params}, content=content)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def sessions(count: int) -> list[Any]:
+    return [session_json(f"s-{i}", created_at=1e9 + i) for i in range(count)]
+
+
+def test_sessions_of_any_age(api: TestClient, store: Store) -> None:
+    """History is taken as it was made, with its marks and events; a row without an id has one by
+    the import and the row."""
+    event = {"event_id": "e", "object_id": "shoe-1", "created_at": "2001-09-09T01:46:50Z"}
+    nameless = session_json(created_at=1e9, events=[event], is_irrelevant=True)
+    del nameless["session_id"]
+    report = import_(api, [*sessions(2), nameless])
+    assert report["format"] == "sessions"
+    assert (report["rows"], report["sessions"], report["created"]) == (3, 3, 3)
+    assert report["refused"] == 0
+    stored = store.clickstream.get("imp-3")
+    assert stored.created_at == datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+    assert stored.is_irrelevant
+    assert len(stored.events) == 1
+
+
+def test_a_table_of_impressions(api: TestClient, store: Store) -> None:
+    """Its rows become sessions; a wrong one is told by row and column, and left out."""
+    report = import_(api, gzip.compress(TABLE.encode()))
+    assert report["format"] == "impressions"
+    assert (report["rows"], report["created"], report["refused"]) == (4, 2, 1)
+    [note] = report["refusals"]
+    assert (note["row"], note["column"]) == (4, "time")
+    assert "no time zone" in note["reason"]
+    session = store.clickstream.get("a")
+    assert [one.object_id for one in session.search_results] == ["i1", "i2"]
+    assert session.clicked_ids() == {"i2"}
+    assert report["warned"] == 2  # neither has content
+    assert report["warnings"][0]["row"] == 2
+
+
+def test_an_import_that_is_repeated_adds_nothing(api: TestClient) -> None:
+    """The same file with the same import_id finds all of it there, however far it came before."""
+    nameless = [{k: v for k, v in one.items() if k != "session_id"} for one in sessions(30)]
+    assert import_(api, nameless[:20])["created"] == 20
+    report = import_(api, nameless)
+    assert (report["created"], report["existing"]) == (10, 20)
+    assert import_(api, TABLE)["new_events"] == 2
+    again = import_(api, TABLE)
+    assert (again["created"], again["existing"], again["new_events"]) == (0, 2, 0)
+    assert api.get("/clickstream/internal/batch").json()["session_count"] == 32
+
+
+def test_a_dry_run_keeps_nothing(api: TestClient) -> None:
+    """It judges as the import would."""
+    report = import_(api, TABLE, dry_run=True)
+    assert (report["sessions"], report["created"], report["refused"]) == (2, 0, 1)
+    assert api.get("/clickstream/internal/batch").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("wrong", "column", "word"),
+    [
+        ({"search_query": 7}, "search_query", "string"),
+        ({"search_quer": "x"}, "search_quer", "Did you mean search_query"),
+        ({"search_results": [{"object_id": "a", "rank": float("nan")}]}, None, "finite"),
+        ({"search_results": [{"object_id": "a", "meta": {"x": float("inf")}}]}, None, "meta"),
+        ({"created_at": NOW + 3600}, "created_at", "ahead"),
+        ({"created_at": NOW * 1000}, "created_at", "not milliseconds"),
+        ({"created_at": -1e18}, "created_at", "before 1970"),
+        ({"created_at": "2024-01-01T00:00:00"}, "created_at", "no time zone"),
+        ({"session_id": "a\nb"}, "session_id", "control character"),
+    ],
+)
+def test_a_wrong_session_costs_only_itself(
+    api: TestClient, wrong: Any, column: str | None, word: str
+) -> None:
+    """It is refused in the words of a post, with its row and column."""
+    report = import_(api, [*sessions(1), {**session_json("s-bad"), **wrong}, *sessions(2)[1:]])
+    assert (report["rows"], report["created"], report["refused"]) == (3, 2, 1)
+    [note] = report["refusals"]
+    assert note["row"] == 2
+    assert column is None or note["column"] == column
+    assert word in note["reason"]
+
+
+def test_a_file_that_breaks_off(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came before is kept, but no search of which rows may be missing; the answer says how
+    far it came."""
+    monkeypatch.setattr(imports, "GROUP_SESSIONS", 10)
+    lines = "\n".join(map(json.dumps, sessions(3000))).encode()
+    cut = gzip.compress(lines)[:-100]
+    response = api.post(IMPORTS, params={"import_id": "imp"}, content=cut)
+    assert response.status_code == 422
+    assert "no whole gzip file" in response.json()["detail"]
+    there = api.get("/clickstream/internal/batch").json()["session_count"]
+    assert f"{there} sessions are new" in response.json()["detail"]
+    assert 0 < there < 3000
+    assert import_(api, lines)["existing"] == there
+    wide = "x" * 5_000_000
+    table = f"search_id,query,item\nt1,q,i1\nt2,q,i1\nt2,q,{wide}\n"
+    response = api.post(IMPORTS, params={"import_id": "imp"}, content=table)
+    assert "row 4: a line is larger than 4 MB" in response.json()["detail"]
+    assert api.get("/clickstream/session?session_id=t1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("params", "content", "word"),
+    [
+        ({}, "{}", "import_id"),
+        ({"import_id": "a\nb"}, "{}", "control character"),
+        ({"import_id": "x" * 65}, "{}", "64"),
+        ({"import_id": "x", "format": "qrels"}, "{}", "impressions"),
+        ({"import_id": "x", "columns": "query"}, "{}", "no field=column"),
+        ({"import_id": "x", "columns": "words=q"}, "{}", "none of query"),
+        ({"import_id": "x"}, "", "is empty"),
+        ({"import_id": "x"}, "[]", "no rows"),
+        ({"import_id": "x"}, '{"a": 1}', "neither sessions"),
+    ],
+)
+def test_what_cannot_be_imported(api: TestClient, params: Any, content: str, word: str) -> None:
+    """A 422 says why."""
+    response = api.post(IMPORTS, params=params, content=content)
+    assert response.status_code == 422
+    assert word in response.text
+
+
+def test_a_body_may_be_of_any_size(api: TestClient) -> None:
+    """Larger than another body may be, with its size declared or in chunks."""
+    row = json.dumps(session_json(search_meta={"x": "y" * 30_000}))
+    lines = [row.replace("s-1", f"s-{i}").encode() + b"\n" for i in range(800)]
+    assert import_(api, iter(lines))["created"] == 800
+    assert import_(api, b"".join(lines))["existing"] == 800
+
+
+def test_imports_at_once(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project has two under way, and those above are told to come again."""
+    monkeypatch.setattr(imports, "OF_A_PROJECT", 0)
+    response = api.post(IMPORTS, params={"import_id": "x"}, content=TABLE)
+    assert response.status_code == 429
+    assert response.headers["Retry-After"] == "5"
+
+
+def test_who_may_import(api: TestClient, store: Store) -> None:
+    """A key with the scope ingest; another is refused before a byte is read."""
+    texts = {}
+    for scope in (Scope.INGEST, Scope.READ):
+        key, texts[scope] = make_key("test", [scope], "default", START)
+        store.keys.add(key)
+
+    def ask(scope: Scope) -> int:
+        headers = {"X-API-Key": texts[scope]}
+        params = {"import_id": "x"}
+        return api.post(IMPORTS, params=params, content=TABLE, headers=headers).status_code
+
+    assert ask(Scope.INGEST) == 200
+    assert ask(Scope.READ) == 403
+
+
+def test_a_full_project(store: Store, settings: Any, clock: Any) -> None:
+    """A 429 says how far the import came."""
+    from embedding_studio.api.app import create_app
+
+    app = create_app(store, settings.replaced(max_project_sessions=600), clock)
+    with TestClient(app, base_url="http://studio/api/v1") as api:
+        lines = "\n".join(map(json.dumps, sessions(1200)))
+        response = api.post(IMPORTS, params={"import_id": "imp"}, content=lines)
+        assert response.status_code == 429
+        assert "ES_MAX_PROJECT_SESSIONS" in response.json()["detail"]
+        assert "500 sessions are new" in response.json()["detail"]
