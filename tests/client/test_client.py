@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import httpx
@@ -134,6 +134,23 @@ def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path
     assert (tmp_path / "again").read_text() == file.read_text()
     assert {one.name for one in tmp_path.iterdir()} >= {"again", "batch.ndjson"}
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_time_ranges_are_passed_on(client: EmbeddingStudioClient) -> None:
+    """To tasks and schedules, whatever the zone of a time; one that is none is refused."""
+    client.post_session(session("s-1"))
+    since, until = NOW - timedelta(days=2), NOW + timedelta(minutes=1)
+    zone = timezone(timedelta(hours=2))
+    task = client.create_task(METHOD, since=since.astimezone(zone), until=until)
+    assert (task.last, task.since, task.until) == (None, since, until)
+    last = client.create_task(METHOD, last="2d")
+    assert last.since is not None
+    assert (last.last, last.since) == ("2d", last.created_at - timedelta(days=2))
+    made = client.create_schedule(METHOD, interval_seconds=60, since=since)
+    assert (made.since, made.last) == (since, None)
+    assert client.create_schedule(METHOD, interval_seconds=60, last="2d").last == "2d"
+    with pytest.raises(InvalidInput, match="before until"):
+        client.create_task(METHOD, since=until, until=since)
 
 
 def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
