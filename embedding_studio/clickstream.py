@@ -66,6 +66,8 @@ def ignored_kinds(weights: Mapping[str, float]) -> frozenset[str]:
 
 _BY_KIND = merge_weights()
 IGNORED_KINDS = ignored_kinds(_BY_KIND)
+KNOWN_KINDS = frozenset(_BY_KIND)
+_USER_SHARE, _USER_SESSIONS = 0.01, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,16 @@ class Session:
         one if one of them has a weight above 0, and it is not marked irrelevant."""
         shown = {result.object_id for result in self.search_results}
         return {event.kind for event in self.events if event.object_id in shown}
+
+
+def busy_users(counts: Mapping[str, int], sessions: int) -> set[str]:
+    """Return who made more than a hundredth of the sessions, and more than a hundred of them.
+
+    Nobody, where they made more than half of all: then an id names no person, but a web site, say,
+    or the few people there are. counts: how many each made."""
+    least = max(_USER_SESSIONS, _USER_SHARE * sessions)
+    busy = {user for user, count in counts.items() if count > least}
+    return busy if sum(counts[user] for user in busy) <= sessions / 2 else set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,18 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {
-        "errors",
-        "projects",
-        "clickstream",
-        "items",
-        "tasks",
-        "schedules",
-        "models",
-        "keys",
-        "workers",
-    }
-    | {"settings", "outbound", "logs", "deletion", "plain", "reading", "clock", "threads"}
+    {"errors", "projects", "clickstream", "items", "reports", "tasks", "schedules", "models"}
+    | {"keys", "workers", "settings", "outbound", "logs", "deletion", "plain", "reading", "clock"}
+    | {"threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire", "imports"}

@@ -42,6 +42,7 @@ def test_what_callers_of_the_api_import() -> None:
         "release_batch": "release_id",
         "get_batch": "batch_id",
         "list_batches": "skip, limit",
+        "report_on_batch": "batch_id",
         "export_batch": "batch_id, file",
         "read_batch": "batch_id, page_size",
         "put_items": "items",

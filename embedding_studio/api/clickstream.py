@@ -32,10 +32,12 @@ from embedding_studio.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from embedding_studio.items import without_content
+from embedding_studio.items import completed, without_content
+from embedding_studio.reports import Report
 from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
     BatchPage,
+    BatchReportView,
     BatchSessionView,
     BatchSummary,
     BatchView,
@@ -222,6 +224,26 @@ def list_batches(
 
 
 @router.get(
+    "/batch/{batch_id}/report", summary="Know a batch before paying for it", responses=problems(404)
+)
+async def report_on_batch(batch_id: str, request: Request, context: ReadContext) -> BatchReportView:
+    """Counts, click-through by position, concentration, and warnings with what to do."""
+    batch = await in_turn(request, context.store.clickstream.get_batch, batch_id)
+    report = Report()
+    async for page in _pages_of(batch, request, context):
+        await in_turn(request, _count, report, page, context)
+    return BatchReportView.model_validate(report.told())
+
+
+def _count(report: Report, page: Sequence[NumberedSession], context: Context) -> None:
+    sessions = [numbered.session for numbered in page]
+    named = {one for session in sessions for one in without_content(session)}
+    items = context.store.items.find(named) if named else {}
+    for session in sessions:
+        report.count(completed(session, items))
+
+
+@router.get(
     "/batch/{batch_id}/export",
     summary="Export a batch",
     response_class=StreamingResponse,
@@ -247,17 +269,24 @@ def export_batch(batch_id: str, request: Request, context: ReadContext) -> Strea
 async def _lines_of(
     batch: SessionBatch, request: Request, context: Context
 ) -> AsyncIterator[bytes]:
+    async for page in _pages_of(batch, request, context):
+        yield await in_turn(request, _as_lines, page)
+
+
+async def _pages_of(
+    batch: SessionBatch, request: Request, context: Context
+) -> AsyncIterator[Sequence[NumberedSession]]:
     """Yield a batch's sessions page by page. Breaks off, with an error, where it is deleted
     meanwhile or the caller's key ends: a client sees that the answer is not whole."""
     read, after = context.store.clickstream.read, 0
     while after < batch.session_count:
         if not await context.still_allowed():
-            raise Unauthorized("the key was valid no longer while a batch was exported")
+            raise Unauthorized("the key was valid no longer while a batch was read")
         limit = min(context.settings.max_page_size, batch.session_count - after)
         page = await in_turn(request, read, batch.batch_id, after, limit)
         if not page:  # deleted meanwhile
             break
-        yield await in_turn(request, _as_lines, page)
+        yield page
         after = page[-1].number
     await in_turn(request, context.store.clickstream.get_batch, batch.batch_id)
 

@@ -11,7 +11,8 @@ from embedding_studio.cli.render import minute, print_table
 from embedding_studio.clickstream import BatchCount
 from embedding_studio.plain import escape
 
-app = typer.Typer(help="List batches, and export one.", no_args_is_help=True)
+_BAR = 40
+app = typer.Typer(help="List batches, see what one is worth, and export one.", no_args_is_help=True)
 Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 
 
@@ -30,6 +31,43 @@ def list_batches(
         late = batch.counts.get(BatchCount.LATE_SESSIONS, 0)
         rows.append([batch.batch_id, batch.status, *times, str(batch.session_count), str(late)])
     print_table(["batch", "state", "began", "released", "sessions", "came late"], rows)
+
+
+@app.command("report")
+def report_on_batch(
+    batch: Annotated[
+        str | None, typer.Argument(metavar="BATCH", help="by default, the one now collecting")
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Show what a batch is worth before it is paid for, and what is wrong with it."""
+    with client_of(url) as client:
+        batch_id = batch or client.get_batch().batch_id
+        found = client.report_on_batch(batch_id)
+    shares = ("share_of_queries", "share_of_items", "share_of_users")
+    names = [name for name, value in found if isinstance(value, int)]
+    rows = [[name.replace("_", " "), f"{getattr(found, name):,}"] for name in names]
+    rows += [[name.replace("_", " ") + ", the top 1 %", f"{getattr(found, name):.1%}"] for name in
+             shares]  # fmt: skip
+    if found.recognised_gain is not None:
+        low, high = found.recognised_gain
+        rows.append(["gain in nDCG@10 that would be recognised", f"{low:.3f} to {high:.3f}"])
+    print_table(["batch", batch_id], rows)
+    typer.echo()
+    print_table(["event", "times"], [[kind, f"{n:,}"] for kind, n in found.events.items()])
+    typer.echo()
+    rates = [one.clicked / one.shown for one in found.positions]
+    most = max(rates, default=0) or 1
+    bars = ["█" * round(_BAR * rate / most) for rate in rates]
+    print_table(
+        ["position", "clicked", ""],
+        [
+            [str(n), f"{rate:.1%}", bar]
+            for n, (rate, bar) in enumerate(zip(rates, bars, strict=True), 1)
+        ],
+    )
+    for warning in found.warnings:
+        typer.echo(escape(f"! {warning}"))
 
 
 @app.command("export")

@@ -30,7 +30,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from embedding_studio.clickstream import Session
 from embedding_studio.training.clicks import Showings, sum_by
 from embedding_studio.training.judge import N_POSITIONAL, most_likely
 
@@ -51,24 +50,9 @@ _TOLERANCE = 2e-4
 _DECAYS = (0.25, 0.5, 1.0)
 _MANY_CLICKS = 4
 _LEAST_ODDS = 0.05
-_USER_SHARE, _USER_SESSIONS = 0.01, 100
 
 
 # -- who is no person ---------------------------------------------------------------------------
-
-
-def busy_users(sessions: Sequence[Session]) -> set[str]:
-    """Return who made more than a hundredth of the sessions, and more than a hundred of them.
-
-    Nobody, where they made more than half of all: then an id names no person, but a web site, say,
-    or the few people there are."""
-    counts: dict[str, int] = {}
-    for session in sessions:
-        if session.user_id is not None:
-            counts[session.user_id] = counts.get(session.user_id, 0) + 1
-    least = max(_USER_SESSIONS, _USER_SHARE * len(sessions))
-    busy = {user for user, count in counts.items() if count > least}
-    return busy if sum(counts[user] for user in busy) <= len(sessions) / 2 else set()
 
 
 def clicks_like_a_person(showings: Showings, n_sessions: int, rounds: int = 30) -> Flags:

@@ -1,6 +1,7 @@
 """Sessions as columns on disk: prepared once per iteration, memory-mapped by every trial."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,12 @@ from embedding_studio.clickstream import (
     SearchResult,
     Session,
     Splits,
+    busy_users,
     normalize_query,
 )
 from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
 from embedding_studio.training.browsing import (
-    busy_users,
     clicks_like_a_person,
     count_cells,
     fit_likeliest,
@@ -156,7 +157,8 @@ def prepare_clicks(
     contents = [content for content, _ in texts]
     showings = _joined([*tables.values()], [*map(len, sessions.named().values())])
     is_person = clicks_like_a_person(showings, len(every_session))
-    busy = busy_users(every_session)
+    users = Counter(one.user_id for one in every_session if one.user_id is not None)
+    busy = busy_users(users, len(every_session))
     is_person &= np.array([session.user_id not in busy for session in every_session], np.bool_)
     people = showings.only(is_person[showings.session])
     position, clicked = showings.highest_position(), people.times_clicked()

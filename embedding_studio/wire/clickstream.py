@@ -32,6 +32,7 @@ from embedding_studio.clickstream import (
     Usage,
 )
 from embedding_studio.plain import check_plain
+from embedding_studio.reports import LONG_TEXT, POSITIONS, PositionCount
 from embedding_studio.wire.fields import AsPosted, Id, Meta
 
 
@@ -299,6 +300,35 @@ class BatchView(BatchSummary):
             project_sessions=usage.sessions,
             project_bytes=usage.bytes,
         )
+
+
+class BatchReportView(BaseModel):
+    """What a batch is worth, known before it is paid for."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    sessions: int
+    clicked_sessions: int = Field(description="that teach")
+    irrelevant_sessions: int
+    queries: int = Field(description="distinct, as they are split")
+    items: int
+    users: int
+    results: int
+    results_without_content: int = Field(description="with no text and no image, nor as items")
+    long_texts: int = Field(description=f"results with a text of more than {LONG_TEXT} characters")
+    events: dict[str, int] = Field(description="by type")
+    events_not_shown: int
+    ignored_events: int = Field(description="whose types have a weight of 0")
+    unknown_events: int = Field(description="whose types nobody gave a weight")
+    positions: list[PositionCount] = Field(description=f"of the list, the first {POSITIONS}")
+    share_of_queries: float = Field(description="of sessions, by a hundredth of the queries")
+    share_of_items: float = Field(description="of clicks, by a hundredth of the clicked items")
+    share_of_users: float = Field(description="of sessions, by a hundredth of the users")
+    recognised_gain: tuple[float, float] | None = Field(
+        description="a gain in nDCG@10 that is told from chance in four of five cases lies between "
+        "these, as corpora differ"
+    )
+    warnings: list[str]
 
 
 class BatchPage(BaseModel):

@@ -642,3 +642,19 @@ def test_an_export_of_what_is_deleted_meanwhile_breaks_off(
 def post_and_release(api: TestClient, number: int) -> str:
     api.post("/clickstream/session", json=session_json(f"s-{number}"))
     return released(api, f"r-{number}")
+
+
+def test_a_batch_is_reported_on(api: TestClient) -> None:
+    """Of a batch that collects as of one that is released; items are contents of those that name
+    them."""
+    api.put("/items", json={"items": [{"object_id": "shoe-2", "text": "Trail"}]})
+    click = event_json("e-1", event_type="swipe")
+    api.post("/clickstream/session", json=session_json("s-1", events=[click]))
+    batch_id = api.get("/clickstream/internal/batch").json()["batch_id"]
+    collecting = api.get(f"/clickstream/batch/{batch_id}/report").json()
+    assert (collecting["sessions"], collecting["clicked_sessions"]) == (1, 1)
+    assert (collecting["results"], collecting["results_without_content"]) == (2, 0)
+    assert collecting["positions"] == [{"shown": 1, "clicked": 1}, {"shown": 1, "clicked": 0}]
+    assert any("event_weights" in warning for warning in collecting["warnings"])
+    api.post("/clickstream/internal/batch/release", json={"release_id": "r"})
+    assert api.get(f"/clickstream/batch/{batch_id}/report").json() == collecting

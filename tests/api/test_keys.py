@@ -125,6 +125,9 @@ ROUTES: dict[str, Route] = {
     "GET /clickstream/batches": Route(
         lambda api, ids: api.get("/clickstream/batches"), Scope.READ, 200
     ),
+    "GET /clickstream/batch/{batch_id}/report": Route(
+        lambda api, ids: api.get(f"/clickstream/batch/{ids.batch_id}/report"), Scope.READ, 404
+    ),
     "GET /clickstream/batch/{batch_id}/export": Route(
         lambda api, ids: api.get(f"/clickstream/batch/{ids.batch_id}/export"), Scope.READ, 404
     ),

@@ -125,6 +125,10 @@ def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path
     assert re.search(rf"^{batch_id} +released .* 3 +0 *$", run("list").stdout, re.M)
     assert client.list_batches(skip=1) == []
     file = tmp_path / "batch.ndjson"
+    assert client.report_on_batch(batch_id).sessions > 0
+    told = run("report", batch_id).output
+    assert "clicked sessions" in told
+    assert "are needed as a rule" in " ".join(told.split())
     client.export_batch(batch_id, file)
     sessions = [json.loads(line) for line in file.read_text().splitlines()]
     assert [len(one["events"]) for one in sessions] == [0, 1, 2]

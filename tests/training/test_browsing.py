@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_studio.clickstream import Session
 from embedding_studio.training.browsing import (
     Cells,
     ClickChances,
-    busy_users,
     choose,
     clicks_like_a_person,
     count_cells,
@@ -19,7 +17,6 @@ from embedding_studio.training.browsing import (
 )
 from embedding_studio.training.clicks import Showings
 from embedding_studio.training.judge import starting_features
-from tests.training.tiny import session
 
 Table = np.ndarray[Any, np.dtype[Any]]
 
@@ -305,25 +302,3 @@ def test_who_clicks_anywhere_is_no_person() -> None:
     is_robot = np.arange(3000) % 10 == 0
     assert kept[~is_robot].mean() > 0.99
     assert kept[is_robot].mean() < 0.6
-
-
-def sessions_of(counts: dict[str | None, int]) -> list[Session]:
-    return [
-        replace(session(0, "q", ["a"]), user_id=user)
-        for user, count in counts.items()
-        for _ in range(count)
-    ]
-
-
-def test_who_searches_far_more_than_others_is_no_person() -> None:
-    """More than a hundredth of all sessions, and more than a hundred."""
-    assert busy_users(sessions_of({None: 9900, "a": 101, "b": 900})) == {"b"}
-    assert busy_users(sessions_of({None: 1000, "a": 100})) == set()
-    assert busy_users(sessions_of({None: 1000, "a": 101})) == {"a"}
-
-
-def test_an_id_that_most_sessions_share_names_no_person() -> None:
-    """A web site's own, say, or those of the few people there are."""
-    assert busy_users(sessions_of({"guest": 900, "a": 5, None: 100})) == set()
-    assert busy_users(sessions_of({"a": 400, "b": 300, "c": 300})) == set()
-    assert busy_users([]) == set()

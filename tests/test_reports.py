@@ -1,0 +1,93 @@
+"""What a batch is worth, known before it is paid for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from embedding_studio.clickstream import MIN_NEW_SESSIONS, SearchResult, Session, SessionEvent
+from embedding_studio.reports import LONG_TEXT, BatchReport, PositionCount, Report
+from tests.contracts.store_processes import NOW
+
+RESULTS = tuple(SearchResult(name, None, {"text": f"text of {name}"}) for name in "abcd")
+
+
+def search(
+    number: int = 0, clicks: Sequence[str] = (), event_type: str = "click", **more: object
+) -> Session:
+    events = tuple(
+        SessionEvent(f"{number}-{n}", clicked, NOW + timedelta(seconds=n), event_type)
+        for n, clicked in enumerate(clicks)
+    )
+    session = Session(f"s-{number}", f"query {number}", RESULTS, NOW, events=events)
+    return replace(session, **more)  # type: ignore[arg-type]
+
+
+def report_on(*sessions: Session) -> BatchReport:
+    report = Report()
+    for session in sessions:
+        report.count(session)
+    return report.told()
+
+
+def test_counts_by_hand() -> None:
+    """Sessions, events by type, positions, and what carries nothing."""
+    bare = (SearchResult("e"), SearchResult("a", None, {"text": "x" * (LONG_TEXT + 1)}))
+    found = report_on(
+        search(0, ["a", "b"], user_id="u"),
+        search(0, ["a", "z"], "view", user_id="u"),
+        search(1, ["a"], "swipe", is_irrelevant=True),
+        search(2, ["e"], search_query="Query  0", search_results=bare),
+    )
+    assert (found.sessions, found.clicked_sessions, found.irrelevant_sessions) == (4, 2, 1)
+    assert (found.queries, found.items, found.users) == (2, 5, 1)
+    assert (found.results, found.results_without_content, found.long_texts) == (14, 1, 1)
+    assert found.events == {"click": 3, "view": 2, "swipe": 1}
+    assert (found.events_not_shown, found.ignored_events, found.unknown_events) == (1, 2, 1)
+    assert found.positions[:2] == (PositionCount(4, 3), PositionCount(4, 1))
+    assert found.recognised_gain == (0.981, 2.598)
+
+
+def test_nothing_is_survived() -> None:
+    """An empty batch has no gain to recognise, and too few sessions."""
+    found = report_on()
+    assert (found.sessions, found.positions, found.recognised_gain) == (0, (), None)
+    assert len(found.warnings) == 1
+
+
+def good_searches(count: int = 400) -> list[Session]:
+    """Clicks that get fewer down the list, each query and user once."""
+    return [
+        search(n, "abcd"[n % 10 // 4 : n % 10 // 4 + 1], user_id=f"u-{n}") for n in range(count)
+    ]
+
+
+def test_a_good_batch_has_no_warnings() -> None:
+    """Clicks fall with the position, and nobody and nothing makes the most of it."""
+    found = report_on(*good_searches())
+    assert found.warnings == ()
+    assert found.share_of_queries == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "words"),
+    [
+        (good_searches(MIN_NEW_SESSIONS - 1), f"{MIN_NEW_SESSIONS} of different queries"),
+        ([search(n, "a" if n < 20 else "") for n in range(400)], "are all clicks posted"),
+        ([replace(one, search_results=(SearchResult("a"), *RESULTS[1:]))
+          for one in good_searches()], "PUT /api/v1/items"),
+        ([search(n, "az") for n in range(400)], "did not show"),
+        ([search(n, "a", "swipe") for n in range(400)], "event_weights"),
+        ([search(n, "d") for n in range(400)], "in the order in which they were shown"),
+        ([search(0, "a") for _ in range(400)], "a hundredth of the queries make 100%"),
+        ([replace(one, user_id="robot") if n % 3 == 0 else one
+          for n, one in enumerate(good_searches(1200))], "'robot'"),
+        ([replace(one, search_results=(SearchResult("a", None, {"text": "x" * 3000}),))
+          for one in good_searches()], "put first what people look for"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_what_to_do(sessions: list[Session], words: str) -> None:
+    """Too few, no clicks, no content, other ids, unknown types, a wrong order, one query, one user,
+    and long texts."""
+    assert any(words in warning for warning in report_on(*sessions).warnings)
