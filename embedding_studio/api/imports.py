@@ -28,7 +28,8 @@ from embedding_studio.store.usage import json_size
 from embedding_studio.wire.clickstream import PostStatus, SessionBody
 from embedding_studio.wire.fields import Plain
 from embedding_studio.wire.imports import (
-    MAX_NOTES,
+    MAX_REFUSALS,
+    MAX_WARNINGS,
     ImportFormat,
     ImportReport,
     RowNote,
@@ -202,7 +203,7 @@ class _Import:
 
     def _refuse(self, note: RowNote, rows: int = 1) -> None:
         self.report.refused += rows
-        if len(self.report.refusals) < MAX_NOTES:
+        if len(self.report.refusals) < MAX_REFUSALS:
             self.report.refusals.append(note)
 
     async def _may_go_on(self) -> bool:
@@ -225,6 +226,6 @@ class _Import:
             self.report.new_events += outcome.new_events
             if outcome.warnings:
                 self.report.warned += 1
-                if len(self.report.warnings) < MAX_NOTES:
+                if len(self.report.warnings) < MAX_WARNINGS:
                     reason = "; ".join(outcome.warnings)
                     self.report.warnings.append(RowNote(row=row, reason=reason))

@@ -1,12 +1,18 @@
 """The command that sends a file to the API."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedding_studio.cli.context import client_of
 from embedding_studio.plain import escape
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from embedding_studio.wire.imports import RowNote
 
 app = typer.Typer()
 _SHOWN = 5
@@ -27,7 +33,7 @@ def import_file(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="judge all rows, keep nothing")] = False,
     refused: Annotated[
-        Path | None, typer.Option(help="a file for the refused rows, with reasons, as CSV")
+        Path | None, typer.Option(help="a file for the refused rows, with reasons: JSON lines")
     ] = None,
     url: Annotated[
         str | None, typer.Option(help="the API's address, if not this machine's")
@@ -35,8 +41,6 @@ def import_file(
 ) -> None:
     """Bring sessions or tables of impressions, of any age: JSON lines, JSON, CSV or parquet, also
     in gzip or zstd."""
-    import csv
-
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -71,9 +75,25 @@ def import_file(
         if count > _SHOWN:
             typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
     if refused is not None:
-        with refused.open("w", encoding="utf-8", newline="") as opened:
-            writer = csv.writer(opened)
-            writer.writerow(["row", "column", "reason"])
-            writer.writerows([one.row, one.column or "", one.reason] for one in report.refusals)
+        _write_refused(file, refused, report.refusals)
     if report.refused and not report.sessions:
         raise typer.Exit(1)
+
+
+def _write_refused(file: Path, target: Path, notes: "Iterable[RowNote]") -> None:
+    """Write rows of a file as JSON lines, each with what is said of it."""
+    from embedding_studio.imports.readers import read_rows
+    from embedding_studio.settings import Settings
+
+    left = {note.row: note for note in notes}
+    with file.open("rb") as opened, target.open("w", encoding="utf-8") as written:
+        for row in read_rows(opened.read, Settings()) if left else ():
+            if (note := left.pop(row.number, None)) is not None:
+                text = (
+                    row.content.decode(errors="replace")
+                    if isinstance(row.content, bytes)
+                    else row.content
+                )
+                written.write(json.dumps({**note.model_dump(), "content": text}) + "\n")
+            if not left:
+                break

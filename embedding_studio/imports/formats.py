@@ -34,6 +34,8 @@ MAX_UNREADABLE = 10
 it is."""
 VISIT_SECONDS = 1800.0
 """After this a row of a table without sessions begins another search."""
+MAX_KNOWN = 4096
+"""For how many sets of columns it is remembered what they are, and how long their names may be."""
 SHOWN = frozenset(map(event_kind, ("impression", "show", "shown", "view item list", "none")))
 """Kinds of events that say no more than that an item was shown."""
 MAX_OPEN_ROWS = 100_000
@@ -93,9 +95,13 @@ def _recognised(begun: list[Row], rows: Iterator[Row], fields: "Fields") -> Impo
             begun.append(following)
     raise InvalidInput(
         "the rows are neither sessions, with search_query and search_results, nor impressions, "
-        f"with columns for query and item; they have {', '.join(map(repr, values)) or 'nothing'}. "
+        f"with columns for query and item; they have {_listed(values)}. "
         "Name the columns: query=...,item=..."
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name[:100]) for name in islice(names, 50)) or "nothing"
 
 
 def values_of(row: Row) -> Mapping[str, Any]:
@@ -134,18 +140,18 @@ class Fields:
     def named_by(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Return the columns of a row by their fields. Raises ValueError where two could be it."""
         names = tuple(values)
-        if names not in self._known:
-            if len(self._known) > 1000:
-                self._known.clear()
-            self._known[names] = self._look_up(names)
-        return self._known[names]
+        if (known := self._known.get(names)) is None:
+            known = self._look_up(names)
+            if len(self._known) < MAX_KNOWN and sum(map(len, names)) < MAX_KNOWN:
+                self._known[names] = known
+        return known
 
     def _look_up(self, names: Sequence[str]) -> dict[str, str]:
         free = [name for name in names if name not in self._given.values()]
         by_kind: dict[str, str] = {}
         for name in free:
             if (other := by_kind.setdefault(event_kind(name), name)) != name:
-                raise ValueError(f"has the column {name!r} twice, also as {other!r}")
+                raise ValueError(f"has the column {name[:100]!r} twice, also as {other[:100]!r}")
         found = {field: name for field, name in self._given.items() if name in names}
         for name, aliases in ALIASES.items():
             kinds = [kind for kind in map(event_kind, aliases) if kind in by_kind]
@@ -178,7 +184,7 @@ class _Gathered:
         if event_type is not None and len(self.events) >= settings.max_events_per_session:
             return f"session {self.session_id!r} is full (ES_MAX_EVENTS_PER_SESSION)"
         self.rows += 1
-        self.chars += len(body.item) + len(body.text or "") + 100
+        self.chars += sum(len(text or "") for text in (body.item, body.text, body.event, body.user))
         self.user = self.user or body.user
         if body.time is not None:
             self.time = body.time if self.time is None else min(self.time, body.time)
@@ -241,7 +247,9 @@ class _Window:
         one = self._opened.pop(key, None)
         if one is None:
             one = _Gathered(self._id_for(row, body), body.query, row)
+            one.chars = len(body.query) + len(one.session_id)
             self._ids.add(one.session_id)
+            self._chars += one.chars
         self._opened[key] = one
         rows, chars = one.rows, one.chars
         refusal = one.add(body, f"{self._import_id}-{row}", self._settings)

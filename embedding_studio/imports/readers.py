@@ -12,7 +12,8 @@ import decimal
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -24,6 +25,7 @@ from embedding_studio.imports.stream import CHUNK_BYTES, Read, check_ratio, open
 from embedding_studio.settings import Settings
 
 MAX_ROW_BYTES = 4 * 1024 * 1024
+VALUES_PER_MB = 64 * 1024
 BATCH_ROWS = 256
 BATCH_BYTES = 256 * 1024 * 1024
 """What the rows of parquet that are decoded together come to at the very most."""
@@ -85,8 +87,8 @@ def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterat
     if not first.rstrip().endswith(b"}"):  # an object on several lines
         yield from _whole_json(file, first, most_mb)
         return
-    if not file.peek(1).strip() and (rows := _many_in(first)) is not None:
-        yield from _numbered(rows)
+    if not file.peek(1).strip() and first.lstrip(b"{ ").startswith(b'"sessions"'):
+        yield from _whole_json(file, first, most_mb)
         return
     lines = chain([first], iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""))
     for number, line in enumerate(lines, lines_before + 1):
@@ -106,23 +108,14 @@ def _whole_json(file: io.BufferedReader, begun: bytes, most_mb: int) -> Iterator
             f"JSON in one piece is taken up to {most_mb} MB (ES_MAX_BODY_MB): write one object a "
             "line (JSON lines), which may be as many as you like"
         )
+    if text.count(b",") > most_mb * VALUES_PER_MB:  # each would take many times its size
+        raise InvalidInput("JSON in one piece has too many values: write one object a line")
     try:
-        rows = _many_in(text)
-        yield from _numbered(_list.decode(text) if rows is None else rows)
+        rows = _list.decode(text) if text.startswith(b"[") else _many.decode(text).sessions
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidInput(
             f'the file is no JSON list, and no {{"sessions": [...]}}: {error}'
         ) from None
-
-
-def _many_in(text: bytes) -> list[msgspec.Raw] | None:
-    try:
-        return _many.decode(text).sessions
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-def _numbered(rows: Iterable[msgspec.Raw]) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         text = bytes(row)
         if len(text) > MAX_ROW_BYTES:
@@ -198,9 +191,9 @@ def _csv_row(number: int, header: Sequence[str], cells: Sequence[str], is_right:
 
 def _check_columns(names: Sequence[str]) -> None:
     """Raise InvalidInput for a name that two columns have; an index may have none."""
-    for name in filter(None, names):
-        if names.count(name) > 1:
-            raise InvalidInput(f"the column {name!r} is there twice")
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise InvalidInput(f"the column {name[:100]!r} is there twice")
 
 
 # -- parquet ---------------------------------------------------------------------------------------

@@ -10,8 +10,11 @@ from embedding_studio.errors import InvalidInput
 from embedding_studio.wire.clickstream import Posted, PostedId, Query, Text, to_seconds
 from embedding_studio.wire.fields import check_meta
 
-MAX_NOTES = 1000
-"""How many refused rows, and how many warnings, a report tells."""
+MAX_REFUSALS = 10_000
+MAX_WARNINGS = 100
+"""How many of them a report tells."""
+MAX_CHARS = 500
+"""How long each is at most."""
 _MILLISECONDS = 1e11  # as seconds, 1973 as milliseconds: in seconds it is the year 5138
 
 
@@ -20,12 +23,15 @@ class ImportFormat(StrEnum):
     IMPRESSIONS = "impressions"
 
 
+Shortened = Annotated[str, AfterValidator(lambda text: text[:MAX_CHARS])]
+
+
 class RowNote(BaseModel):
     """What is to be said of a row."""
 
     row: int = Field(description="of JSON lines the line, of CSV the header is row 1")
-    column: str | None = None
-    reason: str
+    column: Shortened | None = None
+    reason: Shortened
 
 
 class ImportReport(BaseModel):
@@ -39,9 +45,9 @@ class ImportReport(BaseModel):
     existing: int = Field(0, description="sessions that were known: what came first stays")
     new_events: int = 0
     refused: int = Field(0, description="rows that are left out")
-    refusals: list[RowNote] = Field([], description=f"of them the first {MAX_NOTES}")
+    refusals: list[RowNote] = Field([], description=f"of them the first {MAX_REFUSALS}")
     warned: int = Field(0, description="sessions that were taken, but may teach nothing")
-    warnings: list[RowNote] = Field([], description=f"of them the first {MAX_NOTES}")
+    warnings: list[RowNote] = Field([], description=f"of them the first {MAX_WARNINGS}")
 
 
 def _as_text(value: object) -> object:
@@ -61,6 +67,8 @@ def _as_flag(value: object) -> object:
 
 def _as_seconds(value: object) -> object:
     """Return Unix seconds, milliseconds or microseconds, or an ISO 8601 time, as seconds."""
+    if isinstance(value, str) and value.endswith(" UTC"):  # as BigQuery writes it
+        value = value.removesuffix(" UTC") + "Z"
     seconds = to_seconds(value)
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return seconds

@@ -132,6 +132,28 @@ def test_a_file_that_breaks_off(api: TestClient, monkeypatch: pytest.MonkeyPatch
     assert api.get("/clickstream/session?session_id=t1").status_code == 404
 
 
+def test_what_is_told_is_bounded(api: TestClient) -> None:
+    """Neither long names and reasons nor many of them make a long answer."""
+    wrong = session_json("s", **{"x" * 100_000: 1})
+    report = import_(api, [*sessions(1), *[wrong] * 40])
+    assert report["refused"] == 40
+    assert all(len(one["column"]) == len(one["reason"]) == 500 for one in report["refusals"])
+    many = import_(api, b'{"search_query": "q", "search_results": 1}\n' * 11_000)
+    assert (many["refused"], len(many["refusals"])) == (11_000, 10_000)
+    columns = ",".join(f"{'x' * 1000}{i}" for i in range(1000))
+    response = api.post(IMPORTS, params={"import_id": "x"}, content=f"{columns}\n{columns}\n")
+    assert response.status_code == 422
+    assert len(response.text) < 10_000
+
+
+def test_an_exported_batch_is_imported(api: TestClient) -> None:
+    """What a batch is written as is a file of sessions."""
+    import_(api, sessions(3))
+    batch_id = api.get("/clickstream/internal/batch").json()["batch_id"]
+    report = import_(api, api.get(f"/clickstream/batch/{batch_id}/export").content)
+    assert (report["existing"], report["refused"], report["format"]) == (3, 0, "sessions")
+
+
 @pytest.mark.parametrize(
     ("params", "content", "word"),
     [

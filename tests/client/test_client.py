@@ -398,7 +398,7 @@ def test_a_file_is_imported(client: EmbeddingStudioClient, tmp_path: Path) -> No
 
 def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path) -> None:
     """It says what came of the rows, and writes the refused ones to a file of their own."""
-    file, refused = tmp_path / "log.jsonl", tmp_path / "refused.csv"
+    file, refused = tmp_path / "log.jsonl", tmp_path / "refused.jsonl"
     rows = [{"query": "shoes", "item": item, "position": "x"} for item in range(7)]
     rows[0]["position"] = 1
     file.write_text("\n".join(map(json.dumps, rows)))
@@ -412,11 +412,12 @@ def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path)
     assert "7 rows (impressions) make 1 sessions: 1 new, 0 known, 0 new events" in told
     assert "6 rows are refused:\n  row 2, position: " in told
     assert "  and 1 more" in told
-    lines = refused.read_text().splitlines()
-    assert lines[0] == "row,column,reason"
-    assert [line.split(",")[:2] for line in lines[1:]] == [
-        [str(n), "position"] for n in range(2, 8)
+    told_rows = [json.loads(line) for line in refused.read_text().splitlines()]
+    assert [(one["row"], one["column"]) for one in told_rows] == [
+        (number, "position") for number in range(2, 8)
     ]
+    assert json.loads(told_rows[0]["content"]) == rows[1]
+    assert "number" in told_rows[0]["reason"]
     assert "0 new, 1 known" in run("--columns", "query=query").stdout
     nothing = run("--columns", "query=item,item=position", "--format", "sessions")
     assert nothing.exit_code == 1

@@ -43,7 +43,7 @@ def test_rows_of_one_search_are_gathered() -> None:
 s1,shoes,9,2,1,2026-01-31T13:00:10+01:00,u1,Trail,7
 s2,coat,7,1,0,1769860800000,u2,Parka,
 s1,shoes,8,1,0,1769860805,u1,Runner,8
-s2,coat,9,2,2,2026-01-31T12:00:09Z,u2,,
+s2,coat,9,2,2,2026-01-31 12:00:09 UTC,u2,,
 """
     [first, second] = sessions_in(table)
     assert first == {
