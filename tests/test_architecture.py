@@ -38,7 +38,7 @@ HOMES = {
     "fastapi": {"api"},
     "limits": {"api"},
     "msgspec": {"wire.quick", "store.usage", "imports.readers"},
-    "pyarrow": {"imports"},
+    "pyarrow": {"imports.parquet", "imports.stream"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},
     "torch": {"training"},

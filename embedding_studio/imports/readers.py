@@ -1,36 +1,31 @@
 """Readers of tables: a stream of bytes becomes numbered rows.
 
-Of a file no more is held than a row, or a few of parquet; but JSON in one piece as a whole, which
+Of a file no more is held than a row; but JSON in one piece as a whole, which
 is bounded therefore. What is wrong with a row is said with the row; what makes the rest of the file
 unreadable is raised.
 """
 
 import codecs
 import csv
-import datetime
-import decimal
 import io
+import json
 import re
+import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import msgspec
 
 from embedding_studio.errors import InvalidInput
-from embedding_studio.imports.stream import CHUNK_BYTES, Read, check_ratio, opened
+from embedding_studio.imports.stream import CHUNK_BYTES, MAX_ROW_BYTES, Read, check_columns, opened
 from embedding_studio.settings import Settings
 
-MAX_ROW_BYTES = 4 * 1024 * 1024
 VALUES_PER_MB = 64 * 1024
-BATCH_ROWS = 256
-BATCH_BYTES = 256 * 1024 * 1024
-"""What the rows of parquet that are decoded together come to at the very most."""
 _DELIMITERS = ",;\t|"
-_PLAIN_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED"}
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -160,7 +155,7 @@ def _csv_rows(file: io.BufferedReader, rows_before: int) -> Iterator[Row]:
         delimiter = max(_DELIMITERS, key=outside_quotes.count)
         records = csv.reader(chain([header_line], lines), delimiter=delimiter, strict=True)
         header = [name.strip() for name in next(records)]
-        _check_columns(header)
+        check_columns(header)
         number += 1
         while True:
             lines.is_right = True
@@ -189,20 +184,10 @@ def _csv_row(number: int, header: Sequence[str], cells: Sequence[str], is_right:
     return Row(number, {name: cell for name, cell in pairs if name and cell})
 
 
-def _check_columns(names: Sequence[str]) -> None:
-    """Raise InvalidInput for a name that two columns have; an index may have none."""
-    for name, count in Counter(names).items():
-        if name and count > 1:
-            raise InvalidInput(f"the column {name[:100]!r} is there twice")
-
-
 # -- parquet ---------------------------------------------------------------------------------------
 
 
 def _parquet_rows(file: io.BufferedReader, most_mb: int) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
     with tempfile.TemporaryFile() as spooled:  # its end says where its rows are
         size = 0
         while part := file.read(CHUNK_BYTES):
@@ -212,52 +197,25 @@ def _parquet_rows(file: io.BufferedReader, most_mb: int) -> Iterator[Row]:
                     f"a parquet file is taken up to {most_mb} MB (ES_MAX_IMPORT_MB): send parts"
                 )
             spooled.write(part)
-        number = 0
-        try:
-            parquet = ParquetFile(spooled, buffer_size=CHUNK_BYTES, pre_buffer=False)
-            _check_columns(parquet.schema_arrow.names)
-            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
-            check_ratio(size, sum(group.total_byte_size for group in groups))
-            for place, group in enumerate(groups):
-                rows = _rows_at_once(group)
-                for batch in parquet.iter_batches(rows, row_groups=[place], use_threads=False):
-                    for values in batch.to_pylist(maps_as_pydicts="strict"):
-                        number += 1
-                        yield Row(number, _plain(values))
-        except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-            # what it says of a thing's place in memory helps nobody
-            raise InvalidInput(f"row {number + 1}: the parquet file is broken: {error}") from None
+        spooled.seek(0)
+        command = [sys.executable, "-m", "embedding_studio.imports.parquet"]
+        with Popen(command, stdin=spooled, stdout=PIPE, stderr=DEVNULL) as process:
+            try:
+                yield from _written_by(process)
+            finally:
+                process.kill()
 
 
-def _rows_at_once(group: Any) -> int:
-    """Return how many rows may be decoded together: a value that is written once may be there in
-    each of them."""
-    columns = [group.column(i) for i in range(group.num_columns)]
-    repeating: int = sum(
-        one.total_uncompressed_size
-        for one in columns
-        if not _PLAIN_ENCODINGS.issuperset(one.encodings)
-    )
-    if (largest := max((one.total_uncompressed_size for one in columns), default=0)) > BATCH_BYTES:
-        raise InvalidInput(
-            f"a row group has a column of {largest} bytes, and {BATCH_BYTES} are taken: write "
-            "smaller row groups"
-        )
-    return max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, repeating)))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of parquet as JSON has it, without what is missing."""
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, datetime.datetime):
-        return value.isoformat()
-    if isinstance(value, decimal.Decimal):
-        return float(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    return str(value)
+def _written_by(process: Popen[bytes]) -> Iterator[Row]:
+    """Yield the rows that `imports.parquet` writes. Raises InvalidInput with what it says."""
+    assert process.stdout is not None
+    number = 0
+    for number, line in enumerate(process.stdout, 1):
+        if line == b"null\n":
+            yield Row(number, fault=_too_large())
+        elif line.startswith(b"{") and line.endswith(b"\n"):
+            yield Row(number, line)
+        elif line.startswith(b'"'):
+            raise InvalidInput(f"row {number}: {json.loads(line)}")
+    if process.wait() != 0:
+        raise InvalidInput(f"row {number + 1}: the parquet file is broken, or takes much memory")

@@ -1,11 +1,13 @@
 """A file as it comes: unpacked where it is packed, and never more of it at once than asked for."""
 
 import io
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from embedding_studio.errors import InvalidInput
 
 CHUNK_BYTES = 64 * 1024
+MAX_ROW_BYTES = 4 * 1024 * 1024
 MAX_RATIO = 100
 """What unpacks to more than so many times its size is refused, beyond FREE_BYTES."""
 FREE_BYTES = 16 * 1024 * 1024
@@ -78,3 +80,10 @@ def opened(read: Read) -> io.BufferedReader:
         return part
 
     return _buffered(read_unpacked)
+
+
+def check_columns(names: Sequence[str]) -> None:
+    """Raise InvalidInput for a name that two columns have; an index may have none."""
+    for name, count in Counter(names).items():
+        if name and count > 1:
+            raise InvalidInput(f"the column {name[:100]!r} is there twice")
