@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from math import ceil, sqrt
 from typing import Any
 
 from embedding_studio.clickstream import (
     IGNORED_KINDS,
     KNOWN_KINDS,
+    LEAST_QUERIES,
     MIN_NEW_SESSIONS,
     Session,
     busy_users,
@@ -44,7 +46,8 @@ class BatchReport:
     """What is in a batch.
 
     Counts: clicked_sessions are those that teach (an event that counts on a shown item, and no mark
-    that all was wrong); queries are distinct as they are split, items and users by their ids.
+    that all was wrong), and clicked_queries their queries; queries are distinct as they are split,
+    items and users by their ids.
     events: by type as posted, the most frequent first; ignored_events and unknown_events: how many
     of them count nothing, or count as clicks because nobody gave their type a weight.
     positions: the first 20. Shares, in [0, 1]: of sessions, by the most frequent hundredth of the
@@ -56,6 +59,7 @@ class BatchReport:
     clicked_sessions: int
     irrelevant_sessions: int
     queries: int
+    clicked_queries: int
     items: int
     users: int
     results: int
@@ -73,11 +77,38 @@ class BatchReport:
     warnings: tuple[str, ...] = ()
 
 
+class Enough(StrEnum):
+    """Whether there is enough to learn from and to judge by; maybe: the split decides."""
+
+    YES = "yes"
+    MAYBE = "maybe"
+    NO = "no"
+
+
+def tell_enough(report: BatchReport) -> tuple[Enough, str]:
+    """Return whether a task has enough in what is reported on, and why, in words.
+
+    By the rule of the bundled methods: each part of the queries needs its LEAST_QUERIES. Which part
+    a query is in is as good as chance, and what people clicked is probably, not surely, relevant.
+    """
+    found, least = report.clicked_queries, sum(LEAST_QUERIES.values())
+    told = f"{found} distinct queries have a result that was clicked"
+    if found < least:
+        return Enough.NO, f"{told}, and at least {least} are needed: collect more"
+    if found < MIN_NEW_SESSIONS:
+        return Enough.MAYBE, (
+            f"{told}; with {MIN_NEW_SESSIONS} all parts of the split have enough in 19 of 20 "
+            "cases. A task that finds too few is an error, and leaves the batch collecting"
+        )
+    return Enough.YES, f"{told}, and {MIN_NEW_SESSIONS} are enough in 19 of 20 cases"
+
+
 class Report:
     """A batch's report as its sessions come: their queries, ids and types are kept in memory."""
 
     def __init__(self) -> None:
         self._queries, self._users, self._events = Counter[str](), Counter[str](), Counter[str]()
+        self._clicked_queries = set[str]()
         self._shown_items, self._clicked_items = set[str](), Counter[str]()
         self._shown, self._clicked = [0] * POSITIONS, [0] * POSITIONS
         #: of the fields of a BatchReport
@@ -87,7 +118,10 @@ class Report:
         """Take one session, its results with the content of their items."""
         ids = {result.object_id for result in session.search_results}
         chosen = session.clicked_ids() & ids
-        self._queries[normalize_query(session.search_query)] += 1
+        query = normalize_query(session.search_query)
+        self._queries[query] += 1
+        if chosen and not session.is_irrelevant:
+            self._clicked_queries.add(query)
         if session.user_id is not None:
             self._users[session.user_id] += 1
         self._shown_items |= ids
@@ -118,6 +152,7 @@ class Report:
         report = BatchReport(
             **counts,
             queries=len(self._queries),
+            clicked_queries=len(self._clicked_queries),
             items=len(self._shown_items),
             users=len(self._users),
             events=dict(self._events.most_common()),

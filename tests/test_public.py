@@ -52,6 +52,8 @@ def test_what_callers_of_the_api_import() -> None:
         "import_file": "path, *format, *columns, *import_id, *dry_run, *on_sent",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until",
+        "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
+        "*promote, *folds, *webhook_url, *last, *since, *until",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",

@@ -7,7 +7,14 @@ from datetime import timedelta
 import pytest
 
 from embedding_studio.clickstream import MIN_NEW_SESSIONS, SearchResult, Session, SessionEvent
-from embedding_studio.reports import LONG_TEXT, BatchReport, PositionCount, Report
+from embedding_studio.reports import (
+    LONG_TEXT,
+    BatchReport,
+    Enough,
+    PositionCount,
+    Report,
+    tell_enough,
+)
 from tests.contracts.store_processes import NOW
 
 RESULTS = tuple(SearchResult(name, None, {"text": f"text of {name}"}) for name in "abcd")
@@ -41,12 +48,25 @@ def test_counts_by_hand() -> None:
         search(2, ["e"], search_query="Query  0", search_results=bare),
     )
     assert (found.sessions, found.clicked_sessions, found.irrelevant_sessions) == (4, 2, 1)
-    assert (found.queries, found.items, found.users) == (2, 5, 1)
+    assert (found.queries, found.clicked_queries) == (2, 1)
+    assert (found.items, found.users) == (5, 1)
     assert (found.results, found.results_without_content, found.long_texts) == (14, 1, 1)
     assert found.events == {"click": 3, "view": 2, "swipe": 1}
     assert (found.events_not_shown, found.ignored_events, found.unknown_events) == (1, 2, 1)
     assert found.positions[:2] == (PositionCount(4, 3), PositionCount(4, 1))
     assert found.recognised_gain == (0.981, 2.598)
+
+
+@pytest.mark.parametrize(
+    ("queries", "enough"),
+    [(0, Enough.NO), (19, Enough.NO), (20, Enough.MAYBE), (65, Enough.MAYBE), (66, Enough.YES)],
+)
+def test_queries_that_are_clicked_are_enough(queries: int, enough: Enough) -> None:
+    """Each query counts once, and those that nobody clicked do not."""
+    clicked = [search(n, ["a"]) for n in range(queries)] * 2
+    told, why = tell_enough(report_on(*clicked, *(search(n + 1000) for n in range(99))))
+    assert told is enough
+    assert why.startswith(f"{queries} distinct queries")
 
 
 def test_nothing_is_survived() -> None:

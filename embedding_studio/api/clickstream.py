@@ -1,7 +1,7 @@
 """Routes for sessions, events and batches."""
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
@@ -23,6 +23,7 @@ from embedding_studio.clickstream import (
     NumberedSession,
     Session,
     SessionBatch,
+    TimeRange,
     Usage,
 )
 from embedding_studio.errors import (
@@ -33,7 +34,7 @@ from embedding_studio.errors import (
     Unauthorized,
 )
 from embedding_studio.items import completed, without_content
-from embedding_studio.reports import Report
+from embedding_studio.reports import BatchReport, Report
 from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
     BatchPage,
@@ -229,14 +230,34 @@ def list_batches(
 async def report_on_batch(batch_id: str, request: Request, context: ReadContext) -> BatchReportView:
     """Counts, click-through by position, concentration, and warnings with what to do."""
     batch = await in_turn(request, context.store.clickstream.get_batch, batch_id)
+    return BatchReportView.model_validate(await report_on([batch], request, context))
+
+
+async def report_on(
+    batches: Sequence[SessionBatch],
+    request: Request,
+    context: Context,
+    made: TimeRange | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> BatchReport:
+    """Return the report on the sessions of batches, or on those that were made in a time range.
+
+    weights: of events, as `merge_weights` has them."""
+
+    def count(page: Sequence[NumberedSession]) -> None:
+        sessions = [one.session for one in page if made is None or made.holds(one.session)]
+        if weights is not None:
+            sessions = [session.weighed(weights) for session in sessions]
+        _count(report, sessions, context)
+
     report = Report()
-    async for page in _pages_of(batch, request, context):
-        await in_turn(request, _count, report, page, context)
-    return BatchReportView.model_validate(report.told())
+    for batch in batches:
+        async for page in _pages_of(batch, request, context):
+            await in_turn(request, count, page)
+    return report.told()
 
 
-def _count(report: Report, page: Sequence[NumberedSession], context: Context) -> None:
-    sessions = [numbered.session for numbered in page]
+def _count(report: Report, sessions: Sequence[Session], context: Context) -> None:
     named = {one for session in sessions for one in without_content(session)}
     items = context.store.items.find(named) if named else {}
     for session in sessions:

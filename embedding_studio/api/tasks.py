@@ -8,6 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
 from embedding_studio.api.artifacts import in_download_thread, in_download_threads, zip_chunks
+from embedding_studio.api.clickstream import report_on
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
@@ -18,14 +19,14 @@ from embedding_studio.api.requests import (
     judged,
     spellings_of,
 )
-from embedding_studio.api.routing import Route
-from embedding_studio.clickstream import BatchStatus, TimeRange
+from embedding_studio.api.routing import Route, in_turn
+from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, merge_weights
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 from embedding_studio.tracking.reader import open_card, open_model
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
-from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskView
+from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskPlan, TaskView
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
 
@@ -33,10 +34,44 @@ _RELEASE_ROUTE = "POST /api/v1/clickstream/internal/batch/release"
 
 
 @router.post("/task", summary="Ask for a fine-tuning", responses=problems(400, 413, 404, 409, 422))
-def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext) -> TaskView:
+async def create_task(
+    body: AsPosted[TaskBody],
+    request: Request,
+    context: TuneContext,
+    dry_run: Annotated[bool, Query(description="judge it, and create nothing")] = False,
+) -> TaskView | TaskPlan:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
     With a time range, so are all released ones that hold sessions made in it.
-    The same idempotency_key gives the same task, and is refused for another body."""
+    The same idempotency_key gives the same task, and is refused for another body.
+
+    A dry run is refused as the task would be; else it tells what the task would take, and whether
+    that is enough. If the key's task is there, that is its answer too."""
+    if not dry_run:
+        return await in_turn(request, _create, body, request, context)
+    wanted, there = await in_turn(request, _judge, body, context)
+    if there is not None:
+        return _view(there, request, context)
+    made = TimeRange.of(wanted.last, wanted.since, wanted.until, context.clock())
+    batches = await in_turn(request, _batches_for, wanted, made, context)
+    weights = merge_weights(wanted.event_weights or {})
+    report = await report_on(batches, request, context, made, weights)
+    return TaskPlan.of(wanted, batches, made, report)
+
+
+def _create(body: object, request: Request, context: Context) -> TaskView:
+    wanted, most = _wanted(body, context), context.settings.max_pending_tasks
+    task, _is_new = context.store.tasks.add(wanted, context.clock(), most, context.most)
+    return _view(task, request, context)
+
+
+def _judge(body: object, context: Context) -> tuple[TaskRequest, FineTuningTask | None]:
+    """Return what is asked for, and the task that it has made already. Raises as `_create` does."""
+    wanted, most = _wanted(body, context), context.settings.max_pending_tasks
+    return wanted, context.store.tasks.judge(wanted, most, context.most)
+
+
+def _wanted(body: object, context: Context) -> TaskRequest:
+    """Return what is asked for. Raises what it is refused with."""
     wanted = _with_its_key(context, TaskRequest(**judged(TaskBody, body, context).given()))
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
@@ -48,9 +83,21 @@ def create_task(body: AsPosted[TaskBody], request: Request, context: TuneContext
         key = wanted.idempotency_key
         if key is None or context.store.tasks.find(key) is None:
             raise
-    most = context.settings.max_pending_tasks
-    task, _is_new = context.store.tasks.add(wanted, context.clock(), most, context.most)
-    return _view(task, request, context)
+    return wanted
+
+
+def _batches_for(
+    wanted: TaskRequest, made: TimeRange | None, context: Context
+) -> list[SessionBatch]:
+    """Return the batches that a task would learn from; the last may be collecting still."""
+    clickstream = context.store.clickstream
+    if wanted.batch_id is not None:
+        return [clickstream.get_batch(wanted.batch_id)]
+    is_wanted = made is None or made.reaches(context.clock())
+    collecting = clickstream.collecting_batch() if is_wanted else None
+    if made is not None:
+        return clickstream.of_range(made, collecting)
+    return [] if collecting is None else [collecting]
 
 
 @router.get("/task", summary="List tasks, newest first", responses=problems(422))

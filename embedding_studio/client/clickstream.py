@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from embedding_studio.clickstream import NumberedSession, Session, SessionEvent
-from embedding_studio.client.connection import Connection, bulk_bodies
+from embedding_studio.client.connection import REPORT_SECONDS, Connection, bulk_bodies
 from embedding_studio.wire.clickstream import (
     BatchPage,
     BatchReportView,
@@ -25,8 +25,6 @@ from embedding_studio.wire.clickstream import (
     from_unix_seconds,
 )
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET
-
-_REPORT_SECONDS = 600.0  # a large batch is read through
 
 
 class ClickstreamCalls(Connection):
@@ -76,7 +74,7 @@ class ClickstreamCalls(Connection):
     def report_on_batch(self, batch_id: str) -> BatchReportView:
         """Return what a batch is worth: counts, shares, and warnings with what to do."""
         path = f"/clickstream/batch/{batch_id}/report"
-        return self._read(BatchReportView, self._call("GET", path, timeout=_REPORT_SECONDS))
+        return self._read(BatchReportView, self._call("GET", path, timeout=REPORT_SECONDS))
 
     def export_batch(self, batch_id: str, file: Path) -> None:
         """Write a batch's sessions to a file, one a line, as JSON that can be posted again.

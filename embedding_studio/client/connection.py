@@ -15,6 +15,8 @@ from embedding_studio.wire.errors import ERROR_BY_STATUS, summarize_field_errors
 
 T = TypeVar("T")
 
+REPORT_SECONDS = 600.0
+"""How long a report may take: a large batch is read through."""
 _VALUES_PER_REQUEST = 500
 _BYTES_PER_REQUEST = 4 * 1024 * 1024  # far below what the API takes by default
 

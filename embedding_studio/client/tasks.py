@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from embedding_studio.client.connection import Connection
+from embedding_studio.client.connection import REPORT_SECONDS, Connection
 from embedding_studio.errors import CorruptModel, InvalidInput
 from embedding_studio.tasks import TERMINAL, Budget, Promote, SearchOptions, TaskStatus
-from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskView
+from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskPlan, TaskView
 
 
 class TaskCalls(Connection):
@@ -55,6 +55,47 @@ class TaskCalls(Connection):
             until=until,
         )
         return self._post(TaskView, "/fine-tuning/task", body)
+
+    def plan_task(
+        self,
+        fine_tuning_method: str,
+        *,
+        batch_id: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        budget: Budget | None = None,
+        search: SearchOptions | None = None,
+        event_weights: Mapping[str, float] | None = None,
+        promote: Promote | None = None,
+        folds: int | None = None,
+        webhook_url: str | None = None,
+        last: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> TaskPlan:
+        """Tell what a task would take, and whether that is enough; nothing is created and nothing
+        released. It is refused as `create_task` would be."""
+        body = TaskBody.unchecked(
+            fine_tuning_method=fine_tuning_method,
+            batch_id=batch_id,
+            metadata=metadata,
+            budget=budget,
+            search=search,
+            event_weights=event_weights,
+            promote=promote,
+            folds=folds,
+            webhook_url=webhook_url,
+            last=last,
+            since=since,
+            until=until,
+        )
+        answer = self._call(
+            "POST",
+            "/fine-tuning/task",
+            params={"dry_run": "true"},
+            json=body.model_dump(warnings=False),
+            timeout=REPORT_SECONDS,
+        )
+        return self._read(TaskPlan, answer)
 
     def get_task(self, task_id: str) -> TaskView:
         return self._get(TaskView, f"/fine-tuning/task/{task_id}")

@@ -48,6 +48,11 @@ class Projects:
             else:
                 ensure_within(project, usage_of(there), added, most)
 
+    def check(self, project: str, added: Usage, most: Usage | None) -> None:
+        """Raise TooManyRequests where `reserve` would; nothing is counted."""
+        there = self._documents.find_one(PROJECTS, {"id": project})
+        ensure_within(project, usage_of(there) if there else Usage(), added, most)
+
     def give_back(self, project: str, unused: Usage, *, other_bytes: int = 0) -> None:
         """Free what was reserved and is not needed."""
         add = {"sessions": -unused.sessions, "bytes": -unused.bytes, "other_bytes": -other_bytes}

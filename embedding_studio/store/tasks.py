@@ -90,11 +90,8 @@ class Tasks:
         `most_pending` of the project are pending already. most: what the project may hold; raises
         TooManyRequests, and adds nothing, where it would hold more. Tasks are never deleted."""
         while True:
-            key = request.idempotency_key
-            made = None if key is None else self._with_key(key)
-            if made is not None:
-                _ensure_same_request(made, request)
-                return TASK.decode(made), False
+            if (made := self._made(request)) is not None:
+                return made, False
             document = self._new(request, now)
             if most_pending is not None:
                 # Of those that are added at once one gets the turn; the others count anew.
@@ -102,6 +99,26 @@ class Tasks:
                 ensure_room(self.count(TaskStatus.PENDING), most_pending)
             if self._insert(document, size_of_request(request), most):
                 return TASK.decode(document), True
+
+    def judge(
+        self, request: TaskRequest, most_pending: int | None = None, most: Usage | None = None
+    ) -> FineTuningTask | None:
+        """Return the task that `add` would find, None where it would add one; raise what it would.
+        Nothing is added."""
+        if (made := self._made(request)) is not None:
+            return made
+        ensure_room(self.count(TaskStatus.PENDING), most_pending)
+        self._projects.check(self._project, Usage(0, size_of_request(request)), most)
+        return None
+
+    def _made(self, request: TaskRequest) -> FineTuningTask | None:
+        """Return the task that this request has made. Raises Conflict where another has its key."""
+        key = request.idempotency_key
+        made = None if key is None else self._with_key(key)
+        if made is None:
+            return None
+        _ensure_same_request(made, request)
+        return TASK.decode(made)
 
     def _new(self, request: TaskRequest, now: datetime) -> Document:
         """Return a pending task; its request is kept beside it for later posts."""

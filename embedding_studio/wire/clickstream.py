@@ -311,6 +311,7 @@ class BatchReportView(BaseModel):
     clicked_sessions: int = Field(description="that teach")
     irrelevant_sessions: int
     queries: int = Field(description="distinct, as they are split")
+    clicked_queries: int = Field(description="of the sessions that teach")
     items: int
     users: int
     results: int

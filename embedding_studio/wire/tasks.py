@@ -7,7 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
-from embedding_studio.clickstream import check_weights
+from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, check_weights
+from embedding_studio.reports import BatchReport, Enough, tell_enough
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
     MOST_FOLDS,
@@ -22,10 +23,16 @@ from embedding_studio.tasks import (
     SearchOptions,
     TaskEventKind,
     TaskProgress,
+    TaskRequest,
     TaskStatus,
 )
 from embedding_studio.tracking.reader import experiment_url
-from embedding_studio.wire.clickstream import PostedTime, from_unix_seconds
+from embedding_studio.wire.clickstream import (
+    BatchReportView,
+    BatchSummary,
+    PostedTime,
+    from_unix_seconds,
+)
 from embedding_studio.wire.fields import Id, Meta, Plain, is_none
 
 Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
@@ -202,6 +209,49 @@ class TaskView(BaseModel):
         if task.best_model and api_url:
             view.best_model_url = f"{api_url.rstrip('/')}/api/v1/fine-tuning/task/{task.id}/model"
         return view
+
+
+class TaskPlan(BaseModel):
+    """What a task would take, were it created now. Nothing is created and nothing released."""
+
+    batches: list[BatchSummary] = Field(description="to learn from, in the order of their release")
+    releases: str | None = Field(description="the batch that the task would release, if any")
+    since: datetime | None = Field(description="of the time range; also what `last` is")
+    until: datetime | None
+    budget: Budget = Field(description="a limit that is null is the method's own")
+    folds: int | None = Field(description="null: the method's own")
+    trainings: int | None = Field(
+        description="how often is trained at most: once a trial, once for each fold but the first, "
+        "and for the model that is served; null where trials or folds are left to the method"
+    )
+    enough: Enough = Field(description="whether there is enough to learn from and to judge by")
+    verdict: str = Field(description="the same in words")
+    report: BatchReportView = Field(description="on what is learnt from, by the task's weights")
+
+    @classmethod
+    def of(
+        cls,
+        wanted: TaskRequest,
+        batches: Sequence[SessionBatch],
+        made: TimeRange | None,
+        report: BatchReport,
+    ) -> Self:
+        collecting = [one.batch_id for one in batches if one.status is BatchStatus.COLLECTING]
+        trials, folds = wanted.budget.max_trials, wanted.folds
+        enough, verdict = tell_enough(report)
+        return cls(
+            batches=[BatchSummary.of(batch) for batch in batches],
+            releases=collecting[0] if collecting else None,
+            since=made and made.since,
+            until=made and made.until,
+            budget=wanted.budget,
+            folds=folds,
+            # with one fold nothing is trained again
+            trainings=trials + (folds if folds > 1 else 0) if trials and folds else None,
+            enough=enough,
+            verdict=verdict,
+            report=BatchReportView.model_validate(report),
+        )
 
 
 class TaskEnded(BaseModel):

@@ -233,6 +233,79 @@ def test_a_time_range_that_is_none_is_422(
     assert store.tasks.page() == []
 
 
+def plan(api: TestClient, **body: Any) -> Any:
+    response = api.post(TASK, params={"dry_run": True}, json={"fine_tuning_method": METHOD, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_a_dry_run_creates_and_releases_nothing(
+    api: TestClient, store: Store, clock: Clock
+) -> None:
+    """It tells the batches of the task, which of them it would release, what is in them by the
+    task's weights, how often would be trained, and whether there is enough."""
+    for day in range(2):
+        clock.now = START + timedelta(days=day)
+        events = [{"event_id": "e", "object_id": "shoe-1", "event_type": "like"}]
+        api.post("/clickstream/session", json=session_json(f"s-{day}", events=events))
+        if day == 0:
+            released = release(api)
+    collecting = api.get("/clickstream/internal/batch").json()["batch_id"]
+
+    told = plan(api, budget={"max_trials": 4}, folds=3)
+    assert [batch["batch_id"] for batch in told["batches"]] == [collecting]
+    assert (told["releases"], told["since"], told["until"]) == (collecting, None, None)
+    assert (told["budget"]["max_trials"], told["folds"], told["trainings"]) == (4, 3, 7)
+    assert told["enough"] == "no"
+    assert told["verdict"].startswith("1 distinct queries")
+    assert (told["report"]["sessions"], told["report"]["clicked_sessions"]) == (1, 1)
+
+    told = plan(api, batch_id=released, event_weights={"like": 0}, folds=1)
+    assert [batch["batch_id"] for batch in told["batches"]] == [released]
+    assert (told["releases"], told["trainings"]) == (None, None)
+    assert (told["report"]["sessions"], told["report"]["clicked_sessions"]) == (1, 0)
+
+    told = plan(api, last="30d")
+    assert [batch["batch_id"] for batch in told["batches"]] == [released, collecting]
+    assert (told["releases"], told["since"]) == (collecting, "2026-01-02T12:00:00Z")
+    assert told["report"]["sessions"] == 2
+    told = plan(api, until=(START + timedelta(hours=1)).isoformat())
+    assert [batch["batch_id"] for batch in told["batches"]] == [released]
+    assert (told["releases"], told["report"]["sessions"]) == (None, 1)
+    assert plan(api, last="12h")["report"]["sessions"] == 1
+
+    assert store.tasks.page() == []
+    assert api.get("/clickstream/internal/batch").json()["batch_id"] == collecting
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_dry_run_is_refused_as_the_task_would_be(
+    api: TestClient, store: Store, settings: Settings
+) -> None:
+    """In the same words; the task of its key is its answer, as it would be the task's."""
+    made = create(api, idempotency_key="k")
+    assert plan(api, idempotency_key="k") == made
+    wrong: list[dict[str, Any]] = [
+        {"idempotency_key": "k", "folds": 2},
+        {"batch_id": "unknown"},
+        {"batch_id": api.get("/clickstream/internal/batch").json()["batch_id"]},
+        {"last": "1d", "batch_id": "b"},
+        {"budget": {"max_trials": settings.max_trials_per_task + 1}},
+        {"budget": {"max_trials": 0}},
+        {"webhook_url": "https://shop.example/hook"},
+        {"last": "soon"},
+    ]
+    for fields in wrong:
+        body = {"fine_tuning_method": METHOD, **fields}
+        dry, real = (api.post(TASK, params={"dry_run": dry}, json=body) for dry in (True, False))
+        assert real.is_client_error, fields
+        assert (dry.status_code, dry.json()) == (real.status_code, real.json())
+    for n in range(settings.max_pending_tasks - 1):
+        store.tasks.add(TaskRequest(METHOD, idempotency_key=f"k-{n}"), START)
+    full = api.post(TASK, params={"dry_run": True}, json={"fine_tuning_method": METHOD})
+    assert (full.status_code, "ES_MAX_PENDING_TASKS" in full.text) == (409, True)
+
+
 @pytest.mark.usefixtures("collecting")
 def test_an_unknown_method_is_refused_with_the_known(
     api: TestClient, store: Store, clock: Clock

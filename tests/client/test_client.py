@@ -35,6 +35,7 @@ from embedding_studio.errors import (
     Unauthorized,
 )
 from embedding_studio.items import Item, PutStatus
+from embedding_studio.reports import Enough
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
@@ -155,6 +156,17 @@ def test_time_ranges_are_passed_on(client: EmbeddingStudioClient) -> None:
     assert client.create_schedule(METHOD, interval_seconds=60, last="2d").last == "2d"
     with pytest.raises(InvalidInput, match="before until"):
         client.create_task(METHOD, since=until, until=since)
+
+
+def test_a_task_is_planned(client: EmbeddingStudioClient) -> None:
+    """What it would take is told, and nothing is taken; it is refused as the task would be."""
+    client.post_session(session("s-1", events=1))
+    told = client.plan_task(METHOD, last="2d", budget=Budget(max_trials=3), folds=1)
+    assert (told.releases, told.trainings) == (client.get_batch().batch_id, 3)
+    assert (told.report.clicked_queries, told.enough) == (1, Enough.NO)
+    assert client.list_tasks() == []
+    with pytest.raises(NotFound, match="unknown"):
+        client.plan_task(METHOD, batch_id="unknown")
 
 
 def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
