@@ -127,8 +127,8 @@ class _Import:
         self._context = context
         self._import_id = import_id
         self._to_instant = accepted_instant(context, context.clock(), is_history=True)
-        #: right sessions that are not kept yet, with their first rows
-        self._group: list[tuple[int, Session]] = []
+        #: right sessions that are not kept yet, with their first rows and how many these are
+        self._group: list[tuple[int, int, Session]] = []
         self._group_bytes = 0
         self.report = ImportReport(dry_run=dry_run)
 
@@ -171,7 +171,7 @@ class _Import:
             self._refuse(session, found.rows)
             return
         self.report.sessions += 1
-        self._group.append((found.row, session))
+        self._group.append((found.row, found.rows, session))
         self._group_bytes += json_size(session)
         if len(self._group) >= GROUP_SESSIONS or self._group_bytes >= GROUP_BYTES:
             self._keep_group()
@@ -215,11 +215,11 @@ class _Import:
             return
         if not anyio.from_thread.run(self._may_go_on):
             raise Unauthorized("the API key has ended meanwhile")
-        outcomes = keep(self._context, [session for _, session in group], self._context.clock())
-        for (row, _), outcome in zip(group, outcomes, strict=True):
+        outcomes = keep(self._context, [one for _, _, one in group], self._context.clock())
+        for (row, rows, _), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, InvalidInput):
                 self.report.sessions -= 1
-                self._refuse(RowNote(row=row, reason=str(outcome)))
+                self._refuse(RowNote(row=row, reason=str(outcome)), rows)
                 continue
             self.report.created += outcome.status is PostStatus.CREATED
             self.report.existing += outcome.status is PostStatus.EXISTING

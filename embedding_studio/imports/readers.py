@@ -127,16 +127,22 @@ def _too_large() -> str:
 
 
 class _Lines:
-    """The lines of a text file; whether those since `is_right` was set are UTF-8."""
+    """The lines of a text file, of which a record may have several."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
+        self.begin_record()
+
+    def begin_record(self) -> None:
+        #: whether all of the record is UTF-8
         self.is_right = True
+        self._bytes = 0
 
     def __iter__(self) -> Iterator[str]:
         while line := self._file.readline(MAX_ROW_BYTES + 1):
-            if len(line) > MAX_ROW_BYTES:
-                raise InvalidInput(f"a line {_too_large()}")
+            self._bytes += len(line)
+            if self._bytes > MAX_ROW_BYTES:
+                raise InvalidInput(f"it {_too_large()}: is a quote left open?")
             try:
                 yield line.decode()
             except UnicodeDecodeError:
@@ -158,7 +164,7 @@ def _csv_rows(file: io.BufferedReader, rows_before: int) -> Iterator[Row]:
         check_columns(header)
         number += 1
         while True:
-            lines.is_right = True
+            lines.begin_record()
             number += 1
             try:
                 cells = next(records)

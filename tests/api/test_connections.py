@@ -167,6 +167,16 @@ def test_an_import_may_take_longer_than_a_request(hasty: Server) -> None:
         assert read(connection).startswith(b"HTTP/1.1 408 ")
 
 
+def test_an_import_whose_client_is_gone_ends(patient: Server) -> None:
+    """Its place is free again: a project has two."""
+    row = json.dumps(session_json()).encode() + b"\n"
+    for _ in range(4):
+        with patient.connect(IMPORT + b"Content-Length: 9000000\r\n\r\n" + row * 500):
+            time.sleep(0.05)
+    whole = IMPORT + b"Content-Length: %d\r\n\r\n" % len(row) + row
+    wait_until(lambda: patient.ask(whole).startswith(b"HTTP/1.1 200 "))
+
+
 @pytest.mark.parametrize("sent", [b"", PING, POST + b"Content-Length: 9\r\n\r\n{"])
 def test_a_request_that_does_not_come_is_not_waited_for(hasty: Server, sent: bytes) -> None:
     """A connection without a request, or with half of one, is closed; a body that is missing is

@@ -128,7 +128,7 @@ def test_a_file_that_breaks_off(api: TestClient, monkeypatch: pytest.MonkeyPatch
     wide = "x" * 5_000_000
     table = f"search_id,query,item\nt1,q,i1\nt2,q,i1\nt2,q,{wide}\n"
     response = api.post(IMPORTS, params={"import_id": "imp"}, content=table)
-    assert "row 4: a line is larger than 4 MB" in response.json()["detail"]
+    assert "row 4: it is larger than 4 MB" in response.json()["detail"]
     assert api.get("/clickstream/session?session_id=t1").status_code == 404
 
 

@@ -1,7 +1,9 @@
 """What rows mean: sessions, or tables of impressions that become sessions."""
 
+import csv
 import io
 import json
+import random
 from typing import Any
 
 import pytest
@@ -67,6 +69,40 @@ s2,coat,9,2,2,2026-01-31 12:00:09 UTC,u2,,
     assert second["created_at"] == 1769860800.0
     assert [event["created_at"] for event in second["events"]] == [1769860809.0]
     assert [event["event_id"] for event in second["events"]] == ["imp-5"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    """However the rows of searches are mixed, and in either form, the same sessions come out."""
+    chance = random.Random(seed)
+    rows = [
+        {"search_id": f"s{n}", "query": f"q{n % 3}", "item": f"i{item}", "position": place}
+        | {"clicked": int(chance.random() < 0.3)}
+        for n in range(chance.randint(1, 9))
+        for place, item in enumerate(chance.sample(range(9), chance.randint(1, 3)))
+    ]
+
+    def told(sessions: list[Any]) -> Any:
+        return sorted(
+            (
+                one["session_id"],
+                one["search_query"],
+                shown_in(one),
+                sorted(event["object_id"] for event in one["events"]),
+            )
+            for one in sessions
+        )
+
+    expected = told(sessions_in(rows))
+    chance.shuffle(rows)
+    assert told(sessions_in(rows)) == expected
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    assert told(sessions_in(table.getvalue())) == expected
+    clicked = [row for row in rows if row["clicked"]]
+    assert sum(len(clicks) for *_, clicks in expected) == len(clicked)
 
 
 def test_columns_may_be_named() -> None:
