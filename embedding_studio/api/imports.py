@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import ValidationError
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from embedding_studio.api.clickstream import accepted_instant, keep, session_of
@@ -21,7 +20,7 @@ from embedding_studio.api.requests import judged_one, reason_of
 from embedding_studio.api.routing import Route
 from embedding_studio.clickstream import Session
 from embedding_studio.errors import InvalidInput, InvalidTime, TooManyRequests, Unauthorized
-from embedding_studio.imports.formats import Found, found_in
+from embedding_studio.imports.formats import Found, found_in, values_of
 from embedding_studio.imports.readers import Row, read_rows
 from embedding_studio.imports.stream import Read
 from embedding_studio.store.usage import json_size
@@ -178,23 +177,22 @@ class _Import:
 
     def _session_of(self, found: Found) -> Session | RowNote:
         """Judge what rows make as if it was posted."""
-        posted: Any = found.posted
-        read: SessionBody | QuickSession | ValidationError | InvalidInput | None = None
-        if isinstance(posted, bytes):
-            read = quick_session(posted, self._context.settings)
+        read: SessionBody | QuickSession | InvalidInput | None = None
+        if isinstance(found.posted, bytes):
+            read = quick_session(found.posted, self._context.settings)
         if read is None:
             try:
-                posted = from_json(posted) if isinstance(posted, bytes) else posted
+                posted = dict(values_of(Row(found.row, found.posted)))
             except ValueError as error:
-                return RowNote(row=found.row, reason=f"is no JSON: {error}")
-            if isinstance(posted, dict) and posted.get("session_id") is None:
-                posted = {**posted, "session_id": f"{self._import_id}-{found.row}"}
-            read = judged_one(SessionBody, posted, self._context)
-        if isinstance(read, ValidationError):
-            column = ".".join(map(str, read.errors()[0]["loc"])) or None
-            return RowNote(
-                row=found.row, column=column, reason=reason_of(posted, read, SessionBody)
-            )
+                return RowNote(row=found.row, reason=str(error))
+            if posted.get("session_id") is None:
+                posted["session_id"] = f"{self._import_id}-{found.row}"
+            judged = judged_one(SessionBody, posted, self._context)
+            if isinstance(judged, ValidationError):
+                column = ".".join(map(str, judged.errors()[0]["loc"])) or None
+                reason = reason_of(posted, judged, SessionBody)
+                return RowNote(row=found.row, column=column, reason=reason)
+            read = judged
         session = read if isinstance(read, InvalidInput) else session_of(read, self._to_instant)
         if isinstance(session, InvalidInput):
             column = "created_at" if isinstance(session, InvalidTime) else None

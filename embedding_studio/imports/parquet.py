@@ -22,7 +22,9 @@ _BATCH_ROWS = 64
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     try:
         for line in _lines():
             sys.stdout.write(line if len(line) <= MAX_ROW_BYTES else "null")

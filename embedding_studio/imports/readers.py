@@ -1,8 +1,7 @@
 """Readers of tables: a stream of bytes becomes numbered rows.
 
-Of a file no more is held than a row; but JSON in one piece as a whole, which
-is bounded therefore. What is wrong with a row is said with the row; what makes the rest of the file
-unreadable is raised.
+Of a file no more is held than a row; but JSON in one piece as a whole, which is bounded therefore.
+What is wrong with a row is said with the row; what makes the rest of the file unreadable is raised.
 """
 
 import codecs
