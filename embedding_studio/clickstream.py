@@ -239,7 +239,8 @@ def has_content(result: SearchResult) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NumberedSession:
-    """A session and its place in its batch: numbers run 1, 2, 3, ... without gaps."""
+    """A session and its place in its batch: numbers run 1, 2, 3, ... without gaps, but for
+    sessions that were erased."""
 
     session: Session
     batch_id: str
@@ -264,7 +265,8 @@ class BatchCount(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionBatch:
-    """Sessions collected together. Once released, its membership never changes.
+    """Sessions collected together. Once released, its membership never changes, but for people
+    who are erased.
 
     since: when the batch before it was released, if there was one. counts: what was noticed as the
     sessions and their events came; what is missing is 0.

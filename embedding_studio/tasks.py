@@ -124,6 +124,11 @@ class TaskRequest:
     until: datetime | None = None
 
 
+def release_id_of(task_id: str) -> str:
+    """Return the id under which a task releases the batch that it takes."""
+    return f"task {task_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunningTrial:
     """A trial at work, as it last reported."""

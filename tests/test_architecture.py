@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "items", "reports", "tasks", "schedules", "models"}
-    | {"keys", "workers", "settings", "outbound", "logs", "deletion", "plain", "reading", "clock"}
-    | {"threads"}
+    | {"keys", "workers", "users", "settings", "outbound", "logs", "deletion", "plain", "reading"}
+    | {"clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire", "imports"}
@@ -183,7 +183,7 @@ def test_what_changes_mlflow_asks_the_guard() -> None:
     assert writing > 0
 
 
-NOUNS = ("clickstream", "items", "tasks", "schedules", "models", "keys", "workers")
+NOUNS = ("clickstream", "items", "tasks", "schedules", "models", "keys", "workers", "users")
 ROOMS = ("", "store", "wire", "api", "client", "cli")
 GAPS = {
     "wire/keys": "keys are made, listed and ended by commands that open the store",
@@ -192,6 +192,7 @@ GAPS = {
     "api/workers": "as for wire/workers",
     "client/workers": "as for wire/workers",
     "cli/workers": "as for wire/workers",
+    "cli/users": "people are erased by programs, through the client",
     "cli/items": "items are put by programs, through the client",
     "cli/tasks": "tasks are asked for by programs, through the client",
     "cli/schedules": "as for cli/tasks",

@@ -49,6 +49,7 @@ def test_what_callers_of_the_api_import() -> None:
         "get_item": "object_id",
         "read_items": "page_size",
         "delete_items": "object_ids",
+        "erase_user": "user_id",
         "import_file": "path, *format, *columns, *import_id, *dry_run, *on_sent",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until",

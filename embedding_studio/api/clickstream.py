@@ -300,12 +300,13 @@ async def _pages_of(
     """Yield a batch's sessions page by page. Breaks off, with an error, where it is deleted
     meanwhile or the caller's key ends: a client sees that the answer is not whole."""
     read, after = context.store.clickstream.read, 0
-    while after < batch.session_count:
+    last = await in_turn(request, context.store.clickstream.last_number, batch.batch_id)
+    while after < last:
         if not await context.still_allowed():
             raise Unauthorized("the key was valid no longer while a batch was read")
-        limit = min(context.settings.max_page_size, batch.session_count - after)
+        limit = min(context.settings.max_page_size, last - after)
         page = await in_turn(request, read, batch.batch_id, after, limit)
-        if not page:  # deleted meanwhile
+        if not page:  # deleted meanwhile, or erased
             break
         yield page
         after = page[-1].number

@@ -82,3 +82,4 @@ class Needs:
 IngestContext = Annotated[Context, Depends(Needs(Scope.INGEST))]
 TuneContext = Annotated[Context, Depends(Needs(Scope.TUNE))]
 ReadContext = Annotated[Context, Depends(Needs(Scope.READ))]
+AdminContext = Annotated[Context, Depends(Needs(Scope.ADMIN))]

@@ -7,12 +7,20 @@ from embedding_studio.client.models import ModelCalls
 from embedding_studio.client.schedules import ScheduleCalls
 from embedding_studio.client.system import SystemCalls
 from embedding_studio.client.tasks import TaskCalls
+from embedding_studio.client.users import UserCalls
 
 __all__ = ["EmbeddingStudioClient"]
 
 
 class EmbeddingStudioClient(
-    ClickstreamCalls, ItemCalls, ImportCalls, TaskCalls, ScheduleCalls, ModelCalls, SystemCalls
+    ClickstreamCalls,
+    ItemCalls,
+    UserCalls,
+    ImportCalls,
+    TaskCalls,
+    ScheduleCalls,
+    ModelCalls,
+    SystemCalls,
 ):
     """Calls one API. Every call may be repeated, so timeouts, lost connections and 5xx are retried
     with growing pauses, and 429 after the pause that the server asks for; another 4xx never is, and

@@ -58,6 +58,7 @@ from embedding_studio.tasks import (
     TaskEvent,
     TaskEventKind,
     TaskStatus,
+    release_id_of,
 )
 from embedding_studio.tracking import story
 
@@ -130,7 +131,7 @@ class Attempt:
         #: how many parts of the queries judge
         self.folds = task.folds or method.folds
         self.champions = Champions(self.house)
-        self._release_id = f"task {task.id}"
+        self._release_id = release_id_of(task.id)
         self._taken_id = task.batch_id
 
     # -- data and starting point ---------------------------------------------------------------

@@ -4,9 +4,11 @@ A session that is posted has neither a batch nor a number. It gets both when its
 released, together with up to BLOCK others, by a block: a document with their ids in order. A batch
 is a chain of blocks, and block k+1 is inserted by one process only, which has first marked all
 sessions of block k. So a session is in exactly one block, and numbers have no gaps, whichever
-process dies at whichever step; whoever comes next goes on. A release closes the chain with an end
-block. What was not placed by then belongs to the next batch."""
+process dies at whichever step; whoever comes next goes on. Only an erased session leaves its number
+empty (see `users`): blocks go on naming it. A release closes the chain with an end block. What was
+not placed by then belongs to the next batch."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -38,7 +40,7 @@ from embedding_studio.store.projects import PROJECTS, Projects
 from embedding_studio.store.sessions import SESSIONS, Sessions
 from embedding_studio.store.tasks import TASKS
 from embedding_studio.store.usage import PAGE_BYTES
-from embedding_studio.tasks import TERMINAL, TaskStatus
+from embedding_studio.tasks import TERMINAL, TaskStatus, release_id_of
 
 Value = TypeVar("Value")
 
@@ -106,6 +108,17 @@ class Batches:
         return None if batch is None else str(batch["id"])
 
     # -- placing sessions --------------------------------------------------------------------------
+
+    def place_all(self) -> None:
+        """Give a batch and a number to every session that has come."""
+        if (collecting := self._collecting()) is not None:
+            self._place(collecting["id"])
+
+    def expect_gaps(self, batch_ids: Collection[str]) -> None:
+        """Have the sessions of batches be counted: numbers are to tell no longer how many there
+        are."""
+        which: Filter = {"id": among(sorted(batch_ids)), "project": self._project}
+        self._documents.change_all(BATCHES, which, {"has_gaps": True})
 
     def _place(self, batch_id: str, last_id: str | None = None) -> int:
         """Place the sessions that have no place yet; return the last number of the batch.
@@ -253,7 +266,7 @@ class Batches:
         if batch["status"] == RELEASING:
             batch = self._finish(batch)
         count = batch.get("session_count")
-        if count is None:
+        if count is None or batch.get("has_gaps"):
             count = self._count(batch)
         return BATCH.decode({**batch, "batch_id": batch["id"], "session_count": count})
 
@@ -326,16 +339,28 @@ class Batches:
         batch = self._find(batch_id)
         if limit < 1:
             return []
+        self._place_in(batch)
+        after, window = after_number, limit
+        while numbers := self._numbers(batch_id, after, after + window):
+            ids = self._fitting(list(numbers))[:limit]
+            if stored := self._sessions.read(ids, events_limit):
+                return [
+                    NumberedSession(session, batch_id, numbers[its_id])
+                    for its_id, session in stored.items()
+                ]
+            after, window = numbers[ids[-1]] if ids else max(numbers.values()), BLOCK
+        return []
+
+    def last_number(self, batch_id: str) -> int:
+        self._place_in(self._find(batch_id))
+        return int(self._last_block(batch_id)["last"])
+
+    def _place_in(self, batch: Document) -> None:
+        """Give a number to every session of a batch."""
         if batch["status"] == RELEASING:
             self._finish(batch)
         elif batch["status"] == BatchStatus.COLLECTING:
-            self._place(batch_id)
-        numbers = self._numbers(batch_id, after_number, after_number + limit)
-        stored = self._sessions.read(self._fitting(list(numbers)), events_limit)
-        return [
-            NumberedSession(session, batch_id, numbers[its_id])
-            for its_id, session in stored.items()
-        ]
+            self._place(batch["id"])
 
     def _numbers(self, batch_id: str, above_number: int, last_number: int) -> dict[str, int]:
         """Return the numbers of sessions above one and up to another, by their ids."""
@@ -352,12 +377,12 @@ class Batches:
         }
 
     def _fitting(self, ids: Sequence[str]) -> list[str]:
-        """Return as many of the ids as a page has room for, or the first."""
+        """Return as many ids of what is there as a page has room for, or the first."""
         sizes = self._sessions.sizes({"id": among(ids)})
         page: list[str] = []
         total = 0
-        for its_id in ids:
-            total += sizes.get(its_id, 0)
+        for its_id in filter(sizes.__contains__, ids):
+            total += sizes[its_id]
             if page and total > PAGE_BYTES:
                 break
             page.append(its_id)
@@ -366,7 +391,7 @@ class Batches:
     # -- deletion ----------------------------------------------------------------------------------
 
     def delete_older(self, keep: int) -> list[str]:
-        needed = self._needed()
+        needed = self.needed()
         released: Filter = {"project": self._project, "status": BatchStatus.RELEASED.value}
         for batch in self._documents.find(
             BATCHES, released, sort=("released_at", "id"), descending=True, skip=keep
@@ -385,17 +410,21 @@ class Batches:
             self._documents.delete(BATCHES, {"id": among(leaving), "project": self._project})
         return leaving
 
-    def _needed(self) -> set[str]:
-        """Return the batches that tasks which have not ended learn from."""
+    def needed(self) -> dict[str, set[str]]:
+        """Return the batches that tasks which have not ended learn from, with these tasks."""
         which: Filter = {"project": self._project, "status": NOT_ENDED}
-        needed: set[str] = set()
-        for task in self._documents.find(TASKS, which, fields=("batch_id", "since", "until")):
+        needed: defaultdict[str, set[str]] = defaultdict(set)
+        for task in self._documents.find(TASKS, which, fields=("id", "batch_id", "since", "until")):
+            batch_ids = [task["batch_id"]] if "batch_id" in task else []
             since, until = (task.get(name) for name in ("since", "until"))
             if since is not None or until is not None:
                 made = TimeRange(None if since is None else moment_of(since), None)
-                needed |= {batch.batch_id for batch in self.of_range(made)}
-            needed.add(task.get("batch_id") or "")
-        return needed
+                batch_ids += [batch.batch_id for batch in self.of_range(made)]
+            if not batch_ids and (taken := self.find_release(release_id_of(task["id"]))):
+                batch_ids = [taken.batch_id]  # which the task does not say yet
+            for batch_id in batch_ids:
+                needed[batch_id].add(task["id"])
+        return dict(needed)
 
     def _count_anew(self) -> None:
         """Sum up what the project holds, give or take what is added meanwhile."""

@@ -86,8 +86,8 @@ class Clickstream:
         it brings, nothing is kept: its answer is InvalidInput, and the others are kept. A known
         session_id keeps its stored query, results, mark and number; only events with unknown
         event_ids are added to it. Numbers in a batch run from 1 without gaps, whatever is posted
-        again or at the same time. A session is in exactly one batch, also when that batch is being
-        released meanwhile.
+        again or at the same time; erased sessions leave theirs empty. A session is in exactly one
+        batch, also when that batch is being released meanwhile.
 
         most: what the project may hold. Raises TooManyRequests, and keeps nothing, where what is
         new of all this would be too much, give or take what others add at the same time.
@@ -369,9 +369,15 @@ class Clickstream:
         are large (PAGE_BYTES), but none only where there are none.
 
         Each carries its first `events_limit` events (all when None). Takes a fixed number of
-        queries, whatever `limit` is. Raises NotFound for an unknown batch.
+        queries, whatever `limit` is, but for runs of erased sessions. Raises NotFound for an
+        unknown batch.
         """
         return self._batches.read(batch_id, after_number, limit, events_limit)
+
+    def last_number(self, batch_id: str) -> int:
+        """Return the number of the last session that has come to a batch, be it erased since.
+        Raises NotFound."""
+        return self._batches.last_number(batch_id)
 
     def delete_older(self, keep: int) -> list[str]:
         """Delete this project's released batches but the latest `keep`, their sessions with them.

@@ -22,7 +22,11 @@ from embedding_studio.store.usage import json_size, size_of_events
 SESSIONS = Kind(
     "sessions",
     unique=(("project", "session_id"),),
-    indexes=(("project", "batch", "id"), ("project", "batch", "kinds")),
+    indexes=(
+        ("project", "batch", "id"),
+        ("project", "batch", "kinds"),
+        ("project", "user_id", "id"),
+    ),
 )
 KINDS = Kind("kinds", indexes=(("project",),))
 """Which `kinds` the sessions of a project have."""

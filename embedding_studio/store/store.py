@@ -11,6 +11,7 @@ from embedding_studio.store.keys import Keys
 from embedding_studio.store.models import Models
 from embedding_studio.store.schedules import Schedules
 from embedding_studio.store.tasks import Tasks
+from embedding_studio.store.users import Users
 from embedding_studio.store.workers import Workers
 
 
@@ -29,6 +30,7 @@ class Store:
         self.clickstream = clickstream or Clickstream(documents, project)
         self.items = Items(documents, project)
         self.tasks = Tasks(documents, project)
+        self.users = Users(documents, project)
         self.deliveries = Deliveries(documents)
         self.keys = Keys(documents)
         self.models = Models(documents, project)

@@ -105,6 +105,9 @@ ROUTES: dict[str, Route] = {
     "DELETE /items": Route(
         lambda api, ids: api.delete("/items", params={"object_id": "of-a"}), Scope.INGEST, 200
     ),
+    "DELETE /users": Route(
+        lambda api, ids: api.delete("/users", params={"user_id": "u"}), Scope.ADMIN, 200
+    ),
     "POST /clickstream/internal/batch/release": Route(
         lambda api, ids: api.post("/clickstream/internal/batch/release", json={"release_id": "r"}),
         Scope.TUNE,

@@ -181,6 +181,18 @@ def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
     assert client.put_items([Item("i")])[0].error
 
 
+def test_a_person_is_erased(client: EmbeddingStudioClient) -> None:
+    """With all sessions that no unfinished task learns from, of which there is one."""
+    client.post_sessions([session("s-1"), replace(session("s-2"), user_id="u/2")])
+    task = client.create_task(METHOD, batch_id=client.release_batch().batch_id)
+    client.post_session(replace(session("s-3"), user_id="u/2"))
+    told = client.erase_user("u/2")
+    assert (told.sessions, told.kept_sessions, told.held_by) == (1, 1, [task.id])
+    client.cancel_task(task.id)
+    assert client.erase_user("u/2").sessions == 1
+    assert client.erase_user("u/2").sessions == 0
+
+
 def test_early_events_wait(client: EmbeddingStudioClient) -> None:
     """Events and marks that come before their session are taken, and are with it once it comes."""
     assert client.post_events("s-1", [SessionEvent("e-1", "shoe-1", NOW)]) == 0
