@@ -33,7 +33,7 @@ from embedding_studio.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from embedding_studio.items import completed, without_content
+from embedding_studio.items import without_content
 from embedding_studio.reports import BatchReport, Report
 from embedding_studio.store.clickstream import Registered
 from embedding_studio.wire.clickstream import (
@@ -248,20 +248,14 @@ async def report_on(
         sessions = [one.session for one in page if made is None or made.holds(one.session)]
         if weights is not None:
             sessions = [session.weighed(weights) for session in sessions]
-        _count(report, sessions, context)
+        for session in context.store.items.complete(sessions):
+            report.count(session)
 
     report = Report()
     for batch in batches:
         async for page in _pages_of(batch, request, context):
             await in_turn(request, count, page)
     return report.told()
-
-
-def _count(report: Report, sessions: Sequence[Session], context: Context) -> None:
-    named = {one for session in sessions for one in without_content(session)}
-    items = context.store.items.find(named) if named else {}
-    for session in sessions:
-        report.count(completed(session, items))
 
 
 @router.get(

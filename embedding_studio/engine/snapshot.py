@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from embedding_studio.clickstream import Session, TimeRange
-from embedding_studio.items import completed, without_content
 
 if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
     from embedding_studio.engine.lease import Lease
@@ -35,10 +34,7 @@ def take_snapshot(
     with file.open("wb") as lines:
         for page in _pages(store, lease, batch_ids):
             sessions = [one for one in page if made is None or made.holds(one)]
-            if named := {one for session in sessions for one in without_content(session)}:
-                items = lease.patiently(store.items.find, named)
-                sessions = [completed(session, items) for session in sessions]
-            part = dump_sessions(sessions)
+            part = dump_sessions(lease.patiently(store.items.complete, sessions))
             digest.update(part)
             lines.write(part)
     return digest.hexdigest()

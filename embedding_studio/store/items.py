@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from embedding_studio.clickstream import Usage
+from embedding_studio.clickstream import Session, Usage
 from embedding_studio.errors import InvalidInput, unknown
-from embedding_studio.items import Item, PutStatus
+from embedding_studio.items import Item, PutStatus, completed, without_content
 from embedding_studio.store.batches import pages
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import Document, Documents, Filter, Kind, above, among
@@ -80,6 +80,12 @@ class Items:
         """Return those items that there are, by their ids."""
         found = self._there(map(self._id_of, object_ids))
         return {one["object_id"]: ITEM.decode(one) for one in found.values()}
+
+    def complete(self, sessions: Sequence[Session]) -> list[Session]:
+        """Return sessions with the content of items in the results that carry none."""
+        named = {one for session in sessions for one in without_content(session)}
+        items = self.find(named) if named else {}
+        return [completed(session, items) for session in sessions] if items else [*sessions]
 
     def page(self, after: str, limit: int) -> list[Item]:
         """Return up to `limit` items in the order of their ids, from behind one id on."""
