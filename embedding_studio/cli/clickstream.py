@@ -44,11 +44,12 @@ def report_on_batch(
     with client_of(url) as client:
         batch_id = batch or client.get_batch().batch_id
         found = client.report_on_batch(batch_id)
-    shares = ("share_of_queries", "share_of_items", "share_of_users")
     names = [name for name, value in found if isinstance(value, int)]
     rows = [[name.replace("_", " "), f"{getattr(found, name):,}"] for name in names]
-    rows += [[name.replace("_", " ") + ", the top 1 %", f"{getattr(found, name):.1%}"] for name in
-             shares]  # fmt: skip
+    rows += [
+        [f"{name.replace('_', ' ')}, the top 1 %", f"{getattr(found, name):.1%}"]
+        for name in ("share_of_queries", "share_of_items", "share_of_users")
+    ]
     if found.recognised_gain is not None:
         low, high = found.recognised_gain
         rows.append(["gain in nDCG@10 that would be recognised", f"{low:.3f} to {high:.3f}"])

@@ -69,7 +69,7 @@ class Recipe:
         seed: int,
         baseline: Mapping[str, float],
     ) -> None:
-        """baseline: the starting model's metrics on validation."""
+        """Take the set of the best trial. baseline: the starting model's metrics on validation."""
         self._attempt = attempt
         self.experiment_id = experiment_id
         self._best = best

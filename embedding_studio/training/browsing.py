@@ -350,7 +350,9 @@ def some_queries(n_showings: NDArray[Any], most: int) -> Flags:
 
 
 def _simplest_of_the_best(found: Mapping[Kind, Floats]) -> Kind:
-    """found: by kind, from the simplest on, (n_queries,) log-likelihoods."""
+    """Return the first kind that is within one standard error of the likeliest.
+
+    found: (n_queries,) log-likelihoods by kind, from the simplest on."""
     best = max(found.values(), key=lambda logs: float(logs.sum()))
     for kind in KINDS:
         behind = best - found[kind]

@@ -37,7 +37,7 @@ Flags = NDArray[np.bool_]
 Numbers = dict[tuple[str, bool], int]
 """Numbers of queries and items: by what it is, and whether it is an item."""
 
-SPLITS = ("train", "validation", "test")
+SPLITS = tuple(Splits.of(str).named())
 _COLUMNS = ("queries", "offsets", "items", "relevance", "clicked", "near")
 _ASKED = ("queries", "offsets", "items", "split", "position")
 _SHOWINGS = ("session", "pair", "position", "weight")
@@ -299,7 +299,9 @@ def _write_split(
     texts: Sequence[str],
     folder: Path,
 ) -> dict[str, float]:
-    """relevance, clicked: (n_pairs,) of the table."""
+    """Write the columns of one split, and return its counts.
+
+    relevance, clicked: (n_pairs,) of the table."""
     queries = table.queries
     row = np.searchsorted(queries, table.pair_query)
     is_clicked = np.bincount(row, clicked, len(queries)) > 0
