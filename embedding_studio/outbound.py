@@ -22,6 +22,7 @@ from embedding_studio.threads import in_own_thread
 _REDIRECTS = 10
 _IDLE_CONNECTIONS = 20
 _TOO_LATE = "its time is up"
+_PACE_BYTES = 64 * 1024
 _COMPRESSIONS = ("gzip", "deflate", "compress", "br", "zstd")
 """A few bytes in one of these could become any number of bytes. Object stores name other codings
 for plain images too, as aws-chunked, which do no harm."""
@@ -56,13 +57,29 @@ class Outbound:
 
         Redirects are followed, all of them within the seconds. Raises httpx.HTTPStatusError unless
         the status is a 2xx, Unreadable where the answer is compressed or redirects without end."""
+        with self._answer(url, seconds) as response:
+            return _content(response, max_bytes)
+
+    @contextmanager
+    def opened(self, url: str, seconds: float) -> Iterator[Iterator[bytes]]:
+        """Yield the parts of what a URL leads to, compressed where the server compresses them.
+
+        The first and each further 64 KB have so many seconds to come; redirects and what is raised
+        are as for `get`."""
+        with self._answer(url, seconds) as response:
+            yield _paced(response, seconds)
+
+    @contextmanager
+    def _answer(self, url: str, seconds: float) -> Iterator[httpx.Response]:
+        """Yield the answer, unread, to which redirects lead."""
         request = self._request("GET", url, seconds)
         for _ in range(_REDIRECTS + 1):
             # httpx would follow by itself, but reads the body of every redirect to its end
             response = self._send(request)
             try:
                 if response.next_request is None:
-                    return _content(response.raise_for_status(), max_bytes)
+                    yield response.raise_for_status()
+                    return
                 request = response.next_request
             finally:
                 response.close()
@@ -102,6 +119,20 @@ def _content(response: httpx.Response, max_bytes: int) -> bytes:
         if content.tell() == max_bytes:
             break
     return content.getvalue()
+
+
+def _paced(response: httpx.Response, seconds: float) -> Iterator[bytes]:
+    connection: _Stream = response.extensions["network_stream"]
+    connection.ends_at, taken = time.monotonic() + seconds, 0
+    try:
+        for part in response.iter_raw():
+            asleep_at = time.monotonic()
+            yield part
+            connection.ends_at += time.monotonic() - asleep_at
+            if (taken := taken + len(part)) >= _PACE_BYTES:
+                connection.ends_at, taken = time.monotonic() + seconds, 0
+    finally:
+        connection.ends_at = None
 
 
 def _end_of(seconds: float) -> httpx.Timeout:
@@ -217,9 +248,11 @@ class _Stream(httpcore.NetworkStream):
 
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        #: the moment until which is read, where it moves on with what comes
+        self.ends_at: float | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _left(timeout))
+        return self._stream.read(max_bytes, _left(self.ends_at or timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         # the stream's own `write` would give each part of the buffer all the time that is left

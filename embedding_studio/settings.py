@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     """largest parquet file of an import, which lies on the disk while it is read; other files may
     be of any size"""
     allowed_roots: str | None = None
-    """folders, and buckets or parts of them, whose files clients may name as images:
-    /data/images,s3://bucket/images; by default none"""
+    """folders, and buckets or parts of them, whose files clients may name as images, or have
+    imported: /data/images,s3://bucket/images; by default none"""
     max_item_mb: int = Field(32, gt=0)
     """largest file of an item; what is larger is left out"""
     max_item_seconds: float = Field(30.0, gt=0)
@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     sweep_minutes: float = Field(60.0, ge=0)
     """how often a worker removes what crashes left; 0: never"""
     allow_private_addresses: bool = False
-    """whether webhooks and images may be at addresses of private networks"""
+    """whether webhooks, images and files to import may be at addresses of private networks"""
     webhook_secret: SecretStr | None = None
     """signs webhooks: whsec_ and base64; without it tasks name none"""
     api_public_url: str | None = None

@@ -13,11 +13,21 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "items", "reports", "tasks", "schedules", "models"}
-    | {"keys", "workers", "users", "settings", "outbound", "logs", "deletion", "plain", "reading"}
+    | {
+        "keys",
+        "workers",
+        "users",
+        "settings",
+        "outbound",
+        "logs",
+        "deletion",
+        "plain",
+        "loaders.places",
+    }
     | {"clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
-    {"search", "store", "executors", "training", "wire", "imports"}
+    {"search", "store", "executors", "training", "wire", "imports", "loaders"}
     | {"engine.promotion", "engine.jobs", "engine.scores", "engine.snapshot", "engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
@@ -46,6 +56,7 @@ HOMES = {
     "transformers": {"training"},
     "cronsim": {"errands.schedules"},
     "httpcore": {"outbound"},
+    "fsspec": {"loaders"},
     "typer": {"cli"},
     "ray": {"executors.ray_driver", "executors.ray_node"},
 }

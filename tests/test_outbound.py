@@ -4,6 +4,7 @@ import ipaddress
 import itertools
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,30 @@ def test_a_server_that_drips_is_left_in_time(server: Server, answer: Answer) -> 
     server.answer = answer
     with pytest.raises(httpx.TimeoutException, match=r"time is up|timed out"):
         get(server.url, SECONDS)
+
+
+@pytest.mark.parametrize("answer", [*DRIPS.values(), *SLOW_BODIES.values()])
+def test_a_large_file_that_drips_is_left_in_time(server: Server, answer: Answer) -> None:
+    """It may take long, but each 64 KB no longer than allowed."""
+    server.answer = answer
+    with (
+        pytest.raises(httpx.TimeoutException, match=r"time is up|timed out"),
+        Outbound(True) as http,
+        http.opened(server.url, SECONDS) as parts,
+    ):
+        for _ in parts:
+            pass
+
+
+def test_a_large_file_may_take_longer_than_its_parts(server: Server) -> None:
+    """What comes in time puts the end off; so does whoever reads it."""
+    server.answer = endless(OK + b"\r\n", b"b" * 70_000, pause=SECONDS / 4)
+    with Outbound(True) as http, http.opened(server.url, SECONDS) as parts:
+        began, taken = time.monotonic(), 0
+        while time.monotonic() - began < 3 * SECONDS:
+            taken += len(next(parts))
+        time.sleep(2 * SECONDS)
+        assert taken + len(next(parts)) > 3 * 70_000
 
 
 @pytest.mark.parametrize("answer", DRIPS.values())

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Annotated
 
@@ -19,10 +19,18 @@ from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import judged_one, reason_of
 from embedding_studio.api.routing import Route
 from embedding_studio.clickstream import Session
-from embedding_studio.errors import InvalidInput, InvalidTime, TooManyRequests, Unauthorized
+from embedding_studio.errors import (
+    EmbeddingStudioError,
+    InvalidInput,
+    InvalidTime,
+    TooManyRequests,
+    Unauthorized,
+)
 from embedding_studio.imports.formats import Found, found_in, values_of
 from embedding_studio.imports.readers import Row, read_rows
 from embedding_studio.imports.stream import Read
+from embedding_studio.loaders.places import Reader
+from embedding_studio.settings import Settings
 from embedding_studio.store.usage import json_size
 from embedding_studio.wire.clickstream import PostStatus, SessionBody
 from embedding_studio.wire.fields import Plain
@@ -88,12 +96,25 @@ async def import_file(
     ] = None,
     columns: Annotated[str, Query(description="of a table: query=...,item=...")] = "",
     dry_run: Annotated[bool, Query(description="judge all, keep nothing")] = False,
+    url: Annotated[
+        str | None,
+        Query(
+            max_length=2048,
+            description="where the file is, in place of a body: http(s), or "
+            "below one of the roots that the operator allows",
+        ),
+        Plain,
+    ] = None,
 ) -> ImportReport:
     """The body is a file of sessions or impressions: JSON lines, JSON, CSV or parquet, also in gzip
     or zstd. Sessions of any age are kept while it comes, so an import that breaks off is repeated:
-    the same file with the same import_id adds nothing twice."""
+    the same file with the same import_id adds nothing twice. A file at a url is read in the same
+    way."""
     given = columns_in(columns)
-    work = partial(_Import(context, import_id, dry_run).read, _Body(request).read, wanted, given)
+    if url is not None and await anext(request.stream(), b"") != b"":
+        raise InvalidInput("url and a body are both given: send one of them")
+    source = nullcontext(_Body(request).read) if url is None else _read_from(url, context.settings)
+    work = partial(_Import(context, import_id, dry_run).read, source, wanted, given)
     with request.app.state.imports.one_of(context.store.project):
         try:
             # a thread beside those of other requests: it waits for its client
@@ -119,6 +140,30 @@ class _Body:
         return await anext(self._chunks, b"")
 
 
+@contextmanager
+def _read_from(url: str, settings: Settings) -> Iterator[Read]:
+    """Yield what reads the file at a URL. Raises InvalidInput, as the reading does, where it cannot
+    be read."""
+    with Reader(settings, settings.allow_private_addresses) as reader, ExitStack() as stack:
+        with _as_invalid():
+            file = stack.enter_context(reader.opened(url))
+
+        def read(size: int) -> bytes:
+            with _as_invalid():
+                return file.read(size)
+
+        yield read
+
+
+@contextmanager
+def _as_invalid() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # file systems and their drivers raise what they like
+        kind = "" if isinstance(error, EmbeddingStudioError) else f"{type(error).__name__}: "
+        raise InvalidInput(f"url: {kind}{str(error)[:500]}") from error
+
+
 class _Import:
     """One file on its way into the store."""
 
@@ -132,16 +177,22 @@ class _Import:
         self.report = ImportReport(dry_run=dry_run)
 
     def read(
-        self, read: Read, wanted: ImportFormat | None, columns: Mapping[str, str]
+        self,
+        source: AbstractContextManager[Read],
+        wanted: ImportFormat | None,
+        columns: Mapping[str, str],
     ) -> ImportReport:
         """Read a file to its end. Raises InvalidInput, and what the store does, where that cannot
         be; what came before is kept, but no session of which rows may be missing."""
         settings = self._context.settings
         try:
-            rows = self._counted(read_rows(read, settings))
-            self.report.format, found = found_in(rows, self._import_id, settings, wanted, columns)
-            for one in found:
-                self._take(one)
+            with source as read:
+                rows = self._counted(read_rows(read, settings))
+                self.report.format, found = found_in(
+                    rows, self._import_id, settings, wanted, columns
+                )
+                for one in found:
+                    self._take(one)
         except (InvalidInput, TooManyRequests) as error:
             self._keep_group()
             raise type(error)(f"{error}. {self._told()}") from None

@@ -1,6 +1,8 @@
 """The command that sends a file to the API."""
 
 import json
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +22,7 @@ _SHOWN = 5
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="or a URL, which the API then reads")],
     wanted: Annotated[
         str | None,
         typer.Option("--format", help="sessions or impressions; without it, recognised"),
@@ -46,16 +48,26 @@ def import_file(
 
     from embedding_studio.wire.imports import columns_in
 
+    path, is_elsewhere = Path(file), "://" in file
+    if not is_elsewhere and not path.is_file():
+        raise typer.BadParameter(f"there is no file {file!r}", param_hint="FILE")
+    if is_elsewhere and refused is not None:
+        raise typer.BadParameter("of a file elsewhere, the rows are not here", param_hint="refused")
     bars = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*bars, console=Console(stderr=True)) as progress, client_of(url) as client:
-        bar = progress.add_task("sent", total=file.stat().st_size)
-        report = client.import_file(
-            file,
-            format=wanted,
-            columns=columns_in(columns),
-            import_id=import_id,
-            dry_run=dry_run,
-            on_sent=lambda sent: progress.update(bar, completed=sent),
+    with ExitStack() as opened:
+        client = opened.enter_context(client_of(url))
+        if is_elsewhere:
+            send = partial(client.import_url, file)
+        else:
+            progress = opened.enter_context(Progress(*bars, console=Console(stderr=True)))
+            bar = progress.add_task("sent", total=path.stat().st_size)
+            send = partial(
+                client.import_file,
+                path,
+                on_sent=lambda sent: progress.update(bar, completed=sent),
+            )
+        report = send(
+            format=wanted, columns=columns_in(columns), import_id=import_id, dry_run=dry_run
         )
     kept = (
         "nothing is kept"
@@ -75,7 +87,7 @@ def import_file(
         if count > _SHOWN:
             typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
     if refused is not None:
-        _write_refused(file, refused, report.refusals)
+        _write_refused(path, refused, report.refusals)
     if report.refused and not report.sessions:
         raise typer.Exit(1)
 

@@ -1,7 +1,7 @@
 """Calls for files."""
 
 from collections.abc import Callable, Iterator, Mapping
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import httpx
@@ -34,26 +34,64 @@ class ImportCalls(Connection):
         import_id: by default made of the file's content, so that the same file adds nothing twice.
         on_sent: is told how many bytes are sent, from 0 again when the call is repeated."""
         path = Path(path)
-        params = {"import_id": import_id or import_id_of(path), "dry_run": str(dry_run).lower()}
-        if format is not None:
-            params["format"] = format
-        if columns:
-            params["columns"] = ",".join(f"{name}={column}" for name, column in columns.items())
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(path.stat().st_size),
+        }
+        params = _params(import_id or import_id_of(path), format, columns, dry_run)
+
+        def content() -> Iterator[bytes]:
+            return _chunks(path, on_sent or (lambda sent: None))
+
+        return self._import(params, content, headers)
+
+    def import_url(
+        self,
+        url: str,
+        *,
+        format: str | None = None,  # noqa: A002 - as the API has it
+        columns: Mapping[str, str] | None = None,
+        import_id: str | None = None,
+        dry_run: bool = False,
+    ) -> ImportReport:
+        """Have the API read the file at a URL, or at a path that it allows, as `import_file` does.
+
+        import_id: by default made of the URL: name another where there is another file by now."""
+        params = _params(
+            import_id or sha256(url.encode()).hexdigest()[:32], format, columns, dry_run
+        )
+        return self._import({**params, "url": url})
+
+    def _import(
+        self,
+        params: Mapping[str, str],
+        content: Callable[[], Iterator[bytes]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> ImportReport:
+        timeout = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _ANSWER_SECONDS})
 
         def send() -> httpx.Response:
             return self._http.post(
                 "/imports",
                 params=params,
-                content=_chunks(path, on_sent or (lambda sent: None)),
-                headers={
-                    "Content-Type": "application/octet-stream",
-                    "Content-Length": str(path.stat().st_size),
-                },
-                timeout=httpx.Timeout(**{**self._http.timeout.as_dict(), "read": _ANSWER_SECONDS}),
+                content=content() if content else None,
+                headers=headers,
+                timeout=timeout,
             )
 
         response = self._retrying(lambda: checked(send()), attempts=_ATTEMPTS)
         return self._read(ImportReport, response)
+
+
+def _params(
+    import_id: str, wanted: str | None, columns: Mapping[str, str] | None, dry_run: bool
+) -> dict[str, str]:
+    params = {"import_id": import_id, "dry_run": str(dry_run).lower()}
+    if wanted is not None:
+        params["format"] = wanted
+    if columns:
+        params["columns"] = ",".join(f"{name}={column}" for name, column in columns.items())
+    return params
 
 
 def import_id_of(path: Path) -> str:

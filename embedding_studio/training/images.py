@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
 from embedding_studio.errors import IterationError, MethodError, NotEnoughData
-from embedding_studio.reading import Reader
+from embedding_studio.loaders.places import Reader
 from embedding_studio.settings import Settings
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks

@@ -3,15 +3,18 @@
 import gzip
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api import imports
+from embedding_studio.api.app import create_app
 from embedding_studio.keys import Scope, make_key
+from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from tests.api.samples import START, session_json
+from tests.api.samples import START, Clock, session_json
 
 IMPORTS = "/imports"
 NOW = START.timestamp()
@@ -173,6 +176,38 @@ def test_what_cannot_be_imported(api: TestClient, params: Any, content: str, wor
     response = api.post(IMPORTS, params=params, content=content)
     assert response.status_code == 422
     assert word in response.text
+
+
+def test_a_file_is_read_where_it_lies(store: Store, settings: Settings, tmp_path: Path) -> None:
+    """Below an allowed root, as if it was sent; what the API may not read is refused in the same
+    words, whether it is there or not, and so is a body beside it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "log.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
+    (tmp_path / "cut.csv.gz").symlink_to(tmp_path / "in" / "log.csv.gz")
+    allowed = settings.replaced(allowed_roots=str(tmp_path / "in"))
+    with TestClient(create_app(store, allowed, Clock()), base_url="http://studio/api/v1") as api:
+        report = import_(api, None, url=f"file://{tmp_path}/in/log.csv.gz")
+        assert (report["rows"], report["created"], report["refused"]) == (4, 2, 1)
+
+        def refused(url: str, content: str = "") -> str:
+            params = {"import_id": "imp", "url": url}
+            response = api.post(IMPORTS, params=params, content=content)
+            assert response.status_code == 422
+            return str(response.json()["detail"])
+
+        outside = [
+            f"{tmp_path}/store.db",
+            "/etc/passwd",
+            f"{tmp_path}/in/../in/log.csv.gz",
+            "s3://x/y",
+        ]
+        assert {refused(url) for url in outside} == {
+            "url: it is not below one of ES_ALLOWED_ROOTS. Of 0 rows before, 0 sessions are new, 0 "
+            "were known and 0 rows are refused; the import may be repeated with the same import_id"
+        }
+        assert "private network" in refused("http://127.0.0.1:1/log.csv")
+        assert "No such file" in refused(f"{tmp_path}/in/nothing")
+        assert "both given" in refused(f"{tmp_path}/in/log.csv.gz", "{}")
 
 
 def test_a_body_may_be_of_any_size(api: TestClient) -> None:

@@ -420,6 +420,18 @@ def test_a_file_is_imported(client: EmbeddingStudioClient, tmp_path: Path) -> No
         client.import_file(other)
 
 
+def test_a_file_elsewhere_is_imported_by_the_api(client: EmbeddingStudioClient) -> None:
+    """The client names it, and the API judges whether it may be read."""
+    with pytest.raises(InvalidInput, match="not below one of ES_ALLOWED_ROOTS"):
+        client.import_url("s3://logs/march.csv", columns={"query": "words"})
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+    words = ["import", "s3://logs/march.csv", "--url", url]
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, InvalidInput)
+    assert CliRunner().invoke(app, [*words, "--refused", "x"]).exit_code == 2
+    assert CliRunner().invoke(app, ["import", "nothing"]).exit_code == 2
+
+
 def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path) -> None:
     """It says what came of the rows, and writes the refused ones to a file of their own."""
     file, refused = tmp_path / "log.jsonl", tmp_path / "refused.jsonl"

@@ -13,9 +13,9 @@ from fsspec.asyn import AsyncFileSystem
 from pydantic import ValidationError
 
 from embedding_studio.errors import ForbiddenAddress, Unreadable
-from embedding_studio.reading import Reader
+from embedding_studio.loaders.places import Reader
 from embedding_studio.settings import Settings
-from tests.strangers import OK, Server, endless
+from tests.strangers import OK, Server, endless, once
 
 BUCKET = "s3://shop/images"
 
@@ -92,6 +92,9 @@ def test_all_that_is_not_below_a_root_is_refused_for_one_reason(reader: Reader, 
     for address in addresses:
         with pytest.raises(ForbiddenAddress) as refused:
             reader.read(address)
+        reasons.add(str(refused.value))
+        with pytest.raises(ForbiddenAddress) as refused, reader.opened(address):
+            pass
         reasons.add(str(refused.value))
     assert reasons == {"it is not below one of ES_ALLOWED_ROOTS"}
 
@@ -190,6 +193,8 @@ def test_no_other_protocol_is_spoken(reader: Reader, address: str) -> None:
     """Who posts an address does not choose among all that fsspec could open."""
     with pytest.raises(Unreadable, match="nothing is read by"):
         reader.read(address)
+    with pytest.raises(Unreadable, match="nothing is read by"), reader.opened(address):
+        pass
 
 
 def test_objects_below_a_root_are_read_up_to_the_limit(
@@ -223,3 +228,22 @@ def test_an_object_store_that_hangs_is_left_in_time(
     monkeypatch.setattr(fsspec, "filesystem", {"s3": _SlowStore()}.__getitem__)
     with pytest.raises(Unreadable, match="ES_MAX_ITEM_SECONDS"):
         hasty.read("s3://shop/images/a")
+
+
+def test_a_file_of_any_size_is_read_while_it_comes(
+    reader: Reader, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a folder, an object store or a server; what it is bounds nothing but its pace."""
+    content = bytes(range(256)) * 20_000
+    (root / "large").write_bytes(content)
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/shop/images/large", content)
+    server = Server()
+    server.answer = once(OK + b"Content-Length: %d\r\n\r\n" % len(content) + content)
+    with monkeypatch.context() as patched:
+        patched.setattr(fsspec, "filesystem", lambda protocol: store)
+        for address in (f"{root}/large", "s3://shop/images/large", server.url):
+            with reader.opened(address) as file:
+                assert b"".join(iter(lambda: file.read(100_000), b"")) == content
+    store.rm("/shop/images/large")
+    server.close()

@@ -1,11 +1,14 @@
 """What lies at addresses that clients chose, read within the bounds that the operator set."""
 
+import io
 import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 from urllib.parse import unquote
 
 import fsspec
@@ -17,6 +20,7 @@ from embedding_studio.errors import ForbiddenAddress, Unreadable
 from embedding_studio.outbound import Outbound
 from embedding_studio.settings import OBJECT_STORES, Settings
 
+HTTP = ("http", "https")
 _ATTEMPTS = 3
 # enough to look things up in a folder; where the system has no such thing, to list it as well
 _FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
@@ -55,20 +59,40 @@ class Reader:
             raise Unreadable(f"it is larger than {self._max_bytes} bytes (ES_MAX_ITEM_MB)")
         return content
 
+    @contextmanager
+    def opened(self, address: str) -> Iterator[BinaryIO]:
+        """Yield a file of any size at an address, other than data:, to be read once while it comes.
+
+        Of http(s) each 64 KB has the time of an item. Raises what `read` does; so does the file.
+        """
+        protocol, place = _parts_of(address)
+        if protocol in HTTP:
+            with self._http.opened(address, self._seconds) as parts:
+                yield io.BufferedReader(_Parts(parts))
+        elif protocol in OBJECT_STORES:
+            self._check_object(protocol, place)
+            with fsspec.filesystem(protocol).open(place, "rb", cache_type="readahead") as file:
+                yield file
+        elif protocol == "file":
+            with self._open_file(place) as file:
+                yield file
+        else:
+            raise _unknown(protocol)
+
     def _read(self, address: str) -> bytes:
         """Return the content, as far as it is no more than a byte larger than allowed."""
-        found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", address)
-        protocol = found[1].lower() if found else "file"
-        if protocol in ("http", "https"):
+        protocol, place = _parts_of(address)
+        if protocol in HTTP:
             return self._read_http(address)
         if protocol == "data":
             content: bytes = fsspec.filesystem("data").cat_file(address)
             return content
         if protocol in OBJECT_STORES:
-            return self._read_object(protocol, address[len(protocol) + 1 :].removeprefix("//"))
+            return self._read_object(protocol, place)
         if protocol == "file":
-            return self._read_file(_path_of(address) if found else address)
-        raise Unreadable(f"nothing is read by {protocol[:40]!r}")
+            with self._open_file(place) as file:
+                return file.read(self._max_bytes + 1)
+        raise _unknown(protocol)
 
     def _read_http(self, address: str) -> bytes:
         ends_at = time.monotonic() + self._seconds
@@ -79,18 +103,21 @@ class Reader:
         caller = stamina.RetryingCaller(attempts=_ATTEMPTS, timeout=self._seconds)
         return caller(_is_passing, get)
 
-    def _read_object(self, protocol: str, path: str) -> bytes:
+    def _check_object(self, protocol: str, path: str) -> None:
         address = f"{protocol}://{path}"
         # as a gateway before the store could understand it
         is_winding = ".." in re.split(r"[/\\]", unquote(path))
         if is_winding or not any(address.startswith(f"{root}/") for root in self._roots):
             raise _forbidden()
+
+    def _read_object(self, protocol: str, path: str) -> bytes:
+        self._check_object(protocol, path)
         content: bytes = fsspec.filesystem(protocol).cat_file(
             path, start=0, end=self._max_bytes + 1, timeout=self._seconds
         )
         return content
 
-    def _read_file(self, path: str) -> bytes:
+    def _open_file(self, path: str) -> BinaryIO:
         # by its name first: to look at some paths, those of automounters say, has effects
         place = Path(path).absolute()
         if ".." in place.parts or not self._is_allowed(place):
@@ -98,8 +125,7 @@ class Reader:
         real = Path(os.path.realpath(place))
         if not self._is_allowed(real):
             raise _forbidden()
-        with open(_open(real), "rb") as file:
-            return file.read(self._max_bytes + 1)
+        return open(_open(real), "rb")
 
     def _is_allowed(self, place: Path) -> bool:
         folders = [root for root in self._roots if "://" not in root]
@@ -107,6 +133,36 @@ class Reader:
             place.is_relative_to(root) or place.is_relative_to(os.path.realpath(root))
             for root in folders
         )
+
+
+class _Parts(io.RawIOBase):
+    """Bytes that come in parts, as a file."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override] # what io gives it
+        part = self._left or next(filter(None, self._parts), b"")
+        taken = min(len(buffer), len(part))
+        buffer[:taken], self._left = part[:taken], part[taken:]
+        return taken
+
+
+def _parts_of(address: str) -> tuple[str, str]:
+    """Return by which protocol an address is read, and what of it is the path."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", address)
+    protocol = found[1].lower() if found else "file"
+    if protocol == "file":
+        return protocol, _path_of(address) if found else address
+    return protocol, address[len(protocol) + 1 :].removeprefix("//")
+
+
+def _unknown(protocol: str) -> Unreadable:
+    return Unreadable(f"nothing is read by {protocol[:40]!r}")
 
 
 def _path_of(url: str) -> str:
