@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     max_project_sessions: int = Field(5_000_000, gt=0)
     """most sessions of a project; deleted batches are room again"""
     max_project_mb: int = Field(10_240, gt=0)
-    """most megabytes of a project's sessions, events, items and tasks, as JSON; a database takes
-    more for them"""
+    """most megabytes of a project's sessions, events, items, labels and tasks, as JSON; a database
+    takes more for them"""
     max_query_chars: int = Field(4096, gt=0)
     """longest query, in characters"""
     max_id_chars: int = Field(256, gt=0)

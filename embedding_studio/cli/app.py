@@ -4,7 +4,16 @@ from typing import NoReturn
 
 import typer
 
-from embedding_studio.cli import clickstream, imports, keys, migrate, models, services, sweep
+from embedding_studio.cli import (
+    clickstream,
+    imports,
+    keys,
+    labels,
+    migrate,
+    models,
+    services,
+    sweep,
+)
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape_lines
 
@@ -21,6 +30,7 @@ app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(clickstream.app, name="batch")
+app.add_typer(labels.app, name="labels")
 app.add_typer(models.app, name="champion")
 
 

@@ -3,6 +3,7 @@
 from embedding_studio.client.clickstream import ClickstreamCalls
 from embedding_studio.client.imports import ImportCalls
 from embedding_studio.client.items import ItemCalls
+from embedding_studio.client.labels import LabelCalls
 from embedding_studio.client.models import ModelCalls
 from embedding_studio.client.schedules import ScheduleCalls
 from embedding_studio.client.system import SystemCalls
@@ -15,6 +16,7 @@ __all__ = ["EmbeddingStudioClient"]
 class EmbeddingStudioClient(
     ClickstreamCalls,
     ItemCalls,
+    LabelCalls,
     UserCalls,
     ImportCalls,
     TaskCalls,

@@ -80,12 +80,7 @@ class ClickstreamCalls(Connection):
         """Write a batch's sessions to a file, one a line, as JSON that can be posted again.
 
         The file appears, or is replaced, only once it is complete."""
-        part = file.with_name(f".{file.name}.part")
-        try:
-            self._download(f"/clickstream/batch/{batch_id}/export", part)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+        self._export(f"/clickstream/batch/{batch_id}/export", file)
 
     def read_batch(self, batch_id: str, page_size: int = 100) -> Iterator[NumberedSession]:
         """Yield all sessions of a batch in order, with all their events."""

@@ -84,6 +84,15 @@ class Connection:
 
         self._retrying(stream)
 
+    def _export(self, path: str, file: Path) -> None:
+        """Write an answer to a file, which appears, or is replaced, only once it is complete."""
+        part = file.with_name(f".{file.name}.part")
+        try:
+            self._download(path, part)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
     def _retrying(
         self, call: Callable[[], httpx.Response], attempts: int | None = None
     ) -> httpx.Response:

@@ -10,8 +10,8 @@ from embedding_studio.store.documents import Document, Documents, Filter, Kind, 
 from embedding_studio.store.usage import ensure_within
 
 PROJECTS = Kind("projects")
-"""A document's id is the project. It counts `sessions` and `bytes`, and of the bytes those of tasks
-and items as `other_bytes`: they stay when the sessions are counted anew."""
+"""A document's id is the project. It counts `sessions` and `bytes`, and of the bytes those of
+items, labels and tasks as `other_bytes`: they stay when the sessions are counted anew."""
 
 
 class Projects:

@@ -8,6 +8,7 @@ from embedding_studio.store.deliveries import Deliveries
 from embedding_studio.store.documents import Documents
 from embedding_studio.store.items import Items
 from embedding_studio.store.keys import Keys
+from embedding_studio.store.labels import Labels
 from embedding_studio.store.models import Models
 from embedding_studio.store.schedules import Schedules
 from embedding_studio.store.tasks import Tasks
@@ -29,6 +30,7 @@ class Store:
         self.project = project
         self.clickstream = clickstream or Clickstream(documents, project)
         self.items = Items(documents, project)
+        self.labels = Labels(documents, project)
         self.tasks = Tasks(documents, project)
         self.users = Users(documents, project)
         self.deliveries = Deliveries(documents)

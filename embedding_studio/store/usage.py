@@ -46,7 +46,7 @@ def ensure_within(project: str, used: Usage, added: Usage, most: Usage | None) -
     for what, there, new, limit, setting in (
         ("sessions", used.sessions, added.sessions, most.sessions, "ES_MAX_PROJECT_SESSIONS"),
         (
-            "bytes of sessions, items and tasks",
+            "bytes of sessions, items, labels and tasks",
             used.bytes,
             added.bytes,
             most.bytes,

@@ -16,6 +16,7 @@ from embedding_studio.clickstream import SearchResult, Session
 from embedding_studio.errors import ConfigurationError, StoreUnavailable
 from embedding_studio.items import Item
 from embedding_studio.keys import ApiKey, Scope, make_key
+from embedding_studio.labels import Label
 from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
@@ -46,6 +47,7 @@ class Ids:
     schedule_id: str
 
 
+LABEL = {"query": "blue hats", "object_id": "hat-1", "grade": 2}
 Call = Callable[[TestClient, Ids], Any]
 
 
@@ -104,6 +106,17 @@ ROUTES: dict[str, Route] = {
     ),
     "DELETE /items": Route(
         lambda api, ids: api.delete("/items", params={"object_id": "of-a"}), Scope.INGEST, 200
+    ),
+    "GET /labels": Route(lambda api, ids: api.get("/labels"), Scope.READ, 200),
+    "PUT /labels/{labels_id}": Route(
+        lambda api, ids: api.put("/labels/of-a", json={"labels": [LABEL]}), Scope.INGEST, 200
+    ),
+    "GET /labels/{labels_id}": Route(lambda api, ids: api.get("/labels/of-a"), Scope.READ, 404),
+    "GET /labels/{labels_id}/export": Route(
+        lambda api, ids: api.get("/labels/of-a/export"), Scope.READ, 404
+    ),
+    "DELETE /labels/{labels_id}": Route(
+        lambda api, ids: api.delete("/labels/of-a"), Scope.INGEST, 404
     ),
     "DELETE /users": Route(
         lambda api, ids: api.delete("/users", params={"user_id": "u"}), Scope.ADMIN, 200
@@ -254,6 +267,7 @@ def ids(store: Store, tmp_path: Path) -> Ids:
     store.schedules.add(schedule)
     register(a, tmp_path)
     a.items.put([Item("of-a", SECRET)])
+    a.labels.put("of-a", [Label(SECRET, "shoe-1", 1.0)], START)
     return Ids(batch_id, task.id, schedule.id)
 
 
@@ -269,6 +283,7 @@ def everything(store: Store, ids: Ids) -> list[Any]:
         a.schedules.all(),
         a.models.find(METHOD),
         a.items.page("", 10),
+        [*a.labels.read("of-a")],
     ]
 
 

@@ -35,6 +35,7 @@ from embedding_studio.errors import (
     Unauthorized,
 )
 from embedding_studio.items import Item, PutStatus
+from embedding_studio.labels import Label
 from embedding_studio.reports import Enough
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
@@ -111,6 +112,33 @@ def test_sessions_make_the_round_trip(client: EmbeddingStudioClient) -> None:
         *posted[2:],
     ]
     assert [one.session for one in read] == expected
+
+
+def test_labels_make_the_round_trip(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """By calls, more than one request takes, and by commands; a wrong line keeps all out."""
+    labels = [Label(f"query {n % 100}", f"i-{n}", n % 4) for n in range(501)]
+    assert client.put_labels("judged", labels, golden=True).created == 501
+    assert client.put_labels("judged", labels).unchanged == 501
+    assert (client.get_labels("judged").queries, client.get_labels("judged").golden) == (100, True)
+    file, url = tmp_path / "labels.ndjson", str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["labels", *words, "--url", url])
+
+    assert run("export", "judged", str(file)).exit_code == 0
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {(one["query"], one["object_id"], one["grade"]) for one in lines} == {
+        (one.query, one.object_id, one.grade) for one in labels
+    }
+    assert "501 new" in run("put", "copy", str(file), "--golden").stdout
+    assert re.search(r"^copy +golden", run("list").stdout, re.M)
+    assert re.search(r"^highest grade +3", run("show", "judged").stdout, re.M)
+    assert run("delete", "judged").exit_code == 0
+    assert [one.labels_id for one in client.list_labels()] == ["copy"]
+    file.write_text('{"query": "q", "object_id": "a", "grade": NaN}\n')
+    assert "line 1" in str(run("put", "other", str(file)).exception)
+    with pytest.raises(NotFound, match="other"):
+        client.get_labels("other")
 
 
 def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path: Path) -> None:

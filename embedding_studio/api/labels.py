@@ -1,0 +1,136 @@
+"""Routes for what people and files say of items."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from embedding_studio.api.context import Context, IngestContext, ReadContext
+from embedding_studio.api.errors import problems
+from embedding_studio.api.requests import judged, judged_one, reason_of
+from embedding_studio.api.routing import Route, in_turn
+from embedding_studio.errors import InvalidInput, Unauthorized
+from embedding_studio.labels import Label
+from embedding_studio.wire.fields import AsPosted
+from embedding_studio.wire.labels import (
+    LabelBody,
+    LabelsBody,
+    LabelSetPage,
+    LabelSetReport,
+    LabelSetView,
+    LabelsId,
+    LabelsOutcome,
+)
+
+router = APIRouter(prefix="/labels", tags=["labels"], route_class=Route)
+_TOLD = 5
+
+
+@router.get("", summary="List sets of labels", responses=problems(422))
+def list_labels(
+    context: ReadContext,
+    after_id: Annotated[str, Query(description="of the page before")] = "",
+    limit: Annotated[int | None, Query(ge=0, description="100 when absent; 0: the most")] = None,
+) -> LabelSetPage:
+    """In the order of their names."""
+    found = context.store.labels.sets(after_id, context.page_size(limit, default=100))
+    last_id = found[-1].labels_id if found else None
+    return LabelSetPage(last_id=last_id, sets=[LabelSetView.of(one) for one in found])
+
+
+@router.put("/{labels_id}", summary="Put labels", responses=problems(400, 409, 413, 422))
+def put_labels(
+    labels_id: LabelsId, body: AsPosted[LabelsBody], context: IngestContext
+) -> LabelsOutcome:
+    """Adds to the set of that name, which begins with its first. A query and an item have one
+    grade, the last. All are kept, or none, and then those that are wrong are told."""
+    posted = judged(LabelsBody, body, context)
+    labels = _judged_labels(posted.labels, context)
+    store, now = context.store.labels, context.clock()
+    put = store.put(labels_id, labels, now, is_golden=posted.golden, most=context.most)
+    return LabelsOutcome(created=put.created, updated=put.updated, unchanged=put.unchanged)
+
+
+@router.get("/{labels_id}", summary="Tell what a set of labels has", responses=problems(404))
+def get_labels(labels_id: str, context: ReadContext) -> LabelSetReport:
+    """It is read through."""
+    labels = context.store.labels
+    return LabelSetReport.on(labels.get(labels_id), labels.count(labels_id))
+
+
+@router.get(
+    "/{labels_id}/export",
+    summary="Export labels",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "One label a line, as JSON",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+        },
+        **problems(404),
+    },
+)
+def export_labels(labels_id: str, request: Request, context: ReadContext) -> StreamingResponse:
+    """Each line is one of the `labels` that PUT takes; those of a query lie together."""
+    its_id = context.store.labels.get(labels_id).labels_id
+    return StreamingResponse(
+        _lines_of(its_id, request, context),
+        media_type="application/x-ndjson",
+        headers={"Content-Disposition": f'attachment; filename="labels-{its_id}.ndjson"'},
+    )
+
+
+@router.delete(
+    "/{labels_id}",
+    summary="Delete labels",
+    status_code=204,
+    response_class=Response,
+    responses=problems(404),
+)
+def delete_labels(labels_id: str, context: IngestContext) -> None:
+    """The whole set."""
+    context.store.labels.delete(labels_id)
+
+
+def _judged_labels(posted: Sequence[object], context: Context) -> list[Label]:
+    """Return what was posted as labels. Raises InvalidInput, which tells the first wrong ones."""
+    labels: list[Label] = []
+    wrong: list[str] = []
+    for row, one in enumerate(posted, 1):
+        read = judged_one(LabelBody, one, context)
+        if isinstance(read, LabelBody):
+            labels.append(read.to_label())
+            continue
+        names = one if isinstance(one, dict) else {}
+        told = ", ".join(
+            f"{name} {str(names[key])[:100]!r}"
+            for name, key in (("query", "query"), ("item", "object_id"))
+            if key in names
+        )
+        reason = reason_of(one, read, LabelBody)
+        wrong.append(f"label {row}{f' ({told})' if told else ''}: {reason}")
+        if len(wrong) > _TOLD:
+            break
+    if wrong:
+        more = " (and more)" if len(wrong) > _TOLD else ""
+        raise InvalidInput(f"nothing is kept. {'; '.join(wrong[:_TOLD])}{more}")
+    return labels
+
+
+async def _lines_of(labels_id: str, request: Request, context: Context) -> AsyncIterator[bytes]:
+    """Yield labels page by page. Breaks off, with an error, where they are deleted meanwhile or the
+    caller's key ends: a client sees that the answer is not whole."""
+    last: Label | None = None
+    while True:
+        if not await context.still_allowed():
+            raise Unauthorized("the key was valid no longer while labels were read")
+        page = await in_turn(request, context.store.labels.page, labels_id, last)
+        if not page:
+            return
+        yield await in_turn(request, _as_lines, page)
+        last = page[-1]
+
+
+def _as_lines(page: Sequence[Label]) -> bytes:
+    return b"".join(LabelBody.of(label).model_dump_json().encode() + b"\n" for label in page)

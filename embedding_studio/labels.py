@@ -1,0 +1,60 @@
+"""What people and files say of items for queries: labels, in sets that have a name."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+from embedding_studio.errors import InvalidInput
+
+LABELS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """How relevant an item is for a query, as a person or a file says."""
+
+    query: str
+    object_id: str
+    #: finite and at least 0; of a set the highest is wholly relevant, 0 is not at all
+    grade: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Labels that are put, learnt from and judged by together.
+
+    is_golden: every iteration of the project scores its queries, learns from none of them, and
+    promotes no model that got worse on them."""
+
+    labels_id: str
+    is_golden: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """What is in a set of labels: distinct queries, as they are split, and distinct items."""
+
+    labels: int
+    queries: int
+    items: int
+    highest_grade: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsPut:
+    """What came of labels that were put."""
+
+    created: int
+    updated: int
+    unchanged: int
+
+
+def check_labels_id(labels_id: str) -> str:
+    """Return the name of a set of labels. Raises InvalidInput if it cannot be one."""
+    if not LABELS_ID.fullmatch(labels_id):
+        raise InvalidInput(
+            f"{labels_id!r} cannot be the name of labels: it takes 1 to 100 of letters of ASCII, "
+            "digits, ., _ and -, beginning with a letter or a digit"
+        )
+    return labels_id

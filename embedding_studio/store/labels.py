@@ -1,0 +1,199 @@
+"""Labels as they are kept: a document each, and one for each set of them.
+
+A set that is deleted loses its name first. From then on nothing joins it, and whoever comes by
+deletes what it held."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import partial
+
+from embedding_studio.clickstream import Usage, normalize_query
+from embedding_studio.errors import Conflict, InvalidInput, unknown
+from embedding_studio.labels import Label, LabelCounts, LabelSet, LabelsPut, check_labels_id
+from embedding_studio.store.batches import pages
+from embedding_studio.store.codec import Codec
+from embedding_studio.store.documents import (
+    Document,
+    Documents,
+    Filter,
+    Kind,
+    above,
+    absent,
+    among,
+    new_id,
+)
+from embedding_studio.store.projects import Projects
+from embedding_studio.store.usage import json_size
+
+SETS = Kind("label_sets", unique=(("project", "labels_id"),), indexes=(("project", "labels_id"),))
+"""`bytes` is what a set and its labels take."""
+LABELS = Kind("labels", indexes=(("set", "id"),))
+"""An id is its set's, a hash of the query and the item's: the labels of a query lie together."""
+SET, LABEL = Codec(LabelSet), Codec(Label)
+PAGE = 1000
+_REST = 48
+"""Bytes of a label beside its query and item, as JSON, about."""
+
+
+class Labels:
+    """The labels of a project. What they take counts as what its sessions do."""
+
+    def __init__(self, documents: Documents, project: str) -> None:
+        self._documents = documents
+        self._project = project
+        self._projects = Projects(documents)
+
+    def put(
+        self,
+        labels_id: str,
+        labels: Sequence[Label],
+        now: datetime,
+        *,
+        is_golden: bool | None = None,
+        most: Usage | None = None,
+    ) -> LabelsPut:
+        """Add labels to a set, which begins with its first, in place of the grades that it has for
+        the same queries and items; of several such the last counts. Queries that are split as one
+        are one, spelled as they first came.
+
+        is_golden: None leaves that as it is; a new set is not. most: what the project may hold.
+        Raises TooManyRequests, and keeps nothing, where what is new would be too much, give or take
+        what others add at the same time; InvalidInput; Conflict where the set is deleted meanwhile.
+        """
+        check_labels_id(labels_id)
+        self._complete()
+        put = partial(self._put, labels_id, labels, now, is_golden, most)
+        answer = None
+        while answer is None:
+            answer = self._documents.together(put)
+        return answer
+
+    def _put(
+        self,
+        labels_id: str,
+        labels: Sequence[Label],
+        now: datetime,
+        is_golden: bool | None,
+        most: Usage | None,
+    ) -> LabelsPut | None:
+        """Return what came of it; None, and nothing kept, where another has begun the set."""
+        known = self._named(labels_id)
+        set_id = known["id"] if known else new_id()
+        begun = SET.encode(LabelSet(labels_id, is_golden or False, now))
+        begun_size = 0 if known else json_size(begun)
+        waiting = {one["id"]: one for one in (_document(set_id, label) for label in labels)}
+        there = {
+            one["id"]: one["grade"]
+            for some in pages(waiting)
+            for one in self._documents.find(LABELS, {"id": among(some)})
+        }
+        new = [one for its_id, one in waiting.items() if its_id not in there]
+        reserved = begun_size + sum(map(_size, new))
+        self._projects.reserve(self._project, Usage(0, reserved), most, other_bytes=reserved)
+        its_set = {**begun, "id": set_id, "project": self._project, "bytes": 0}
+        if not known and not self._documents.insert_one(SETS, its_set):
+            self._give_back(reserved)
+            return None
+        created = self._insert(new)
+        changed = [its_id for its_id, one in waiting.items() if its_id not in created]
+        changed = [its_id for its_id in changed if there.get(its_id) != waiting[its_id]["grade"]]
+        for its_id in changed:
+            grade = waiting[its_id]["grade"]
+            self._documents.change(LABELS, {"id": its_id}, set={"grade": grade})
+        grown = begun_size + sum(_size(waiting[its_id]) for its_id in created)
+        golden = {} if is_golden is None else {"is_golden": is_golden}
+        as_named: Filter = {"id": set_id, "labels_id": labels_id}
+        if self._documents.change(SETS, as_named, set=golden, add={"bytes": grown}) is None:
+            self._documents.delete(LABELS, {"set": set_id})
+            self._give_back(reserved)
+            raise Conflict(f"labels {labels_id!r} were deleted meanwhile: put them again")
+        self._give_back(reserved - grown)
+        unchanged = len(waiting) - len(created) - len(changed)
+        return LabelsPut(len(created), len(changed), unchanged)
+
+    def _insert(self, documents: Sequence[Document]) -> set[str]:
+        """Insert labels, and return the ids of those that nobody else has put. Raises
+        InvalidInput."""
+        answers = self._documents.insert(LABELS, documents) if documents else []
+        for one, answer in zip(documents, answers, strict=True):
+            if isinstance(answer, InvalidInput):
+                named = f"query {one['query']!r}, item {one['object_id']!r}"
+                raise InvalidInput(f"the label of {named}: {answer}")
+        return {one["id"] for one, is_in in zip(documents, answers, strict=True) if is_in}
+
+    def get(self, labels_id: str) -> LabelSet:
+        """Return what is known of a set. Raises NotFound."""
+        return SET.decode(self._get(labels_id))
+
+    def sets(self, after_id: str = "", limit: int | None = None) -> list[LabelSet]:
+        """Return the sets of the project in the order of their names, from behind one on."""
+        behind: Filter = {"project": self._project, "labels_id": above(after_id)}
+        return [
+            *map(SET.decode, self._documents.find(SETS, behind, sort=("labels_id",), limit=limit))
+        ]
+
+    def page(self, labels_id: str, after: Label | None, limit: int = PAGE) -> list[Label]:
+        """Return up to `limit` labels of a set, from behind one on, those of a query one after the
+        other. Raises NotFound."""
+        set_id = self._get(labels_id)["id"]
+        last = "" if after is None else _document(set_id, after)["id"]
+        behind: Filter = {"set": set_id, "id": above(last)}
+        return [*map(LABEL.decode, self._documents.find(LABELS, behind, sort=("id",), limit=limit))]
+
+    def read(self, labels_id: str) -> Iterator[Label]:
+        """Yield the labels of a set, those of a query one after the other. Raises NotFound."""
+        last = None
+        while page := self.page(labels_id, last):
+            yield from page
+            last = page[-1]
+
+    def count(self, labels_id: str) -> LabelCounts:
+        """Return what is in a set, which is read through. Raises NotFound."""
+        items: set[str] = set()
+        labels = queries = 0
+        highest, last = 0.0, None
+        for label in self.read(labels_id):
+            query = normalize_query(label.query)
+            labels, queries, last = labels + 1, queries + (query != last), query
+            items.add(label.object_id)
+            highest = max(highest, label.grade)
+        return LabelCounts(labels, queries, len(items), highest)
+
+    def delete(self, labels_id: str) -> None:
+        """Delete a set. Raises NotFound."""
+        as_seen: Filter = {"id": self._get(labels_id)["id"], "labels_id": labels_id}
+        self._documents.change(SETS, as_seen, set={"labels_id": None})
+        self._complete()
+
+    def _complete(self) -> None:
+        """Delete what deleted sets still hold."""
+        for gone in self._documents.find(SETS, {"project": self._project, "labels_id": absent}):
+            self._documents.delete(LABELS, {"set": gone["id"]})
+            if self._documents.delete(SETS, {"id": gone["id"]}):
+                self._give_back(gone["bytes"])
+
+    def _named(self, labels_id: str) -> Document | None:
+        return self._documents.find_one(SETS, {"project": self._project, "labels_id": labels_id})
+
+    def _get(self, labels_id: str) -> Document:
+        if (found := self._named(labels_id)) is None:
+            raise unknown("set of labels", labels_id)
+        return found
+
+    def _give_back(self, size: int) -> None:
+        if size:
+            self._projects.give_back(self._project, Usage(0, size), other_bytes=size)
+
+
+def _document(set_id: str, label: Label) -> Document:
+    query = normalize_query(label.query).encode("utf-8", "surrogatepass")
+    its_id = f"{set_id}:{hashlib.sha256(query).hexdigest()[:32]}:{label.object_id}"
+    # the same for every grade and spelling
+    size = len(query) + json_size(label.object_id) + _REST
+    return {**LABEL.encode(label), "id": its_id, "set": set_id, "size": size}
+
+
+def _size(document: Document) -> int:
+    size: int = document["size"]
+    return size
