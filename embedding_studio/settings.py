@@ -104,6 +104,15 @@ class Settings(BaseSettings):
     allowed_roots: str | None = None
     """folders, and buckets or parts of them, whose files clients may name as images, or have
     imported: /data/images,s3://bucket/images; by default none"""
+    items_from: SecretStr | None = None
+    """where contents are that are not kept as items: a table (/data/items.parquet,
+    postgresql://host/database#table), an address ({object_id} in it), or a YAML file that lists
+    several; docs/items.md"""
+    items_cache_mb: int = Field(1024, ge=0)
+    """how much of the disk may be used to keep what was loaded from there"""
+    max_missing_items: float = Field(0.2, ge=0, le=1)
+    """of the items that are to be loaded from there, the share that may be missing; with more, the
+    task is an error before it takes its batch"""
     max_item_mb: int = Field(32, gt=0)
     """largest file of an item; what is larger is left out"""
     max_item_seconds: float = Field(30.0, gt=0)

@@ -79,6 +79,13 @@ class Reader:
         else:
             raise _unknown(protocol)
 
+    def version(self, address: str) -> str:
+        """Return what changes with a file or an object; nothing of what is at other addresses."""
+        protocol, place = _parts_of(address)
+        if protocol not in (*OBJECT_STORES, "file"):
+            return ""
+        return str(fsspec.filesystem(protocol).ukey(place))
+
     def _read(self, address: str) -> bytes:
         """Return the content, as far as it is no more than a byte larger than allowed."""
         protocol, place = _parts_of(address)
