@@ -36,12 +36,12 @@ HOMES = {
     "sqlite3": {"store.sqlite", "store.sqlite_file", "tracking.local", "tracking.reader"}
     | {"loaders.files"},
     "sqlalchemy": {"tracking.local", "loaders.databases"},
-    "yaml": {"loaders.sources"},
     "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},
     "msgspec": {"wire.quick", "store.usage", "imports.readers"},
     "pyarrow": {"imports.parquet", "imports.stream"},
+    "yaml": {"imports.yaml", "loaders.sources"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},
     "torch": {"training"},

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from embedding_studio.imports.formats import ALIASES
 from embedding_studio.loaders.columns import ALIASES as SOURCE_ALIASES
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskStatus
@@ -38,14 +37,6 @@ def test_the_page_on_security_names_every_limit() -> None:
     settings = {f"ES_{name.upper()}" for name in Settings.model_fields}
     limits = {name for name in settings if name.startswith(("ES_MAX_", "ES_ALLOW"))}
     assert limits <= named <= settings
-
-
-def test_the_names_of_columns_are_in_the_readme() -> None:
-    """Each field of a table of impressions is there with all the names that are taken for it."""
-    table = README[README.index("recognised by the names") :].split("\n\n")[0]
-    for field, names in ALIASES.items():
-        assert f"`{field}`" in table
-        assert ", ".join(names) in table
 
 
 def test_the_names_of_an_items_columns_are_in_their_page() -> None:

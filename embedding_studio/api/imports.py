@@ -1,7 +1,7 @@
 """The route for files, which are read while they come."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Annotated
@@ -23,16 +23,21 @@ from embedding_studio.errors import (
     EmbeddingStudioError,
     InvalidInput,
     InvalidTime,
+    NotFound,
     TooManyRequests,
     Unauthorized,
 )
-from embedding_studio.imports.formats import Found, found_in, values_of
+from embedding_studio.imports.columns import values_of
+from embedding_studio.imports.contents import Told
+from embedding_studio.imports.formats import Made, found_in
+from embedding_studio.imports.impressions import Found, Happened
 from embedding_studio.imports.readers import Row, read_rows
 from embedding_studio.imports.stream import Read
+from embedding_studio.items import PutStatus
 from embedding_studio.loaders.places import Reader
 from embedding_studio.settings import Settings
 from embedding_studio.store.usage import json_size
-from embedding_studio.wire.clickstream import PostStatus, SessionBody
+from embedding_studio.wire.clickstream import EventBody, PostStatus, SessionBody
 from embedding_studio.wire.fields import Plain
 from embedding_studio.wire.imports import (
     MAX_REFUSALS,
@@ -48,7 +53,7 @@ router = APIRouter(prefix="/imports", tags=["imports"], route_class=Route)
 
 AT_ONCE = 8
 OF_A_PROJECT = 2
-GROUP_SESSIONS = 500
+GROUP_ROWS = 500
 GROUP_BYTES = 4 * 1024 * 1024
 """When what was read is kept: whichever comes first."""
 BODY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -106,10 +111,10 @@ async def import_file(
         Plain,
     ] = None,
 ) -> ImportReport:
-    """The body is a file of sessions or impressions: JSON lines, JSON, CSV or parquet, also in gzip
-    or zstd. Sessions of any age are kept while it comes, so an import that breaks off is repeated:
-    the same file with the same import_id adds nothing twice. A file at a url is read in the same
-    way."""
+    """The body is a file of sessions, impressions or items: JSON lines, JSON, YAML, CSV or parquet,
+    also in gzip or zstd. Sessions of any age are kept while it comes, so an import that breaks off
+    is repeated: the same file with the same import_id adds nothing twice. A file at a url
+    is read in the same way."""
     given = columns_in(columns)
     if url is not None and await anext(request.stream(), b"") != b"":
         raise InvalidInput("url and a body are both given: send one of them")
@@ -172,8 +177,11 @@ class _Import:
         self._import_id = import_id
         self._to_instant = accepted_instant(context, context.clock(), is_history=True)
         #: right sessions that are not kept yet, with their first rows and how many these are
-        self._group: list[tuple[int, int, Session]] = []
-        self._group_bytes = 0
+        self._sessions: list[tuple[int, int, Session]] = []
+        #: what rows tell of items, and events of sessions that are kept already
+        self._told: list[Told] = []
+        self._happened: list[Happened] = []
+        self._bytes = 0
         self.report = ImportReport(dry_run=dry_run)
 
     def read(
@@ -193,10 +201,11 @@ class _Import:
                 )
                 for one in found:
                     self._take(one)
+            self._keep()
         except (InvalidInput, TooManyRequests) as error:
-            self._keep_group()
-            raise type(error)(f"{error}. {self._told()}") from None
-        self._keep_group()
+            if isinstance(error, InvalidInput):
+                self._keep()
+            raise type(error)(f"{error}. {self._so_far()}") from None
         return self.report
 
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
@@ -204,27 +213,34 @@ class _Import:
             self.report.rows += 1
             yield row
 
-    def _told(self) -> str:
+    def _so_far(self) -> str:
         """Say how far it came, for whoever has to repeat it."""
+        what = "items" if self.report.items else "sessions"
         return (
-            f"Of {self.report.rows} rows before, {self.report.created} sessions are new, "
+            f"Of {self.report.rows} rows before, {self.report.created} {what} are new, "
             f"{self.report.existing} were known and {self.report.refused} rows are refused; the "
             "import may be repeated with the same import_id"
         )
 
-    def _take(self, found: Found | RowNote) -> None:
-        if isinstance(found, RowNote):
-            self._refuse(found)
-            return
-        session = self._session_of(found)
-        if isinstance(session, RowNote):
-            self._refuse(session, found.rows)
-            return
-        self.report.sessions += 1
-        self._group.append((found.row, found.rows, session))
-        self._group_bytes += json_size(session)
-        if len(self._group) >= GROUP_SESSIONS or self._group_bytes >= GROUP_BYTES:
-            self._keep_group()
+    def _take(self, made: Made) -> None:
+        match made:
+            case RowNote():
+                self._refuse(made)
+            case Told():
+                self._told.append(made)
+                self._bytes += sum(map(json_size, made.items))
+            case Happened():
+                self._happened.append(made)
+            case Found():
+                session = self._session_of(made)
+                if isinstance(session, RowNote):
+                    self._refuse(session, made.rows)
+                    return
+                self._sessions.append((made.row, made.rows, session))
+                self._bytes += json_size(session)
+        waiting = len(self._sessions) + len(self._told) + len(self._happened)
+        if waiting >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+            self._keep()
 
     def _session_of(self, found: Found) -> Session | RowNote:
         """Judge what rows make as if it was posted."""
@@ -258,12 +274,26 @@ class _Import:
     async def _may_go_on(self) -> bool:
         return await self._context.still_allowed()
 
-    def _keep_group(self) -> None:
-        group, self._group, self._group_bytes = self._group, [], 0
-        if not group or self.report.dry_run:
+    def _keep(self) -> None:
+        """Keep what is right so far."""
+        sessions, self._sessions = self._sessions, []
+        told, self._told = self._told, []
+        happened, self._happened = self._happened, []
+        self._bytes = 0
+        self.report.sessions += len(sessions)
+        self.report.items += sum(len(one.items) for one in told)
+        if self.report.dry_run or not (sessions or told or happened):
             return
         if not anyio.from_thread.run(self._may_go_on):
             raise Unauthorized("the API key has ended meanwhile")
+        if sessions:
+            self._keep_sessions(sessions)
+        if told:
+            self._keep_told(told)
+        for one in happened:
+            self._add_event(one)
+
+    def _keep_sessions(self, group: Sequence[tuple[int, int, Session]]) -> None:
         outcomes = keep(self._context, [one for _, _, one in group], self._context.clock())
         for (row, rows, _), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, InvalidInput):
@@ -274,7 +304,44 @@ class _Import:
             self.report.existing += outcome.status is PostStatus.EXISTING
             self.report.new_events += outcome.new_events
             if outcome.warnings:
-                self.report.warned += 1
-                if len(self.report.warnings) < MAX_WARNINGS:
-                    reason = "; ".join(outcome.warnings)
-                    self.report.warnings.append(RowNote(row=row, reason=reason))
+                self._warn(RowNote(row=row, reason="; ".join(outcome.warnings)))
+
+    def _warn(self, note: RowNote) -> None:
+        self.report.warned += 1
+        if len(self.report.warnings) < MAX_WARNINGS:
+            self.report.warnings.append(note)
+
+    def _keep_told(self, group: Sequence[Told]) -> None:
+        items = {item.object_id: item for one in group for item in one.items}
+        answers = self._context.store.items.put([*items.values()], self._context.most)
+        outcomes = dict(zip(items, answers, strict=True))
+        for answer in answers:
+            self.report.created += answer is PutStatus.CREATED
+            self.report.existing += answer in (PutStatus.UPDATED, PutStatus.UNCHANGED)
+        for one in group:
+            for error in (outcomes[item.object_id] for item in one.items):
+                if isinstance(error, InvalidInput):
+                    self.report.items -= len(one.items)
+                    self._refuse(RowNote(row=one.row, reason=str(error)))
+                    break
+
+    def _add_event(self, happened: Happened) -> None:
+        """Add an event to a session that is kept already. Without one there is nothing to add to:
+        what waits for its session waits in vain here, where files are read to their end."""
+        body = EventBody.model_construct(**happened.posted)
+        try:
+            event = body.to_event(happened.session_id, self._to_instant)
+            answer = self._context.store.clickstream.append_events(
+                happened.session_id, (event,), self._context.most
+            )
+        except NotFound:
+            reason = (
+                f"no session {happened.session_id!r} is known: import its query before, or in the "
+                "same file"
+            )
+            self._refuse(RowNote(row=happened.row, reason=reason))
+        except InvalidInput as error:
+            column = "created_at" if isinstance(error, InvalidTime) else None
+            self._refuse(RowNote(row=happened.row, column=column, reason=str(error)))
+        else:
+            self.report.new_events += answer.new_events

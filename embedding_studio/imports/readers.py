@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from subprocess import DEVNULL, PIPE, Popen
@@ -20,7 +20,15 @@ from typing import Any
 import msgspec
 
 from embedding_studio.errors import InvalidInput
-from embedding_studio.imports.stream import CHUNK_BYTES, MAX_ROW_BYTES, Read, check_columns, opened
+from embedding_studio.imports.stream import (
+    CHUNK_BYTES,
+    MAX_ROW_BYTES,
+    Read,
+    check_columns,
+    opened,
+    too_large,
+)
+from embedding_studio.imports.yaml import Document
 from embedding_studio.settings import Settings
 
 VALUES_PER_MB = 64 * 1024
@@ -32,23 +40,27 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 class Row:
     """One row: JSON as it came, or values by columns, or a fault.
 
-    number: of JSON lines the line, of CSV the record, the header being the first; else from 1."""
+    number: of lines the line, of CSV the record, the header being the first; else from 1."""
 
     number: int
     content: bytes | Mapping[str, Any] = b""
     fault: str | None = None
 
 
-class _Many(msgspec.Struct, forbid_unknown_fields=True):
-    sessions: list[msgspec.Raw]
-
-
-_many = msgspec.json.Decoder(_Many)
+WRAPPERS = ("sessions", "items", "labels", "pairs", "rows", "data", "examples")
+"""The names under which an object may have all rows."""
 _list = msgspec.json.Decoder(list[msgspec.Raw])
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_any = msgspec.json.Decoder()
+
+# a name before any delimiter, and a colon behind it; or an entry, a comment, a document
+_YAML = re.compile(rb"""("[^"]*"|'[^']*'|[^\s,;\t|"'][^,;\t|]*?):(\s|$)|-\s|---|%YAML|\#\s""")
+_TREC = re.compile(rb"\S+[ \t]+\S+[ \t]+\S+[ \t]+-?[0-9.]+\s*")
 
 
 def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
-    """Yield the rows of a file: JSON lines, JSON, CSV or parquet, packed by gzip or zstd or not.
+    """Yield the rows of a file: JSON lines, JSON, YAML, CSV, parquet, or judgements of TREC, packed
+    by gzip or zstd or not.
 
     Raises InvalidInput where it cannot be read any further, with the row."""
     file = opened(read)
@@ -68,6 +80,10 @@ def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
         yield from _whole_json(file, b"", settings.max_body_mb)
     elif first == b"{":
         yield from _objects(file, lines_before, settings.max_body_mb)
+    elif _YAML.match(line := file.peek(CHUNK_BYTES).partition(b"\n")[0]):
+        yield from _yaml_rows(file, settings.max_body_mb)
+    elif _TREC.fullmatch(line):
+        yield from _trec_rows(file, lines_before)
     elif first:
         yield from _csv_rows(file, lines_before)
 
@@ -78,10 +94,7 @@ def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
 def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterator[Row]:
     """Yield the rows of a file that begins with an object, which is a row or holds all of them."""
     first = file.readline(most_mb * 1024 * 1024 + 1)
-    if not first.rstrip().endswith(b"}"):  # an object on several lines
-        yield from _whole_json(file, first, most_mb)
-        return
-    if not file.peek(1).strip() and first.lstrip(b"{ ").startswith(b'"sessions"'):
+    if not first.rstrip().endswith(b"}") or not file.peek(1).strip():  # it is all there is
         yield from _whole_json(file, first, most_mb)
         return
     lines = chain([first], iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""))
@@ -89,7 +102,7 @@ def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterat
         if len(line) > MAX_ROW_BYTES:
             while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
                 pass
-            yield Row(number, fault=_too_large())
+            yield Row(number, fault=too_large())
         elif line := line.strip():
             yield Row(number, line)
 
@@ -105,21 +118,85 @@ def _whole_json(file: io.BufferedReader, begun: bytes, most_mb: int) -> Iterator
     if text.count(b",") > most_mb * VALUES_PER_MB:  # each would take many times its size
         raise InvalidInput("JSON in one piece has too many values: write one object a line")
     try:
-        rows = _list.decode(text) if text.startswith(b"[") else _many.decode(text).sessions
+        rows: Iterable[Any] = _list.decode(text) if text.startswith(b"[") else _json_rows(text)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidInput(
-            f'the file is no JSON list, and no {{"sessions": [...]}}: {error}'
-        ) from None
+        if text.startswith(b"{") and b"\n" not in text.strip():  # a line
+            yield Row(1, text)
+            return
+        raise InvalidInput(f"the file is no JSON list, and no JSON object: {error}") from None
     for number, row in enumerate(rows, 1):
-        text = bytes(row)
-        if len(text) > MAX_ROW_BYTES:
-            yield Row(number, fault=_too_large())
+        if isinstance(row, dict):
+            yield Row(number, row)
+        elif len(content := bytes(row)) > MAX_ROW_BYTES:
+            yield Row(number, fault=too_large())
         else:
-            yield Row(number, text)
+            yield Row(number, content)
 
 
-def _too_large() -> str:
-    return f"is larger than {MAX_ROW_BYTES // 1024 // 1024} MB"
+def _json_rows(text: bytes) -> Iterable[Any]:
+    named = _object.decode(text)
+    if not named or any(bytes(value)[:1] != b"[" for value in named.values()):
+        return [text]
+    if len(named) == 1 and (name := next(iter(named))) in WRAPPERS:
+        return _list.decode(named[name])
+    return rows_of(_any.decode(text))
+
+
+def rows_of(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what an object is: all rows under one name; names of files, each with its labels; or a
+    row."""
+    lists = [one for one in value.values() if isinstance(one, list)]
+    if not value or len(lists) < len(value):
+        return [value]
+    if len(value) == 1 and next(iter(value)) in WRAPPERS:
+        return lists[0]
+    if all(isinstance(one, str) for some in lists for one in some):
+        return [{"file": name, "labels": labels} for name, labels in value.items()]
+    return [value]
+
+
+# -- YAML, and judgements as TREC has them ---------------------------------------------------------
+
+
+def _yaml_rows(file: io.BufferedReader, most_mb: int) -> Iterator[Row]:
+    left = most_mb * 1024 * 1024
+
+    def read(size: int) -> bytes:
+        nonlocal left
+        part = file.read(size)
+        if (left := left - len(part)) < 0:
+            raise InvalidInput(
+                f"YAML is taken up to {most_mb} MB (ES_MAX_BODY_MB): write JSON lines, which may "
+                "be as many as you like"
+            )
+        return part
+
+    number = 0
+    try:
+        for value, fault in Document(read).rows():
+            for row in rows_of(value) if isinstance(value, dict) and not fault else [value]:
+                number += 1
+                wrong = fault or (None if isinstance(row, dict) else "has no names and values")
+                yield Row(number, fault=wrong) if wrong else Row(number, row)
+    except InvalidInput as error:
+        raise InvalidInput(f"row {number + 1}: {error}") from None
+
+
+def _trec_rows(file: io.BufferedReader, lines_before: int) -> Iterator[Row]:
+    lines = iter(lambda: file.readline(MAX_ROW_BYTES + 1), b"")
+    for number, line in enumerate(lines, lines_before + 1):
+        try:
+            cells = line.decode().split()
+        except UnicodeDecodeError:
+            yield Row(number, fault="is not UTF-8")
+            continue
+        if len(line) > MAX_ROW_BYTES:
+            raise InvalidInput(f"row {number}: it {too_large()}")
+        if len(cells) == 4:
+            query, _, item, grade = cells
+            yield Row(number, {"query_id": query, "item": item, "grade": grade})
+        elif cells:
+            yield Row(number, fault=f"has {len(cells)} words; judgements are: query 0 item grade")
 
 
 # -- CSV -------------------------------------------------------------------------------------------
@@ -141,7 +218,7 @@ class _Lines:
         while line := self._file.readline(MAX_ROW_BYTES + 1):
             self._bytes += len(line)
             if self._bytes > MAX_ROW_BYTES:
-                raise InvalidInput(f"it {_too_large()}: is a quote left open?")
+                raise InvalidInput(f"it {too_large()}: is a quote left open?")
             try:
                 yield line.decode()
             except UnicodeDecodeError:
@@ -217,7 +294,7 @@ def _written_by(process: Popen[bytes]) -> Iterator[Row]:
     number = 0
     for number, line in enumerate(process.stdout, 1):
         if line == b"null\n":
-            yield Row(number, fault=_too_large())
+            yield Row(number, fault=too_large())
         elif line.startswith(b"{") and line.endswith(b"\n"):
             yield Row(number, line)
         elif line.startswith(b'"'):

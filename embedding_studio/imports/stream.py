@@ -82,6 +82,11 @@ def opened(read: Read) -> io.BufferedReader:
     return _buffered(read_unpacked)
 
 
+def too_large() -> str:
+    """Return what is said of a row."""
+    return f"is larger than {MAX_ROW_BYTES // 1024 // 1024} MB"
+
+
 def check_columns(names: Sequence[str]) -> None:
     """Raise InvalidInput for a name that two columns have; an index may have none."""
     for name, count in Counter(names).items():

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, ValidationInfo
 
+from embedding_studio.clickstream import event_kind
 from embedding_studio.errors import InvalidInput
 from embedding_studio.wire.clickstream import Posted, PostedId, Query, Text, to_seconds
 from embedding_studio.wire.fields import check_meta
@@ -15,12 +16,21 @@ MAX_WARNINGS = 100
 """How many of them a report tells."""
 MAX_CHARS = 500
 """How long each is at most."""
+SHOWN = frozenset(
+    map(
+        event_kind,
+        ("impression", "show", "shown", "view item list", "view search results", "search", "none"),
+    )
+)
+"""Kinds of events that say no more than that an item was shown."""
 _MILLISECONDS = 1e11  # as seconds, 1973 as milliseconds: in seconds it is the year 5138
+_TOO_LATE = 1e30
 
 
 class ImportFormat(StrEnum):
     SESSIONS = "sessions"
     IMPRESSIONS = "impressions"
+    ITEMS = "items"
 
 
 Shortened = Annotated[str, AfterValidator(lambda text: text[:MAX_CHARS])]
@@ -41,8 +51,11 @@ class ImportReport(BaseModel):
     dry_run: bool = False
     rows: int = Field(0, description="of the file that are not empty")
     sessions: int = Field(0, description="that these rows make and that are right")
-    created: int = 0
-    existing: int = Field(0, description="sessions that were known: what came first stays")
+    items: int = Field(0, description="that these rows tell of and that are right")
+    created: int = Field(0, description="sessions, or items, that are new")
+    existing: int = Field(
+        0, description="that were known: of sessions what came first stays, of items what came last"
+    )
     new_events: int = 0
     refused: int = Field(0, description="rows that are left out")
     refusals: list[RowNote] = Field([], description=f"of them the first {MAX_REFUSALS}")
@@ -50,7 +63,7 @@ class ImportReport(BaseModel):
     warnings: list[RowNote] = Field([], description=f"of them the first {MAX_WARNINGS}")
 
 
-def _as_text(value: object) -> object:
+def as_text(value: object) -> object:
     """Return a number as it is written: in tables, ids and queries are numbers here and there."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -61,7 +74,7 @@ def _as_flag(value: object) -> object:
     """Return a count of clicks as whether there was one."""
     try:
         return value if isinstance(value, bool) else float(value) > 0  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return value
 
 
@@ -72,7 +85,7 @@ def _as_seconds(value: object) -> object:
     seconds = to_seconds(value)
     if not isinstance(seconds, int | float) or isinstance(seconds, bool):
         return seconds
-    while _MILLISECONDS <= abs(seconds) < float("inf"):
+    while _MILLISECONDS <= abs(seconds) < _TOO_LATE:
         seconds /= 1000
     return seconds
 
@@ -83,30 +96,46 @@ def _check_text(text: str, info: ValidationInfo) -> str:
     return text
 
 
-TableId = Annotated[PostedId, BeforeValidator(_as_text)]
+TableId = Annotated[PostedId, BeforeValidator(as_text)]
+TableText = Annotated[Text, BeforeValidator(as_text), AfterValidator(_check_text)]
 
 
-class ImpressionBody(Posted):
-    """A row of a table of impressions: an item that was shown for a query, or what happened to
-    it."""
+class HappenedBody(Posted):
+    """A row of a table of events: what happened to an item that a search had shown."""
 
-    query: Annotated[Query, BeforeValidator(_as_text)]
     item: TableId
     position: FiniteFloat | None = None
     score: FiniteFloat | None = None
     clicked: Annotated[bool | None, BeforeValidator(_as_flag)] = None
     event: PostedId | None = None
-    session: TableId | None = None
+    session: TableId | None
     time: Annotated[
         Annotated[float, Field(allow_inf_nan=False)] | None, BeforeValidator(_as_seconds)
     ] = None
     user: TableId | None = None
-    text: Annotated[Text, BeforeValidator(_as_text), AfterValidator(_check_text)] | None = None
+    text: TableText | None = None
 
     def result(self) -> dict[str, Any]:
         """Return it as a session shows it."""
         meta = {"text": self.text} if self.text else None
         return {"object_id": self.item, "rank": self.score, "meta": meta}
+
+    @property
+    def event_type(self) -> str | None:
+        """What happened to the item, None where it was only shown."""
+        if self.clicked is False:
+            return None
+        if self.event is not None and event_kind(self.event) not in SHOWN:
+            return self.event
+        return "click" if self.clicked else None
+
+
+class ImpressionBody(HappenedBody):
+    """A row of a table of impressions: an item that was shown for a query, or what happened to
+    it."""
+
+    query: Annotated[Query, BeforeValidator(as_text)]
+    session: TableId | None = None
 
 
 def columns_in(text: str) -> Mapping[str, str]:

@@ -118,7 +118,7 @@ def test_a_wrong_session_costs_only_itself(
 def test_a_file_that_breaks_off(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """What came before is kept, but no search of which rows may be missing; the answer says how
     far it came."""
-    monkeypatch.setattr(imports, "GROUP_SESSIONS", 10)
+    monkeypatch.setattr(imports, "GROUP_ROWS", 10)
     lines = "\n".join(map(json.dumps, sessions(3000))).encode()
     cut = gzip.compress(lines)[:-100]
     response = api.post(IMPORTS, params={"import_id": "imp"}, content=cut)
@@ -147,6 +147,33 @@ def test_what_is_told_is_bounded(api: TestClient) -> None:
     response = api.post(IMPORTS, params={"import_id": "x"}, content=f"{columns}\n{columns}\n")
     assert response.status_code == 422
     assert len(response.text) < 10_000
+
+
+def test_items_of_a_table(api: TestClient, store: Store) -> None:
+    """They are put in place of what was known; what the database cannot hold costs only itself."""
+    table = "id,title\n7,Parka\n8,\n9,Coat\n"
+    report = import_(api, table, format="items")
+    assert (report["format"], report["rows"], report["items"]) == ("items", 3, 2)
+    assert (report["created"], report["refused"]) == (2, 1)
+    assert import_(api, table.replace("Coat", "Rain coat"))["existing"] == 2
+    assert store.items.get("9").content()["text"] == "Rain coat"
+    assert import_(api, "id,title\n5,x\n", dry_run=True)["items"] == 1
+    assert store.items.count() == 2
+
+
+def test_events_of_known_sessions(api: TestClient, store: Store) -> None:
+    """They are added, and only once; others are refused, with their row."""
+    import_(api, sessions(1))
+    event = {"query_id": "s-0", "action_name": "click", "timestamp": 1e9 + 9}
+    event["event_attributes"] = {"object": {"object_id": "shoe-1"}}
+    rows = [event, {**event, "query_id": "s-1"}, {**event, "timestamp": NOW + 3600}]
+    report = import_(api, rows)
+    assert (report["format"], report["rows"], report["new_events"]) == ("impressions", 3, 1)
+    first, second = report["refusals"]
+    assert (first["row"], second["row"], second["column"]) == (2, 3, "created_at")
+    assert "no session 's-1' is known" in first["reason"]
+    assert import_(api, rows)["new_events"] == 0
+    assert store.clickstream.get("s-0").clicked_ids() == {"shoe-1"}
 
 
 def test_an_exported_batch_is_imported(api: TestClient) -> None:

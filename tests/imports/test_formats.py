@@ -6,19 +6,23 @@ import json
 import random
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from embedding_studio.errors import InvalidInput
-from embedding_studio.imports import formats
-from embedding_studio.imports.formats import Found, found_in
+from embedding_studio.imports import impressions
+from embedding_studio.imports.formats import found_in
+from embedding_studio.imports.impressions import Found
 from embedding_studio.imports.readers import read_rows
+from embedding_studio.items import Item
 from embedding_studio.settings import Settings
 from embedding_studio.wire.imports import ImportFormat, RowNote
 
 SETTINGS = Settings(max_results_per_session=3, max_query_chars=20)
 
 
-def read(text: str | list[Any], **given: Any) -> tuple[ImportFormat, list[Found | RowNote]]:
+def read(text: str | list[Any], **given: Any) -> tuple[ImportFormat, list[Any]]:
     if not isinstance(text, str):
         text = "\n".join(map(json.dumps, text))
     rows = read_rows(io.BytesIO(text.encode()).read, SETTINGS)
@@ -158,10 +162,10 @@ def test_a_visit_with_two_queries_is_two_sessions() -> None:
 
 def test_what_is_gathered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the bound, the session that waited longest for a row is taken as it is."""
-    monkeypatch.setattr(formats, "MAX_OPEN_ROWS", 3)
+    monkeypatch.setattr(impressions, "MAX_OPEN_ROWS", 3)
     rows = [{"session": name, "query": "q", "item": f"i{n}"} for n, name in enumerate("abacbd")]
     assert [one["session_id"] for one in sessions_in(rows)] == ["b", "a", "c", "b", "d"]
-    monkeypatch.setattr(formats, "MAX_OPEN_CHARS", 300)
+    monkeypatch.setattr(impressions, "MAX_OPEN_CHARS", 300)
     assert len(sessions_in([{**row, "text": "x" * 200} for row in rows])) == 6
 
 
@@ -169,7 +173,7 @@ def test_what_is_gathered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ("wrong", "column", "reason"),
     [
         ({"query": "x" * 21}, "query", "ES_MAX_QUERY_CHARS"),
-        ({"query": None}, "query", "valid string"),
+        ({"query": None}, "query", "required"),
         ({"sku": ""}, "sku", "at least 1"),
         ({"sku": "a\x1bb"}, "sku", "control character"),
         ({"position": float("nan")}, "position", "finite"),
@@ -192,6 +196,119 @@ def test_a_wrong_row_is_told_with_its_column(wrong: Any, column: str | None, rea
     assert (note.row, note.column) == (4, column)
     assert reason in note.reason
     assert session.rows == 3
+
+
+QUERY = {
+    "query_id": "q-1",
+    "client_id": "c-1",
+    "timestamp": 1769860800000,
+    "user_query": "coat",
+    "query_response_object_ids": ["b", "a"],
+}
+CLICK = {
+    "query_id": "q-1",
+    "timestamp": "2026-01-31T12:00:09Z",
+    "action_name": "click",
+    "event_attributes": {"object": {"object_id": "a"}, "position": {"ordinal": 2}},
+}
+
+
+def test_searches_and_events_of_ubi() -> None:
+    """Results come from the search, events join it by its id, in OpenSearch's own words; those of a
+    search that is not there are told apart."""
+    [session] = sessions_in([{"_source": QUERY}, {**CLICK, "action_name": "impression"}, CLICK])
+    assert session["session_id"] == "q-1"
+    assert session["user_id"] == "c-1"
+    assert shown_in(session) == ["b", "a"]
+    [event] = session["events"]
+    assert (event["object_id"], event["event_type"]) == ("a", "click")
+    assert event["created_at"] == 1769860809.0
+    empty = {**QUERY, "query_response_object_ids": []}
+    _, [wrong, alone] = read([empty, {**CLICK, "query_id": "q-2"}])
+    assert isinstance(wrong, RowNote)
+    assert (alone.row, alone.session_id, alone.posted["event_id"]) == (2, "q-2", "imp-2")
+
+
+def ga4(name: str, words: str | None, *shown: str, user: str = "u") -> Any:
+    return {
+        "event_name": name,
+        "event_timestamp": 1769860800000000,
+        "user_pseudo_id": user,
+        "event_params": [
+            {"key": "ga_session_id", "value": {"string_value": None, "int_value": 17}},
+            {"key": "search_term", "value": {"string_value": words, "int_value": None}},
+        ],
+        "items": [
+            {"item_id": one, "item_name": f"{one}!", "item_list_index": place}
+            for place, one in enumerate(shown, 3)
+        ],
+    }
+
+
+def test_an_export_of_ga4() -> None:
+    """Each row lists its items, which become a search's results; rows without words are left
+    out, and a search that comes again is another. Its parquet says the same."""
+    rows = [
+        ga4("page_view", None),
+        ga4("view_item_list", "coat", "b", "a"),
+        ga4("select_item", "coat", "a"),
+        ga4("view_item_list", "coat", "b", "a"),
+    ]
+    format_, [refused, first, second] = read(rows)
+    assert format_ is ImportFormat.IMPRESSIONS
+    assert (refused.row, refused.reason) == (1, "Field required")
+    assert shown_in(first.posted) == shown_in(second.posted) == ["b", "a"]
+    assert first.posted["search_results"][0]["meta"] == {"text": "b!"}
+    assert [one["event_type"] for one in first.posted["events"]] == ["select_item"]
+    assert second.posted["events"] == []
+    table = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    _, made = found_in(read_rows(io.BytesIO(table.getvalue()).read, SETTINGS), "imp", SETTINGS)
+    assert [*made] == [refused, first, second]
+
+
+def test_a_row_is_taken_whole_or_not() -> None:
+    """What lists more than a session may show is refused once, and leaves nothing."""
+    many = {**QUERY, "query_response_object_ids": ["a", "b", "c", "d"]}
+    _, [refused, right] = read([many, QUERY])
+    assert (refused.row, right.rows) == (1, 1)
+    assert "ES_MAX_RESULTS_PER_SESSION" in refused.reason
+    _, [wrong] = read([{**QUERY, "query_response_object_ids": ["a", ""]}])
+    assert (wrong.row, wrong.column) == (1, "item")
+
+
+def test_nested_columns_have_names_with_dots() -> None:
+    """They are recognised and named as others are."""
+    rows = [{"query": "x", "product": {"id": 7, "name": {"en": "Coat"}}}]
+    [session] = sessions_in(rows, columns={"text": "product.name.en"})
+    assert session["search_results"] == [{"object_id": "7", "rank": None, "meta": {"text": "Coat"}}]
+
+
+def test_items() -> None:
+    """A text, or what is read one after the other; the rest is meta; numbers are ids and texts."""
+    rows = [
+        {"ID": 7, "title": 501, "price": 3.5, "brand": None},
+        {"ID": 8, "text": "coat", "image_url": "s3://b/8.jpg", "meta": {"size": "M"}},
+        {"ID": 9, "fields": {"a": "b"}, "name": "Parka"},
+        {"ID": 1},
+        {"title": "x"},
+        {"ID": 2, "text": ["x"]},
+        {"ID": 2, "fields": "x", "price": float("nan")},
+        {"ID": 2, "x": float("nan")},
+    ]
+    format_, made = read(rows)
+    assert format_ is ImportFormat.ITEMS
+    assert [told.items[0] for told in made[:3]] == [
+        Item("7", fields={"title": "501"}, meta={"price": 3.5}),
+        Item("8", "coat", image="s3://b/8.jpg", meta={"size": "M"}),
+        Item("9", fields={"a": "b", "name": "Parka"}),
+    ]
+    assert [(one.row, one.column) for one in made[3:]] == [
+        (4, None), (5, "object_id"), (6, "text"), (7, "fields"), (8, "meta"),
+    ]  # fmt: skip
+    table = "sku;words;picture\n7;Coat;x.jpg\n"
+    _, [told] = read(table, wanted=ImportFormat.ITEMS, columns={"text": "words"})
+    assert told.items == (Item("7", "Coat", image="x.jpg"),)
 
 
 def test_formats_are_recognised() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from embedding_studio.errors import InvalidInput
-from embedding_studio.imports.formats import values_of
+from embedding_studio.imports.columns import values_of
 from embedding_studio.imports.readers import Row, read_rows
 from embedding_studio.imports.stream import MAX_ROW_BYTES
 from embedding_studio.settings import Settings
@@ -109,6 +109,68 @@ def test_rows_of_parquet_are_as_json_has_them() -> None:
     }
 
 
+def test_yaml_has_the_values_of_json() -> None:
+    """Ids and words stay what they are; documents and the entries of lists are rows."""
+    text = b"# log\n- {q: no, id: 0012, n: -1.5e3, at: 2026-01-31, x: [1, true, ~, '7', 12:30]}\n"
+    [(number, values)] = values_in(text)
+    assert number == 1
+    assert values == {
+        "q": "no", "id": "0012", "n": -1500.0, "at": "2026-01-31",
+        "x": [1, True, None, "7", "12:30"],
+    }  # fmt: skip
+    assert values_in(b"q: a\n---\nq: b\n---\n- q: c\n") == [
+        (1, {"q": "a"}),
+        (2, {"q": "b"}),
+        (3, {"q": "c"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("!!python/object/apply:os.system [ls]", "the tag"),
+        ("{a: !!binary aGVsbG8=}", "the tag"),
+        ("{a: &x [1], b: *x}", "the alias *x"),
+        ("{a: 1, a: 2}", "the name 'a' twice"),
+        ("{[a]: 1}", "a name that is no text"),
+        ("{a: " + "[" * 200 + "]" * 200 + "}", "100 levels"),
+        ("{a: [" + "x, " * 2_000_000 + "]}", "4 MB"),
+        ("just words", "no names and values"),
+    ],
+)
+def test_a_bad_row_of_yaml_costs_only_itself(row: str, words: str) -> None:
+    """Nothing in it is called, and no alias makes billions of values."""
+    content = f"- {row}\n- q: a\n".encode()
+    first, second = rows_of(content, Settings())
+    assert words in (first.fault or "")
+    assert second == Row(2, {"q": "a"})
+
+
+def test_an_object_may_be_all_rows() -> None:
+    """Under one of several names; or files with their labels; else it is a row."""
+    labelled = {"a.jpg": ["red", "coat"], "b.jpg": []}
+    expected = [
+        (n, {"file": f"{'ab'[n - 1]}.jpg", "labels": [["red", "coat"], []][n - 1]}) for n in (1, 2)
+    ]
+    assert values_in(json.dumps(labelled).encode()) == expected
+    assert values_in(json.dumps(labelled, indent=1).encode()) == expected
+    assert values_in(b"a.jpg: [red, coat]\nb.jpg: []\n") == expected
+    assert values_in(b"pairs:\n- q: x\n") == values_in(b'{"data":[{"q":"x"}]}') == [(1, {"q": "x"})]
+    row = {"messages": [{"role": "user"}]}
+    assert values_in(json.dumps(row, indent=1).encode()) == [(1, row)]
+    assert values_in(b"{}") == [(1, {})]
+
+
+def test_judgements_of_trec() -> None:
+    """Four words a line, whatever is between them."""
+    told = values_in(b"1 0 doc-7 2\n1\t0\tdoc-8\t0\n\n2 0 doc-9\n\xff 0 d 1\n")
+    assert told[:2] == [
+        (1, {"query_id": "1", "item": "doc-7", "grade": "2"}),
+        (2, {"query_id": "1", "item": "doc-8", "grade": "0"}),
+    ]
+    assert told[2:] == [(4, "has 3 words; judgements are: query 0 item grade"), (5, "is not UTF-8")]
+
+
 def test_a_bad_row_costs_only_itself() -> None:
     """It is told by its number; the rows after it are read."""
     huge = b'{"q": "' + b"x" * MAX_ROW_BYTES + b'"}'
@@ -157,10 +219,12 @@ def written(table: Any) -> bytes:
         (b"[" + b"1," * MB + b"1]", "up to 1 MB"),
         (b"[" + b"1," * 70_000 + b"1]", "too many values"),
         (b'{"sessions": [1' + b",1" * 70_000 + b"]}", "too many values"),
-        (b'{"sessions": [1], "more": 2}', "no JSON list"),
-        (b'{"a":\n1}', "no JSON list"),
-        (b'{"sessions":\n{}}', "no JSON list"),
+        (b'{"a":\n1}\n{"a": 2}', "no JSON list"),
         (b"[" * 100_000, "no JSON list"),
+        (b"- a: [1", "row 1: is no YAML"),
+        (b"- a: 1\n- b: \x01\n", "row 1: is no YAML"),
+        ("- a: é\n".encode("latin1"), "row 1: is no YAML"),
+        (b"- a\n" * MB, "YAML is taken up to 1 MB"),
         (b"q,item,q\na,b,c", "row 1: the column 'q' is there twice"),
         (",".join(map(str, range(400_000))).encode() + b",7\n", "row 1: the column '7'"),
         (b"\x00\x01\x02\x03", "neither JSON"),
