@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import TypeAdapter
 
 from embedding_studio.errors import InvalidInput, Unreadable
-from embedding_studio.imports.formats import values_of
+from embedding_studio.imports.columns import values_of
 from embedding_studio.imports.readers import read_rows
 from embedding_studio.items import Item
 from embedding_studio.loaders.cache import Cache
