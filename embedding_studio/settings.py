@@ -1,6 +1,7 @@
 """Every setting, once. Nothing else reads the environment."""
 
 from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from embedding_studio.clock import MAX_LEASE_SECONDS
+from embedding_studio.clock import MAX_LEASE_SECONDS, parse_duration
+from embedding_studio.errors import InvalidInput
 
 OBJECT_STORES = ("s3", "gs", "az")
 """What addresses of objects begin with, before `://bucket/`."""
@@ -154,6 +156,8 @@ class Settings(BaseSettings):
     """how many champions before the present one stay to be rolled back to"""
     keep_batches: int = Field(0, ge=0)
     """how many of a project's released batches stay; 0: all of them"""
+    keep_sessions: str | None = None
+    """how long sessions stay, from when they came: 400d, say; none goes by itself when absent"""
     sweep_minutes: float = Field(60.0, ge=0)
     """how often a worker removes what crashes left; 0: never"""
     allow_private_addresses: bool = False
@@ -193,6 +197,22 @@ class Settings(BaseSettings):
                     f"{root!r} is no absolute path, and no {'://, '.join(OBJECT_STORES)}:// bucket"
                 )
         return value
+
+    @field_validator("keep_sessions")
+    @classmethod
+    def _check_lifetime(cls, value: str | None) -> str | None:
+        try:
+            is_none = value is not None and not parse_duration(value)
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
+        if is_none:
+            raise ValueError("sessions that are kept for no time are no use")
+        return value
+
+    @property
+    def session_lifetime(self) -> timedelta | None:
+        """How long sessions stay; None: as long as their batches."""
+        return None if self.keep_sessions is None else parse_duration(self.keep_sessions)
 
     @property
     def roots(self) -> list[str]:

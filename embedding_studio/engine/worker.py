@@ -26,6 +26,7 @@ from embedding_studio.engine.failures import describe, is_plugins, trace
 from embedding_studio.engine.house import House
 from embedding_studio.engine.lease import Lease
 from embedding_studio.errands import webhooks
+from embedding_studio.errands.lifetimes import expire_sessions
 from embedding_studio.errands.mirror import bring_along, mirror_all
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errands.sweep import sweep
@@ -61,6 +62,8 @@ CHECK_SECONDS = 60.0
 """How often it is looked whether the methods' initial models are there."""
 ERRANDS_SECONDS = 2.0
 """How often schedules, webhooks and champions' aliases are looked after."""
+EXPIRY_SECONDS = 3600.0
+"""How often sessions are looked for that were kept for long enough."""
 BEAT_SECONDS = 1.0
 """How often the lease is renewed at least, and so how soon a cancel is noticed."""
 
@@ -183,6 +186,14 @@ class Worker:
         except Exception:  # the next sweep finds what this one did not
             log.exception("the sweep was broken off")
 
+    def expire_sessions(self) -> None:
+        """Delete sessions that were kept for as long as ES_KEEP_SESSIONS says."""
+        if (lifetime := self._house.settings.session_lifetime) is None:
+            return
+        with _tried_again():
+            house = self._house
+            expire_sessions(house.store, lifetime, house.clock(), self._is_draining.is_set)
+
     def drain(self) -> None:
         """Claim nothing more, and give the task in hand back."""
         self._is_draining.set()
@@ -218,6 +229,8 @@ class Worker:
         every(CHECK_SECONDS, self.check_initial_models, next_run_time=utc_now())
         if settings.sweep_minutes:
             every(60 * settings.sweep_minutes, self.sweep, next_run_time=utc_now())
+
+        every(EXPIRY_SECONDS, self.expire_sessions, next_run_time=utc_now())
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if self._is_draining.is_set():

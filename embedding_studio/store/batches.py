@@ -333,6 +333,11 @@ class Batches:
             batches.append(last)
         return batches
 
+    def begun_before(self, moment: datetime) -> list[str]:
+        """Return the ids of the batches that may hold what came before a moment."""
+        which: Filter = {"project": self._project, "created_at": up_to(milliseconds(moment))}
+        return [one["id"] for one in self._documents.find(BATCHES, which, fields=("id",))]
+
     def read(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
     ) -> list[NumberedSession]:

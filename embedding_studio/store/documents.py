@@ -18,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -116,6 +117,11 @@ def new_id() -> str:
     """Return an id of 24 hexadecimal digits; of two made one after the other the first sorts
     first."""
     return f"{time.time_ns():016x}{_random.getrandbits(32):08x}"
+
+
+def first_id_at(moment: datetime) -> str:
+    """Return what all ids are larger than that `new_id` gives from a moment on, and no other."""
+    return f"{round(moment.timestamp() * 1e9):016x}"
 
 
 class Documents(ABC):

@@ -6,6 +6,7 @@ from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.store.deliveries import Deliveries
 from embedding_studio.store.documents import Documents
+from embedding_studio.store.erasure import Erasure
 from embedding_studio.store.items import Items
 from embedding_studio.store.keys import Keys
 from embedding_studio.store.labels import Labels
@@ -32,6 +33,7 @@ class Store:
         self.items = Items(documents, project)
         self.labels = Labels(documents, project)
         self.tasks = Tasks(documents, project)
+        self.erasure = Erasure(documents, project)
         self.users = Users(documents, project)
         self.deliveries = Deliveries(documents)
         self.keys = Keys(documents)
