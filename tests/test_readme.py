@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from embedding_studio.loaders.columns import ALIASES as SOURCE_ALIASES
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskStatus
 from tests.iterations import Bench, open_bench
@@ -37,13 +36,6 @@ def test_the_page_on_security_names_every_limit() -> None:
     settings = {f"ES_{name.upper()}" for name in Settings.model_fields}
     limits = {name for name in settings if name.startswith(("ES_MAX_", "ES_ALLOW"))}
     assert limits <= named <= settings
-
-
-def test_the_names_of_an_items_columns_are_in_their_page() -> None:
-    """Each field of a source is there with all the names that are taken for it."""
-    page = (ROOT / "docs" / "items.md").read_text(encoding="utf-8")
-    for field, names in SOURCE_ALIASES.items():
-        assert f"| `{field}` | {', '.join(names)} |" in page
 
 
 def test_the_routes_in_the_readme_exist(bench: Bench) -> None:

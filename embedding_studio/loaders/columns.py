@@ -1,68 +1,61 @@
-"""Which columns of a table, or fields of an object, an item is made of."""
+"""What a row of a table, or an object in a file, tells of an item: the same as when imported."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic_core import from_json, to_jsonable_python
 
-from embedding_studio.clickstream import event_kind
 from embedding_studio.errors import InvalidInput, Unreadable
+from embedding_studio.imports import columns
+from embedding_studio.imports.contents import ITEM_ALIASES, item_values
 from embedding_studio.items import Item
 from embedding_studio.loaders.sources import Source
-
-ALIASES: Mapping[str, Sequence[str]] = {
-    "id": ("object id", "item id", "id", "product id", "doc id", "document id", "sku", "item"),
-    "text": ("text", "item text", "title", "item name", "name", "description"),
-    "image": ("image", "image url", "image link", "picture", "file"),
-    "url": ("url", "link", "page"),
-}
-"""What is taken for an item's own fields where the source does not say, the first that is there,
-whatever the case, spaces, hyphens and underscores in its name."""
+from embedding_studio.wire.imports import as_text
 
 
 class Columns:
-    """The columns of a source, among those that there are."""
+    """The columns of a source, among those that there are. What nobody names is left where it is.
+
+    Raises InvalidInput where two could be the same."""
 
     def __init__(self, source: Source, names: Iterable[str]) -> None:
-        by_kind = {event_kind(name): name for name in names}
+        known = columns.Columns(ITEM_ALIASES, source.columns)
+        try:
+            self._own = known.named_by(dict.fromkeys(names))
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
         self._source = source
-        self.own = {
-            field: by_kind[kind]
-            for field, aliases in ALIASES.items()
-            for kind in [*map(event_kind, aliases)][::-1]
-            if kind in by_kind
-        } | dict(source.columns)
-        self.names = list(dict.fromkeys([*self.own.values(), *source.fields, *source.meta]))
+        #: all that are read
+        self.names = [*dict.fromkeys([*self._own.values(), *source.fields, *source.meta])]
 
     @property
     def id(self) -> str:
         """The column of the ids. Raises InvalidInput where there is none."""
-        if "id" not in self.own:
-            raise InvalidInput("no column is recognised as the items' ids: name it in columns: id")
-        return self.own["id"]
+        if "item" not in self._own:
+            raise InvalidInput("no column is recognised as the items' ids: name it, columns: item")
+        return self._own["item"]
 
     def id_in(self, values: Mapping[str, Any]) -> str:
         """Return a row's id. Raises InvalidInput."""
-        if values.get(self.id) is None:
-            raise InvalidInput(f"the column {self.id!r} is empty, or not there")
-        return _text(values[self.id]) or ""
+        if (its_id := _text(values.get(self.id))) is None:
+            raise InvalidInput(f"the column {self.id!r} is empty")
+        return its_id
 
     def item(self, object_id: str, values: Mapping[str, Any]) -> Item:
         """Return what a row tells. Raises Unreadable where that is neither a text nor an image."""
-        own = {field: _text(values.get(name)) for field, name in self.own.items()}
+        chosen = {name: values.get(name) for name in (*self._own.values(), *self._source.meta)}
+        told = item_values(chosen, dict(self._own))
+        fields = {
+            **_object(told.get("fields")),
+            **{one: values.get(one) for one in self._source.fields},
+        }
         item = Item(
             object_id,
-            text=own.get("text"),
-            fields={
-                name: text for name in self._source.fields if (text := _text(values.get(name)))
-            },
-            image=own.get("image"),
-            url=own.get("url"),
-            meta={
-                name: to_jsonable_python(values[name], fallback=str)
-                for name in self._source.meta
-                if values.get(name) is not None
-            },
+            text=_text(told.get("text")),
+            fields={name: text for name, one in fields.items() if (text := _text(one))},
+            image=_text(told.get("image")),
+            url=_text(told.get("url")),
+            meta=to_jsonable_python(_object(told.get("meta")), fallback=str),
         )
         if not {"text", "image"} & item.content().keys():
             raise Unreadable("it has neither text nor image")
@@ -71,7 +64,7 @@ class Columns:
 
 def item_in(source: Source, object_id: str, content: bytes) -> Item:
     """Return the item that a file tells: a JSON object, whose fields are as columns, or a text.
-    Raises Unreadable."""
+    Raises Unreadable, InvalidInput."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -88,7 +81,8 @@ def item_in(source: Source, object_id: str, content: bytes) -> Item:
 
 
 def _text(value: object) -> str | None:
-    """Return what a cell says; in tables, ids and texts are numbers here and there."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return None if value is None else str(value).strip() or None
+    return None if value is None else str(as_text(value)).strip() or None
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -45,7 +45,8 @@ class SqlTable:
                     self._name, sqlalchemy.MetaData(), schema=self._schema, autoload_with=database
                 )
             columns = Columns(self._source, self._table.columns.keys())
-            if missing := [name for name in columns.names if name not in self._table.columns]:
+            named = (*self._source.columns.values(), *columns.names)
+            if missing := [name for name in named if name not in self._table.columns]:
                 raise InvalidInput(f"the table {self._name!r} has no column {missing[0]!r}")
             its_id = self._table.columns[columns.id]
             sought: list[Any] = [*object_ids]
@@ -66,7 +67,7 @@ class MongoDocuments:
         from pymongo import MongoClient
 
         url, _, name = source.at.rpartition("#")
-        self._source = source.model_copy(update={"columns": {"id": "_id", **source.columns}})
+        self._source = source.model_copy(update={"columns": {"item": "_id", **source.columns}})
         self._client: MongoClient[dict[str, Any]] = MongoClient(url, tz_aware=True)
         self._documents: MongoCollection[dict[str, Any]] = self._client.get_default_database()[name]
 
@@ -85,7 +86,7 @@ class MongoDocuments:
 
         sought: list[Any] = [*object_ids, *_numbers(object_ids)]
         sought += [ObjectId(one) for one in object_ids if ObjectId.is_valid(one)]
-        found = self._documents.find({self._source.columns["id"]: {"$in": sought}})
+        found = self._documents.find({self._source.columns["item"]: {"$in": sought}})
         return {
             its_id: item
             for document in found

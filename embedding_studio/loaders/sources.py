@@ -3,17 +3,23 @@
 from collections.abc import Mapping, Sequence
 from os.path import expandvars
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from embedding_studio.errors import ConfigurationError
+from embedding_studio.imports.contents import ITEM_ALIASES
 from embedding_studio.settings import Settings
 
 ID = "{object_id}"
 LISTS = (".yaml", ".yml", ".json")
-OwnField = Literal["id", "text", "image", "url"]
+
+
+def _known(field: str) -> str:
+    if field not in ITEM_ALIASES:
+        raise ValueError(f"{field!r} is none of {', '.join(ITEM_ALIASES)}")
+    return field
 
 
 class Source(BaseModel):
@@ -25,7 +31,9 @@ class Source(BaseModel):
         description="a table (a file as imports take it, or database#table); or, with {object_id} "
         "in it, an item. $NAME is taken from the environment"
     )
-    columns: Mapping[OwnField, str] = Field({}, description="whose names are not recognised")
+    columns: Mapping[Annotated[str, AfterValidator(_known)], str] = Field(
+        {}, description="by the fields of imported items: those whose names are not recognised"
+    )
     fields: Sequence[str] = Field((), description="columns that are kept by their names")
     meta: Sequence[str] = Field((), description="columns for methods that look for them")
 

@@ -27,12 +27,14 @@ from embedding_studio.settings import Settings
 from tests.strangers import OK, Server, once
 
 ROWS: list[dict[str, Any]] = [
-    {"sku": "1", "Title": "red shoe", "picture": "s3://a/1.jpg", "brand": "X", "price": 3},
-    {"sku": "2", "Title": "hat", "picture": None, "brand": None, "price": None},
-    {"sku": "3", "Title": None, "picture": None, "brand": "Y", "price": 5},
+    {"sku": "1", "Title": "red shoe", "picture": "s3://a/1.jpg", "colour": "X", "price": 3},
+    {"sku": "2", "Title": "hat", "picture": None, "colour": None, "price": None},
+    {"sku": "3", "Title": None, "picture": None, "colour": "Y", "price": 5},
 ]
-TABLE = {"fields": ["brand"], "meta": ["price"]}
-RED_SHOE = Item("1", "red shoe", fields={"brand": "X"}, image="s3://a/1.jpg", meta={"price": 3})
+TABLE = {"fields": ["colour"], "meta": ["price"]}
+RED_SHOE = Item(
+    "1", fields={"title": "red shoe", "colour": "X"}, image="s3://a/1.jpg", meta={"price": 3}
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,15 +68,15 @@ def write_parquet(folder: Path) -> Path:
 
 def write_csv(folder: Path) -> Path:
     file = folder / "items.csv.gz"
-    text = "sku;Title;picture;brand;price\n1;red shoe;s3://a/1.jpg;X;3\n2;hat;;;\n3;;;Y;5\n"
+    text = "sku;Title;picture;colour;price\n1;red shoe;s3://a/1.jpg;X;3\n2;hat;;;\n3;;;Y;5\n"
     file.write_bytes(gzip.compress(text.encode()))
     return file
 
 
 def write_sqlite(folder: Path) -> str:
     with closing(sqlite3.connect(folder / "shop.db")) as shop:
-        shop.execute("CREATE TABLE items (sku INTEGER, Title, picture, brand, price)")
-        shop.executemany("INSERT INTO items VALUES (:sku, :Title, :picture, :brand, :price)", ROWS)
+        shop.execute("CREATE TABLE items (sku INTEGER, Title, picture, colour, price)")
+        shop.executemany("INSERT INTO items VALUES (:sku, :Title, :picture, :colour, :price)", ROWS)
         shop.commit()
     return f"sqlite:///{folder / 'shop.db'}#items"
 
@@ -88,10 +90,14 @@ def test_a_table(tmp_path: Path, write: Any) -> None:
     assert str(shoe.meta["price"]) == "3"
     assert Item(**{**shoe_fields(shoe), "meta": {"price": 3}}) == RED_SHOE
     assert found == {
-        "2": Item("2", "hat"),
-        "3": Item("3", fields={"brand": "Y"}, meta=found["3"].meta),
+        "2": Item("2", fields={"title": "hat"}),
+        "3": Item("3", fields={"colour": "Y"}, meta=found["3"].meta),
     }
     assert list(load(settings_for(tmp_path, str(write_parquet(tmp_path))), "1", "3")) == ["1"]
+
+
+def texts(found: Mapping[str, Item]) -> dict[str, str]:
+    return {one: item.content()["text"] for one, item in found.items()}
 
 
 def shoe_fields(item: Item) -> dict[str, Any]:
@@ -109,7 +115,7 @@ def test_a_collection_of_mongodb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(client, "get_default_database", lambda: client.shop)
     settings = settings_for(tmp_path, "mongodb://reader:secret@db/shop#items")
     found = load(settings, "1", "b", str(own), "z")
-    assert {one: item.text for one, item in found.items()} == {
+    assert texts(found) == {
         "1": "shoe",
         "b": "hat",
         str(own): "coat",
@@ -126,7 +132,7 @@ def test_a_file_for_each_item(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, f"{folder}/{{object_id}}")
     assert load(settings, "a/1", "2", "3", "4") == {
         "a/1": Item("a/1", "red shoe"),
-        "2": Item("2", "hat", url="https://shop/2"),
+        "2": Item("2", fields={"name": "hat"}, url="https://shop/2"),
     }
     images = settings_for(tmp_path, "s3://shop/{object_id}.jpg")
     assert load(images, "1") == {"1": Item("1", image="s3://shop/1.jpg")}
@@ -165,7 +171,7 @@ def test_sources_are_asked_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "4").write_text("a coat of a file")
     settings = settings_for(tmp_path, *({"at": one} for one in sources))
     found = load(settings, "1", "2", "4", stored={"1": Item("1", "a shoe that is kept")})
-    assert {one: item.text for one, item in found.items()} == {
+    assert texts(found) == {
         "1": "a shoe that is kept", "2": "hat", "4": "a coat of a file",
     }  # fmt: skip
 
@@ -200,8 +206,8 @@ def test_without_sources_nothing_is_missing(tmp_path: Path) -> None:
     [
         ({"at": "{folder}/nothing.csv"}, "No such file"),
         ({"at": "{folder}/wrong.csv"}, "no row is an item; row 2: no column is recognised"),
-        ({"at": "{folder}/items.parquet", "columns": {"text": "x", "id": "y"}}, "'y' is empty"),
-        ({"at": "sqlite:///{folder}/shop.db#items", "meta": ["colour"]}, "no column 'colour'"),
+        ({"at": "{folder}/items.parquet", "columns": {"item": "colour"}}, "none of the sources"),
+        ({"at": "sqlite:///{folder}/shop.db#items", "meta": ["size"]}, "no column 'size'"),
         ({"at": "sqlite:///{folder}/shop.db#things"}, "things"),
         ({"at": "{folder}/texts/{object_id}.txt"}, "FileNotFoundError"),
     ],
@@ -222,6 +228,7 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, source: Any, reason: str) 
     [
         ("at: [", "no list of sources"),
         ("[{at: x, colums: {}}]", "0.colums: Extra inputs"),
+        ("[{at: x, columns: {id: a}}]", "'id' is none of item, text"),
         ("- at: nonsense://user:secret@x#y", "'x#y' cannot be opened"),
         ("- at: s3://{object_id}", "cannot be opened"),
     ],
@@ -252,7 +259,7 @@ def test_a_table_is_read_again_when_it_has_changed(
     assert load(settings, "1") == load(settings, "1")
     assert len(opened) == 1
     (tmp_path / "items.csv.gz").write_text("id,name\n1,another\n")
-    assert load(settings, "1") == {"1": Item("1", "another")}
+    assert load(settings, "1") == {"1": Item("1", fields={"name": "another"})}
 
 
 def test_the_cache_is_bounded(tmp_path: Path) -> None:
