@@ -17,13 +17,16 @@ def simulate_sessions(corpus: str, count: int) -> list[Session]:
     return Arena(corpus, load_encoder(MODEL)).sessions(count, 0, Behaviour())
 
 
-def write_sessions(file: Path, corpus: str, count: int) -> None:
-    from embedding_studio.engine.snapshot import dump_sessions
+def write_sessions(folder: Path, corpus: str, count: int) -> None:
+    from embedding_studio.snapshot import SnapshotWriter
+    from embedding_studio.store.sessions import SESSION
 
-    file.write_bytes(dump_sessions(simulate_sessions(corpus, count)))
+    with SnapshotWriter(folder, find_items=lambda ids: {}) as writer:
+        writer.add([*map(SESSION.encode, simulate_sessions(corpus, count))])
 
 
-def read_sessions(file: Path) -> list[Session]:
-    from embedding_studio.engine.snapshot import read_snapshot
+def read_sessions(folder: Path) -> list[Session]:
+    from embedding_studio.clickstream import merge_weights
+    from embedding_studio.snapshot import Snapshot
 
-    return read_snapshot(file)
+    return [*Snapshot(folder, merge_weights()).usable()]

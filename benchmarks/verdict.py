@@ -347,8 +347,9 @@ def judges(start: dict[str, NDArray[Any]], rows: Ints, clicked: Flags) -> list[F
         position=places.ravel(),
         weight=clicked.ravel().astype(float),
         n_pairs=start["shown"].size,
+        n_sessions=len(rows),
     )
-    showings = showings.only(clicks_like_a_person(showings, len(rows))[showings.session])
+    showings = showings.of_sessions(clicks_like_a_person(showings))
     asked, query = np.unique(showings.pair // width, return_inverse=True)
     pair, n_pairs = query * width + showings.position, len(asked) * width
     showings = replace(showings, pair=pair, n_pairs=n_pairs)

@@ -13,7 +13,7 @@ from typing import Any, Generic, Self, TypeVar
 from embedding_studio.clock import parse_duration
 from embedding_studio.errors import InvalidInput
 
-Part = TypeVar("Part")
+Part = TypeVar("Part", covariant=True)
 Other = TypeVar("Other")
 
 EVENT_WEIGHTS: Mapping[str, float] = {
@@ -196,8 +196,7 @@ class TimeRange:
         """Return whether what is being collected is in it."""
         return self.until is None or now < self.until
 
-    def holds(self, session: Session) -> bool:
-        made_at = session.created_at
+    def holds(self, made_at: datetime) -> bool:
         is_late_enough = self.since is None or self.since <= made_at
         return is_late_enough and (self.until is None or made_at < self.until)
 
@@ -320,6 +319,28 @@ def normalize_query(query: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
+def part_of_query(
+    query: str,
+    validation_share: float = 0.15,
+    test_share: float = 0.15,
+    folds: int = 1,
+    fold: int | None = 0,
+) -> str:
+    """Return the name of the part that a query is in, by a hash of its normalized form alone.
+
+    Shares are in [0, 1] and sum to at most 1. folds: in how many parts the queries beside those of
+    validation are: the first has the test share, the others equal shares of what is left. fold:
+    which part is to test, and what the others are to train; None: all of them are to train."""
+    digest = hashlib.sha256(normalize_query(query).encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    behind = place - test_share - validation_share
+    if test_share <= place and behind < 0:
+        return "validation"
+    others = 1 - validation_share - test_share
+    number = 0 if place < test_share else 1 + int(behind / others * (folds - 1))
+    return "test" if number == fold else "train"
+
+
 def split_by_query(
     sessions: Iterable[Session],
     validation_share: float = 0.15,
@@ -327,23 +348,13 @@ def split_by_query(
     folds: int = 1,
     fold: int | None = 0,
 ) -> Splits[list[Session]]:
-    """Split sessions by a hash of their normalized query, which alone decides.
-
-    Shares are in [0, 1] and sum to at most 1. folds: in how many parts the queries beside those of
-    validation are: the first has the test share, the others equal shares of what is left. fold:
-    which part is to test, and what the others are to train; None: all of them are to train, and
-    validation stands in for the test, for nothing else is held out."""
+    """Split sessions as `part_of_query` says. Where nothing is to test, validation stands in for
+    the test, for nothing else is held out."""
     parts: Splits[list[Session]] = Splits([], [], [])
-    others = 1 - validation_share - test_share
+    shares = validation_share, test_share
     for session in sessions:
-        digest = hashlib.sha256(normalize_query(session.search_query).encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        behind = place - test_share - validation_share
-        if test_share <= place and behind < 0:
-            parts.validation.append(session)
-            continue
-        number = 0 if place < test_share else 1 + int(behind / others * (folds - 1))
-        (parts.test if number == fold else parts.train).append(session)
+        name = part_of_query(session.search_query, *shares, folds, fold)
+        parts.named()[name].append(session)
     return parts if fold is not None else replace(parts, test=parts.validation)
 
 

@@ -44,12 +44,8 @@ def without_content(session: Session) -> set[str]:
     return {one.object_id for one in session.search_results if not has_content(one)}
 
 
-def completed(session: Session, items: Mapping[str, Item]) -> Session:
-    """Return the session with the items' content in the results that carry none; what such a result
-    has in its meta wins over the item's."""
-
-    def complete(result: SearchResult) -> SearchResult:
-        item = None if has_content(result) else items.get(result.object_id)
-        return result if item is None else replace(result, meta={**item.content(), **result.meta})
-
-    return replace(session, search_results=tuple(map(complete, session.search_results)))
+def completed(result: SearchResult, items: Mapping[str, Item]) -> SearchResult:
+    """Return a result that carries no content with that of the item that it names; what it has in
+    its meta wins over the item's."""
+    item = None if has_content(result) else items.get(result.object_id)
+    return result if item is None else replace(result, meta={**item.content(), **result.meta})

@@ -173,7 +173,7 @@ class FineTuningMethod(ABC, Generic[Model]):
         Called before the search, for sets drawn at random: quick, and `data.test` is None."""
         return None
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         """Write once, into an empty folder, what every trial of the iteration reads.
 
         Returns figures worth seeing in MLflow (counts, say). The default writes the sessions as

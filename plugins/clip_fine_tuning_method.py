@@ -1,6 +1,6 @@
 """Fine-tune CLIP on clicks: text queries and the images of results, one tower each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             **{name: getattr(self.augmentation, name) for name in Augmentation.switches()},
         }
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         return prepare_image_clicks(
             sessions,
             self.item_image,

@@ -1,7 +1,7 @@
 """Fine-tune a text encoder on clicks: queries and the texts of results, one shared encoder, or one
 for queries alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -85,7 +85,7 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             "negatives_per_click": trial.suggest_int("negatives_per_click", 2, 6),
         }
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         model = self.load_initial_model()
         return prepare_clicks(sessions, self.item_text, partial(tokenize, model), folder)
 

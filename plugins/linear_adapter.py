@@ -1,7 +1,7 @@
 """Learn one matrix over frozen query vectors from clicks."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ class LinearAdapter(FineTuningMethod[Adapter]):
             "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
         }
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         encoder = load_encoder(Settings().initial_model)
         figures = prepare_clicks(sessions, text_of, partial(tokenize, encoder), folder)
         texts = open_clicks(folder).train.texts

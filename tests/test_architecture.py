@@ -12,8 +12,19 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 
 # each may import those in the tiers above it, and its own
 TIERS = [
-    {"errors", "projects", "clickstream", "items", "labels", "reports", "tasks", "schedules"}
-    | {"models", "keys", "workers", "users", "settings", "outbound", "logs", "deletion", "plain"}
+    {"errors", "projects", "clickstream", "items", "labels", "snapshot", "reports", "tasks"}
+    | {
+        "schedules",
+        "models",
+        "keys",
+        "workers",
+        "users",
+        "settings",
+        "outbound",
+        "logs",
+        "deletion",
+    }
+    | {"plain"}
     | {"loaders.places"}
     | {"clock", "threads"}
     | {"tracking.names", "tracking.environment", "tracking.reader"},
@@ -40,7 +51,7 @@ HOMES = {
     "fastapi": {"api"},
     "limits": {"api"},
     "msgspec": {"wire.quick", "store.usage", "imports.readers"},
-    "pyarrow": {"imports.parquet", "imports.stream"},
+    "pyarrow": {"imports.parquet", "imports.stream", "snapshot"},
     "yaml": {"imports.yaml", "loaders.sources"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from embedding_studio.clickstream import SearchResult, Session, text_of
 from embedding_studio.engine.lease import Lease
-from embedding_studio.engine.snapshot import read_snapshot, take_snapshot
+from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.items import Item, completed, without_content
+from embedding_studio.snapshot import Snapshot
 from embedding_studio.store import Store
 from embedding_studio.store.memory import MemoryDocuments
 from embedding_studio.tasks import TaskRequest
@@ -36,7 +37,7 @@ def test_a_results_own_content_wins() -> None:
     """Items complete those results that have neither text nor image, beside what these have."""
     assert without_content(SESSION) == {"a", "c"}
     items = {name: Item(name, f"text of {name}", meta={"price": 9}) for name in "abd"}
-    results = completed(SESSION, items).search_results
+    results = [completed(result, items) for result in SHOWN]
     assert [text_of(result) for result in results] == ["text of a", "its own", None, None]
     assert [result.meta.get("price") for result in results] == [3, None, None, None]
     assert [result.rank for result in results] == [0.5, 0.4, None, 0.2]
@@ -53,9 +54,10 @@ def test_a_snapshot_has_the_items_content(tmp_path: Path) -> None:
         task = store.tasks.claim("w", NOW, 60)
         assert task is not None
         lease = Lease(store, task, "w", 60, lambda: NOW)
-        file = tmp_path / "sessions.jsonl"
-        first = take_snapshot(store, lease, [batch.batch_id], file)
-        [session] = read_snapshot(file)
+        folder = tmp_path / "snapshot"
+        first = take_snapshot(store, lease, [batch.batch_id], folder)
+        assert first[1] == 1
+        [session] = Snapshot(folder, {}).usable()
         assert [text_of(one) for one in session.search_results] == ["one", "its own", None, None]
         store.items.put([Item("a", "two")])
-        assert take_snapshot(store, lease, [batch.batch_id], file) != first
+        assert take_snapshot(store, lease, [batch.batch_id], folder) != first

@@ -245,7 +245,9 @@ async def report_on(
     weights: of events, as `merge_weights` has them."""
 
     def count(page: Sequence[NumberedSession]) -> None:
-        sessions = [one.session for one in page if made is None or made.holds(one.session)]
+        sessions = [
+            one.session for one in page if made is None or made.holds(one.session.created_at)
+        ]
         if weights is not None:
             sessions = [session.weighed(weights) for session in sessions]
         for session in context.store.items.complete(sessions):

@@ -201,8 +201,8 @@ class Attempt:
         if made is not None:
             batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
         ids = [one.batch_id for one in batches]
-        digest = take_snapshot(self.house.store, self.lease, ids, snapshot, made)
-        if made is not None and not snapshot.stat().st_size:
+        digest, count = take_snapshot(self.house.store, self.lease, ids, snapshot, made)
+        if made is not None and not count:
             raise NotEnoughData(f"no session was made {made}: post some, or ask for more time")
         if former is not None and former.digest == digest:
             return former

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from embedding_studio.clickstream import Session, event_kind, merge_weights, split_by_query
+from embedding_studio.clickstream import event_kind, merge_weights
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.scores import (
     agree,
@@ -22,7 +22,6 @@ from embedding_studio.engine.scores import (
     say_score,
     suspicions,
 )
-from embedding_studio.engine.snapshot import read_snapshot
 from embedding_studio.errors import (
     CorruptModel,
     MethodError,
@@ -45,6 +44,7 @@ from embedding_studio.methods import (
     is_better,
 )
 from embedding_studio.settings import Settings
+from embedding_studio.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from embedding_studio.search import Trial
@@ -123,8 +123,7 @@ class EventCounts:
     unknown: Mapping[str, int]
 
     @classmethod
-    def of(cls, sessions: Sequence[Session], weights: Mapping[str, float]) -> Self:
-        by_type = Counter(event.event_type for session in sessions for event in session.events)
+    def of(cls, by_type: Counter[str], weights: Mapping[str, float]) -> Self:
         parts: tuple[dict[str, int], ...] = ({}, {}, {})
         for name, number in by_type.most_common():
             weight = weights.get(event_kind(name))
@@ -192,17 +191,17 @@ class PrepareData(Job[Prepared]):
 
     def __call__(self, report: Reporter) -> Prepared:
         method = self.method.load()
-        sessions = read_snapshot(self.snapshot)
         weights = merge_weights(method.event_weights, self.event_weights)
-        usable = [session.weighed(weights) for session in sessions if not session.is_irrelevant]
+        snapshot = Snapshot(self.snapshot, weights)
+        usable = snapshot.usable()
         if not usable:
             raise NotEnoughData(
-                f"the batch holds {len(sessions)} sessions and all of them are marked irrelevant: "
+                f"the batch holds {len(snapshot)} sessions and all of them are marked irrelevant: "
                 "collect more and start a new task"
             )
         shares = method.validation_share, method.test_share
-        splits = split_by_query(usable, *shares, self.folds, self.fold)
-        events = EventCounts.of(usable, weights)
+        splits = usable.split_by_query(*shares, self.folds, self.fold)
+        events = EventCounts.of(snapshot.event_types, weights)
         try:
             with _checking_initial_model(method):  # many read it, for its tokenizer
                 figures = read_scores(method.prepare(splits, _empty(self.folder)), "prepare")
@@ -210,9 +209,9 @@ class PrepareData(Job[Prepared]):
         except NotEnoughData as error:
             raise NotEnoughData("; ".join(filter(None, [str(error), events.tell()]))) from None
         counts = {
-            "sessions": len(sessions),
-            "irrelevant_sessions": len(sessions) - len(usable),
-            "clicks_on_items_not_shown": sum(map(_count_strays, usable)),
+            "sessions": len(snapshot),
+            "irrelevant_sessions": len(snapshot) - len(usable),
+            "clicks_on_items_not_shown": snapshot.strays,
             "ignored_events": sum(events.ignored.values()),
             "unknown_events": sum(events.unknown.values()),
         }
@@ -233,11 +232,6 @@ def load_start(method: AnyMethod, folder: Path) -> Any:
             f"`load` of {method.meta.name!r} cannot read the model to start from, the champion "
             f"or else what `save` wrote of the initial model: {type(error).__name__}: {error}"
         ) from error
-
-
-def _count_strays(session: Session) -> int:
-    shown = {result.object_id for result in session.search_results}
-    return len(session.clicked_ids() - shown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,60 +1,49 @@
-"""The sessions of batches as they are at a moment, in a file with one as JSON per line."""
+"""How the sessions of batches become a snapshot."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter
-
-from embedding_studio.clickstream import Session, TimeRange
+from embedding_studio.clickstream import TimeRange
+from embedding_studio.deletion import remove_tree
+from embedding_studio.snapshot import SnapshotWriter
+from embedding_studio.store.codec import moment_of
 
 if TYPE_CHECKING:  # trials, which only read a snapshot, load no store
     from embedding_studio.engine.lease import Lease
     from embedding_studio.store import Store
 
-PAGE = 1000
-
-_LINES = TypeAdapter(Session)
+PAGE = 2000
 
 
 def take_snapshot(
     store: "Store",
     lease: "Lease",
     batch_ids: Sequence[str],
-    file: Path,
+    folder: Path,
     made: TimeRange | None = None,
-) -> str:
+) -> tuple[str, int]:
     """Copy the sessions of batches, or those of them that were made in a time range, as they are
-    now to a file; return a digest of it.
+    now; return a digest of what is written, and how many they are.
 
-    Results without content of their own get that of the items they name."""
+    Results without content of their own get that of the items they name. A snapshot that the folder
+    has is replaced."""
+    remove_tree(folder, ignore_errors=True)
+    with SnapshotWriter(folder, lambda ids: lease.patiently(store.items.find, ids)) as writer:
+        for batch_id in batch_ids:
+            read, after = partial(store.clickstream.read_documents, batch_id), 0
+            while page := lease.patiently(read, after, PAGE):
+                lease.check()
+                writer.add([one for one in page.values() if _is_made(one, made)])
+                after = max(page)
     digest = hashlib.sha256()
-    with file.open("wb") as lines:
-        for page in _pages(store, lease, batch_ids):
-            sessions = [one for one in page if made is None or made.holds(one)]
-            part = dump_sessions(lease.patiently(store.items.complete, sessions))
-            digest.update(part)
-            lines.write(part)
-    return digest.hexdigest()
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest(), writer.count
 
 
-def _pages(store: "Store", lease: "Lease", batch_ids: Sequence[str]) -> Iterator[list[Session]]:
-    for batch_id in batch_ids:
-        read, after = partial(store.clickstream.read, batch_id), 0
-        while page := lease.patiently(read, after, PAGE):
-            lease.check()
-            yield [numbered.session for numbered in page]
-            after = page[-1].number
-
-
-def dump_sessions(sessions: Sequence[Session]) -> bytes:
-    """Return what a snapshot holds of some sessions."""
-    return b"".join(_LINES.dump_json(session) + b"\n" for session in sessions)
-
-
-def read_snapshot(file: Path) -> list[Session]:
-    """Return the sessions of a snapshot."""
-    with file.open("rb") as lines:
-        return [_LINES.validate_json(line) for line in lines]
+def _is_made(session: Mapping[str, Any], made: TimeRange | None) -> bool:
+    return made is None or made.holds(moment_of(session["created_at"]))

@@ -38,7 +38,7 @@ class Workspace:
         #: what the method prepared for its trials
         self.data = self.folder / "data"
         #: the sessions of the batch, as they were when the data was prepared
-        self.snapshot = self.folder / "sessions.jsonl"
+        self.snapshot = self.folder / "snapshot"
         #: the best model so far
         self.best = self.folder / "best"
         #: what the jobs that are no trials printed, a file each

@@ -18,7 +18,6 @@ from embedding_studio.clickstream import (
     IGNORED_KINDS,
     BatchCount,
     BatchStatus,
-    NumberedSession,
     SessionBatch,
     TimeRange,
 )
@@ -340,21 +339,18 @@ class Batches:
 
     def read(
         self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
-    ) -> list[NumberedSession]:
+    ) -> dict[int, Document]:
         batch = self._find(batch_id)
         if limit < 1:
-            return []
+            return {}
         self._place_in(batch)
         after, window = after_number, limit
         while numbers := self._numbers(batch_id, after, after + window):
             ids = self._fitting(list(numbers))[:limit]
             if stored := self._sessions.read(ids, events_limit):
-                return [
-                    NumberedSession(session, batch_id, numbers[its_id])
-                    for its_id, session in stored.items()
-                ]
+                return {numbers[its_id]: document for its_id, document in stored.items()}
             after, window = numbers[ids[-1]] if ids else max(numbers.values()), BLOCK
-        return []
+        return {}
 
     def last_number(self, batch_id: str) -> int:
         self._place_in(self._find(batch_id))

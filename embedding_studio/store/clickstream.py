@@ -236,7 +236,7 @@ class Clickstream:
         found = self._sessions.read([its_id])
         if its_id not in found:
             raise unknown("session", session_id, ": register it first")
-        return found[its_id]
+        return session_of(found[its_id])
 
     def _known(self, session_id: str) -> Document:
         known = self._sessions.find([session_id])
@@ -372,6 +372,17 @@ class Clickstream:
         queries, whatever `limit` is, but for runs of erased sessions. Raises NotFound for an
         unknown batch.
         """
+        documents = self.read_documents(batch_id, after_number, limit, events_limit)
+        return [
+            NumberedSession(session_of(document), batch_id, number)
+            for number, document in documents.items()
+        ]
+
+    def read_documents(
+        self, batch_id: str, after_number: int, limit: int, events_limit: int | None = None
+    ) -> dict[int, Document]:
+        """Do as `read` does, and return what is kept of each session, by its number: JSON in which
+        times are milliseconds since 1970."""
         return self._batches.read(batch_id, after_number, limit, events_limit)
 
     def last_number(self, batch_id: str) -> int:

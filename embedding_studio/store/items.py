@@ -1,6 +1,7 @@
 """Items as they are kept: a document each, found by the id that sessions name."""
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from embedding_studio.clickstream import Session, Usage
 from embedding_studio.errors import InvalidInput, unknown
@@ -85,7 +86,10 @@ class Items:
         """Return sessions with the content of items in the results that carry none."""
         named = {one for session in sessions for one in without_content(session)}
         items = self.find(named) if named else {}
-        return [completed(session, items) for session in sessions] if items else [*sessions]
+        return [
+            replace(one, search_results=tuple(completed(r, items) for r in one.search_results))
+            for one in sessions
+        ]
 
     def page(self, after: str, limit: int) -> list[Item]:
         """Return up to `limit` items in the order of their ids, from behind one id on."""

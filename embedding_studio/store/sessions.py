@@ -97,15 +97,13 @@ class Sessions:
         found = self._documents.find(SESSIONS, which) if session_ids else []
         return {document["session_id"]: document for document in found}
 
-    def read(self, ids: Collection[str], events_limit: int | None = None) -> dict[str, Session]:
-        """Return sessions with their first events, in the order of their ids: two queries."""
-        found = {
-            document["id"]: document
-            for document in self._documents.find(SESSIONS, {"id": among(ids)})
-        }
+    def read(self, ids: Collection[str], events_limit: int | None = None) -> dict[str, Document]:
+        """Return the documents of sessions, in the order of their ids, their first events in them
+        as `events`: two queries."""
+        found = {one["id"]: one for one in self._documents.find(SESSIONS, {"id": among(ids)})}
         logs = self._documents.logs(SESSIONS, ids, limit=events_limit)
         return {
-            its_id: SESSION.decode({**found[its_id], "events": logs.get(its_id, [])})
+            its_id: {**found[its_id], "events": logs.get(its_id, [])}
             for its_id in ids
             if its_id in found
         }
@@ -213,8 +211,8 @@ def usage_of(documents: Iterable[Document]) -> Usage:
 
 
 def session_of(document: Document) -> Session:
-    """Return a session without its events."""
-    return SESSION.decode({**document, "events": []})
+    """Return a session with those of its events that its document brings."""
+    return SESSION.decode({"events": [], **document})
 
 
 def _kinds_text(kinds: Iterable[str]) -> str | None:

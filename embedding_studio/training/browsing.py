@@ -34,7 +34,7 @@ from embedding_studio.training.clicks import Showings, sum_by
 from embedding_studio.training.judge import N_POSITIONAL, most_likely
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
 Kind = tuple[str, bool]
 """What people remember as they go down a list, and whether they trust the top."""
@@ -46,6 +46,9 @@ _RIDGE = 1.0
 _STRENGTH = 20.0  # of the guess of theta, in showings
 _ROUNDS = 100
 _MOST_TO_CHOOSE = 200_000  # showings
+_MOST_SESSIONS = 50_000
+MOST_SHOWINGS = 400_000
+"""From which a model of clicking is fitted."""
 _TOLERANCE = 2e-4
 _DECAYS = (0.25, 0.5, 1.0)
 _MANY_CLICKS = 4
@@ -55,39 +58,72 @@ _LEAST_ODDS = 0.05
 # -- who is no person ---------------------------------------------------------------------------
 
 
-def clicks_like_a_person(showings: Showings, n_sessions: int, rounds: int = 30) -> Flags:
+def clicks_like_a_person(showings: Showings, rounds: int = 30) -> Flags:
     """Return (n_sessions,) flags: all but those of four clicks or more that are twenty times
     likelier as clicks anywhere alike than by the click rates of positions.
 
-    A mixture of the two, by EM."""
-    clicked = showings.weight > 0
-    position = np.minimum(showings.position, _LAST_POSITION)
-    session, n_positions = showings.session, _LAST_POSITION + 1
-    clicks = sum_by(session, clicked, n_sessions)
-    lengths = np.bincount(session, minlength=n_sessions)
-    shown_at, clicked_at = np.bincount(position), np.bincount(position, clicked)
+    A mixture of the two, by EM, on some of the sessions where they are many."""
+    some = np.random.default_rng(0).random(showings.n_sessions) * showings.n_sessions
+    seen = _InSessions.of(showings.of_sessions(some < _MOST_SESSIONS))
+    n_sessions, n_positions = len(seen.clicks), _LAST_POSITION + 1
+    shown_at, clicked_at = np.bincount(seen.position), np.bincount(seen.position, seen.clicked)
     rates = np.full(n_positions, 1e-4)
     rates[: len(shown_at)] = np.clip(clicked_at / np.maximum(shown_at, 1), 1e-4, 0.95)
-    anywhere, share = float(np.clip(2.5 * clicked.sum() / max(1, len(clicked)), 0.15, 0.5)), 0.05
-    person = np.ones(n_sessions)
+    rate = seen.clicked.sum() / max(1, len(seen.clicked))
+    anywhere, share = float(np.clip(2.5 * rate, 0.15, 0.5)), 0.05
     for _ in range(rounds):
-        logs = np.where(clicked, np.log(rates)[position], np.log1p(-rates)[position])
-        alike = clicks * np.log(anywhere) + (lengths - clicks) * np.log1p(-anywhere)
-        person = expit(sum_by(session, logs, n_sessions) - alike - np.log(share / (1 - share)))
-        weight = person[session]
+        person = seen.chance_of_person(rates, anywhere, share)
+        weight = person[seen.session]
         rates = np.clip(
-            (sum_by(position, weight * clicked, n_positions) + 1)
-            / (sum_by(position, weight, n_positions) + 20),
+            (sum_by(seen.position, weight * seen.clicked, n_positions) + 1)
+            / (sum_by(seen.position, weight, n_positions) + 20),
             1e-4,
             0.95,
         )
         others = 1 - person
-        anywhere = float(
-            np.clip(((others * clicks).sum() + 2) / ((others * lengths).sum() + 10), 0.05, 0.95)
-        )
+        of_others = ((others * seen.clicks).sum() + 2) / ((others * seen.lengths).sum() + 10)
+        anywhere = float(np.clip(of_others, 0.05, 0.95))
         share = float(np.clip((others.sum() + 1) / (n_sessions + 50), 1e-3, 0.5))
-    likes: Flags = (clicks < _MANY_CLICKS) | (person >= _LEAST_ODDS)
+    likes = np.ones(showings.n_sessions, np.bool_)
+    for block in showings.blocks():
+        first, last = int(block.session[0]), int(block.session[-1]) + 1
+        part = replace(block, session=block.session - first, n_sessions=last - first)
+        seen = _InSessions.of(part)
+        person = seen.chance_of_person(rates, anywhere, share)
+        likes[first:last] = (seen.clicks < _MANY_CLICKS) | (person >= _LEAST_ODDS)
     return likes
+
+
+@dataclass(frozen=True, slots=True)
+class _InSessions:
+    """Showings as sessions clicked them: (n_showings,) columns, and (n_sessions,) clicks and
+    lengths."""
+
+    session: Ints
+    position: Ints
+    clicked: Flags
+    clicks: Floats
+    lengths: Ints
+
+    @classmethod
+    def of(cls, showings: Showings) -> "_InSessions":
+        clicked = showings.weight > 0
+        return cls(
+            showings.session,
+            np.minimum(showings.position, _LAST_POSITION),
+            clicked,
+            sum_by(showings.session, clicked, showings.n_sessions),
+            np.bincount(showings.session, minlength=showings.n_sessions),
+        )
+
+    def chance_of_person(self, rates: Floats, anywhere: float, share: float) -> Floats:
+        """Return (n_sessions,) posteriors. rates: of clicks, by position; anywhere: of those who
+        are none; share: of them."""
+        logs = np.where(self.clicked, np.log(rates)[self.position], np.log1p(-rates)[self.position])
+        alike = self.clicks * np.log(anywhere) + (self.lengths - self.clicks) * np.log1p(-anywhere)
+        of_people = sum_by(self.session, logs, len(self.clicks))
+        chance: Floats = expit(of_people - alike - np.log(share / (1 - share)))
+        return chance
 
 
 # -- what was shown, by cell --------------------------------------------------------------------
@@ -144,10 +180,9 @@ def count_cells(showings: Showings, memory: str, relevance: Floats | None = None
         assert relevance is not None
         surest = _highest_above(showings, np.where(clicked, relevance[showings.pair], -1.0))
         state = np.digitize(surest, [-0.5, 0.2, 0.5, 0.8])
-    of_cell = np.repeat(np.arange(int(position.max(initial=0)) + 1), n_states)
-    keys, row = np.unique(
-        showings.pair * len(of_cell) + position * n_states + state, return_inverse=True
-    )
+    of_cell = np.repeat(np.arange(_LAST_POSITION + 1), n_states)
+    rows = showings.pair.astype(np.int64) * len(of_cell) + position * n_states + state
+    keys, row = np.unique(rows, return_inverse=True)
     return Cells(
         pair=keys // len(of_cell),
         cell=keys % len(of_cell),
@@ -192,6 +227,16 @@ class ClickChances:
         logs = cells.weight * np.log(one / zero)
         logs += (cells.shown - cells.clicked) * (np.log1p(-one) - np.log1p(-zero))
         return sum_by(cells.pair, logs, cells.n_pairs)
+
+    def evidence_of(
+        self, showings: Showings, memory: str, relevance: Floats | None = None
+    ) -> Floats:
+        """Return the evidence of showings, which are counted block by block as `count_cells`
+        does."""
+        total = np.zeros(showings.n_pairs)
+        for block in showings.blocks():
+            total += self.evidence(count_cells(block, memory, relevance))
+        return total
 
     def log_likelihood(self, cells: Cells, features: Floats) -> Floats:
         """Return (n_pairs,) log-probability of clicks and skips, whatever the clicks weigh."""
@@ -304,29 +349,35 @@ def choose(
     1984), and fitted to both halves. query: (n_pairs,), ascending; fitted: (n_pairs,) whether a
     pair takes part in fitting; the choice says something of the others, too. Where they are many,
     some of the queries are enough to choose."""
-    counted = {memory: count_cells(showings, memory) for memory in ("position", "last_click")}
+    seen, x, asked = showings.of_pairs(fitted), features[fitted], query[fitted]
+    counted = {memory: count_cells(seen, memory) for memory in ("position", "last_click")}
     cells = counted["last_click"]
-    for _ in range(3):
-        first = fit_chances(cells.only(fitted), features, True, 0.5)
-        cells = count_cells(showings, "found", first.relevance(cells, features))
+    memories = list[tuple[ClickChances, str]]()
+    for memory in ("last_click", "found", "found"):
+        first = fit_chances(cells, x, True, 0.5)
+        memories.append((first, memory))
+        cells = count_cells(seen, "found", first.relevance(cells, x))
     counted["found"] = cells
     n_queries = int(query.max(initial=-1)) + 1
-    shown_to_fit = np.bincount(query[showings.pair], fitted[showings.pair], n_queries)
-    chosen_by = some_queries(shown_to_fit, _MOST_TO_CHOOSE)[query] & fitted
-    halves = [chosen_by & (query % 2 == side) for side in (0, 1)]
+    chosen_by = some_queries(np.bincount(asked[seen.pair], minlength=n_queries), _MOST_TO_CHOOSE)
+    halves = [chosen_by[asked] & (asked % 2 == side) for side in (0, 1)]
     found: dict[Kind, Floats] = {}
     for memory, trusts in KINDS:
         cells = counted[memory]
         found[memory, trusts] = np.zeros(n_queries)
         for side in (0, 1):
-            fit = fit_chances(cells.only(halves[1 - side]), features, trusts, 1.0)
-            logs = fit.log_likelihood(cells.only(halves[side]), features)
-            found[memory, trusts] += np.bincount(query, logs, n_queries)
+            fit = fit_chances(cells.only(halves[1 - side]), x, trusts, 1.0)
+            logs = fit.log_likelihood(cells.only(halves[side]), x)
+            found[memory, trusts] += np.bincount(asked, logs, n_queries)
     kind = _simplest_of_the_best(found)
     cells = counted[kind[0]]
-    best = fit_likeliest(cells.only(fitted), features, kind[1])
-    clicks = max(1.0, float(cells.only(chosen_by).clicked.sum()))
-    evidence = best.evidence(cells)
+    best = fit_likeliest(cells, x, kind[1])
+    clicks = max(1.0, float(cells.only(chosen_by[asked]).clicked.sum()))
+    relevance = None
+    for first, memory in memories if kind[0] == "found" else ():
+        evidence = first.evidence_of(showings, memory, relevance)
+        relevance = expit(features @ first.weights + evidence)
+    evidence = best.evidence_of(showings, kind[0], relevance)
     positions = features[:, :N_POSITIONAL]
     ridge = np.full(N_POSITIONAL, _RIDGE)
     by_scores = features @ best.weights

@@ -10,18 +10,18 @@ click does:
 
 A weight below 1 is a click that says less than others; of weight 0 is what is no click."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_studio.clickstream import Session
-
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer[Any]]
 Flags = NDArray[np.bool_]
+
+_BLOCK = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +34,45 @@ class Showings:
     session: Ints
     pair: Ints
     position: Ints
-    weight: Floats
+    weight: NDArray[np.floating[Any]]
     n_pairs: int
+    n_sessions: int
 
-    def only(self, rows: Flags) -> "Showings":
-        """Return some of them."""
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return several as one, sessions and pairs numbered on."""
+        sessions = np.cumsum([0, *(part.n_sessions for part in parts)], dtype=np.int32)
+        pairs = np.cumsum([0, *(part.n_pairs for part in parts)], dtype=np.int32)
+        return cls(
+            session=np.concatenate([p.session + n for p, n in zip(parts, sessions, strict=False)]),
+            pair=np.concatenate([p.pair + n for p, n in zip(parts, pairs, strict=False)]),
+            position=np.concatenate([part.position for part in parts]),
+            weight=np.concatenate([part.weight for part in parts]),
+            n_pairs=int(pairs[-1]),
+            n_sessions=int(sessions[-1]),
+        )
+
+    def of_sessions(self, sessions: Flags) -> Self:
+        """Return those of some sessions, (n_sessions,) flags, which are numbered anew."""
+        number = np.cumsum(sessions, dtype=np.int32) - 1
+        some = self._only(sessions[self.session])
+        return replace(some, session=number[some.session], n_sessions=int(sessions.sum()))
+
+    def of_pairs(self, pairs: Flags) -> Self:
+        """Return those of some pairs, (n_pairs,) flags, which are numbered anew."""
+        number = np.cumsum(pairs, dtype=np.int32) - 1
+        some = self._only(pairs[self.pair])
+        return replace(some, pair=number[some.pair], n_pairs=int(pairs.sum()))
+
+    def blocks(self) -> Iterator[Self]:
+        """Give them by about a million, sessions whole."""
+        bounds = [0]
+        while bounds[-1] < len(self.session):
+            last = self.session[min(bounds[-1] + _BLOCK, len(self.session)) - 1]
+            bounds.append(int(np.searchsorted(self.session, last, side="right")))
+            yield self._only(slice(*bounds[-2:]))
+
+    def _only(self, rows: Flags | slice) -> Self:
         return replace(
             self,
             session=self.session[rows],
@@ -53,36 +87,9 @@ class Showings:
 
     def highest_position(self) -> Ints:
         """Return (n_pairs,) the highest place that each was shown at."""
-        best = np.full(self.n_pairs, np.iinfo(np.int64).max)
+        best = np.full(self.n_pairs, np.iinfo(np.int32).max, np.int32)
         np.minimum.at(best, self.pair, self.position)
         return best
-
-
-def show(
-    sessions: Sequence[Session], pair_of: Sequence[Sequence[int] | Ints], n_pairs: int
-) -> Showings:
-    """Return what sessions showed. pair_of[s][k]: the pair that session s showed at position k, -1
-    to skip."""
-    lengths = [len(pairs) for pairs in pair_of]
-    pair = np.array([p for pairs in pair_of for p in pairs], dtype=np.int64)
-    weights = [session.click_weights() for session in sessions]
-    weight = np.array(
-        [
-            of_items.get(result.object_id, 0.0)
-            for session, of_items in zip(sessions, weights, strict=True)
-            for result in session.search_results
-        ],
-        dtype=np.float64,
-    )
-    starts = np.cumsum(lengths) - lengths
-    everything = Showings(
-        session=np.repeat(np.arange(len(sessions)), lengths),
-        pair=pair,
-        position=np.arange(len(pair)) - np.repeat(starts, lengths).astype(np.int64),
-        weight=weight,
-        n_pairs=n_pairs,
-    )
-    return everything.only(pair >= 0)
 
 
 def sum_by(group: Ints, values: NDArray[Any], n_groups: int) -> Floats:

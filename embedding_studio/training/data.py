@@ -4,11 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from embedding_studio.clickstream import (
@@ -21,12 +23,15 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
+from embedding_studio.snapshot import SessionColumns, columns_of
 from embedding_studio.training.browsing import (
+    MOST_SHOWINGS,
     clicks_like_a_person,
     count_cells,
     fit_likeliest,
+    some_queries,
 )
-from embedding_studio.training.clicks import Showings, show
+from embedding_studio.training.clicks import Showings
 from embedding_studio.training.judge import Start, open_start, padded, positional_features
 from embedding_studio.training.metrics import RELEVANT_FROM
 from embedding_studio.training.texts import TokenizedTexts, open_texts
@@ -42,6 +47,7 @@ _COLUMNS = ("queries", "offsets", "items", "relevance", "clicked", "near")
 _ASKED = ("queries", "offsets", "items", "split", "position")
 _SHOWINGS = ("session", "pair", "position", "weight")
 _DISTRACTORS = 100
+_UNASKED = -2
 _NEAR_FROM = 0.75
 _NEAR_CHUNK = 1024
 
@@ -117,7 +123,7 @@ class Asked(ShownLists):
 
 
 def prepare_clicks(
-    sessions: Splits[list[Session]],
+    sessions: Splits[Sequence[Session]],
     item_key: Callable[[SearchResult], str | None],
     tokenize: Callable[[Sequence[str], Flags], TokenizedTexts],
     folder: Path,
@@ -127,9 +133,10 @@ def prepare_clicks(
     """Write the columns of all three splits and the tokens of every distinct text.
 
     The click model is fitted on the training sessions alone, of people: what no person clicked
-    teaches nothing and judges nothing (see `browsing`). Of the training queries, those with a
-    click are kept; of the others all, for clicked ones favour the ranking that was shown. Results
-    of one key are one item; those without a key are left out and counted.
+    teaches nothing and judges nothing (see `browsing`); where there are many, on some of the
+    queries. Of the training queries, those with a click are kept; of the others all, for clicked
+    ones favour the ranking that was shown. Results of one key are one item; those without a key are
+    left out and counted. item_key is asked once for each distinct result.
 
     Without encode_items a key is the item's text, and queries and items share one numbering, in
     which a text that is both has two numbers: a model may take them differently. With it a key is
@@ -141,43 +148,40 @@ def prepare_clicks(
     when no result has a key, or in a split too few queries have a probably relevant one."""
     texts: Numbers = {}
     items: Numbers = texts if encode_items is None else {}
-    tables: dict[str, _Table] = {}
-    for name, part in sessions.named().items():
-        tables[name] = _tabulate(part, item_key, texts, items)
-    every_session = [session for part in sessions.named().values() for session in part]
-    shown = sum(len(session.search_results) for session in every_session)
+    keys = _Keys(item_key, items)
+    tables = sessions.map(lambda part: _tabulate(columns_of(part), keys, texts)).named()
     left_out = sum(table.left_out for table in tables.values())
-    if shown and left_out == shown:
-        example = next(result for session in every_session for result in session.search_results)
+    if left_out and not any(table.showings.n_pairs for table in tables.values()):
         raise NotEnoughData(
-            f"the method finds nothing to learn from in any of {shown} results (object_id "
-            f"{example.object_id!r}, say): a text method takes results posted with meta "
+            f"the method finds nothing to learn from in any of {left_out} results (object_id "
+            f"{keys.without!r}, say): a text method takes results posted with meta "
             '{"text": ...}, or overrides item_text'
         )
     contents = [content for content, _ in texts]
-    showings = _joined([*tables.values()], [*map(len, sessions.named().values())])
-    is_person = clicks_like_a_person(showings, len(every_session))
-    users = Counter(one.user_id for one in every_session if one.user_id is not None)
-    busy = busy_users(users, len(every_session))
-    is_person &= np.array([session.user_id not in busy for session in every_session], np.bool_)
-    people = showings.only(is_person[showings.session])
-    position, clicked = showings.highest_position(), people.times_clicked()
-    cells, features = count_cells(people, "position"), positional_features(position)
-    is_train = np.arange(people.n_pairs) < tables["train"].showings.n_pairs
-    chances = fit_likeliest(cells.only(is_train), features, trusts=False)
-    relevance = chances.relevance(cells, features)
-    _write_asked(people, position, [*tables.values()], folder)
+    showings = Showings.joined([table.showings for table in tables.values()])
+    is_person = clicks_like_a_person(showings) & ~_are_busy([*tables.values()])
+    position = showings.highest_position()
+    showings = showings.of_sessions(is_person)
+    clicked = showings.times_clicked()
+    is_fitted = np.zeros(showings.n_pairs, np.bool_)
+    is_fitted[: len(tables["train"].row)] = _some(tables["train"])
+    chances = fit_likeliest(
+        count_cells(showings.of_pairs(is_fitted), "position"),
+        positional_features(position[is_fitted]),
+        trusts=False,
+    )
+    evidence = chances.evidence_of(showings, "position")
+    relevance = expit(positional_features(position) @ chances.weights + evidence)
+    _write_asked(showings, position, [*tables.values()], folder)
     figures: dict[str, float] = {
         "results_left_out": left_out,
         "sessions_of_no_person": int((~is_person).sum()),
     }
     begin = 0
-    for name, part in sessions.named().items():
-        pairs = slice(begin, begin + tables[name].showings.n_pairs)
-        figures[f"{name}_sessions"] = len(part)
-        figures |= _write_split(
-            name, tables[name], relevance[pairs], clicked[pairs], contents, folder
-        )
+    for name, table in tables.items():
+        pairs = slice(begin, begin + table.showings.n_pairs)
+        figures[f"{name}_sessions"] = table.showings.n_sessions
+        figures |= _write_split(name, table, relevance[pairs], clicked[pairs], contents, folder)
         begin = pairs.stop
     _require_enough(figures)
 
@@ -188,11 +192,12 @@ def prepare_clicks(
     tokenize(contents, np.array([is_item for _, is_item in texts])).write(folder)
     if encode_items is not None:
         encode_items([key for key, _ in items])
+    at_top, at_10 = chances.clicks_1[0], chances.clicks_1[min(9, position.max(initial=0))]
     return figures | {
         "items": len(every_item),
-        "click_attraction_relevant": float(chances.clicks_1[0]),
+        "click_attraction_relevant": float(at_top),
         "click_attraction_irrelevant": float(chances.clicks_0[0]),
-        "click_examination_at_10": float(chances.clicks_1[:10][-1] / chances.clicks_1[0]),
+        "click_examination_at_10": float(at_10 / at_top),
     }
 
 
@@ -238,7 +243,11 @@ def open_asked(folder: Path) -> Asked:
 
     asked = {name: column(f"asked_{name}") for name in _ASKED}
     columns = {name: column(f"showings_{name}") for name in _SHOWINGS}
-    showings = Showings(**columns, n_pairs=len(asked["items"]))
+    showings = Showings(
+        **columns,
+        n_pairs=len(asked["items"]),
+        n_sessions=int(columns["session"].max(initial=-1)) + 1,
+    )
     return Asked(**asked, distractors=column("distractors"), showings=showings)
 
 
@@ -246,49 +255,102 @@ def _spelled(folder: Path, split: str) -> Path:
     return folder / f"{split}_spelled.json"
 
 
+class _Keys:
+    """Numbers of the items that results are, asked for once each. without: the object id of one
+    that has no key."""
+
+    def __init__(self, item_key: Callable[[SearchResult], str | None], items: Numbers) -> None:
+        self._item_key, self._items = item_key, items
+        self._known: tuple[Any, Ints] = None, np.empty(0, np.int32)
+        self.without: str | None = None
+
+    def of(self, columns: SessionColumns) -> Ints:
+        """Return (n_results,) numbers, -1 for what has no key."""
+        results, known = self._known
+        if results is not columns.results:  # those of a snapshot are the same for all splits
+            results, known = columns.results, np.full(len(columns.results), _UNASKED, np.int32)
+            self._known = results, known
+        is_wanted = np.zeros(len(known), np.bool_)
+        is_wanted[columns.item] = True
+        is_wanted &= known == _UNASKED
+        if is_wanted.any():
+            for place, result in compress(enumerate(results), is_wanted):
+                key = self._item_key(result)
+                if not key:
+                    self.without = self.without or result.object_id
+                number = self._items.setdefault((key, True), len(self._items)) if key else -1
+                known[place] = number
+        return known[columns.item]
+
+
 @dataclass(frozen=True)
 class _Table:
-    """One split. queries: (n_queries,) text indices, ascending; pair_query, pair_item: (n_pairs,)
-    text and item indices, sorted by query, then item. left_out: how many results had no key."""
+    """One split. queries: (n_queries,) text indices, ascending; row: (n_pairs,) the place of each
+    pair's query in them; pair_item: (n_pairs,) item indices, sorted within a query. left_out: how
+    many results had no key; busy: (n_sessions,) places in users, -1 where nobody is named."""
 
     queries: Ints
-    pair_query: Ints
+    row: Ints
     pair_item: Ints
     showings: Showings
     left_out: int
+    user: Ints
+    users: Sequence[str]
 
 
-def _tabulate(
-    sessions: list[Session],
-    item_key: Callable[[SearchResult], str | None],
-    texts: Numbers,
-    items: Numbers,
-) -> _Table:
+def _tabulate(columns: SessionColumns, keys: _Keys, texts: Numbers) -> _Table:
     spelling: dict[str, str] = {}
-    shown: list[list[int]] = []
-    queries: list[int] = []
-    left_out = 0
-    for session in sessions:
-        # the first spelling stands for all
-        query = spelling.setdefault(normalize_query(session.search_query), session.search_query)
-        queries.append(texts.setdefault((query, False), len(texts)))
-        keys = [item_key(result) for result in session.search_results]
-        left_out += sum(not key for key in keys)
-        shown.append([items.setdefault((key, True), len(items)) if key else -1 for key in keys])
-    width = len(items) + 1
-    lengths = [len(row) for row in shown]
-    item = np.array([number for row in shown for number in row], dtype=np.int64)
-    cells = np.repeat(np.array(queries, dtype=np.int64), lengths) * width + item
-    distinct, pair = np.unique(cells[item >= 0], return_inverse=True)
-    pairs = np.full(len(item), -1)
-    pairs[item >= 0] = pair
+    asked = np.zeros(len(columns.queries), np.bool_)
+    asked[columns.query] = True
+    of_spelling = np.zeros(len(columns.queries), np.int64)
+    # by their places, which are in the order they came: the first spelling stands for all
+    for place, query in compress(enumerate(columns.queries), asked):
+        first = spelling.setdefault(normalize_query(query), query)
+        of_spelling[place] = texts.setdefault((first, False), len(texts))
+    item = keys.of(columns)
+    lengths = np.diff(columns.offsets)
+    is_known = item >= 0
+    width = int(item.max(initial=0)) + 1
+    cells = np.repeat(of_spelling[columns.query] * width, lengths) + item
+    distinct, pair = np.unique(cells[is_known], return_inverse=True)
+    queries, row = np.unique(distinct // width, return_inverse=True)
+    session = np.repeat(np.arange(len(columns), dtype=np.int32), lengths)
+    position = np.arange(len(item)) - columns.offsets[:-1][session]
     return _Table(
-        queries=np.unique(distinct // width),
-        pair_query=distinct // width,
-        pair_item=distinct % width,
-        showings=show(sessions, np.split(pairs, np.cumsum(lengths)[:-1]), len(distinct)),
-        left_out=left_out,
+        queries=queries,
+        row=row.astype(np.int32),
+        pair_item=(distinct % width).astype(np.int32),
+        showings=Showings(
+            session=session[is_known],
+            pair=pair.astype(np.int32),
+            position=position[is_known].astype(np.int32),
+            weight=columns.weight[is_known],
+            n_pairs=len(distinct),
+            n_sessions=len(columns),
+        ),
+        left_out=len(item) - len(pair),
+        user=columns.user,
+        users=columns.users,
     )
+
+
+def _are_busy(tables: Sequence[_Table]) -> Flags:
+    """Return (n_sessions,) which are of users who search far more than others."""
+    counts = Counter[str]()
+    for table in tables:
+        which, count = np.unique(table.user[table.user >= 0], return_counts=True)
+        counts.update(dict(zip((table.users[n] for n in which), count.tolist(), strict=True)))
+    busy = busy_users(counts, sum(len(table.user) for table in tables))
+    flags = [
+        np.array([*(one in busy for one in table.users), False])[table.user] for table in tables
+    ]
+    return np.concatenate(flags)
+
+
+def _some(table: _Table) -> Flags:
+    """Return (n_pairs,) those of the queries to which a model of clicking is fitted."""
+    shown = np.bincount(table.row[table.showings.pair], minlength=len(table.queries))
+    return some_queries(shown, MOST_SHOWINGS)[table.row]
 
 
 def _write_split(
@@ -302,8 +364,7 @@ def _write_split(
     """Write the columns of one split, and return its counts.
 
     relevance, clicked: (n_pairs,) of the table."""
-    queries = table.queries
-    row = np.searchsorted(queries, table.pair_query)
+    queries, row = table.queries, table.row
     is_clicked = np.bincount(row, clicked, len(queries)) > 0
     is_judged = np.bincount(row, relevance >= RELEVANT_FROM, len(queries)) > 0
     is_kept = is_clicked if name == "train" else np.ones_like(is_clicked)
@@ -336,7 +397,7 @@ def _write_asked(
     showings: Showings, position: Ints, tables: Sequence[_Table], folder: Path
 ) -> None:
     """Write what `Asked` holds."""
-    lengths = [np.unique(table.pair_query, return_counts=True)[1] for table in tables]
+    lengths = [np.bincount(table.row) for table in tables]
     columns = {
         "asked_queries": np.concatenate([table.queries for table in tables]),
         "asked_offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]),
@@ -346,20 +407,6 @@ def _write_asked(
     } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-
-
-def _joined(of_splits: Sequence[_Table], n_sessions: Sequence[int]) -> Showings:
-    """Return the showings of all splits, with sessions and pairs numbered on."""
-    tables = [table.showings for table in of_splits]
-    before = np.cumsum([0, *n_sessions])
-    pairs = np.cumsum([0, *(table.n_pairs for table in tables)])
-    return Showings(
-        session=np.concatenate([t.session + n for t, n in zip(tables, before, strict=False)]),
-        pair=np.concatenate([t.pair + n for t, n in zip(tables, pairs, strict=False)]),
-        position=np.concatenate([t.position for t in tables]),
-        weight=np.concatenate([t.weight for t in tables]),
-        n_pairs=int(pairs[-1]),
-    )
 
 
 def find_near_identical(queries: Sequence[str]) -> Ints:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import MethodError
-from embedding_studio.training.browsing import choose, some_queries
+from embedding_studio.training.browsing import MOST_SHOWINGS, choose, some_queries
 from embedding_studio.training.data import (
     QueryLists,
     ShownLists,
@@ -38,7 +38,6 @@ Flags = NDArray[np.bool_]
 Embed = Callable[[Ints], Vectors]
 
 _CHUNK = 10_000
-_MOST_SHOWINGS = 400_000  # from which a model of clicking is fitted
 
 
 def evaluate(
@@ -149,7 +148,7 @@ def note_start_vectors(
     n_showings = np.bincount(row[asked.showings.pair], minlength=len(asked))
     is_asked = n_showings > 0
     learns = asked.in_split("train") & is_asked
-    is_fitted = learns & some_queries(np.where(learns, n_showings, 0), _MOST_SHOWINGS)
+    is_fitted = learns & some_queries(np.where(learns, n_showings, 0), MOST_SHOWINGS)
     choice = choose(asked.showings, features, row, is_fitted[row])
     write_relevance(folder, asked, choice.labels)
     for name, part in (("validation", splits.validation), ("test", splits.test)):

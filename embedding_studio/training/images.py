@@ -116,7 +116,7 @@ class ImageLists(QueryLists):
 
 
 def prepare_image_clicks(
-    sessions: Splits[list[Session]],
+    sessions: Splits[Sequence[Session]],
     item_image: Callable[[SearchResult], str | None],
     model: SentenceTransformer,
     folder: Path,

@@ -19,8 +19,9 @@ from embedding_studio.clickstream import (
     split_by_query,
 )
 from embedding_studio.engine.jobs import MethodRef, Prepared, PrepareData
-from embedding_studio.engine.snapshot import dump_sessions
 from embedding_studio.executors.base import Report, Verdict
+from embedding_studio.snapshot import SnapshotWriter
+from embedding_studio.store.sessions import SESSION
 from embedding_studio.tasks import TaskEventKind, TaskStatus
 from tests.iterations import NOW, TOYS, Bench, make_session
 
@@ -89,8 +90,9 @@ def test_a_schedules_minimum_is_what_fills_the_splits() -> None:
 
 def prepare(folder: Path, weights: dict[str, float], *sessions: Session) -> Prepared:
     """Prepare data for the toy method, whose default keeps the sessions as they are."""
-    snapshot = folder / "sessions.jsonl"
-    snapshot.write_bytes(dump_sessions(sessions))
+    snapshot = folder / "snapshot"
+    with SnapshotWriter(snapshot, find_items=lambda ids: {}) as writer:
+        writer.add([*map(SESSION.encode, sessions)])
     job = PrepareData(MethodRef("Toy", TOYS), snapshot, folder, folder / "data", weights)
     return job(_no_report)
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Choosy(Toy):
 
     meta = PluginMeta(name="Choosy")
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         parts = (sessions.train, sessions.validation, sessions.test)
         if sum(map(len, parts)) < 100:
             raise NotEnoughData("fewer than 100 sessions: collect more")
@@ -219,7 +219,7 @@ class FailingToPrepare(Toy):
 
     meta = PluginMeta(name="Failing to prepare")
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         sys.stdout.write("Reading the sessions\n")
         return {"sessions": 1 / len(sessions.train[:0])}
 
@@ -268,7 +268,7 @@ class StuckPreparing(Toy):
 
     meta = PluginMeta(name="Stuck preparing")
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         time.sleep(600)
         return {}
 
@@ -304,7 +304,7 @@ class Struck(Toy):
 
     meta = PluginMeta(name="Struck")
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         struck = Settings().data_folder / "struck"
         if not struck.exists() or struck.with_name("doomed").exists():
             struck.touch()
@@ -317,7 +317,7 @@ class Talkative(Toy):
 
     meta = PluginMeta(name="Talkative")
 
-    def prepare(self, sessions: Splits[list[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
         sys.stdout.write("Reading the sessions\n")
         return super().prepare(sessions, folder)
 

@@ -67,7 +67,7 @@ def search(
         clicked = wanted & ~stopped
     else:
         clicked = wanted & (random.random(len(pair)) < (position + 1.0) ** -decay)
-    showings = Showings(session_of, pair, position, clicked.astype(float), len(row))
+    showings = Showings(session_of, pair, position, clicked.astype(float), len(row), sessions)
     return Searches(showings, offsets, relevant, scores)
 
 
@@ -88,6 +88,7 @@ def two_sessions() -> Showings:
         position=np.array([0, 1, 2, 3, 6, 0, 1]),
         weight=np.array([1.0, 0, 3, 0, 0, 1, 0]),
         n_pairs=5,
+        n_sessions=2,
     )
 
 
@@ -126,6 +127,7 @@ def test_showings_of_one_pair_in_one_cell_are_summed() -> None:
         position=np.tile(once.position, 3),
         weight=np.tile(once.weight, 3),
         n_pairs=5,
+        n_sessions=6,
     )
     one, three = count_cells(once, "last_click"), count_cells(many, "last_click")
     assert three.pair.tolist() == one.pair.tolist()
@@ -298,7 +300,7 @@ def test_who_clicks_anywhere_is_no_person() -> None:
     clicks = np.where(anywhere, random.random(len(people.pair)) < 0.4, people.weight > 0).astype(
         float
     )
-    kept = clicks_like_a_person(replace(people, weight=clicks), 3000)
+    kept = clicks_like_a_person(replace(people, weight=clicks))
     is_robot = np.arange(3000) % 10 == 0
     assert kept[~is_robot].mean() > 0.99
     assert kept[is_robot].mean() < 0.6

@@ -228,8 +228,10 @@ def test_a_mean_is_never_above_one() -> None:
 def test_only_queries_that_people_asked_judge() -> None:
     """One that nobody asked but a robot has no value, and moves none."""
     searches = search(queries=40, sessions=800)
-    gone = searches.showings.pair < searches.offsets[1]  # the first query's
-    start = start_of(replace(searches, showings=searches.showings.only(~gone)))
+    showings = searches.showings
+    gone = showings.session[showings.pair < searches.offsets[1]]  # the first query's
+    stays = ~np.isin(np.arange(showings.n_sessions), gone)
+    start = start_of(replace(searches, showings=showings.of_sessions(stays)))
     after = searches.scores + 0.1 * searches.relevant
     values = start.judged(after, alone(after, start.offsets))
     assert len(values) == start.is_asked.sum() == 39

@@ -35,6 +35,9 @@ ASK_ABOUT_IDS: dict[str, Callable[[Store, str, str], object]] = {
         "new", NOW, batch_id
     ),
     "clickstream.read": lambda store, batch_id, task_id: store.clickstream.read(batch_id, 0, 10),
+    "clickstream.read_documents": (
+        lambda store, batch_id, task_id: store.clickstream.read_documents(batch_id, 0, 10)
+    ),
     "clickstream.last_number": lambda store, batch_id, task_id: store.clickstream.last_number(
         batch_id
     ),
