@@ -55,8 +55,9 @@ def test_what_callers_of_the_api_import() -> None:
         "export_labels": "labels_id, file",
         "delete_labels": "labels_id",
         "erase_user": "user_id",
-        "import_file": "path, *format, *columns, *import_id, *dry_run, *on_sent",
-        "import_url": "url, *format, *columns, *import_id, *dry_run",
+        "import_file": "path, *format, *columns, *import_id, *dry_run, *labels_id, "
+        "*files, *on_sent",
+        "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until",
         "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "

@@ -29,7 +29,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.imports.columns import values_of
 from embedding_studio.imports.contents import Told
-from embedding_studio.imports.formats import Made, found_in
+from embedding_studio.imports.formats import LABELLED, Made, found_in
 from embedding_studio.imports.impressions import Found, Happened
 from embedding_studio.imports.readers import Row, read_rows
 from embedding_studio.imports.stream import Read
@@ -44,9 +44,11 @@ from embedding_studio.wire.imports import (
     MAX_WARNINGS,
     ImportFormat,
     ImportReport,
+    Remark,
     RowNote,
     columns_in,
 )
+from embedding_studio.wire.labels import LabelsId
 from embedding_studio.wire.quick import QuickSession, quick_session
 
 router = APIRouter(prefix="/imports", tags=["imports"], route_class=Route)
@@ -110,16 +112,25 @@ async def import_file(
         ),
         Plain,
     ] = None,
+    labels_id: Annotated[
+        LabelsId | None, Query(description="the set that labels join; pairs, chat, qrels, labels")
+    ] = None,
+    files: Annotated[
+        str | None,
+        Query(max_length=2048, description="the folder or bucket that labelled files are in"),
+        Plain,
+    ] = None,
 ) -> ImportReport:
-    """The body is a file of sessions, impressions or items: JSON lines, JSON, YAML, CSV or parquet,
-    also in gzip or zstd. Sessions of any age are kept while it comes, so an import that breaks off
-    is repeated: the same file with the same import_id adds nothing twice. A file at a url
-    is read in the same way."""
+    """The body is a file of sessions, impressions, items or labels: JSON lines, JSON, YAML, CSV or
+    parquet, also in gzip or zstd. Sessions of any age are kept while it comes, so an import that
+    breaks off is repeated: the same file with the same import_id adds nothing twice. A file at a
+    url is read in the same way."""
     given = columns_in(columns)
     if url is not None and await anext(request.stream(), b"") != b"":
         raise InvalidInput("url and a body are both given: send one of them")
     source = nullcontext(_Body(request).read) if url is None else _read_from(url, context.settings)
-    work = partial(_Import(context, import_id, dry_run).read, source, wanted, given)
+    one = _Import(context, import_id, dry_run, labels_id)
+    work = partial(one.read, source, wanted, given, files)
     with request.app.state.imports.one_of(context.store.project):
         try:
             # a thread beside those of other requests: it waits for its client
@@ -172,9 +183,12 @@ def _as_invalid() -> Iterator[None]:
 class _Import:
     """One file on its way into the store."""
 
-    def __init__(self, context: Context, import_id: str, dry_run: bool) -> None:
+    def __init__(
+        self, context: Context, import_id: str, dry_run: bool, labels_id: str | None
+    ) -> None:
         self._context = context
         self._import_id = import_id
+        self._labels_id = labels_id
         self._to_instant = accepted_instant(context, context.clock(), is_history=True)
         #: right sessions that are not kept yet, with their first rows and how many these are
         self._sessions: list[tuple[int, int, Session]] = []
@@ -189,6 +203,7 @@ class _Import:
         source: AbstractContextManager[Read],
         wanted: ImportFormat | None,
         columns: Mapping[str, str],
+        files: str | None,
     ) -> ImportReport:
         """Read a file to its end. Raises InvalidInput, and what the store does, where that cannot
         be; what came before is kept, but no session of which rows may be missing."""
@@ -197,8 +212,9 @@ class _Import:
             with source as read:
                 rows = self._counted(read_rows(read, settings))
                 self.report.format, found = found_in(
-                    rows, self._import_id, settings, wanted, columns
+                    rows, self._import_id, settings, wanted, columns, files
                 )
+                self._check_labels_id(self.report.format)
                 for one in found:
                     self._take(one)
             self._keep()
@@ -208,6 +224,12 @@ class _Import:
             raise type(error)(f"{error}. {self._so_far()}") from None
         return self.report
 
+    def _check_labels_id(self, found: ImportFormat) -> None:
+        if found in LABELLED and self._labels_id is None:
+            raise InvalidInput(f"{found} make labels: name the set that they join in labels_id")
+        if found not in LABELLED and self._labels_id is not None:
+            raise InvalidInput(f"{found} make no labels: leave labels_id out")
+
     def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
             self.report.rows += 1
@@ -215,7 +237,7 @@ class _Import:
 
     def _so_far(self) -> str:
         """Say how far it came, for whoever has to repeat it."""
-        what = "items" if self.report.items else "sessions"
+        what = "labels" if self._labels_id else "items" if self.report.items else "sessions"
         return (
             f"Of {self.report.rows} rows before, {self.report.created} {what} are new, "
             f"{self.report.existing} were known and {self.report.refused} rows are refused; the "
@@ -224,11 +246,13 @@ class _Import:
 
     def _take(self, made: Made) -> None:
         match made:
+            case Remark():
+                self._warn(made)
             case RowNote():
                 self._refuse(made)
             case Told():
                 self._told.append(made)
-                self._bytes += sum(map(json_size, made.items))
+                self._bytes += sum(map(json_size, (*made.items, *made.labels)))
             case Happened():
                 self._happened.append(made)
             case Found():
@@ -282,6 +306,7 @@ class _Import:
         self._bytes = 0
         self.report.sessions += len(sessions)
         self.report.items += sum(len(one.items) for one in told)
+        self.report.labels += sum(len(one.labels) for one in told)
         if self.report.dry_run or not (sessions or told or happened):
             return
         if not anyio.from_thread.run(self._may_go_on):
@@ -314,16 +339,46 @@ class _Import:
     def _keep_told(self, group: Sequence[Told]) -> None:
         items = {item.object_id: item for one in group for item in one.items}
         answers = self._context.store.items.put([*items.values()], self._context.most)
-        outcomes = dict(zip(items, answers, strict=True))
+        wrong = {
+            its_id: answer
+            for its_id, answer in zip(items, answers, strict=True)
+            if isinstance(answer, InvalidInput)
+        }
+        right = []
+        for one in group:
+            errors = [wrong[item.object_id] for item in one.items if item.object_id in wrong]
+            if errors:
+                self._refuse_told(one, errors[0])
+            else:
+                right.append(one)
+        if self._labels_id is not None:
+            self._keep_labels(self._labels_id, right)
+            return
         for answer in answers:
             self.report.created += answer is PutStatus.CREATED
             self.report.existing += answer in (PutStatus.UPDATED, PutStatus.UNCHANGED)
-        for one in group:
-            for error in (outcomes[item.object_id] for item in one.items):
-                if isinstance(error, InvalidInput):
-                    self.report.items -= len(one.items)
-                    self._refuse(RowNote(row=one.row, reason=str(error)))
-                    break
+
+    def _keep_labels(self, labels_id: str, group: Sequence[Told]) -> None:
+        labels = [label for one in group for label in one.labels]
+        if not labels:
+            return
+        try:
+            put = self._context.store.labels.put(
+                labels_id, labels, self._context.clock(), most=self._context.most
+            )
+        except InvalidInput as error:  # of one of them, which keeps all of them out
+            if len(group) == 1:
+                self._refuse_told(group[0], error)
+            for one in group if len(group) > 1 else ():
+                self._keep_labels(labels_id, [one])
+            return
+        self.report.created += put.created
+        self.report.existing += put.updated + put.unchanged
+
+    def _refuse_told(self, told: Told, error: InvalidInput) -> None:
+        self.report.items -= len(told.items)
+        self.report.labels -= len(told.labels)
+        self._refuse(RowNote(row=told.row, reason=str(error)))
 
     def _add_event(self, happened: Happened) -> None:
         """Add an event to a session that is kept already. Without one there is nothing to add to:

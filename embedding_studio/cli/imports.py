@@ -25,11 +25,21 @@ def import_file(
     file: Annotated[str, typer.Argument(metavar="FILE", help="or a URL, which the API then reads")],
     wanted: Annotated[
         str | None,
-        typer.Option("--format", help="sessions or impressions; without it, recognised"),
+        typer.Option(
+            "--format",
+            help="sessions, impressions, items, pairs, chat, qrels or labels; without it, "
+            "recognised",
+        ),
     ] = None,
     columns: Annotated[
         str, typer.Option(help="of a table: query=search_term,item=sku,clicked=is_click,...")
     ] = "",
+    labels_id: Annotated[
+        str | None, typer.Option(help="the set that pairs, chat, qrels and labels join")
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="of labels: the folder or bucket that the files are in")
+    ] = None,
     import_id: Annotated[
         str | None, typer.Option(help="without it, made of the file's content")
     ] = None,
@@ -41,8 +51,8 @@ def import_file(
         str | None, typer.Option(help="the API's address, if not this machine's")
     ] = None,
 ) -> None:
-    """Bring sessions or tables of impressions, of any age: JSON lines, JSON, CSV or parquet, also
-    in gzip or zstd."""
+    """Bring sessions or tables of impressions, of any age, items, or labels: JSON lines, JSON,
+    YAML, CSV or parquet, also in gzip or zstd."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -67,17 +77,24 @@ def import_file(
                 on_sent=lambda sent: progress.update(bar, completed=sent),
             )
         report = send(
-            format=wanted, columns=columns_in(columns), import_id=import_id, dry_run=dry_run
+            format=wanted,
+            columns=columns_in(columns),
+            import_id=import_id,
+            dry_run=dry_run,
+            labels_id=labels_id,
+            files=files,
         )
     kept = (
         "nothing is kept"
         if dry_run
         else f"{report.created} new, {report.existing} known, {report.new_events} new events"
     )
-    typer.echo(f"{report.rows} rows ({report.format}) make {report.sessions} sessions: {kept}")
+    made = {"labels": report.labels, "items": report.items, "sessions": report.sessions}
+    told = ", ".join(f"{count} {what}" for what, count in made.items() if count) or "nothing"
+    typer.echo(f"{report.rows} rows ({report.format}) make {told}: {kept}")
     for what, count, notes in (
         ("rows are refused", report.refused, report.refusals),
-        ("sessions may teach nothing", report.warned, report.warnings),
+        ("may teach nothing", report.warned, report.warnings),
     ):
         if count:
             typer.echo(f"{count} {what}:")
@@ -88,7 +105,7 @@ def import_file(
             typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
     if refused is not None:
         _write_refused(path, refused, report.refusals)
-    if report.refused and not report.sessions:
+    if report.refused and not any(made.values()):
         raise typer.Exit(1)
 
 

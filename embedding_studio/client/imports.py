@@ -16,7 +16,7 @@ _ANSWER_SECONDS = 3600.0
 
 
 class ImportCalls(Connection):
-    """Files of sessions and impressions."""
+    """Files of sessions, impressions, items and labels."""
 
     def import_file(
         self,
@@ -26,19 +26,23 @@ class ImportCalls(Connection):
         columns: Mapping[str, str] | None = None,
         import_id: str | None = None,
         dry_run: bool = False,
+        labels_id: str | None = None,
+        files: str | None = None,
         on_sent: Callable[[int], object] | None = None,
     ) -> ImportReport:
         """Send a file from the disk and return what came of its rows.
 
         format: recognised when absent. columns: a table's columns by their fields: query, item, ...
         import_id: by default made of the file's content, so that the same file adds nothing twice.
+        labels_id: the set that labels join. files: the folder or bucket that labelled files are in.
         on_sent: is told how many bytes are sent, from 0 again when the call is repeated."""
         path = Path(path)
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Length": str(path.stat().st_size),
         }
-        params = _params(import_id or import_id_of(path), format, columns, dry_run)
+        import_id = import_id or import_id_of(path)
+        params = _params(import_id, format, columns, dry_run, labels_id, files)
 
         def content() -> Iterator[bytes]:
             return _chunks(path, on_sent or (lambda sent: None))
@@ -53,13 +57,14 @@ class ImportCalls(Connection):
         columns: Mapping[str, str] | None = None,
         import_id: str | None = None,
         dry_run: bool = False,
+        labels_id: str | None = None,
+        files: str | None = None,
     ) -> ImportReport:
         """Have the API read the file at a URL, or at a path that it allows, as `import_file` does.
 
         import_id: by default made of the URL: name another where there is another file by now."""
-        params = _params(
-            import_id or sha256(url.encode()).hexdigest()[:32], format, columns, dry_run
-        )
+        import_id = import_id or sha256(url.encode()).hexdigest()[:32]
+        params = _params(import_id, format, columns, dry_run, labels_id, files)
         return self._import({**params, "url": url})
 
     def _import(
@@ -84,14 +89,17 @@ class ImportCalls(Connection):
 
 
 def _params(
-    import_id: str, wanted: str | None, columns: Mapping[str, str] | None, dry_run: bool
+    import_id: str,
+    wanted: str | None,
+    columns: Mapping[str, str] | None,
+    dry_run: bool,
+    labels_id: str | None,
+    files: str | None,
 ) -> dict[str, str]:
+    named = ",".join(f"{name}={column}" for name, column in (columns or {}).items())
+    given = {"format": wanted, "columns": named, "labels_id": labels_id, "files": files}
     params = {"import_id": import_id, "dry_run": str(dry_run).lower()}
-    if wanted is not None:
-        params["format"] = wanted
-    if columns:
-        params["columns"] = ",".join(f"{name}={column}" for name, column in columns.items())
-    return params
+    return {**params, **{name: value for name, value in given.items() if value}}
 
 
 def import_id_of(path: Path) -> str:

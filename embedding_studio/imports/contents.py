@@ -6,6 +6,7 @@ from typing import Any
 
 from embedding_studio.imports.columns import named
 from embedding_studio.items import Item
+from embedding_studio.labels import Label
 from embedding_studio.wire.imports import as_text
 from embedding_studio.wire.items import ItemBody
 
@@ -25,10 +26,11 @@ ITEM_ALIASES: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a row tells of items."""
+    """What a row tells of items, and of their relevance for queries."""
 
     row: int
     items: tuple[Item, ...]
+    labels: tuple[Label, ...] = ()
 
 
 def item_values(values: Mapping[str, Any], columns: dict[str, str]) -> dict[str, Any]:

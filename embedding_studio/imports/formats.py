@@ -1,7 +1,7 @@
-"""What rows mean: sessions, impressions that become sessions, or items."""
+"""What rows mean: sessions, impressions that become sessions, items, or labels."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -12,9 +12,28 @@ from embedding_studio.errors import InvalidInput
 from embedding_studio.imports.columns import Columns, named, unnested, values_of
 from embedding_studio.imports.contents import ITEM_ALIASES, Told, item_values, told_item
 from embedding_studio.imports.impressions import Found, Happened, Window
+from embedding_studio.imports.judgements import (
+    CHAT_ALIASES,
+    FILE_ALIASES,
+    JUDGEMENT_ALIASES,
+    PAIR_ALIASES,
+    LabelledFiles,
+    told_chat,
+    told_judgement,
+    told_pair,
+)
 from embedding_studio.imports.readers import Row
 from embedding_studio.settings import Settings
-from embedding_studio.wire.imports import HappenedBody, ImportFormat, ImpressionBody, RowNote
+from embedding_studio.wire.imports import (
+    ChatBody,
+    FileBody,
+    HappenedBody,
+    ImportFormat,
+    ImpressionBody,
+    JudgementBody,
+    PairBody,
+    RowNote,
+)
 from embedding_studio.wire.items import ItemBody
 
 ALIASES: Mapping[str, Sequence[str]] = {
@@ -38,36 +57,69 @@ MAX_UNREADABLE = 10
 it is."""
 
 Made = Found | Happened | Told | RowNote
-"""What rows make: a session, an event, items, or a refusal."""
+"""What rows make: a session, an event, items and labels, or what is to be said of them."""
+
+
+Values = Mapping[str, Any]
+_HAPPENED = frozenset(("position", "clicked", "event", "time", "user"))
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """A format of rows that have fields.
 
-    needs: fields by any of which sets it is recognised. marks: column names one of which must be
-    there for that."""
+    needs: fields by any of which sets it is recognised. unless: fields of impressions of which none
+    may be there for that. body: what a row is validated as, of the values by fields, or of those
+    that `values` returns."""
 
     aliases: Mapping[str, Sequence[str]]
     needs: Sequence[set[str]]
-    marks: frozenset[str] = frozenset()
+    body: type[BaseModel]
+    tell: Callable[[int, Any], Told] | None = None
+    values: Callable[[Values, dict[str, str]], Values] = named
+    unless: frozenset[str] = frozenset()
 
-    def is_of(self, values: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    def is_of(self, values: Values, columns: Mapping[str, str]) -> bool:
         """Tell whether a row has this format. Raises ValueError as Columns do."""
         if not columns.keys() <= self.aliases.keys():
             return False
         found = Columns(self.aliases, columns).named_by(values).keys()
-        is_marked = not self.marks or not self.marks.isdisjoint(map(event_kind, values))
-        return is_marked and any(needed <= found for needed in self.needs)
+        if self.unless & Columns(ALIASES).named_by(values).keys():
+            return False
+        return any(needed <= found for needed in self.needs)
 
 
 FORMS: Mapping[ImportFormat, Form] = {
-    ImportFormat.IMPRESSIONS: Form(ALIASES, [{"query", "item"}, {"session", "item", "event"}]),
+    ImportFormat.CHAT: Form(CHAT_ALIASES, [{"messages"}], ChatBody, told_chat),
+    ImportFormat.LABELS: Form(
+        FILE_ALIASES, [{"file", "labels"}], FileBody, unless=frozenset(("query", "item"))
+    ),
+    ImportFormat.PAIRS: Form(
+        PAIR_ALIASES, [{"query", "positive"}], PairBody, told_pair, unless=_HAPPENED
+    ),
+    ImportFormat.QRELS: Form(
+        JUDGEMENT_ALIASES,
+        [{"query", "item", "grade"}, {"query_id", "item", "grade"}],
+        JudgementBody,
+        told_judgement,
+        unless=_HAPPENED,
+    ),
+    ImportFormat.IMPRESSIONS: Form(
+        ALIASES, [{"query", "item"}, {"session", "item", "event"}], ImpressionBody
+    ),
     ImportFormat.ITEMS: Form(
-        ITEM_ALIASES, [{"item", name} for name in ITEM_ALIASES if name != "item"]
+        ITEM_ALIASES,
+        [{"item", name} for name in ITEM_ALIASES if name != "item"],
+        ItemBody,
+        told_item,
+        item_values,
     ),
 }
 """The formats that are recognised by their columns, in this order."""
+LABELLED = frozenset(
+    (ImportFormat.PAIRS, ImportFormat.CHAT, ImportFormat.QRELS, ImportFormat.LABELS)
+)
+"""Those that tell labels."""
 
 
 def found_in(
@@ -76,15 +128,15 @@ def found_in(
     settings: Settings,
     wanted: ImportFormat | None = None,
     columns: Mapping[str, str] | None = None,
+    files: str | None = None,
 ) -> tuple[ImportFormat, Iterator[Made]]:
     """Return the format of a file, by its first row where none is wanted, and what is found in it.
 
-    import_id: names what has no id of its own. columns: the table's, by the format's fields.
-    Raises InvalidInput for a file of no format."""
+    import_id: names what has no id of its own. columns: the table's, by the format's fields. files:
+    what the names of labelled files are below. Raises InvalidInput for a file of no format."""
     given = columns or {}
-    known = dict.fromkeys(name for form in FORMS.values() for name in form.aliases)
-    if wanted is not None and wanted in FORMS:
-        known = dict.fromkeys(FORMS[wanted].aliases)
+    forms = [form for name, form in FORMS.items() if wanted in (None, ImportFormat.SESSIONS, name)]
+    known = dict.fromkeys(name for form in forms for name in form.aliases)
     for name in given:
         if name not in known:
             raise InvalidInput(f"columns: {name!r} is none of {', '.join(known)}")
@@ -92,13 +144,22 @@ def found_in(
     if not begun:
         raise InvalidInput("the file has no rows")
     chosen = wanted or _recognised(begun, rows, given)
+    if files is not None and chosen is not ImportFormat.LABELS:
+        raise InvalidInput(f"files are those of labels; this is a file of {chosen}")
     rows = chain(begun, rows)
     if chosen is ImportFormat.SESSIONS:
         return chosen, _sessions(rows)
-    fields = Columns(FORMS[chosen].aliases, given)
     if chosen is ImportFormat.IMPRESSIONS:
-        return chosen, _impressions(rows, fields, import_id, settings)
-    return chosen, _judged(rows, fields, settings, ItemBody, item_values, told_item)
+        return chosen, _impressions(rows, Columns(ALIASES, given), import_id, settings)
+    if chosen is ImportFormat.LABELS:
+        labelled = LabelledFiles(files)
+        told = _told(rows, replace(FORMS[chosen], tell=labelled.told), given, settings)
+        return chosen, chain(told, _later(labelled.remarks))
+    return chosen, _told(rows, FORMS[chosen], given, settings)
+
+
+def _later(call: Callable[[], Iterator[RowNote]]) -> Iterator[RowNote]:
+    yield from call()
 
 
 def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str]) -> ImportFormat:
@@ -109,11 +170,11 @@ def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str
             values = values_of(begun[-1])
             if {"search_query", "search_results"} <= values.keys():
                 return ImportFormat.SESSIONS
-            flat = {name: value for one in unnested(values)[:1] for name, value in one.items()}
+            flat = unnested(values)[0]
             if not EXPORTED.isdisjoint(map(event_kind, (*values, *flat))):
                 return ImportFormat.IMPRESSIONS
             for chosen, form in FORMS.items():
-                if form.is_of(flat, columns):
+                if form.is_of(flat if form.body is ImpressionBody else values, columns):
                     return chosen
             break
         except ValueError as error:
@@ -122,8 +183,8 @@ def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str
             begun.append(following)
     raise InvalidInput(
         "the rows are neither sessions, with search_query and search_results, nor impressions, "
-        f"with columns for query and item, nor items; they have {_listed(values)}. "
-        "Name the columns: query=...,item=..."
+        "with columns for query and item, nor items, pairs, judgements, conversations or labelled "
+        f"files; they have {_listed(values)}. Name the format, and columns: query=...,item=..."
     )
 
 
@@ -144,7 +205,7 @@ def _impressions(
 ) -> Iterator[Found | Happened | RowNote]:
     """Yield the sessions of a table, and what happened in those that it does not have."""
 
-    def shown_in(values: Mapping[str, Any], columns: dict[str, str]) -> list[HappenedBody]:
+    def shown_in(number: int, values: Values, columns: dict[str, str]) -> list[HappenedBody]:
         shown: list[HappenedBody] = []
         for one in unnested(values):
             columns.clear()
@@ -163,40 +224,43 @@ def _impressions(
     yield from window.close()
 
 
-def _judged(
-    rows: Iterable[Row],
-    fields: Columns,
-    settings: Settings,
-    kind: type[BaseModel],
-    values_by: Callable[[Mapping[str, Any], dict[str, str]], Mapping[str, Any]],
-    tell: Callable[[int, Any], Told],
+def _told(
+    rows: Iterable[Row], form: Form, given: Mapping[str, str], settings: Settings
 ) -> Iterator[Told | RowNote]:
     """Yield what rows tell, each by itself."""
+    forms = [(form, Columns(form.aliases, given))]
+    if form.body is ChatBody:  # or input and output, without messages
+        pairs = FORMS[ImportFormat.PAIRS]
+        forms.append((pairs, Columns(pairs.aliases, {})))
 
-    def body_in(values: Mapping[str, Any], columns: dict[str, str]) -> BaseModel:
-        columns.update(fields.named_by(values))
-        return kind.model_validate(values_by(values, columns), context=settings)
+    def tell(number: int, values: Values, columns: dict[str, str]) -> Told:
+        found = [(one, fields.named_by(values)) for one, fields in forms]
+        chosen, named_by = next((pair for pair in found if pair[1]), found[0])
+        columns |= named_by
+        body = chosen.body.model_validate(chosen.values(values, columns), context=settings)
+        assert chosen.tell is not None
+        return chosen.tell(number, body)
 
-    for number, body in _right(rows, body_in):
-        yield body if isinstance(body, RowNote) else tell(number, body)
+    for _, told in _right(rows, tell):
+        yield told
 
 
 def _right(
-    rows: Iterable[Row], read: Callable[[Mapping[str, Any], dict[str, str]], Any]
+    rows: Iterable[Row], read: Callable[[int, Values, dict[str, str]], Any]
 ) -> Iterator[tuple[int, Any]]:
     """Yield rows as they are read, or what is wrong with them.
 
-    read: is given the values, and a dict for the columns by their fields, by which it is told what
-    is wrong; it raises ValueError."""
+    read: is given the number, the values, and a dict for the columns by their fields, by which it
+    is told what is wrong; it raises ValueError."""
     for row in rows:
         columns: dict[str, str] = {}
         try:
-            yield row.number, read(values_of(row), columns)
+            yield row.number, read(row.number, values_of(row), columns)
         except ValidationError as error:
             [wrong, *_] = error.errors()
-            name = ".".join(map(str, wrong["loc"]))
+            field, *inner = map(str, wrong["loc"] or [""])
             reason = wrong["msg"].removeprefix("Value error, ")
-            column = columns.get(name, name) or None
+            column = ".".join([columns.get(field, field), *inner]) or None
             yield row.number, RowNote(row=row.number, column=column, reason=reason)
         except ValueError as error:
             yield row.number, RowNote(row=row.number, reason=str(error))

@@ -1,8 +1,10 @@
 """The JSON of imports: what came of a file, and the rows of tables."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, FiniteFloat, ValidationInfo
 
@@ -10,6 +12,7 @@ from embedding_studio.clickstream import event_kind
 from embedding_studio.errors import InvalidInput
 from embedding_studio.wire.clickstream import Posted, PostedId, Query, Text, to_seconds
 from embedding_studio.wire.fields import check_meta
+from embedding_studio.wire.labels import check_words
 
 MAX_REFUSALS = 10_000
 MAX_WARNINGS = 100
@@ -31,6 +34,10 @@ class ImportFormat(StrEnum):
     SESSIONS = "sessions"
     IMPRESSIONS = "impressions"
     ITEMS = "items"
+    PAIRS = "pairs"
+    CHAT = "chat"
+    QRELS = "qrels"
+    LABELS = "labels"
 
 
 Shortened = Annotated[str, AfterValidator(lambda text: text[:MAX_CHARS])]
@@ -44,6 +51,10 @@ class RowNote(BaseModel):
     reason: Shortened
 
 
+class Remark(RowNote):
+    """What is to be said of a row, or of all, that is taken."""
+
+
 class ImportReport(BaseModel):
     """What came of a file. A dry run keeps nothing, and does not look what is known."""
 
@@ -52,14 +63,15 @@ class ImportReport(BaseModel):
     rows: int = Field(0, description="of the file that are not empty")
     sessions: int = Field(0, description="that these rows make and that are right")
     items: int = Field(0, description="that these rows tell of and that are right")
-    created: int = Field(0, description="sessions, or items, that are new")
+    labels: int = Field(0, description="that these rows tell of and that are right")
+    created: int = Field(0, description="sessions, labels, or items of a table, that are new")
     existing: int = Field(
-        0, description="that were known: of sessions what came first stays, of items what came last"
+        0, description="that were known: of sessions what came first stays, else what came last"
     )
     new_events: int = 0
     refused: int = Field(0, description="rows that are left out")
     refusals: list[RowNote] = Field([], description=f"of them the first {MAX_REFUSALS}")
-    warned: int = Field(0, description="sessions that were taken, but may teach nothing")
+    warned: int = Field(0, description="what was taken, but may teach nothing")
     warnings: list[RowNote] = Field([], description=f"of them the first {MAX_WARNINGS}")
 
 
@@ -136,6 +148,78 @@ class ImpressionBody(HappenedBody):
 
     query: Annotated[Query, BeforeValidator(as_text)]
     session: TableId | None = None
+
+
+def _as_list(value: object) -> object:
+    """Return one text as a list of it, and none as an empty one."""
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def _check_file(name: str) -> str:
+    """Return the name of a file below a folder. Raises ValueError for one that leads elsewhere."""
+    parts = re.split(r"[/\\]", unquote(name))
+    if ".." in parts or not parts[0] or ":" in parts[0]:
+        raise ValueError("leads out of the folder: names of files have no .., and no root")
+    return name
+
+
+TableQuery = Annotated[Query, BeforeValidator(as_text), AfterValidator(check_words)]
+SaidText = Annotated[TableText, AfterValidator(check_words)]
+Grade = Annotated[FiniteFloat, AfterValidator(lambda grade: max(0.0, grade))]
+"""What is below 0 is not relevant at all, as 0 is."""
+
+
+class PairBody(Posted):
+    """A query, and a text that is an answer to it, or texts; and such as are none."""
+
+    query: TableQuery
+    positive: Annotated[list[SaidText], BeforeValidator(_as_list), Field(min_length=1)]
+    negatives: Annotated[Sequence[SaidText], BeforeValidator(_as_list)] = ()
+    score: Grade | None = None
+    item: TableId | None = None
+
+
+class JudgementBody(Posted):
+    """How relevant an item is for a query."""
+
+    query: TableQuery | None = None
+    query_id: TableId | None = None
+    item: TableId
+    grade: Grade
+    text: SaidText | None = None
+
+
+class FileBody(Posted):
+    """A file, and the labels it carries."""
+
+    file: Annotated[PostedId, AfterValidator(_check_file)]
+    labels: Annotated[list[TableQuery], BeforeValidator(_as_list)]
+    text: SaidText | None = None
+
+
+class PartBody(BaseModel):
+    """A part of a message: a text, or something else."""
+
+    text: Text = ""
+
+
+class MessageBody(BaseModel):
+    """A message of a conversation."""
+
+    role: str
+    content: Text | list[PartBody] | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return " ".join(part.text for part in self.content or [])
+
+
+class ChatBody(Posted):
+    """A conversation, as OpenAI has them."""
+
+    messages: Annotated[list[MessageBody], Field(min_length=1)]
 
 
 def columns_in(text: str) -> Mapping[str, str]:

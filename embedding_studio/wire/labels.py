@@ -18,7 +18,8 @@ from embedding_studio.wire.fields import AsPosted
 LabelsId = Annotated[str, StringConstraints(pattern=f"^{LABELS_ID.pattern}$")]
 
 
-def _check_words(query: str) -> str:
+def check_words(query: str) -> str:
+    """Return a query. Raises ValueError for one without words."""
     if not query.strip():
         raise ValueError("has no words")
     return query
@@ -27,7 +28,7 @@ def _check_words(query: str) -> str:
 class LabelBody(Posted):
     """How relevant an item is for a query."""
 
-    query: Annotated[Query, AfterValidator(_check_words)]
+    query: Annotated[Query, AfterValidator(check_words)]
     object_id: PostedId = Field(description="as items and sessions name it")
     grade: Annotated[FiniteFloat, Field(ge=0)] = Field(
         description="of a set the highest is wholly relevant, 0 is not at all"

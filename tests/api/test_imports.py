@@ -161,6 +161,51 @@ def test_items_of_a_table(api: TestClient, store: Store) -> None:
     assert store.items.count() == 2
 
 
+def test_pairs_become_items_and_labels(api: TestClient, store: Store) -> None:
+    """They join the set that is named; the same file again changes nothing; a wrong row costs only
+    itself."""
+    rows = [
+        {"prompt": "where is it", "completion": "on its way", "negatives": ["closed"]},
+        {"prompt": "where is it", "completion": ""},
+        {"prompt": "returns", "completion": "in a box", "score": 0.5},
+    ]
+    report = import_(api, rows, labels_id="faq")
+    assert (report["format"], report["rows"], report["refused"]) == ("pairs", 3, 1)
+    assert (report["items"], report["labels"], report["created"]) == (3, 3, 3)
+    told = {
+        (label.query, store.items.get(label.object_id).text, label.grade)
+        for label in store.labels.read("faq")
+    }
+    assert told == {
+        ("where is it", "on its way", 1.0),
+        ("where is it", "closed", 0.0),
+        ("returns", "in a box", 0.5),
+    }
+    again = import_(api, rows, labels_id="faq")
+    assert (again["created"], again["existing"]) == (0, 3)
+    assert import_(api, rows, labels_id="other", dry_run=True)["labels"] == 3
+    assert [one.labels_id for one in store.labels.sets()] == ["faq"]
+
+
+def test_labelled_files(api: TestClient, store: Store) -> None:
+    """Their names become items in the folder, and what is not best is warned of."""
+    file = json.dumps({"a.jpg": ["coat"], "../b.jpg": ["coat"], "c.txt": ["coat", "red"]}, indent=1)
+    report = import_(api, file, labels_id="tags", files="s3://b/march/")
+    assert (report["format"], report["labels"], report["refused"]) == ("labels", 3, 1)
+    assert report["warnings"][0]["reason"] == "the file has 2 examples: 100 to 10,000 are best"
+    assert store.items.get("a.jpg").image == "s3://b/march/a.jpg"
+    assert store.items.get("c.txt").url == "s3://b/march/c.txt"
+    assert store.labels.count("tags").queries == 2
+
+
+def test_exported_labels_are_imported(api: TestClient) -> None:
+    """What a set is written as is a file of judgements."""
+    import_(api, [{"q": "x", "item": "i", "grade": 2}], labels_id="one")
+    content = api.get("/labels/one/export").content
+    report = import_(api, content, labels_id="two")
+    assert (report["format"], report["created"]) == ("qrels", 1)
+
+
 def test_events_of_known_sessions(api: TestClient, store: Store) -> None:
     """They are added, and only once; others are refused, with their row."""
     import_(api, sessions(1))
@@ -190,12 +235,16 @@ def test_an_exported_batch_is_imported(api: TestClient) -> None:
         ({}, "{}", "import_id"),
         ({"import_id": "a\nb"}, "{}", "control character"),
         ({"import_id": "x" * 65}, "{}", "64"),
-        ({"import_id": "x", "format": "qrels"}, "{}", "impressions"),
+        ({"import_id": "x", "format": "orders"}, "{}", "impressions"),
         ({"import_id": "x", "columns": "query"}, "{}", "no field=column"),
-        ({"import_id": "x", "columns": "words=q"}, "{}", "none of query"),
+        ({"import_id": "x", "columns": "words=q"}, "{}", "none of messages, file"),
         ({"import_id": "x"}, "", "is empty"),
         ({"import_id": "x"}, "[]", "no rows"),
         ({"import_id": "x"}, '{"a": 1}', "neither sessions"),
+        ({"import_id": "x"}, '{"input": "a", "output": "b"}', "labels_id"),
+        ({"import_id": "x", "labels_id": "x"}, '{"q": "a", "item": "b"}', "make no labels"),
+        ({"import_id": "x", "labels_id": "/"}, "{}", "pattern"),
+        ({"import_id": "x", "files": "/x"}, '{"q": "a", "item": "b"}', "are those of labels"),
     ],
 )
 def test_what_cannot_be_imported(api: TestClient, params: Any, content: str, word: str) -> None:

@@ -328,5 +328,5 @@ def test_formats_are_recognised() -> None:
     ):
         with pytest.raises(InvalidInput, match=word):
             read(text)
-    with pytest.raises(InvalidInput, match="none of query, item"):
+    with pytest.raises(InvalidInput, match="none of messages, file"):
         read([session], columns={"words": "q"})

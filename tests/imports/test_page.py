@@ -26,7 +26,7 @@ def test_the_examples_are_what_they_are_under(heading: str, example: str) -> Non
     rows = read_rows(io.BytesIO(example.encode()).read, settings)
     chosen, made = found_in(rows, "imp", settings)
     assert chosen == heading
-    assert not [one for one in made if isinstance(one, RowNote)]
+    assert not [one for one in made if type(one) is RowNote]
 
 
 def test_every_format_has_an_example() -> None:
