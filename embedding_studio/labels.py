@@ -6,6 +6,8 @@ from datetime import datetime
 
 from embedding_studio.errors import InvalidInput
 
+RELEVANT_FROM = 0.5
+"""The share of the highest grade from which an item counts as relevant."""
 LABELS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -33,10 +35,13 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """What is in a set of labels: distinct queries, as they are split, and distinct items."""
+    """What is in a set of labels: distinct queries, as they are split, and distinct items.
+
+    relevant_queries: those that have a relevant item, from which alone can be learnt and judged."""
 
     labels: int
     queries: int
+    relevant_queries: int
     items: int
     highest_grade: float
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -133,6 +134,12 @@ class FineTuningMethod(ABC, Generic[Model]):
     folds: ClassVar[int] = 3
     plugin_file: "PluginFile | None" = None
     """Where it was loaded from; None for an entry point."""
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether `prepare` takes labels, as its third parameter, `labels`; else a task that names
+        some is refused."""
+        return "labels" in inspect.signature(self.prepare).parameters
 
     @abstractmethod
     def load_initial_model(self) -> Model:

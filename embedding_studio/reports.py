@@ -85,17 +85,29 @@ class Enough(StrEnum):
     NO = "no"
 
 
-def tell_enough(report: BatchReport) -> tuple[Enough, str]:
-    """Return whether a task has enough in what is reported on, and why, in words.
+def tell_enough(
+    clicked: int | None, labelled: int | None = None, judging: int | None = None
+) -> tuple[Enough, str]:
+    """Return whether a task has enough to learn from and to judge by, and why, in words.
+
+    clicked: how many queries have a clicked result; labelled: how many a relevant item, by labels;
+    None where the task does not learn from such. judging: how many the labels have that judge.
 
     By the rule of the bundled methods: each part of the queries needs its LEAST_QUERIES. Which part
     a query is in is as good as chance, and what people clicked is probably, not surely, relevant.
     """
-    found, least = report.clicked_queries, sum(LEAST_QUERIES.values())
-    told = f"{found} distinct queries have a result that was clicked"
-    if found < least:
+    counts = {"a result that was clicked": clicked, "a relevant item by its labels": labelled}
+    known = {what: count for what, count in counts.items() if count is not None}
+    told = ", and ".join(f"{count} distinct queries have {what}" for what, count in known.items())
+    least = sum(LEAST_QUERIES.values())
+    if sum(known.values()) < least:
         return Enough.NO, f"{told}, and at least {least} are needed: collect more"
-    if found < MIN_NEW_SESSIONS:
+    if judging is not None and judging < LEAST_QUERIES["test"]:
+        return Enough.NO, (
+            f"{judging} queries of the labels that judge have a relevant item, and at least "
+            f"{LEAST_QUERIES['test']} are needed: put more"
+        )
+    if max(known.values()) < MIN_NEW_SESSIONS:  # some may have both
         return Enough.MAYBE, (
             f"{told}; with {MIN_NEW_SESSIONS} all parts of the split have enough in 19 of 20 "
             "cases. A task that finds too few is an error, and leaves the batch collecting"

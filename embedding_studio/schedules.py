@@ -33,6 +33,9 @@ class Schedule:
     #: of the tasks' time ranges, of which those of a schedule have no end
     last: str | None = None
     since: datetime | None = None
+    #: of the tasks; those to learn from only beside a time range
+    labels_id: str | None = None
+    judge_labels_id: str | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

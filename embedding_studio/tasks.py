@@ -122,6 +122,21 @@ class TaskRequest:
     last: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    #: labels to learn from: beside the sessions of a batch or a time range, or alone
+    labels_id: str | None = None
+    #: labels whose queries decide what is promoted, in place of what is learnt from
+    judge_labels_id: str | None = None
+
+    @property
+    def is_without_sessions(self) -> bool:
+        """Whether it learns from labels alone, and takes no batch."""
+        sessions = (self.batch_id, self.last, self.since, self.until)
+        return self.labels_id is not None and not any(sessions)
+
+    @property
+    def named_labels(self) -> list[str]:
+        """The sets of labels that it names."""
+        return [one for one in (self.labels_id, self.judge_labels_id) if one is not None]
 
 
 def release_id_of(task_id: str) -> str:

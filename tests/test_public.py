@@ -59,9 +59,10 @@ def test_what_callers_of_the_api_import() -> None:
         "*files, *on_sent",
         "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
-        "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until",
+        "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
+        "*labels_id, *judge_labels_id",
         "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
-        "*promote, *folds, *webhook_url, *last, *since, *until",
+        "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -72,7 +73,7 @@ def test_what_callers_of_the_api_import() -> None:
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
         "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
-        "*since, *idempotency_key",
+        "*since, *labels_id, *judge_labels_id, *idempotency_key",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

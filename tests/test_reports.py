@@ -64,9 +64,23 @@ def test_counts_by_hand() -> None:
 def test_queries_that_are_clicked_are_enough(queries: int, enough: Enough) -> None:
     """Each query counts once, and those that nobody clicked do not."""
     clicked = [search(n, ["a"]) for n in range(queries)] * 2
-    told, why = tell_enough(report_on(*clicked, *(search(n + 1000) for n in range(99))))
+    report = report_on(*clicked, *(search(n + 1000) for n in range(99)))
+    told, why = tell_enough(report.clicked_queries)
     assert told is enough
     assert why.startswith(f"{queries} distinct queries")
+
+
+def test_labels_are_enough_too() -> None:
+    """Beside clicks or alone; those that judge have to be a few."""
+    assert tell_enough(None, 66)[0] is Enough.YES
+    assert tell_enough(10, 9) == (
+        Enough.NO,
+        "10 distinct queries have a result that was clicked, and 9 distinct queries have a "
+        "relevant item by its labels, and at least 20 are needed: collect more",
+    )
+    assert tell_enough(60, 60)[0] is Enough.MAYBE
+    assert tell_enough(100, 0, 4)[0] is Enough.NO
+    assert tell_enough(100, None, 5)[0] is Enough.YES
 
 
 def test_nothing_is_survived() -> None:

@@ -55,6 +55,11 @@ def put_labels(
 @router.get("/{labels_id}", summary="Tell what a set of labels has", responses=problems(404))
 def get_labels(labels_id: str, context: ReadContext) -> LabelSetReport:
     """It is read through."""
+    return report_on_labels(labels_id, context)
+
+
+def report_on_labels(labels_id: str, context: Context) -> LabelSetReport:
+    """Return what a set has. Raises NotFound."""
     labels = context.store.labels
     return LabelSetReport.on(labels.get(labels_id), labels.count(labels_id))
 
@@ -86,10 +91,10 @@ def export_labels(labels_id: str, request: Request, context: ReadContext) -> Str
     summary="Delete labels",
     status_code=204,
     response_class=Response,
-    responses=problems(404),
+    responses=problems(404, 409),
 )
 def delete_labels(labels_id: str, context: IngestContext) -> None:
-    """The whole set."""
+    """The whole set; refused while a task that has not ended names it."""
     context.store.labels.delete(labels_id)
 
 

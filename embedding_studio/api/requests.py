@@ -1,5 +1,6 @@
 """What may be asked of this installation: checks that several routes share."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -106,6 +107,12 @@ def check_method(context: Context, name: str) -> None:
             f"no fine-tuning method is named {name!r}; the workers have: {names}{told}. Workers "
             "read their plugins folder when they start and look for changes between tasks"
         )
+
+
+def check_labels(context: Context, labels_ids: Iterable[str]) -> None:
+    """Raise NotFound for a set of labels that there is not."""
+    for labels_id in labels_ids:
+        context.store.labels.get(labels_id)
 
 
 def check_trials(context: Context, budget: Budget) -> None:

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import (
+    check_labels,
     check_method,
     check_trials,
     check_webhook,
@@ -18,7 +19,7 @@ from embedding_studio.api.requests import (
 from embedding_studio.api.routing import Route
 from embedding_studio.clickstream import TimeRange
 from embedding_studio.errands.schedules import next_time
-from embedding_studio.errors import Conflict
+from embedding_studio.errors import Conflict, InvalidInput
 from embedding_studio.schedules import Schedule
 from embedding_studio.wire.fields import AsPosted
 from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
@@ -26,7 +27,9 @@ from embedding_studio.wire.schedules import ScheduleBody, ScheduleView
 router = APIRouter(prefix="/fine-tuning/schedule", tags=["schedules"], route_class=Route)
 
 
-@router.post("", summary="Have tasks created by the clock", responses=problems(400, 409, 413, 422))
+@router.post(
+    "", summary="Have tasks created by the clock", responses=problems(400, 404, 409, 413, 422)
+)
 def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> ScheduleView:
     """At each time, a task is created if the batch now collecting, or the time range, holds enough
     sessions with clicks. The same idempotency_key gives the same schedule, and is refused for
@@ -41,7 +44,13 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
         next_at=next_time(posted["cron"], posted["interval_seconds"], now, now),
         **posted,
     )
-    TimeRange.of(wanted.last, wanted.since, None, now)
+    made = TimeRange.of(wanted.last, wanted.since, None, now)
+    if wanted.labels_id is not None and made is None:
+        raise InvalidInput(
+            "labels_id: a schedule waits for new sessions, so its tasks learn from labels beside a "
+            "time range: give last or since too"
+        )
+    check_labels(context, filter(None, (wanted.labels_id, wanted.judge_labels_id)))
     check_method(context, wanted.fine_tuning_method)
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)

@@ -12,7 +12,9 @@ from embedding_studio.api.clickstream import report_on
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
+from embedding_studio.api.labels import report_on_labels
 from embedding_studio.api.requests import (
+    check_labels,
     check_method,
     check_trials,
     check_webhook,
@@ -41,7 +43,8 @@ async def create_task(
     dry_run: Annotated[bool, Query(description="judge it, and create nothing")] = False,
 ) -> TaskView | TaskPlan:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
-    With a time range, so are all released ones that hold sessions made in it.
+    With a time range, so are all released ones that hold sessions made in it. With labels_id, it
+    learns from these too, and from nothing else where neither a batch nor a range is named.
     The same idempotency_key gives the same task, and is refused for another body.
 
     A dry run is refused as the task would be; else it tells what the task would take, and whether
@@ -54,8 +57,14 @@ async def create_task(
     made = TimeRange.of(wanted.last, wanted.since, wanted.until, context.clock())
     batches = await in_turn(request, _batches_for, wanted, made, context)
     weights = merge_weights(wanted.event_weights or {})
-    report = await report_on(batches, request, context, made, weights)
-    return TaskPlan.of(wanted, batches, made, report)
+    report = None
+    if not wanted.is_without_sessions:
+        report = await report_on(batches, request, context, made, weights)
+    labels, judge_labels = [
+        None if one is None else await in_turn(request, report_on_labels, one, context)
+        for one in (wanted.labels_id, wanted.judge_labels_id)
+    ]
+    return TaskPlan.of(wanted, batches, made, report, labels, judge_labels)
 
 
 def _create(body: object, request: Request, context: Context) -> TaskView:
@@ -91,6 +100,8 @@ def _batches_for(
 ) -> list[SessionBatch]:
     """Return the batches that a task would learn from; the last may be collecting still."""
     clickstream = context.store.clickstream
+    if wanted.is_without_sessions:
+        return []
     if wanted.batch_id is not None:
         return [clickstream.get_batch(wanted.batch_id)]
     is_wanted = made is None or made.reaches(context.clock())
@@ -235,6 +246,9 @@ def _number_of(last_event_id: str | None) -> int:
 
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
+    check_labels(context, wanted.named_labels)
+    if wanted.is_without_sessions:
+        return
     made = TimeRange.of(wanted.last, wanted.since, wanted.until, context.clock())
     if made is not None:
         _check_time_range(context, wanted, made)

@@ -57,5 +57,5 @@ class LabelCalls(Connection):
         self._export(f"/labels/{labels_id}/export", file)
 
     def delete_labels(self, labels_id: str) -> None:
-        """Delete a set."""
+        """Delete a set. Raises Conflict while a task that has not ended names it."""
         self._call("DELETE", f"/labels/{labels_id}", fine=204)

@@ -32,6 +32,8 @@ class ScheduleCalls(Connection):
         webhook_url: str | None = None,
         last: str | None = None,
         since: datetime | None = None,
+        labels_id: str | None = None,
+        judge_labels_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
@@ -49,6 +51,8 @@ class ScheduleCalls(Connection):
             webhook_url=webhook_url,
             last=last,
             since=since,
+            labels_id=labels_id,
+            judge_labels_id=judge_labels_id,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )
         return self._post(ScheduleView, "/fine-tuning/schedule", body)

@@ -34,10 +34,14 @@ class TaskCalls(Connection):
         last: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        labels_id: str | None = None,
+        judge_labels_id: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
 
-        last ("30d", say), since, until: learn from the sessions that were made in that time."""
+        last ("30d", say), since, until: learn from the sessions that were made in that time.
+        labels_id: learn from labels, too or alone; judge_labels_id: labels decide what is promoted.
+        """
         body = TaskBody.unchecked(
             fine_tuning_method=fine_tuning_method,
             batch_id=batch_id,
@@ -53,6 +57,8 @@ class TaskCalls(Connection):
             last=last,
             since=since,
             until=until,
+            labels_id=labels_id,
+            judge_labels_id=judge_labels_id,
         )
         return self._post(TaskView, "/fine-tuning/task", body)
 
@@ -71,6 +77,8 @@ class TaskCalls(Connection):
         last: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
+        labels_id: str | None = None,
+        judge_labels_id: str | None = None,
     ) -> TaskPlan:
         """Tell what a task would take, and whether that is enough; nothing is created and nothing
         released. It is refused as `create_task` would be."""
@@ -87,6 +95,8 @@ class TaskCalls(Connection):
             last=last,
             since=since,
             until=until,
+            labels_id=labels_id,
+            judge_labels_id=judge_labels_id,
         )
         answer = self._call(
             "POST",

@@ -44,6 +44,7 @@ from embedding_studio.errors import (
     Draining,
     ExecutorUnavailable,
     LeaseLost,
+    MethodError,
     NotEnoughData,
     NotFound,
 )
@@ -85,6 +86,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
     drawing: Future[None] | None = None
     try:
         if task.promotion is None:
+            attempt.check_labels()
             batch = attempt.find_batch()
             start = attempt.fetch_starting_model()
             data = attempt.prepare_data(batch)
@@ -136,10 +138,23 @@ class Attempt:
 
     # -- data and starting point ---------------------------------------------------------------
 
-    def find_batch(self) -> SessionBatch:
+    def check_labels(self) -> None:
+        """Raise MethodError where the task names labels and the method takes none; NotFound."""
+        if self.task.named_labels and not self.method.learns_from_labels:
+            raise MethodError(
+                f"{self.method.meta.name!r} takes no labels, to learn from or be judged "
+                "by: leave labels_id and judge_labels_id out, or name another method"
+            )
+        for labels_id in self.task.named_labels:
+            self.lease.patiently(self.house.store.labels.get, labels_id)
+
+    def find_batch(self) -> SessionBatch | None:
         """Return the batch to learn from: the one that the task names, or that an earlier attempt
-        released for it, else the one now collecting. Of a task with a time range, the latest."""
+        released for it, else the one now collecting. Of a task with a time range, the latest. None
+        where the task learns from labels alone."""
         clickstream, named = self.house.store.clickstream, self.task.batch_id
+        if self.task.is_without_sessions:
+            return None
         if named is not None:
             batch = self.lease.patiently(clickstream.get_batch, named)
             if batch.status is not BatchStatus.RELEASED:
@@ -162,9 +177,9 @@ class Attempt:
             )
         return collecting
 
-    def has_taken(self, batch: SessionBatch) -> bool:
+    def has_taken(self, batch: SessionBatch | None) -> bool:
         """Return whether a batch is the task's, released and for good."""
-        return batch.batch_id == self._taken_id
+        return batch is not None and batch.batch_id == self._taken_id
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion to the workspace: the initial model, until another is promoted."""
@@ -194,10 +209,11 @@ class Attempt:
             self.lease.check()
             time.sleep(POLL_SECONDS)
 
-    def prepare_data(self, batch: SessionBatch, former: Data | None = None) -> Data:
+    def prepare_data(self, batch: SessionBatch | None, former: Data | None = None) -> Data:
         """Prepare the sessions of a batch, or of the time range that ends with it, as they are
         now, for all trials. What was prepared of the same sessions stays."""
-        snapshot, made, batches = self.workspace.snapshot, self.task.time_range, [batch]
+        snapshot, made = self.workspace.snapshot, self.task.time_range
+        batches = [] if batch is None else [batch]
         if made is not None:
             batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
         ids = [one.batch_id for one in batches]
@@ -229,11 +245,14 @@ class Attempt:
         self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
         return replace(data, start=self._score_start())
 
-    def release_batch(self, batch: SessionBatch) -> SessionBatch:
-        """Release the batch that is prepared, if it is not yet. Raises Conflict when another
-        release took it, unless the task has a time range, from which that takes nothing."""
+    def release_batch(self, batch: SessionBatch | None) -> SessionBatch | None:
+        """Release the batch that is prepared, if there is one and it is not yet. Raises Conflict
+        when another release took it, unless the task has a time range, from which that takes
+        nothing."""
         self.lease.beat()
         self.lease.check_stop()  # a task that was ended by now takes nothing along
+        if batch is None:
+            return None
         clickstream, now = self.house.store.clickstream, self.house.clock()
         if batch.status is BatchStatus.COLLECTING:
             try:
@@ -256,17 +275,19 @@ class Attempt:
         )
         self._taken_id = batch.batch_id
 
-    def open_experiment(self, batch: SessionBatch, start: StoredModel) -> tuple[str, int]:
+    def open_experiment(self, batch: SessionBatch | None, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""
         tracking, settings, method = self.house.tracking, self.house.settings, self.method
         opened = tracking.iterations.open(
             self.task.id,
             self.task.registered_name,
-            batch.batch_id,
+            "" if batch is None else batch.batch_id,
             start.run_id,
             self.task.fresh_starts,
             self.task.project,
             str(self.task.time_range or ""),
+            self.task.labels_id or "",
+            self.task.judge_labels_id or "",
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from cronsim import CronSim, CronSimError
 
 from embedding_studio.clickstream import TimeRange, ignored_kinds, merge_weights
-from embedding_studio.errors import Conflict, InvalidInput, StoreUnavailable
+from embedding_studio.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
 from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
 from embedding_studio.tasks import FineTuningTask, TaskRequest
@@ -79,7 +79,7 @@ def _run(
 ) -> None:
     try:
         task, outcome = _look(store, schedule, now, most_pending, weights)
-    except (Conflict, InvalidInput) as error:
+    except (Conflict, InvalidInput, NotFound) as error:
         task, outcome = None, f"no task: {error}"
     next_at = next_time(schedule.cron, schedule.interval_seconds, schedule.created_at, now)
     store.schedules.advance(schedule, next_at, task.id if task else None, outcome)
@@ -91,7 +91,8 @@ def _run(
 def _look(
     store: Store, schedule: Schedule, now: datetime, most_pending: int, weights: Mapping[str, float]
 ) -> tuple[FineTuningTask | None, str]:
-    """Return the task of this time, if there is one, and what there is to say. Raises Conflict."""
+    """Return the task of this time, if there is one, and what there is to say. Raises Conflict, and
+    NotFound for labels that are there no longer."""
     key = f"schedule {schedule.id} at {schedule.next_at.isoformat()}"
     if (task := store.tasks.find(key)) is None:
         made = TimeRange.of(schedule.last, schedule.since, None, now)
@@ -125,6 +126,10 @@ def _look(
         webhook_url=schedule.webhook_url,
         last=schedule.last,
         since=schedule.since,
+        labels_id=schedule.labels_id,
+        judge_labels_id=schedule.judge_labels_id,
     )
+    for labels_id in request.named_labels:
+        store.labels.get(labels_id)
     task, is_new = store.tasks.add(request, now, most_pending)
     return task, f"task {task.id} {'was created' if is_new else 'is there already'}"

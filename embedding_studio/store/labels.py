@@ -10,8 +10,15 @@ from functools import partial
 
 from embedding_studio.clickstream import Usage, normalize_query
 from embedding_studio.errors import Conflict, InvalidInput, unknown
-from embedding_studio.labels import Label, LabelCounts, LabelSet, LabelsPut, check_labels_id
-from embedding_studio.store.batches import pages
+from embedding_studio.labels import (
+    RELEVANT_FROM,
+    Label,
+    LabelCounts,
+    LabelSet,
+    LabelsPut,
+    check_labels_id,
+)
+from embedding_studio.store.batches import NOT_ENDED, pages
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import (
     Document,
@@ -24,6 +31,7 @@ from embedding_studio.store.documents import (
     new_id,
 )
 from embedding_studio.store.projects import Projects
+from embedding_studio.store.tasks import TASKS
 from embedding_studio.store.usage import json_size
 
 SETS = Kind("label_sets", unique=(("project", "labels_id"),), indexes=(("project", "labels_id"),))
@@ -151,20 +159,33 @@ class Labels:
     def count(self, labels_id: str) -> LabelCounts:
         """Return what is in a set, which is read through. Raises NotFound."""
         items: set[str] = set()
-        labels = queries = 0
-        highest, last = 0.0, None
+        best: list[float] = []  # of each query
+        labels, last = 0, None
         for label in self.read(labels_id):
-            query = normalize_query(label.query)
-            labels, queries, last = labels + 1, queries + (query != last), query
+            if (query := normalize_query(label.query)) != last:
+                best.append(0.0)
+            labels, last = labels + 1, query
+            best[-1] = max(best[-1], label.grade)
             items.add(label.object_id)
-            highest = max(highest, label.grade)
-        return LabelCounts(labels, queries, len(items), highest)
+        highest = max(best, default=0.0)
+        relevant = sum(grade >= RELEVANT_FROM * highest > 0 for grade in best)
+        return LabelCounts(labels, len(best), relevant, len(items), highest)
 
     def delete(self, labels_id: str) -> None:
-        """Delete a set. Raises NotFound."""
+        """Delete a set. Raises NotFound, and Conflict while a task that has not ended names it."""
         as_seen: Filter = {"id": self._get(labels_id)["id"], "labels_id": labels_id}
+        self._ensure_free(labels_id)
         self._documents.change(SETS, as_seen, set={"labels_id": None})
         self._complete()
+
+    def _ensure_free(self, labels_id: str) -> None:
+        for field in ("labels_id", "judge_labels_id"):
+            which: Filter = {"project": self._project, "status": NOT_ENDED, field: labels_id}
+            if (task := self._documents.find_one(TASKS, which)) is not None:
+                raise Conflict(
+                    f"task {task['id']} names labels {labels_id!r} and has not ended: wait for it, "
+                    "or cancel it"
+                )
 
     def _complete(self) -> None:
         """Delete what deleted sets still hold."""

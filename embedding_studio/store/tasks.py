@@ -196,8 +196,8 @@ class Tasks:
         return self._documents.count(TASKS, {"project": self._project, "status": status.value})
 
     def waiting_for_batch(self, method: str | None = None) -> FineTuningTask | None:
-        """Return the oldest task, of a method if one is named, that has not ended and has no batch
-        yet, None if there is none."""
+        """Return the oldest task, of a method if one is named, that has not ended and is still to
+        take its batch, None if there is none."""
         where = {
             "project": self._project,
             "status": _among(set(TaskStatus) - TERMINAL),
@@ -205,8 +205,8 @@ class Tasks:
         }
         if method is not None:
             where["fine_tuning_method"] = method
-        oldest = self._documents.find_one(TASKS, where, sort=OLDEST_FIRST)
-        return TASK.decode(oldest) if oldest else None
+        waiting = map(TASK.decode, self._documents.each(TASKS, where, sort=OLDEST_FIRST))
+        return next((task for task in waiting if not task.is_without_sessions), None)
 
     def events(
         self, task_id: str, after_number: int = 0, limit: int = 100

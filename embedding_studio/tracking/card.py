@@ -43,16 +43,18 @@ def write(
             *_table("Parameters", ["parameter", "value"], params.items()),
             *_table("Data", ["count", "value"], sorted(counts.items())),
             "",
-            f"Task {tags['es.task_id']}, batch {tags['es.batch_id']}"
-            f"{_made(tags)}, run {best.info.run_id}.",
+            f"Task {tags['es.task_id']}, {_learnt_from(tags)}, run {best.info.run_id}.",
             "",
         ]
     )
 
 
-def _made(tags: Mapping[str, str]) -> str:
-    made = tags.get("es.made")
-    return f" and those before it, sessions made {made}" if made else ""
+def _learnt_from(tags: Mapping[str, str]) -> str:
+    batch_id, labels_id, made = (tags.get(f"es.{one}") for one in ("batch_id", "labels", "made"))
+    batch = f"batch {batch_id}" if batch_id else ""
+    if batch and made:
+        batch += f" and those before it, sessions made {made}"
+    return ", ".join(filter(None, [batch, f"labels {labels_id}" if labels_id else ""]))
 
 
 def _metrics(promotion: Promotion) -> list[str]:

@@ -74,12 +74,15 @@ class Iterations:
         fresh_starts: int = 0,
         project: str = DEFAULT_PROJECT,
         made: str = "",
+        labels_id: str = "",
+        judge_labels_id: str = "",
     ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
-        a fresh start. made: which time range was learnt from, if one was; the batch is its last."""
+        a fresh start. made: which time range was learnt from, if one was; the batch is its last.
+        labels_id, judge_labels_id: the labels that were learnt from, and that judge, if any."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -106,9 +109,11 @@ class Iterations:
             "es.generation": str(generation),
             "es.models": "kept",
             **({"es.made": made} if made else {}),
+            **({"es.labels": labels_id} if labels_id else {}),
+            **({"es.judge_labels": judge_labels_id} if judge_labels_id else {}),
         }
         experiment_id = self._client.create_experiment(
-            f"iteration / {registered_name} / {batch_id}",
+            f"iteration / {registered_name} / {batch_id or labels_id}",
             {**tags, NOTE: story.state_note("running", "", tags)},
         )
         return _as_iteration(experiment_id, tags)

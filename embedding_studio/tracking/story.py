@@ -101,7 +101,11 @@ def _note(headline: str, rows: Mapping[str, str]) -> str:
 
 def _about(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the rows that every note has. tags: the experiment's."""
-    about = {"method": tags["es.method"], "task": tags["es.task_id"], "batch": tags["es.batch_id"]}
+    about = {"method": tags["es.method"], "task": tags["es.task_id"]}
+    if batch_id := tags["es.batch_id"]:
+        about["batch"] = batch_id
+    if labels_id := tags.get("es.labels"):
+        about["labels"] = labels_id
     if made := tags.get("es.made"):
         about["sessions"] = f"made {made}, in batches up to this one"
     if tokens := int(tags.get("es.trained_tokens", 0)):  # not every method counts any

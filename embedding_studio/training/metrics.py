@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_studio.errors import MethodError
+from embedding_studio.labels import RELEVANT_FROM as RELEVANT_FROM
 
 Floats = NDArray[np.float64]
 
 _TIE_DECIMALS = 6
-RELEVANT_FROM = 0.5
-"""The probability of relevance from which an item counts as relevant."""
 
 
 def ranking_metrics(

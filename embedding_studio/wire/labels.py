@@ -93,6 +93,7 @@ class LabelSetReport(LabelSetView):
 
     labels: int
     queries: int = Field(description="distinct, as they are split")
+    relevant_queries: int = Field(description="with an item of half the highest grade or more")
     items: int = Field(description="distinct")
     highest_grade: float = Field(description="what is wholly relevant")
 
@@ -102,6 +103,7 @@ class LabelSetReport(LabelSetView):
             **LabelSetView.of(found).model_dump(),
             labels=counts.labels,
             queries=counts.queries,
+            relevant_queries=counts.relevant_queries,
             items=counts.items,
             highest_grade=counts.highest_grade,
         )

@@ -57,6 +57,8 @@ class ScheduleView(BaseModel):
     folds: int | None = Field(None, exclude_if=is_none)
     last: str | None = Field(None, exclude_if=is_none)
     since: datetime | None = Field(None, exclude_if=is_none)
+    labels_id: str | None = Field(None, exclude_if=is_none)
+    judge_labels_id: str | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

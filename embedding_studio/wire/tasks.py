@@ -34,6 +34,7 @@ from embedding_studio.wire.clickstream import (
     from_unix_seconds,
 )
 from embedding_studio.wire.fields import Id, Meta, Plain, is_none
+from embedding_studio.wire.labels import LabelSetReport
 
 Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
 
@@ -117,6 +118,17 @@ class Terms(BaseModel):
         None, description="the same from a time on: Unix seconds, or ISO 8601 with a time zone"
     )
 
+    labels_id: Id | None = Field(
+        None,
+        description="labels to learn from: beside batch_id or a time range, or, without these, "
+        "alone; then no batch is released",
+    )
+    judge_labels_id: Id | None = Field(
+        None,
+        description="labels that decide what is promoted; nothing is learnt of their queries, or, "
+        "where they are what is learnt from, of those of the test split",
+    )
+
     @classmethod
     def unchecked(cls, **given: Any) -> "Terms":
         """Return a body of the domain's values as a client sends it, for the server to judge."""
@@ -181,6 +193,8 @@ class TaskView(BaseModel):
     last: str | None = Field(None, exclude_if=is_none)
     since: datetime | None = Field(None, exclude_if=is_none, description="also what `last` is")
     until: datetime | None = Field(None, exclude_if=is_none)
+    labels_id: str | None = Field(None, exclude_if=is_none)
+    judge_labels_id: str | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None
@@ -226,7 +240,11 @@ class TaskPlan(BaseModel):
     )
     enough: Enough = Field(description="whether there is enough to learn from and to judge by")
     verdict: str = Field(description="the same in words")
-    report: BatchReportView = Field(description="on what is learnt from, by the task's weights")
+    report: BatchReportView | None = Field(
+        description="on the sessions to learn from, by the task's weights; null: there are none"
+    )
+    labels: LabelSetReport | None = Field(description="to learn from")
+    judge_labels: LabelSetReport | None = Field(description="that decide what is promoted")
 
     @classmethod
     def of(
@@ -234,11 +252,17 @@ class TaskPlan(BaseModel):
         wanted: TaskRequest,
         batches: Sequence[SessionBatch],
         made: TimeRange | None,
-        report: BatchReport,
+        report: BatchReport | None,
+        labels: LabelSetReport | None,
+        judge_labels: LabelSetReport | None,
     ) -> Self:
         collecting = [one.batch_id for one in batches if one.status is BatchStatus.COLLECTING]
         trials, folds = wanted.budget.max_trials, wanted.folds
-        enough, verdict = tell_enough(report)
+        enough, verdict = tell_enough(
+            report.clicked_queries if report else None,
+            labels.relevant_queries if labels else None,
+            judge_labels.relevant_queries if judge_labels else None,
+        )
         return cls(
             batches=[BatchSummary.of(batch) for batch in batches],
             releases=collecting[0] if collecting else None,
@@ -250,7 +274,9 @@ class TaskPlan(BaseModel):
             trainings=trials + (folds if folds > 1 else 0) if trials and folds else None,
             enough=enough,
             verdict=verdict,
-            report=BatchReportView.model_validate(report),
+            report=BatchReportView.model_validate(report) if report else None,
+            labels=labels,
+            judge_labels=judge_labels,
         )
 
 

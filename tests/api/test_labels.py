@@ -26,7 +26,7 @@ def test_labels_from_put_to_delete(api: TestClient) -> None:
     assert told.pop("created_at") > 0
     assert told == {
         "labels_id": "judged", "golden": True,
-        "labels": 2, "queries": 2, "items": 2, "highest_grade": 3.0,
+        "labels": 2, "queries": 2, "relevant_queries": 1, "items": 2, "highest_grade": 3.0,
     }  # fmt: skip
     page = api.get("/labels", params={"limit": 1}).json()
     assert ([one["labels_id"] for one in page["sets"]], page["last_id"]) == (["judged"], "judged")

@@ -5,6 +5,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
+from embedding_studio.labels import Label
 from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
@@ -51,6 +52,17 @@ def test_a_schedule_may_name_a_time_range(api: TestClient) -> None:
     for wrong in ({"until": 9}, {"last": "soon"}, {"last": "1d", "since": 0}):
         body = {"fine_tuning_method": METHOD, "interval_seconds": 60, **wrong}
         assert api.post(SCHEDULE, json=body).status_code == 422
+
+
+def test_a_schedule_may_name_labels(api: TestClient, store: Store) -> None:
+    """Those to learn from beside a time range, those that judge in any case."""
+    store.labels.put("a", [Label("q", "i", 1)], START)
+    for fields in ({"judge_labels_id": "a"}, {"labels_id": "a", "last": "30d"}):
+        made = create(api, interval_seconds=60, **fields)
+        assert {name: made[name] for name in fields} == fields
+    for status, wrong in ((422, {"labels_id": "a"}), (404, {"judge_labels_id": "b"})):
+        body = {"fine_tuning_method": METHOD, "interval_seconds": 60, **wrong}
+        assert api.post(SCHEDULE, json=body).status_code == status
 
 
 def test_times_that_passed_in_a_pause_are_not_made_up_for(api: TestClient, clock: Clock) -> None:

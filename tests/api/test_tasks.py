@@ -10,11 +10,21 @@ import pytest
 from fastapi.testclient import TestClient
 
 from embedding_studio.errors import NotFound
+from embedding_studio.labels import Label
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.tasks import Promotion, TaskProgress, TaskRequest, TaskStatus
 from embedding_studio.tracking.reader import experiment_url
-from tests.api.samples import METHOD, START, Clock, claim, only_task, record_worker, session_json
+from tests.api.samples import (
+    METHOD,
+    START,
+    Clock,
+    claim,
+    event_json,
+    only_task,
+    record_worker,
+    session_json,
+)
 
 TASK = "/fine-tuning/task"
 
@@ -278,6 +288,49 @@ def test_a_dry_run_creates_and_releases_nothing(
     assert api.get("/clickstream/internal/batch").json()["batch_id"] == collecting
 
 
+def test_a_task_may_learn_from_labels_alone(api: TestClient, store: Store) -> None:
+    """Nothing needs to be collecting; a dry run tells what the sets have, and too few queries."""
+    assert api.post(TASK, json={"fine_tuning_method": METHOD, "labels_id": "a"}).status_code == 404
+    labels = [Label(f"query {n}", "shoe-1", n % 2) for n in range(140)]
+    store.labels.put("a", labels, START)
+    store.labels.put("few", labels[:8], START)
+    told = plan(api, labels_id="a", judge_labels_id="few")
+    assert (told["batches"], told["releases"], told["report"]) == ([], None, None)
+    assert (told["labels"]["labels"], told["labels"]["relevant_queries"]) == (140, 70)
+    assert (told["judge_labels"]["queries"], told["enough"]) == (8, "no")
+    assert told["verdict"].startswith("4 queries of the labels that judge")
+    assert plan(api, labels_id="a")["enough"] == "yes"
+    assert plan(api, labels_id="few")["verdict"].startswith("4 distinct queries have a relevant")
+    made = create(api, labels_id="a", judge_labels_id="few")
+    assert (made["labels_id"], made["judge_labels_id"]) == ("a", "few")
+    assert store.tasks.get(made["id"]).is_without_sessions
+    unknown = api.post(TASK, json={"fine_tuning_method": METHOD, "judge_labels_id": "x"})
+    assert (unknown.status_code, "'x'" in unknown.json()["detail"]) == (404, True)
+
+
+def test_labels_stay_until_the_task_has_ended(api: TestClient, store: Store) -> None:
+    """What it learns from, and what judges it."""
+    for name in ("a", "b"):
+        store.labels.put(name, [Label("q", "shoe-1", 1)], START)
+    made = create(api, labels_id="a", judge_labels_id="b")
+    for name in ("a", "b"):
+        refused = api.delete(f"/labels/{name}")
+        assert (refused.status_code, made["id"] in refused.json()["detail"]) == (409, True)
+    api.put(f"{TASK}/{made['id']}/cancel")
+    assert api.delete("/labels/a").status_code == 204
+
+
+def test_labels_stand_beside_a_time_range(api: TestClient, store: Store) -> None:
+    """Then there have to be sessions as well, and both are told."""
+    store.labels.put("a", [Label("q", "shoe-1", 1)], START)
+    body = {"fine_tuning_method": METHOD, "labels_id": "a", "last": "1d"}
+    assert api.post(TASK, json=body).status_code == 409
+    api.post("/clickstream/session", json=session_json("s-1", events=[event_json()]))
+    told = plan(api, labels_id="a", last="1d")
+    assert (told["report"]["sessions"], told["labels"]["labels"]) == (1, 1)
+    assert told["verdict"].startswith("1 distinct queries have a result that was clicked, and 1 ")
+
+
 @pytest.mark.usefixtures("collecting")
 def test_a_dry_run_is_refused_as_the_task_would_be(
     api: TestClient, store: Store, settings: Settings
@@ -294,6 +347,7 @@ def test_a_dry_run_is_refused_as_the_task_would_be(
         {"budget": {"max_trials": 0}},
         {"webhook_url": "https://shop.example/hook"},
         {"last": "soon"},
+        {"labels_id": "unknown"},
     ]
     for fields in wrong:
         body = {"fine_tuning_method": METHOD, **fields}

@@ -191,6 +191,7 @@ def test_a_task_is_planned(client: EmbeddingStudioClient) -> None:
     client.post_session(session("s-1", events=1))
     told = client.plan_task(METHOD, last="2d", budget=Budget(max_trials=3), folds=1)
     assert (told.releases, told.trainings) == (client.get_batch().batch_id, 3)
+    assert told.report is not None
     assert (told.report.clicked_queries, told.enough) == (1, Enough.NO)
     assert client.list_tasks() == []
     with pytest.raises(NotFound, match="unknown"):

@@ -30,7 +30,7 @@ def test_labels_from_put_to_delete(store: Store) -> None:
     assert store.labels.put("judged", [RED, blue], NOW) == LabelsPut(2, 0, 0)
     assert store.labels.get("judged") == LabelSet("judged", False, NOW)
     assert read(store, "judged") == {RED, blue}
-    assert store.labels.count("judged") == LabelCounts(2, 2, 2, 3.0)
+    assert store.labels.count("judged") == LabelCounts(2, 2, 1, 2, 3.0)
     later = NOW + timedelta(hours=1)
     assert store.labels.put("judged", [blue], later, is_golden=True) == LabelsPut(0, 0, 1)
     assert store.labels.put("judged", [], later) == LabelsPut(0, 0, 0)
@@ -51,7 +51,7 @@ def test_a_query_and_an_item_have_one_grade(store: Store) -> None:
     assert read(store, "judged") == {Label("Red shoes", "shoe-7", 2.0)}
     other = Label("red shoes", "shoe-8", 1.0)
     assert store.labels.put("judged", [other, *again], NOW) == LabelsPut(1, 0, 1)
-    assert store.labels.count("judged") == LabelCounts(2, 1, 2, 2.0)
+    assert store.labels.count("judged") == LabelCounts(2, 1, 1, 2, 2.0)
 
 
 def test_sets_and_labels_are_read_by_pages(store: Store) -> None:
@@ -68,7 +68,7 @@ def test_sets_and_labels_are_read_by_pages(store: Store) -> None:
     assert set(found) == set(labels)
     queries = [one.query for one in found]
     assert sum(a != b for a, b in pairwise(queries)) == 239
-    assert store.labels.count("b") == LabelCounts(1200, 240, 1200, 3.0)
+    assert store.labels.count("b") == LabelCounts(1200, 240, 240, 1200, 3.0)
 
 
 def test_a_set_needs_a_name_that_can_be(store: Store) -> None:

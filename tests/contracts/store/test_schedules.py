@@ -12,6 +12,7 @@ from embedding_studio.clickstream import SessionEvent
 from embedding_studio.errands import schedules
 from embedding_studio.errands.schedules import next_time, run_due
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
+from embedding_studio.labels import Label
 from embedding_studio.schedules import Schedule
 from embedding_studio.store import Store
 from embedding_studio.tasks import (
@@ -154,6 +155,21 @@ def test_a_schedule_creates_a_task_when_enough_clicks_are_new(store: Store) -> N
     assert task.promote is Promote.NEVER
     after = store.schedules.get("s-1")
     assert (after.last_task_id, after.next_at) == (task.id, later(180))
+
+
+def test_labels_of_a_schedule_are_its_tasks(store: Store) -> None:
+    """Where they are gone there is no task, and the outcome says why."""
+    for name in ("a", "b"):
+        store.labels.put(name, [Label("q", "i", 1)], NOW)
+    store.schedules.add(make_schedule(last="30d", labels_id="a", judge_labels_id="b"))
+    post(store, "x")
+    run_due(store, later(60), 100)
+    (task,) = store.tasks.page()
+    assert (task.labels_id, task.judge_labels_id) == ("a", "b")
+    store.tasks.cancel(task.id, later(60))
+    store.labels.delete("b")
+    run_due(store, later(120), 100)
+    assert "no set of labels has the id 'b'" in (store.schedules.get("s-1").last_outcome or "")
 
 
 def test_a_crash_between_task_and_schedule_adds_no_second_task(store: Store) -> None:

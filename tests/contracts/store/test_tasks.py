@@ -963,7 +963,8 @@ def test_a_time_range_is_counted_back_from_when_the_task_is_added(store: Store) 
 
 
 def test_the_task_that_waits_for_a_batch_is_found_by_its_method(store: Store) -> None:
-    """The oldest of the project, or of a method."""
+    """The oldest of the project, or of a method; one that learns from labels alone takes none."""
+    store.tasks.add(TaskRequest("m", labels_id="a"), NOW)
     first = store.tasks.add(TaskRequest("m"), NOW)[0]
     second = store.tasks.add(TaskRequest("n"), later(1))[0]
     waiting = store.tasks.waiting_for_batch
