@@ -55,9 +55,9 @@ def test_a_snapshot_has_the_items_content(tmp_path: Path) -> None:
         assert task is not None
         lease = Lease(store, task, "w", 60, lambda: NOW)
         folder = tmp_path / "snapshot"
-        first = take_snapshot(store, lease, [batch.batch_id], folder)
+        first = take_snapshot(store, lease, [batch.batch_id], folder, store.items.find)
         assert first[1] == 1
         [session] = Snapshot(folder, {}).usable()
         assert [text_of(one) for one in session.search_results] == ["one", "its own", None, None]
         store.items.put([Item("a", "two")])
-        assert take_snapshot(store, lease, [batch.batch_id], folder) != first
+        assert take_snapshot(store, lease, [batch.batch_id], folder, store.items.find) != first

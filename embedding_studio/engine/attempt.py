@@ -48,6 +48,7 @@ from embedding_studio.errors import (
     NotEnoughData,
     NotFound,
 )
+from embedding_studio.loaders.contents import Contents
 from embedding_studio.methods import AnyMethod, Parameters
 from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
@@ -217,7 +218,12 @@ class Attempt:
         if made is not None:
             batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
         ids = [one.batch_id for one in batches]
-        digest, count = take_snapshot(self.house.store, self.lease, ids, snapshot, made)
+        store, patiently = self.house.store, self.lease.patiently
+        with Contents(
+            lambda ids: patiently(store.items.find, ids), self.house.settings, self.lease.check
+        ) as contents:
+            digest, count = take_snapshot(store, self.lease, ids, snapshot, contents.find, made)
+        contents.require_most()
         if made is not None and not count:
             raise NotEnoughData(f"no session was made {made}: post some, or ask for more time")
         if former is not None and former.digest == digest:
@@ -231,6 +237,8 @@ class Attempt:
             f"{prepared.events.tell() or 'every event counts'}",
             {"sessions": sessions, "batches": len(ids), **prepared.events.as_data()},
         )
+        if missing := contents.told():
+            self.warn(missing)
         return Data(digest, {**prepared.figures, "batches": len(ids)})
 
     def preparing(self, folder: Path, fold: int | None) -> PrepareData:

@@ -1,13 +1,14 @@
 """How the sessions of batches become a snapshot."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedding_studio.clickstream import TimeRange
 from embedding_studio.deletion import remove_tree
+from embedding_studio.items import Item
 from embedding_studio.snapshot import SnapshotWriter
 from embedding_studio.store.codec import moment_of
 
@@ -23,15 +24,16 @@ def take_snapshot(
     lease: "Lease",
     batch_ids: Sequence[str],
     folder: Path,
+    find_items: Callable[[Collection[str]], Mapping[str, Item]],
     made: TimeRange | None = None,
 ) -> tuple[str, int]:
     """Copy the sessions of batches, or those of them that were made in a time range, as they are
     now; return a digest of what is written, and how many they are.
 
-    Results without content of their own get that of the items they name. A snapshot that the folder
-    has is replaced."""
+    Results without content of their own get that of the items they name, which find_items returns
+    by their ids. A snapshot that the folder has is replaced."""
     remove_tree(folder, ignore_errors=True)
-    with SnapshotWriter(folder, lambda ids: lease.patiently(store.items.find, ids)) as writer:
+    with SnapshotWriter(folder, find_items) as writer:
         for batch_id in batch_ids:
             read, after = partial(store.clickstream.read_documents, batch_id), 0
             while page := lease.patiently(read, after, PAGE):

@@ -40,6 +40,7 @@ from embedding_studio.errors import (
     TrialCrashed,
 )
 from embedding_studio.executors import open_executor
+from embedding_studio.loaders.sources import sources_of
 from embedding_studio.logs import OncePerMinute, about, adopt_libraries
 from embedding_studio.methods import AnyMethod, MethodCatalog, discover_methods
 from embedding_studio.settings import Settings
@@ -400,6 +401,7 @@ def _tried_again() -> Iterator[None]:
 def open_worker(settings: Settings) -> Worker:
     """Open everything a worker needs. Raises ConfigurationError, StoreUnavailable."""
     check_secret(settings)
+    sources_of(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     # first of all: a plugin may load MLflow, and finds the environment set that it reads then
     tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedding_studio.clickstream import SessionEvent
+from embedding_studio.clickstream import SearchResult, SessionEvent
 from embedding_studio.clock import utc_now
 from embedding_studio.engine import attempt
 from embedding_studio.engine import jobs as trial
@@ -14,10 +15,34 @@ from embedding_studio.engine.attempt import Attempt
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.schedules import Schedule
-from embedding_studio.tasks import TaskStatus
-from tests.iterations import Bench
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import TaskEventKind, TaskStatus
+from tests.iterations import Bench, make_session, open_bench
 
 pytestmark = pytest.mark.slow
+
+
+def test_contents_that_cannot_be_loaded_use_nothing_up(settings: Settings, tmp_path: Path) -> None:
+    """Too many are an error before anything is released, which says what is missing; fewer are told
+    in the task's history, and the rest is learnt from."""
+    (tmp_path / "items.csv").write_text("sku,text\nitem-0,zero\n")
+    bench = open_bench(settings.replaced(items_from=str(tmp_path / "items.csv")))
+    results = (SearchResult("item-0", 1.0), SearchResult("item-1", 0.5))
+    sessions = [make_session(number, search_results=results) for number in range(60)]
+    bench.house.store.clickstream.register(sessions, utc_now())
+    task = bench.run_task(count=0)
+    assert task.status is TaskStatus.ERROR
+    assert "NotEnoughData: 1 of 2 items" in (task.error or "")
+    assert "'item-1': it is in none of the sources" in (task.error or "")
+    assert (task.batch_id, collected(bench)) == (None, 60)
+    bench.house.store.close()
+    lenient = open_bench(bench.house.settings.replaced(max_missing_items=0.5))
+    done = lenient.run_task(count=0)
+    assert (done.error, done.status) == (None, TaskStatus.DONE)
+    events = [numbered.event for numbered in lenient.house.store.tasks.events(done.id)]
+    told = [event.detail for event in events if event.kind is TaskEventKind.WARNING]
+    assert any("'item-1'" in detail for detail in told)
+    lenient.house.store.close()
 
 
 def collected(bench: Bench) -> int:
