@@ -122,6 +122,8 @@ class TaskRequest:
     last: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    #: several released batches to learn from, in place of one
+    batch_ids: tuple[str, ...] = ()
     #: labels to learn from: beside the sessions of a batch or a time range, or alone
     labels_id: str | None = None
     #: labels whose queries decide what is promoted, in place of what is learnt from
@@ -130,8 +132,13 @@ class TaskRequest:
     @property
     def is_without_sessions(self) -> bool:
         """Whether it learns from labels alone, and takes no batch."""
-        sessions = (self.batch_id, self.last, self.since, self.until)
+        sessions = (self.batch_id, self.batch_ids, self.last, self.since, self.until)
         return self.labels_id is not None and not any(sessions)
+
+    @property
+    def named_batches(self) -> list[str]:
+        """The batches that it names."""
+        return [*self.batch_ids] or ([] if self.batch_id is None else [self.batch_id])
 
     @property
     def named_labels(self) -> list[str]:
@@ -281,9 +288,9 @@ class Delivery:
 class FineTuningTask(TaskRequest):
     """A request to fine-tune and everything known about its execution. Times are UTC.
 
-    Its batch_id is that of the request, or else of the batch that an attempt released; of a time
-    range, that of its latest batch, once that is settled. Where `last` was asked for, `since` says
-    what it came to."""
+    Its batch_id is that of the request, the last of several, or else of the batch that an attempt
+    released; of a time range, that of its latest batch, once that is settled. Where `last`
+    was asked for, `since` says what it came to."""
 
     id: str
     status: TaskStatus

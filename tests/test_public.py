@@ -60,9 +60,10 @@ def test_what_callers_of_the_api_import() -> None:
         "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
-        "*labels_id, *judge_labels_id",
+        "*labels_id, *judge_labels_id, *batch_ids",
         "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
-        "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id",
+        "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id, "
+        "*batch_ids",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",

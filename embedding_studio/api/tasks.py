@@ -43,6 +43,7 @@ async def create_task(
     dry_run: Annotated[bool, Query(description="judge it, and create nothing")] = False,
 ) -> TaskView | TaskPlan:
     """Without a batch_id, the batch now collecting is used, and released once the task can begin.
+    With batch_ids, all of these are, which are released already.
     With a time range, so are all released ones that hold sessions made in it. With labels_id, it
     learns from these too, and from nothing else where neither a batch nor a range is named.
     The same idempotency_key gives the same task, and is refused for another body.
@@ -102,8 +103,8 @@ def _batches_for(
     clickstream = context.store.clickstream
     if wanted.is_without_sessions:
         return []
-    if wanted.batch_id is not None:
-        return [clickstream.get_batch(wanted.batch_id)]
+    if wanted.named_batches:
+        return [*map(clickstream.get_batch, wanted.named_batches)]
     is_wanted = made is None or made.reaches(context.clock())
     collecting = clickstream.collecting_batch() if is_wanted else None
     if made is not None:
@@ -249,25 +250,27 @@ def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_labels(context, wanted.named_labels)
     if wanted.is_without_sessions:
         return
+    if wanted.batch_ids and wanted.batch_id is not None:
+        raise InvalidInput("batch_id and batch_ids are both given: name all of them in batch_ids")
     made = TimeRange.of(wanted.last, wanted.since, wanted.until, context.clock())
     if made is not None:
         _check_time_range(context, wanted, made)
-    elif wanted.batch_id is None:
-        if context.store.clickstream.collecting_batch() is None:
-            raise Conflict(
-                "no batch is collecting, so there is nothing to learn from: post sessions first, "
-                "or name a released batch in batch_id"
-            )
-    elif context.store.clickstream.get_batch(wanted.batch_id).status is BatchStatus.COLLECTING:
+    elif not wanted.named_batches and context.store.clickstream.collecting_batch() is None:
         raise Conflict(
-            f"batch {wanted.batch_id!r} is still collecting: release it first with "
-            f"{_RELEASE_ROUTE}, or leave batch_id out"
+            "no batch is collecting, so there is nothing to learn from: post sessions first, "
+            "or name a released batch in batch_id"
         )
+    for batch_id in wanted.named_batches:
+        if context.store.clickstream.get_batch(batch_id).status is BatchStatus.COLLECTING:
+            raise Conflict(
+                f"batch {batch_id!r} is still collecting: release it first with "
+                f"{_RELEASE_ROUTE}, or leave it out"
+            )
 
 
 def _check_time_range(context: Context, wanted: TaskRequest, made: TimeRange) -> None:
-    if wanted.batch_id is not None:
-        raise InvalidInput("batch_id and a time range are both given: name one of them")
+    if wanted.named_batches:
+        raise InvalidInput("a batch and a time range are both given: name one of them")
     clickstream = context.store.clickstream
     if clickstream.of_range(made):
         return

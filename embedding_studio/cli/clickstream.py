@@ -1,4 +1,4 @@
-"""Commands for batches: which there are, and their sessions as a file."""
+"""Commands for batches: which there are, what is in one, and its sessions as a file."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,9 @@ from embedding_studio.clickstream import BatchCount
 from embedding_studio.plain import escape
 
 _BAR = 40
-app = typer.Typer(help="List batches, see what one is worth, and export one.", no_args_is_help=True)
+app = typer.Typer(
+    help="List batches, see what is in one and what it is worth, export it.", no_args_is_help=True
+)
 Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 
 
@@ -31,6 +33,27 @@ def list_batches(
         late = batch.counts.get(BatchCount.LATE_SESSIONS, 0)
         rows.append([batch.batch_id, batch.status, *times, str(batch.session_count), str(late)])
     print_table(["batch", "state", "began", "released", "sessions", "came late"], rows)
+
+
+@app.command("show")
+def show_batch(
+    batch: Annotated[
+        str | None, typer.Argument(metavar="BATCH", help="by default, the one now collecting")
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Show a batch: how large it is, and what was noticed as it came, late sessions among it."""
+    with client_of(url) as client:
+        found = client.get_batch(batch)
+    rows = [
+        ["state", found.status],
+        ["began", minute(_utc(found.created_at))],
+        ["released", minute(_utc(found.released_at))],
+        ["sessions", f"{found.session_count:,}"],
+        ["clicked sessions", f"{found.clicked_sessions:,}"],
+        *([name.replace("_", " "), f"{count:,}"] for name, count in found.counts.items()),
+    ]
+    print_table(["batch", found.batch_id], rows)
 
 
 @app.command("report")

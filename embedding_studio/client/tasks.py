@@ -4,7 +4,7 @@ import tempfile
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,10 +36,12 @@ class TaskCalls(Connection):
         until: datetime | None = None,
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
+        batch_ids: Sequence[str] | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
 
-        last ("30d", say), since, until: learn from the sessions that were made in that time.
+        batch_ids: learn from several batches. last ("30d", say), since, until: learn from the
+        sessions that were made in that time.
         labels_id: learn from labels, too or alone; judge_labels_id: labels decide what is promoted.
         """
         body = TaskBody.unchecked(
@@ -59,6 +61,7 @@ class TaskCalls(Connection):
             until=until,
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
+            batch_ids=batch_ids and [*batch_ids],
         )
         return self._post(TaskView, "/fine-tuning/task", body)
 
@@ -79,6 +82,7 @@ class TaskCalls(Connection):
         until: datetime | None = None,
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
+        batch_ids: Sequence[str] | None = None,
     ) -> TaskPlan:
         """Tell what a task would take, and whether that is enough; nothing is created and nothing
         released. It is refused as `create_task` would be."""
@@ -97,6 +101,7 @@ class TaskCalls(Connection):
             until=until,
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
+            batch_ids=batch_ids and [*batch_ids],
         )
         answer = self._call(
             "POST",

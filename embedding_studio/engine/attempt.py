@@ -211,13 +211,14 @@ class Attempt:
             time.sleep(POLL_SECONDS)
 
     def prepare_data(self, batch: SessionBatch | None, former: Data | None = None) -> Data:
-        """Prepare the sessions of a batch, or of the time range that ends with it, as they are
-        now, for all trials. What was prepared of the same sessions stays."""
+        """Prepare the sessions of a batch, of all that the task names, or of the time range that
+        ends with it, as they are now, for all trials. What was prepared of the same sessions stays.
+        """
         snapshot, made = self.workspace.snapshot, self.task.time_range
         batches = [] if batch is None else [batch]
         if made is not None:
             batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
-        ids = [one.batch_id for one in batches]
+        ids = [*self.task.batch_ids] or [one.batch_id for one in batches]
         store, patiently = self.house.store, self.lease.patiently
         with Contents(
             lambda ids: patiently(store.items.find, ids), self.house.settings, self.lease.check

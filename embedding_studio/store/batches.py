@@ -415,8 +415,10 @@ class Batches:
         """Return the batches that tasks which have not ended learn from, with these tasks."""
         which: Filter = {"project": self._project, "status": NOT_ENDED}
         needed: defaultdict[str, set[str]] = defaultdict(set)
-        for task in self._documents.find(TASKS, which, fields=("id", "batch_id", "since", "until")):
+        fields = ("id", "batch_id", "batch_ids", "since", "until")
+        for task in self._documents.find(TASKS, which, fields=fields):
             batch_ids = [task["batch_id"]] if "batch_id" in task else []
+            batch_ids += task.get("batch_ids", ())
             since, until = (task.get(name) for name in ("since", "until"))
             if since is not None or until is not None:
                 made = TimeRange(None if since is None else moment_of(since), None)

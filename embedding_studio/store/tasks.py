@@ -125,6 +125,8 @@ class Tasks:
         asked = {field.name: getattr(request, field.name) for field in fields(request)}
         made = TimeRange.of(request.last, request.since, request.until, now)
         asked["since"] = made and made.since
+        if request.batch_ids:
+            asked["batch_id"] = request.batch_ids[-1]
         task = FineTuningTask(
             id=new_id(),
             status=TaskStatus.PENDING,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from operator import not_
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
@@ -83,6 +84,8 @@ EventWeights = Annotated[
 ]
 
 
+MOST_BATCHES = 100
+"""How many a task may name."""
 RangeTime = Annotated[PostedTime, Field(ge=0, lt=253_402_300_800)]
 _TIMES = {"since", "until"}
 
@@ -166,10 +169,16 @@ class TaskBody(Terms):
     )
 
     batch_id: Id | None = Field(None, description="a released batch; absent: the one collecting")
+    batch_ids: Annotated[list[Id], Field(max_length=MOST_BATCHES)] | None = Field(
+        None, description="several released batches, in place of batch_id, which is then the last"
+    )
     until: RangeTime | None = Field(
         None, description="the end of the time range, which is not in it; absent: it has none"
     )
     idempotency_key: Id | None = Field(None, description="the same key gives the same task")
+
+    def given(self) -> dict[str, Any]:
+        return {**super().given(), "batch_ids": tuple(dict.fromkeys(self.batch_ids or ()))}
 
 
 class TaskView(BaseModel):
@@ -183,6 +192,7 @@ class TaskView(BaseModel):
     created_at: datetime
     updated_at: datetime
     batch_id: str | None
+    batch_ids: list[str] = Field([], exclude_if=not_, description="where several were named")
     metadata: Mapping[str, Any] | None
     idempotency_key: str | None
     budget: Budget

@@ -35,8 +35,8 @@ def collecting(api: TestClient) -> None:
     api.post("/clickstream/session", json=session_json())
 
 
-def release(api: TestClient) -> str:
-    answer = api.post("/clickstream/internal/batch/release", json={"release_id": "r-1"})
+def release(api: TestClient, release_id: str = "r-1") -> str:
+    answer = api.post("/clickstream/internal/batch/release", json={"release_id": release_id})
     batch_id: str = answer.json()["batch_id"]
     return batch_id
 
@@ -220,6 +220,32 @@ def test_a_task_may_name_a_time_range(api: TestClient, clock: Clock) -> None:
     assert "since" not in create(api, until="2026-01-31T11:00:00Z")
 
 
+def test_a_task_may_name_several_batches(api: TestClient) -> None:
+    """Released ones, each once; the task's own is the last of them."""
+    ids = []
+    for number in range(2):
+        api.post("/clickstream/session", json=session_json(f"s-{number}"))
+        ids.append(release(api, f"r-{number}"))
+    api.post("/clickstream/session", json=session_json("s-2"))
+    collecting = api.get("/clickstream/internal/batch").json()["batch_id"]
+    told = plan(api, batch_ids=[*ids, ids[0]])
+    assert [one["batch_id"] for one in told["batches"]] == ids
+    assert (told["releases"], told["report"]["sessions"]) == (None, 2)
+    made = create(api, batch_ids=[*ids, ids[0]], idempotency_key="k")
+    assert (made["batch_ids"], made["batch_id"]) == (ids, ids[1])
+    assert create(api, batch_ids=ids, idempotency_key="k") == made
+    assert "batch_ids" not in create(api, batch_ids=None)
+    for fields, status, word in (
+        ({"batch_ids": [ids[0], "x"]}, 404, "'x'"),
+        ({"batch_ids": [ids[0], collecting]}, 409, "still collecting"),
+        ({"batch_ids": ids, "batch_id": ids[0]}, 422, "both given"),
+        ({"batch_ids": ids, "last": "30d"}, 422, "both given"),
+        ({"batch_ids": ["x"] * 101}, 422, "100"),
+    ):
+        refused = api.post(TASK, json={"fine_tuning_method": METHOD, **fields})
+        assert (refused.status_code, word in refused.text) == (status, True), refused.text
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -231,7 +257,7 @@ def test_a_task_may_name_a_time_range(api: TestClient, clock: Clock) -> None:
         ({"since": -1}, "since"),
         ({"until": 1e18}, "until"),
         ({"until": "NaN"}, "until"),
-        ({"last": "1d", "batch_id": "b"}, "batch_id and a time range"),
+        ({"last": "1d", "batch_id": "b"}, "a batch and a time range"),
     ],
 )
 def test_a_time_range_that_is_none_is_422(

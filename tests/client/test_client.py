@@ -153,6 +153,9 @@ def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path
 
     assert re.search(rf"^{batch_id} +released .* 3 +0 *$", run("list").stdout, re.M)
     assert client.list_batches(skip=1) == []
+    shown = run("show", batch_id).stdout
+    assert re.search(r"^sessions +3 *$", shown, re.M)
+    assert re.search(r"^late sessions +0 *$", shown, re.M)
     file = tmp_path / "batch.ndjson"
     assert client.report_on_batch(batch_id).sessions > 0
     told = run("report", batch_id).output
@@ -194,6 +197,9 @@ def test_a_task_is_planned(client: EmbeddingStudioClient) -> None:
     assert told.report is not None
     assert (told.report.clicked_queries, told.enough) == (1, Enough.NO)
     assert client.list_tasks() == []
+    batch_id = client.release_batch().batch_id
+    assert client.plan_task(METHOD, batch_ids=[batch_id]).releases is None
+    assert client.create_task(METHOD, batch_ids=[batch_id]).batch_ids == [batch_id]
     with pytest.raises(NotFound, match="unknown"):
         client.plan_task(METHOD, batch_id="unknown")
 

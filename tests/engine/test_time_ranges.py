@@ -1,4 +1,4 @@
-"""Tasks that learn from a time range, whichever batches its sessions are in."""
+"""Tasks that learn from several batches, or from a time range, whichever batches it is in."""
 
 from datetime import timedelta
 from typing import Any
@@ -52,6 +52,24 @@ def test_a_month_is_learned_from(bench: Bench) -> None:
     third = run(bench, last="30d")
     assert (third.status, third.batch_id) == (TaskStatus.DONE, second.batch_id)
     assert learned_from(bench, third) == 90
+
+
+def test_several_batches_are_learned_from(bench: Bench) -> None:
+    """As one, by their ids; what is collecting stays, and a restart sees the same."""
+    ids = []
+    for number, count in enumerate((60, 15, 20)):
+        post(bench, 100 * number, count, days_ago=1)
+        ids.append(release(bench, f"r-{number}"))
+    post(bench, 400, 10, days_ago=0)
+    with pytest.MonkeyPatch.context() as patch:
+        before(patch, Attempt, "open_experiment", fail)
+        failed = run(bench, batch_ids=(ids[0], ids[2]))
+    assert (failed.status, failed.batch_id) == (TaskStatus.ERROR, ids[2])
+    bench.house.store.tasks.restart(failed.id, utc_now())
+    assert bench.worker.work_once()
+    done = bench.house.store.tasks.get(failed.id)
+    assert (done.error, done.status, done.batch_id) == (None, TaskStatus.DONE, ids[2])
+    assert (learned_from(bench, done), collected(bench)) == (80, 10)
 
 
 def test_a_range_that_has_ended_leaves_what_is_collecting(bench: Bench) -> None:

@@ -124,6 +124,10 @@ def test_what_tasks_learn_from_stays(store: Store) -> None:
     """Until they have ended: a batch that is named, or taken and not yet said to be, and those of a
     time range; the tasks are named."""
     batches = post_three_batches(store)
+    several, _ = store.tasks.add(TaskRequest("m", batch_ids=(batches[1], batches[0])), NOW)
+    assert several.batch_id == batches[0]
+    assert store.users.erase("he") == Erased(1, 2, (several.id,))
+    store.tasks.cancel(several.id, NOW)
     named, _ = store.tasks.add(TaskRequest("m", batch_id=batches[0]), NOW)
     taking, _ = store.tasks.add(TaskRequest("m"), NOW)
     assert store.users.erase(HER) == Erased(6, 3, (named.id,))  # what collects is not taken yet
