@@ -46,7 +46,7 @@ HOMES = {
     "bson": {"store.mongo", "store.mongo_former", "loaders.databases"},
     "sqlite3": {"store.sqlite", "store.sqlite_file", "tracking.local", "tracking.reader"}
     | {"loaders.files"},
-    "sqlalchemy": {"tracking.local", "loaders.databases"},
+    "sqlalchemy": {"tracking.local", "loaders.databases", "imports.sql"},
     "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},

@@ -57,6 +57,7 @@ def test_what_callers_of_the_api_import() -> None:
         "erase_user": "user_id",
         "import_file": "path, *format, *columns, *import_id, *dry_run, *labels_id, "
         "*files, *on_sent",
+        "import_rows": "rows, import_id, *format, *columns, *dry_run, *labels_id, *files, *on_sent",
         "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "

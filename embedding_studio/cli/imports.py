@@ -1,8 +1,9 @@
 """The command that sends a file to the API."""
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +13,11 @@ from embedding_studio.cli.context import client_of
 from embedding_studio.plain import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
 
-    from embedding_studio.wire.imports import RowNote
+    from embedding_studio.imports.readers import Row
+    from embedding_studio.wire.imports import ImportReport, RowNote
 
 app = typer.Typer()
 _SHOWN = 5
@@ -40,6 +43,14 @@ def import_file(
     files: Annotated[
         str | None, typer.Option(help="of labels: the folder or bucket that the files are in")
     ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="of qrels: the queries' ids and texts"),
+    ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Option(help="a statement, whose rows are imported; FILE is the database's URL then"),
+    ] = None,
     import_id: Annotated[
         str | None, typer.Option(help="without it, made of the file's content")
     ] = None,
@@ -53,29 +64,28 @@ def import_file(
 ) -> None:
     """Bring sessions or tables of impressions, of any age, items, or labels: JSON lines, JSON,
     YAML, CSV or parquet, also in gzip or zstd."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
     from embedding_studio.wire.imports import columns_in
 
-    path, is_elsewhere = Path(file), "://" in file
-    if not is_elsewhere and not path.is_file():
+    path, is_elsewhere = Path(file), sql is None and "://" in file
+    if sql is None and not is_elsewhere and not path.is_file():
         raise typer.BadParameter(f"there is no file {file!r}", param_hint="FILE")
-    if is_elsewhere and refused is not None:
-        raise typer.BadParameter("of a file elsewhere, the rows are not here", param_hint="refused")
-    bars = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    if refused is not None and (is_elsewhere or sql is not None):
+        raise typer.BadParameter(
+            "of what is elsewhere, the rows are not here", param_hint="refused"
+        )
+    if files is not None and Path(files).is_dir():
+        files, wanted = str(Path(files).resolve()), "labels"
     with ExitStack() as opened:
         client = opened.enter_context(client_of(url))
         if is_elsewhere:
-            send = partial(client.import_url, file)
+            send: Callable[..., ImportReport] = partial(client.import_url, file)
+        elif (rows := _rows_of(file, sql, queries, files)) is not None:
+            import_id = import_id or _id_of(file, sql)
+            on_sent = opened.enter_context(_progress())
+            send = partial(client.import_rows, rows, on_sent=on_sent)
         else:
-            progress = opened.enter_context(Progress(*bars, console=Console(stderr=True)))
-            bar = progress.add_task("sent", total=path.stat().st_size)
-            send = partial(
-                client.import_file,
-                path,
-                on_sent=lambda sent: progress.update(bar, completed=sent),
-            )
+            on_sent = opened.enter_context(_progress(path.stat().st_size))
+            send = partial(client.import_file, path, on_sent=lambda sent: on_sent(None, sent))
         report = send(
             format=wanted,
             columns=columns_in(columns),
@@ -107,6 +117,64 @@ def import_file(
         _write_refused(path, refused, report.refusals)
     if report.refused and not any(made.values()):
         raise typer.Exit(1)
+
+
+def _rows_of(
+    file: str, sql: str | None, queries: Path | None, files: str | None
+) -> "Callable[[], Iterator[Row] | Iterator[dict[str, Any]]] | None":
+    """Return what makes the rows to be sent, None where the file is sent as it is."""
+    from embedding_studio.imports import beside
+
+    path = Path(file)
+    if sql is not None:
+        from embedding_studio.imports.sql import sql_rows
+
+        return partial(sql_rows, file, sql)
+    if queries is not None:
+        texts = beside.queries_in(queries)
+        return lambda: beside.with_queries(beside.rows_in(path), texts)
+    if files is not None and Path(files).is_dir():
+        return lambda: beside.with_texts(beside.rows_in(path), Path(files))
+    return None
+
+
+def _id_of(file: str, sql: str | None) -> str:
+    """Return the import's id: of what the file has, or of the statement and where it is asked."""
+    from embedding_studio.client.imports import import_id_of
+
+    if sql is None:
+        return import_id_of(Path(file))
+    from embedding_studio.imports.sql import shown_url
+
+    return sha256(f"{shown_url(file)} {sql}".encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _progress(total: int | None = None) -> "Iterator[Callable[[int | None, int], None]]":
+    """Show how much is sent, in a terminal; yield what is told how many rows, and bytes."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        FileSizeColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        (TextColumn("{task.description}"), FileSizeColumn())
+        if total is None
+        else (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("0 rows", total=total)
+
+        def on_sent(rows: int | None, sent: int) -> None:
+            progress.update(bar, completed=sent, description=f"{rows} rows")
+
+        yield on_sent
 
 
 def _write_refused(file: Path, target: Path, notes: "Iterable[RowNote]") -> None:

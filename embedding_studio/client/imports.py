@@ -1,13 +1,17 @@
 """Calls for files."""
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from embedding_studio.client.connection import Connection, checked
-from embedding_studio.wire.imports import ImportReport
+from embedding_studio.imports.parquet import as_json
+from embedding_studio.imports.readers import Row
+from embedding_studio.wire.imports import MAX_REFUSALS, ImportReport, RowNote
 
 _CHUNK_BYTES = 256 * 1024
 _ATTEMPTS = 5
@@ -67,6 +71,37 @@ class ImportCalls(Connection):
         params = _params(import_id, format, columns, dry_run, labels_id, files)
         return self._import({**params, "url": url})
 
+    def import_rows(
+        self,
+        rows: Callable[[], Iterable[Mapping[str, Any] | Row]],
+        import_id: str,
+        *,
+        format: str | None = None,  # noqa: A002 - as the API has it
+        columns: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+        labels_id: str | None = None,
+        files: str | None = None,
+        on_sent: Callable[[int, int], object] | None = None,
+    ) -> ImportReport:
+        """Send rows while they come, as `import_file` does a file's.
+
+        rows: returns them, as JSON has them, numbered from 1, or with numbers and faults of their
+        own; from the first again when the call is repeated. import_id: names what has no id of its
+        own. on_sent: is told how many rows and bytes are sent."""
+        refusals: list[RowNote] = []
+
+        def content() -> Iterator[bytes]:
+            refusals.clear()
+            return _lines(rows(), refusals, on_sent or (lambda rows, sent: None))
+
+        params = _params(import_id, format, columns, dry_run, labels_id, files)
+        report = self._import(params, content, {"Content-Type": "application/octet-stream"})
+        report.rows += len(refusals)
+        report.refused += len(refusals)
+        told = sorted([*report.refusals, *refusals], key=lambda note: note.row)
+        report.refusals = told[:MAX_REFUSALS]
+        return report
+
     def _import(
         self,
         params: Mapping[str, str],
@@ -100,6 +135,34 @@ def _params(
     given = {"format": wanted, "columns": named, "labels_id": labels_id, "files": files}
     params = {"import_id": import_id, "dry_run": str(dry_run).lower()}
     return {**params, **{name: value for name, value in given.items() if value}}
+
+
+def _lines(
+    rows: Iterable[Mapping[str, Any] | Row],
+    refusals: list[RowNote],
+    on_sent: Callable[[int, int], object],
+) -> Iterator[bytes]:
+    """Yield rows as JSON lines, of which each has its number; what is none joins the refusals."""
+    part, line, count, sent = bytearray(), 0, 0, 0
+    for number, given in enumerate(rows, 1):
+        row = given if isinstance(given, Row) else Row(number, given)
+        if row.fault is not None:
+            refusals.append(RowNote(row=row.number, reason=row.fault))
+            continue
+        part += b"\n" * (row.number - 1 - line)
+        if isinstance(row.content, bytes):
+            part += row.content
+        else:
+            part += json.dumps(as_json(row.content)).encode()
+        part += b"\n"
+        line, count = row.number, count + 1
+        if len(part) >= _CHUNK_BYTES:
+            sent += len(part)
+            yield bytes(part)
+            on_sent(count, sent)
+            part.clear()
+    yield bytes(part)
+    on_sent(count, sent + len(part))
 
 
 def import_id_of(path: Path) -> str:

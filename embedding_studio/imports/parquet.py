@@ -47,7 +47,7 @@ def _lines() -> Iterator[str]:
         check_ratio(size, sum(max(one.total_byte_size, one.num_rows) for one in groups))
         for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
             for values in batch.to_pylist(maps_as_pydicts="strict"):
-                yield json.dumps(_plain(values))
+                yield json.dumps(as_json(values))
     except MemoryError:
         most_mb = MEMORY_BYTES // 1024 // 1024
         raise InvalidInput(
@@ -57,14 +57,14 @@ def _lines() -> Iterator[str]:
         raise InvalidInput(f"the parquet file is broken: {error}"[:500]) from None
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a value as JSON has it, without what is missing."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, dict):
-        return {str(name): _plain(one) for name, one in value.items() if one is not None}
+        return {str(name): as_json(one) for name, one in value.items() if one is not None}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [as_json(one) for one in value]
     if isinstance(value, datetime.datetime):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):

@@ -95,7 +95,7 @@ def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterat
     """Yield the rows of a file that begins with an object, which is a row or holds all of them."""
     first = file.readline(most_mb * 1024 * 1024 + 1)
     if not first.rstrip().endswith(b"}") or not file.peek(1).strip():  # it is all there is
-        yield from _whole_json(file, first, most_mb)
+        yield from _whole_json(file, first, most_mb, lines_before)
         return
     lines = chain([first], iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""))
     for number, line in enumerate(lines, lines_before + 1):
@@ -107,7 +107,9 @@ def _objects(file: io.BufferedReader, lines_before: int, most_mb: int) -> Iterat
             yield Row(number, line)
 
 
-def _whole_json(file: io.BufferedReader, begun: bytes, most_mb: int) -> Iterator[Row]:
+def _whole_json(
+    file: io.BufferedReader, begun: bytes, most_mb: int, lines_before: int = 0
+) -> Iterator[Row]:
     most = most_mb * 1024 * 1024
     text = begun + file.read(max(0, most + 1 - len(begun)))
     if len(text) > most:
@@ -121,10 +123,10 @@ def _whole_json(file: io.BufferedReader, begun: bytes, most_mb: int) -> Iterator
         rows: Iterable[Any] = _list.decode(text) if text.startswith(b"[") else _json_rows(text)
     except (msgspec.DecodeError, RecursionError) as error:
         if text.startswith(b"{") and b"\n" not in text.strip():  # a line
-            yield Row(1, text)
+            yield Row(lines_before + 1, text)
             return
         raise InvalidInput(f"the file is no JSON list, and no JSON object: {error}") from None
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, 1 if rows != [text] else lines_before + 1):
         if isinstance(row, dict):
             yield Row(number, row)
         elif len(content := bytes(row)) > MAX_ROW_BYTES:

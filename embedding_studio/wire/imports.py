@@ -155,7 +155,7 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | int | float) else value
 
 
-def _check_file(name: str) -> str:
+def check_file(name: str) -> str:
     """Return the name of a file below a folder. Raises ValueError for one that leads elsewhere."""
     parts = re.split(r"[/\\]", unquote(name))
     if ".." in parts or not parts[0] or ":" in parts[0]:
@@ -192,7 +192,7 @@ class JudgementBody(Posted):
 class FileBody(Posted):
     """A file, and the labels it carries."""
 
-    file: Annotated[PostedId, AfterValidator(_check_file)]
+    file: Annotated[PostedId, AfterValidator(check_file)]
     labels: Annotated[list[TableQuery], BeforeValidator(_as_list)]
     text: SaidText | None = None
 

@@ -10,9 +10,11 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy
 import stamina
 import uvicorn
 from typer.testing import CliRunner, Result
@@ -492,6 +494,113 @@ def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path)
     assert "0 new, 1 known" in run("--columns", "query=query").stdout
     nothing = run("--columns", "query=item,item=position", "--format", "sessions")
     assert nothing.exit_code == 1
+
+
+def imported(client: EmbeddingStudioClient, *words: str) -> Result:
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+    return CliRunner().invoke(app, ["import", *words, "--url", url])
+
+
+def labels_in(client: EmbeddingStudioClient, labels_id: str, file: Path) -> set[Any]:
+    client.export_labels(labels_id, file)
+    told = map(json.loads, file.read_text().splitlines())
+    return {(one["query"], one["object_id"][:4], one["grade"]) for one in told}
+
+
+def test_rows_of_a_database_are_imported(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """What a statement selects is sent as it comes; what it deletes is still there."""
+    database = f"sqlite:///{tmp_path / 'faq.db'}"
+    engine = sqlalchemy.create_engine(database)
+    with engine.begin() as opened:
+        opened.exec_driver_sql("create table faq (q text, a text, asked timestamp)")
+        opened.exec_driver_sql(
+            "insert into faq values ('where %', 'here', '2026-01-31'), ('why', '', null)"
+        )
+    engine.dispose()
+    select = "select q as prompt, a as completion from faq where q like '%w%'"
+    told = imported(client, database, "--sql", select, "--labels-id", "faq")
+    assert "2 rows (pairs) make 1 labels, 1 items: 1 new" in told.stdout
+    assert "row 2, completion.0: has no words" in told.stdout
+    assert labels_in(client, "faq", tmp_path / "out") == {("where %", "text", 1.0)}
+    refused = imported(client, database, "--sql", "delete from faq", "--labels-id", "faq")
+    assert "selects no rows" in str(refused.exception)
+    twice = imported(client, database, "--sql", "select q, q from faq", "--labels-id", "faq")
+    assert "'q' is there twice" in str(twice.exception)
+    again = imported(client, database, "--sql", select, "--labels-id", "faq")
+    assert "0 new, 1 known" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("sqlite://", "no such table"),
+        ("mysql+pymysql://me:se%40cret@127.0.0.1:1/shop", "me:***@127.0.0.1"),
+        ("nothing://me:se%40cret@host/shop", "me:***@host"),
+        ("se@cret", "not one that SQLAlchemy reads"),
+    ],
+)
+def test_a_database_that_does_not_answer(
+    client: EmbeddingStudioClient, url: str, words: str
+) -> None:
+    """It is said which, and why, without the password."""
+    refused = imported(client, url, "--sql", "select 1 from missing", "--labels-id", "faq")
+    assert isinstance(refused.exception, InvalidInput)
+    assert words in str(refused.exception)
+    assert "cret" not in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    "queries", ["qid,text\n1,coat\n", "1\tcoat\n7\tshoes\n", '{"_id": "1", "text": "coat"}']
+)
+def test_judgements_with_their_queries(
+    client: EmbeddingStudioClient, tmp_path: Path, queries: str
+) -> None:
+    """The texts come from a file of their own; rows keep their numbers."""
+    judged, named, refused = tmp_path / "qrels", tmp_path / "queries", tmp_path / "refused"
+    judged.write_text("1 0 a 2\n\n2 0 a 1\n1 0 b\n1 0 c -1\n1 0 d x\n")
+    named.write_text(queries.replace("_id", "qid"))
+    words = ["--queries", str(named), "--labels-id", "trec", "--refused", str(refused)]
+    told = imported(client, str(judged), *words).stdout
+    assert "5 rows (qrels) make 2 labels: 2 new" in told
+    kept = labels_in(client, "trec", tmp_path / "out")
+    assert kept == {("coat", "a", 2.0), ("coat", "c", 0.0)}
+    rows = [json.loads(line) for line in refused.read_text().splitlines()]
+    assert [(one["row"], one["column"]) for one in rows] == [(3, None), (4, None), (6, "grade")]
+    assert "'2', which is not among the queries" in rows[0]["reason"]
+
+
+def test_labelled_texts_are_read(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """From the folder, which nothing leads out of; other files are named by their places."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("a coat")
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    file = tmp_path / "labels.json"
+    names = ["a.txt", "b.jpg", "../secret.txt", "link.txt", "c.txt"]
+    file.write_text(json.dumps({name: ["coat"] for name in names}))
+    words = ["--labels-id", "tags", "--files", str(tmp_path / "texts")]
+    told = imported(client, str(file), *words).stdout
+    assert "5 rows (labels) make 2 labels, 2 items" in told
+    assert "row 3: leads out" in told
+    assert "row 4: 'link.txt' is a link that leads out" in told
+    assert "row 5: 'c.txt' cannot be read: No such file" in told
+    assert client.get_item("a.txt").text == "a coat"
+    assert client.get_item("b.jpg").image == str(tmp_path / "texts" / "b.jpg")
+
+
+def test_rows_are_sent_while_they_come(client: EmbeddingStudioClient) -> None:
+    """It is told how many are sent, and how many bytes; values are written as JSON has them."""
+    sent: list[tuple[int, int]] = []
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    rows = [{"query": "q", "item": n, "position": n, "time": moment} for n in range(5000)]
+    report = client.import_rows(
+        lambda: rows[:900], "rows", on_sent=lambda rows, size: sent.append((rows, size))
+    )
+    assert (report.rows, report.sessions) == (900, 1)
+    assert sent[-1][0] == 900
+    client.import_rows(lambda: rows, "more", dry_run=True, on_sent=lambda *told: sent.append(told))
+    assert sent[-1][0] == 5000
+    assert 0 < sent[1][1] < sent[-1][1]
 
 
 @pytest.mark.usefixtures("no_pauses")
