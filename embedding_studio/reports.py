@@ -199,7 +199,8 @@ def _warnings(report: BatchReport, busy: Collection[str]) -> Iterator[str]:
     if report.results_without_content > _FEW_CONTENTS * report.results:
         yield (
             f"{report.results_without_content} of {report.results} results have no text and no "
-            "image: put them as items (PUT /api/v1/items), or in the results' meta"
+            "image here: put them as items (PUT /api/v1/items) or in the results' meta, or have "
+            "ES_ITEMS_FROM of the workers say where they are"
         )
     if report.long_texts > _FEW_CONTENTS * report.results:
         yield (

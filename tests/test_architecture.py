@@ -209,7 +209,6 @@ GAPS = {
     "client/workers": "as for wire/workers",
     "cli/workers": "as for wire/workers",
     "cli/users": "people are erased by programs, through the client",
-    "cli/items": "items are put by programs, through the client",
     "cli/tasks": "tasks are asked for by programs, through the client",
     "cli/schedules": "as for cli/tasks",
 }

@@ -7,6 +7,7 @@ import typer
 from embedding_studio.cli import (
     clickstream,
     imports,
+    items,
     keys,
     labels,
     migrate,
@@ -30,6 +31,7 @@ app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(clickstream.app, name="batch")
+app.add_typer(items.app, name="items")
 app.add_typer(labels.app, name="labels")
 app.add_typer(models.app, name="champion")
 

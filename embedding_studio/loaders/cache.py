@@ -8,6 +8,8 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from embedding_studio.deletion import remove_tree
+
 FRESH_SECONDS = 24 * 3600.0
 
 
@@ -34,8 +36,13 @@ class Cache:
         return file
 
     def shrink(self) -> None:
-        """Remove what was not used for longest until the rest is no more than allowed."""
+        """Remove what was not used for longest until the rest is no more than allowed, and what was
+        never finished."""
         found = []
+        for scratch in self._folder.glob(".new-*"):
+            with suppress(FileNotFoundError):
+                if time.time() - scratch.stat().st_mtime > FRESH_SECONDS:
+                    remove_tree(scratch, ignore_errors=True)
         for file in self._folder.glob("[!.]*"):
             with suppress(FileNotFoundError):
                 found.append((file.stat(), file))

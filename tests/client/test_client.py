@@ -206,6 +206,23 @@ def test_a_task_is_planned(client: EmbeddingStudioClient) -> None:
         client.plan_task(METHOD, batch_id="unknown")
 
 
+def test_the_commands_for_items(client: EmbeddingStudioClient) -> None:
+    """They are listed with the beginning of their texts, shown as they can be put, and deleted."""
+    client.put_items([Item("a", "blue\nshoe " * 20), Item("b", image="http://x/b.png")])
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> str:
+        return CliRunner().invoke(app, ["items", *words, "--url", url]).stdout
+
+    listed = run("list")
+    assert "blue shoe blue shoe" in listed
+    assert "http://x/b.png" in listed
+    assert "b.png" not in run("list", "--limit", "1")
+    assert json.loads(run("get", "b")) == {"object_id": "b", "image": "http://x/b.png"}
+    assert "1 of 2 items" in run("delete", "a", "z")
+    assert [item.object_id for item in client.read_items()] == ["b"]
+
+
 def test_items_make_the_round_trip(client: EmbeddingStudioClient) -> None:
     """Put, by more than one request takes, read, listed by pages and deleted."""
     items = [Item(f"i-{n:04}", fields={"title": "é" * n}, meta={"n": n}) for n in range(501)]

@@ -17,6 +17,9 @@ import pymongo
 import pytest
 import stamina
 from bson import ObjectId
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from embedding_studio.errors import ConfigurationError, NotEnoughData
 from embedding_studio.items import Item
@@ -160,6 +163,22 @@ def test_an_id_leads_nowhere_else(tmp_path: Path) -> None:
     assert "ES_ALLOWED_ROOTS" in contents.missing["../secret"]
 
 
+def test_no_id_leads_out_of_a_folder(tmp_path: Path) -> None:
+    """Whatever it is made of."""
+    inside = tmp_path / "a" / "texts"
+    inside.mkdir(parents=True)
+    for secret in ("a.a", "E.a", "a/a.a", "a/texts.a", "a/E.a", "a/.a"):
+        (tmp_path / secret).write_text("secret")
+
+    @given(st.text("./\\%2eE~$a\0", min_size=1, max_size=12))
+    @settings_of_hypothesis(max_examples=200, deadline=None)
+    def check(object_id: str) -> None:
+        assert not contents.find([object_id])
+
+    with Contents(lambda ids: {}, settings_for(tmp_path, f"{inside}/{{object_id}}.a")) as contents:
+        check()
+
+
 def test_sources_are_asked_in_their_order(tmp_path: Path) -> None:
     """What is kept as an item comes first, and a source that fails costs no other."""
     (tmp_path / "2").write_text("a hat of a file")
@@ -273,7 +292,13 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
     assert {one.stat().st_size for one in (tmp_path / "cache").iterdir()} == {10}
     assert len([*(tmp_path / "cache").iterdir()]) == 2
     assert kept.exists()
-    os.utime(kept, (time.time(), time.time() - FRESH_SECONDS - 1))
+    old = time.time() - FRESH_SECONDS - 1
+    for name in (".new-old", ".new-young"):
+        (tmp_path / "cache" / name).mkdir()
+    os.utime(tmp_path / "cache" / ".new-old", (old, old))
+    cache.shrink()
+    assert [one.name for one in (tmp_path / "cache").glob(".*")] == [".new-young"]
+    os.utime(kept, (time.time(), old))
     assert cache.get("a", lambda new: new.write_bytes(b"new")).read_bytes() == b"new"
 
 
