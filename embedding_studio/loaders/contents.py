@@ -4,7 +4,13 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, Self
 
-from embedding_studio.errors import ConfigurationError, NotEnoughData, Unreadable
+from embedding_studio.errors import (
+    ConfigurationError,
+    Draining,
+    LeaseLost,
+    NotEnoughData,
+    Unreadable,
+)
 from embedding_studio.items import Item
 from embedding_studio.loaders.cache import Cache
 from embedding_studio.loaders.sources import ID, Source, sources_of
@@ -12,7 +18,7 @@ from embedding_studio.settings import Settings
 
 Find = Callable[[Collection[str]], Mapping[str, Item]]
 
-_AT_ONCE = 1000
+_AT_ONCE = 128
 _NAMED = 5
 _MOST_TIME = 0.5
 """How much of ES_MAX_JOB_MINUTES may be spent on contents."""
@@ -35,7 +41,7 @@ class Contents:
     sources that ES_ITEMS_FROM names, in their order.
 
     Where there are sources, it is counted how many had to be found and which were not.
-    check: is called now and then; what it raises ends the search."""
+    check: is called now and then, and may raise LeaseLost and Draining, which end the search."""
 
     def __init__(
         self, stored: Find, settings: Settings, check: Callable[[], None] = lambda: None
@@ -47,7 +53,8 @@ class Contents:
         self._ends_at = time.monotonic() + _MOST_TIME * 60 * settings.max_job_minutes
         max_bytes = settings.items_cache_mb * 1024 * 1024
         self._cache = Cache(settings.data_folder.absolute() / "items", max_bytes)
-        self._loaders = [loader_of(one, settings, self._cache) for one in sources_of(settings)]
+        sources = sources_of(settings)
+        self._loaders = [loader_of(one, settings, self._cache, check) for one in sources]
         #: how many were looked for and are not kept here
         self.sought = 0
         #: of these, the first that are nowhere to be had, and why
@@ -118,12 +125,16 @@ def _loaded(
         return dict.fromkeys(object_ids, _TOO_LATE)
     try:
         return loader.load([*object_ids])
+    except (LeaseLost, Draining):
+        raise
     except Exception as error:  # noqa: BLE001 - drivers raise what they like
         why = Unreadable(f"{type(error).__name__}: {str(error)[:500]}")
         return dict.fromkeys(object_ids, why)
 
 
-def loader_of(source: Source, settings: Settings, cache: Cache) -> Loader:
+def loader_of(
+    source: Source, settings: Settings, cache: Cache, check: Callable[[], None]
+) -> Loader:
     """Return what loads from a source. Raises ConfigurationError."""
     from embedding_studio.loaders.databases import MongoDocuments, SqlTable
     from embedding_studio.loaders.files import ItemFiles, TableFile
@@ -135,7 +146,7 @@ def loader_of(source: Source, settings: Settings, cache: Cache) -> Loader:
             return MongoDocuments(source)
         if "#" in source.at:
             return SqlTable(source)
-        return TableFile(source, settings, cache)
+        return TableFile(source, settings, cache, check)
     except Exception as error:
         where = source.at.rpartition("@")[2]  # without a password
         raise ConfigurationError(f"ES_ITEMS_FROM: {where!r} cannot be opened: {error}") from error

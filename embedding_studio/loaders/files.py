@@ -1,7 +1,7 @@
 """Loaders of files: a table of all items, or a file for each."""
 
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from embedding_studio.settings import Settings
 
 IMAGES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif", ".bmp"}
 _READERS = 16
+_CHECKED_ROWS = 1000
 _ITEM = TypeAdapter(Item)
 _IDS = TypeAdapter(list[str])
 
@@ -77,10 +78,13 @@ class TableFile:
     """A file with a row for each item, in any form that is imported. It is read once, and then
     looked up in a database in the cache."""
 
-    def __init__(self, source: Source, settings: Settings, cache: Cache) -> None:
+    def __init__(
+        self, source: Source, settings: Settings, cache: Cache, check: Callable[[], None]
+    ) -> None:
         self._source = source
         self._place = _place(source)
         self._settings = settings
+        self._check = check
         self._cache = cache
         self._rows: sqlite3.Connection | None = None
 
@@ -113,6 +117,8 @@ class TableFile:
         found, why = 0, "there are no rows"
         with reader.opened(self._place) as file:
             for row in read_rows(file.read, self._settings):
+                if not row.number % _CHECKED_ROWS:
+                    self._check()
                 try:
                     values = values_of(row)
                     if (names := tuple(values)) not in known:

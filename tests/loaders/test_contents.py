@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-from embedding_studio.errors import ConfigurationError, NotEnoughData
+from embedding_studio.errors import ConfigurationError, Draining, NotEnoughData
 from embedding_studio.items import Item
 from embedding_studio.loaders.cache import FRESH_SECONDS, Cache
 from embedding_studio.loaders.contents import Contents
@@ -305,9 +305,15 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
 def test_a_search_for_contents_ends_with_its_task(tmp_path: Path) -> None:
     """Whoever is to end does not load on."""
 
-    def check() -> None:
-        raise InterruptedError
+    answers = iter([None, None, Draining("on purpose")])
 
-    settings = settings_for(tmp_path, f"{tmp_path}/{{object_id}}")
-    with Contents(lambda ids: {}, settings, check) as contents, pytest.raises(InterruptedError):
-        contents.find(["a"])
+    def check() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    rows = "".join(f"{number},a text\n" for number in range(2500))
+    (tmp_path / "items.csv").write_text(f"id,text\n{rows}")
+    settings = settings_for(tmp_path, str(tmp_path / "items.csv"))
+    with Contents(lambda ids: {}, settings, check) as contents, pytest.raises(Draining):
+        contents.find(["1"])
+    assert load(settings, "1")  # what was begun is not taken for a whole table
