@@ -34,6 +34,8 @@ def _place(source: Source) -> str:
 def _reader(place: str, settings: Settings) -> Reader:
     """Return what reads below the folder of a place that the operator named, and nowhere else."""
     folder = place.partition(ID)[0].rpartition("/")[0] or "/"
+    if folder.endswith(":/"):
+        raise ValueError(f"{ID} is no host and no bucket: who posts sessions chooses it")
     bounds = {} if place.startswith("http") else {"allowed_roots": folder}
     return Reader(settings.replaced(**bounds), allow_private=True)
 

@@ -249,7 +249,8 @@ def test_a_source_that_cannot_be_read(tmp_path: Path, source: Any, reason: str) 
         ("[{at: x, colums: {}}]", "0.colums: Extra inputs"),
         ("[{at: x, columns: {id: a}}]", "'id' is none of item, text"),
         ("- at: nonsense://user:secret@x#y", "'x#y' cannot be opened"),
-        ("- at: s3://{object_id}", "cannot be opened"),
+        ("- at: s3://{object_id}", "no host and no bucket"),
+        ("- at: https://a.{object_id}/x", "no host and no bucket"),
     ],
 )
 def test_a_list_that_is_none(tmp_path: Path, text: str, reason: str) -> None:
