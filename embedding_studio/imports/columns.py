@@ -8,6 +8,7 @@ from pydantic_core import from_json
 from embedding_studio.clickstream import event_kind
 from embedding_studio.imports.readers import Row
 
+MAX_COLUMNS = 4096
 MAX_KNOWN = 4096
 """For how many sets of columns it is remembered what they are, and how long their names may be."""
 _ATTRIBUTES = ("eventattributes", "eventparams")
@@ -54,6 +55,8 @@ class Columns:
         return known
 
     def _look_up(self, names: Sequence[str]) -> dict[str, str]:
+        if len(names) > MAX_COLUMNS:
+            raise ValueError(f"has {len(names)} columns; at most {MAX_COLUMNS} are taken")
         free = [name for name in names if name not in self._given.values()]
         by_kind: dict[str, str] = {}
         for name in free:

@@ -33,6 +33,14 @@ from embedding_studio.settings import Settings
 
 VALUES_PER_MB = 64 * 1024
 _DELIMITERS = ",;\t|"
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive, or a spreadsheet",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"SQLite format 3": "a database: --sql reads it",
+}
+"""What files begin with that are not read."""
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -64,8 +72,13 @@ def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
 
     Raises InvalidInput where it cannot be read any further, with the row."""
     file = opened(read)
-    if not (head := file.peek(4)):
+    if not (head := file.peek(CHUNK_BYTES)):
         raise InvalidInput("the file is empty")
+    others = [what for begin, what in _OTHERS.items() if head.startswith(begin)]
+    if head[257:262] == b"ustar":
+        others.append("a tar archive")
+    if others:
+        raise InvalidInput(f"the file is {others[0]}: send what is in it, in gzip or zstd at most")
     if head.startswith(b"PAR1"):
         yield from _parquet_rows(file, settings.max_import_mb)
         return
@@ -74,8 +87,9 @@ def read_rows(read: Read, settings: Settings) -> Iterator[Row]:
     if head.startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
     lines_before = 0
-    while (first := file.peek(1)[:1]).isspace():
-        lines_before += file.read(1) == b"\n"
+    while (ahead := file.peek(CHUNK_BYTES)) and (blank := len(ahead) - len(ahead.lstrip())):
+        lines_before += file.read(blank).count(b"\n")
+    first = ahead[:1]
     if first == b"[":
         yield from _whole_json(file, b"", settings.max_body_mb)
     elif first == b"{":
@@ -121,7 +135,7 @@ def _whole_json(
         raise InvalidInput("JSON in one piece has too many values: write one object a line")
     try:
         rows: Iterable[Any] = _list.decode(text) if text.startswith(b"[") else _json_rows(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if text.startswith(b"{") and b"\n" not in text.strip():  # a line
             yield Row(lines_before + 1, text)
             return

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from embedding_studio.keys import Scope, make_key
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from tests.api.samples import START, Clock, session_json
+from tests.imports.samples import HOW, NASTY, ROWS, jsonl, spoil
 
 IMPORTS = "/imports"
 NOW = START.timestamp()
+
+FORMATS = dict.fromkeys(("ubi", "ga4", "events"), "impressions")
 TABLE = """search_id,query,item,position,clicked,time
 a,shoes,i1,1,0,2024-05-01T10:00:00Z
 a,shoes,i2,2,1,2024-05-01T10:00:00Z
@@ -292,6 +296,44 @@ def test_a_body_may_be_of_any_size(api: TestClient) -> None:
     lines = [row.replace("s-1", f"s-{i}").encode() + b"\n" for i in range(800)]
     assert import_(api, iter(lines))["created"] == 800
     assert import_(api, b"".join(lines))["existing"] == 800
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_whatever_rows_have(api: TestClient, name: str) -> None:
+    """An import ends with a report in which each row is taken or refused, or with a 422; nothing
+    of a refused row is kept."""
+    chance = random.Random(name)
+    taken = 0
+    for _ in range(25):
+        rows = [dict(ROWS[name]) for _ in range(4)]
+        for _ in range(chance.randint(1, 4)):
+            value = chance.choice(NASTY)
+            spoil(rows, chance.randrange(4), chance.choice(HOW), chance.randrange(99), value)
+        params = {"import_id": "imp", "format": FORMATS.get(name, name)}
+        if params["format"] in ("pairs", "chat", "qrels", "labels"):
+            params["labels_id"] = "labels"
+        response = api.post(IMPORTS, params=params, content=jsonl(rows))
+        assert response.status_code in (200, 422)
+        if response.status_code == 422:
+            continue
+        report = response.json()
+        assert report["rows"] == 4
+        assert report["refused"] == len(report["refusals"]) <= 4
+        taken += 4 - report["refused"]
+        if name in ("sessions", "items"):
+            assert report[name] == 4 - report["refused"]
+        if report["refused"] == 4:
+            assert report["created"] == report["existing"] == report["new_events"] == 0
+    assert taken > 0
+
+
+def test_what_is_known_from_another_batch(api: TestClient) -> None:
+    """It is not added to the one that is collecting."""
+    import_(api, sessions(2))
+    api.post("/clickstream/internal/batch/release", json={"release_id": "r"})
+    report = import_(api, sessions(3))
+    assert (report["created"], report["existing"]) == (1, 2)
+    assert api.get("/clickstream/internal/batch").json()["session_count"] == 1
 
 
 def test_imports_at_once(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,8 @@ def written(table: Any) -> bytes:
         (b"[" + b"1," * 70_000 + b"1]", "too many values"),
         (b'{"sessions": [1' + b",1" * 70_000 + b"]}", "too many values"),
         (b'{"a":\n1}\n{"a": 2}', "no JSON list"),
+        (b'{"a\x80":\n1}', "no JSON list"),
+        (gzip.compress(b" " * 20 * MB + b"1"), "100 times"),
         (b"[" * 100_000, "no JSON list"),
         (b"- a: [1", "row 1: is no YAML"),
         (b"- a: 1\n- b: \x01\n", "row 1: is no YAML"),
