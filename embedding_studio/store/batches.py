@@ -28,7 +28,6 @@ from embedding_studio.store.documents import (
     Documents,
     Filter,
     Kind,
-    Op,
     above,
     absent,
     among,
@@ -69,7 +68,7 @@ class Batches:
         self._project = project
         self._sessions = sessions
         self._projects = Projects(documents)
-        self._unplaced: Filter = {"project": project, "batch": absent}
+        self._unplaced: Filter = {"project": project, "is_waiting": True}
 
     def open(self, seen: Document, now: datetime) -> Document:
         """Have a batch collect; return the project's document, which names it as `batch`.
@@ -150,8 +149,9 @@ class Batches:
         """Return the last block of a batch, whose sessions, and those of all others, are marked."""
         last = self._last_block(batch_id)
         if last["ids"]:
-            which = {"id": among(last["ids"]), "batch": absent}
-            self._documents.change_all(SESSIONS, which, {"batch": batch_id})
+            which: Filter = {"id": among(last["ids"]), "is_waiting": True}
+            placed = {"batch": batch_id, "is_waiting": None}
+            self._documents.change_all(SESSIONS, which, placed)
         return last
 
     def _last_block(self, batch_id: str) -> Document:
@@ -432,22 +432,23 @@ class Batches:
     def _count_anew(self) -> None:
         """Sum up what the project holds, give or take what is added meanwhile."""
         before = self._project_now()
-        there = self._documents.find(BATCHES, {"project": self._project}, fields=("id",))
         sessions = size = 0
-        for batch in (absent, *(found["id"] for found in there)):
-            for page in self._sizes_of(batch):
-                sessions, size = sessions + len(page), size + sum(page.values())
+        for page in self._sizes():
+            sessions, size = sessions + len(page), size + sum(page.values())
         size += before.get("other_bytes", 0)
         change = {"sessions": sessions - before["sessions"], "bytes": size - before["bytes"]}
         self._documents.change(PROJECTS, {"id": self._project}, add=change)
 
-    def _sizes_of(self, batch: Op | str) -> Iterator[dict[str, int]]:
+    def _sizes(self) -> Iterator[dict[str, int]]:
+        """Give the bytes of all sessions, by their ids."""
         last = ""
-        while page := self._sessions.sizes(
-            {"project": self._project, "batch": batch, "id": above(last)}, limit=BLOCK
-        ):
+        while page := self._sessions.sizes({**self._unplaced, "id": above(last)}, limit=BLOCK):
             yield page
             last = max(page)
+        for batch in self._documents.find(BATCHES, {"project": self._project}, fields=("id",)):
+            which: Filter = {"batch": batch["id"]}
+            for block in self._documents.each(BLOCKS, which, sort=("number",)):
+                yield self._sessions.sizes({"id": among(block["ids"])})
 
 
 def pages(values: Iterable[Value]) -> Iterator[list[Value]]:

@@ -16,11 +16,13 @@ import random
 import secrets
 import time
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import chain
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, NamedTuple, TypeVar
 
 from embedding_studio.errors import InvalidInput
@@ -42,11 +44,15 @@ class Kind:
     unique: tuple[tuple[str, ...], ...] = ()
     #: fields by which documents are found (equal first) and sorted (last)
     indexes: tuple[tuple[str, ...], ...] = ()
+    #: the same, for those documents alone that have all of these fields
+    sparse: tuple[tuple[str, ...], ...] = ()
+    #: what else of many documents is compared, or read without the rest of them
+    fields: tuple[str, ...] = ()
 
     @cached_property
     def looked_up(self) -> frozenset[str]:
-        """The fields by which documents are found."""
-        return frozenset(chain(("id",), *self.unique, *self.indexes))
+        """The fields by which documents are found, and those that are compared."""
+        return frozenset(chain(("id",), self.fields, *self.unique, *self.indexes, *self.sparse))
 
 
 class Op(NamedTuple):
@@ -111,17 +117,28 @@ class Changed(NamedTuple):
 
 
 _random = random.Random(secrets.randbits(128))
+# base64 whose digits sort as what they stand for
+_SORTED = bytes.maketrans(
+    f"{ascii_uppercase}{ascii_lowercase}{digits}+/".encode(),
+    f"-{digits}{ascii_uppercase}_{ascii_lowercase}".encode(),
+)
 
 
 def new_id() -> str:
-    """Return an id of 24 hexadecimal digits; of two made one after the other the first sorts
+    """Return an id of 16 letters, digits, - and _; of two made one after the other the first sorts
     first."""
-    return f"{time.time_ns():016x}{_random.getrandbits(32):08x}"
+    return _id_of(time.time_ns(), _random.getrandbits(32))
+
+
+def _id_of(nanoseconds: int, number: int) -> str:
+    """Return an id that sorts by what it is made of."""
+    content = (nanoseconds << 32 | number).to_bytes(12)
+    return b64encode(content).translate(_SORTED).decode()
 
 
 def first_id_at(moment: datetime) -> str:
     """Return what all ids are larger than that `new_id` gives from a moment on, and no other."""
-    return f"{round(moment.timestamp() * 1e9):016x}"
+    return _id_of(round(moment.timestamp() * 1e9), 0)[:10]
 
 
 class Documents(ABC):

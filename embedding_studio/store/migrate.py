@@ -18,7 +18,7 @@ from embedding_studio.schedules import Schedule
 from embedding_studio.store.batches import BATCH, BATCHES, pages
 from embedding_studio.store.clickstream import Clickstream
 from embedding_studio.store.codec import Codec, milliseconds, to_json
-from embedding_studio.store.documents import Documents, Entry, absent, new_id
+from embedding_studio.store.documents import Documents, Entry, new_id
 from embedding_studio.store.early import EARLY, MARK
 from embedding_studio.store.keys import KEY, KEYS
 from embedding_studio.store.models import MODEL, MODELS, document_of
@@ -212,4 +212,4 @@ def _open_batch(former: FormerBatch, documents: Documents) -> None:
     document = {**BATCH.encode(batch), **collecting, **unreleased}
     documents.insert_one(BATCHES, {**document, "id": batch.batch_id, "project": project})
     # what an interrupted call has copied: all of it is copied again, in order
-    documents.delete(SESSIONS, {"project": project, "batch": absent})
+    documents.delete(SESSIONS, {"project": project, "is_waiting": True})

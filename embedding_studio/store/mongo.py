@@ -104,6 +104,13 @@ class MongoDocuments(Documents):
                 collection.create_index(
                     [(_field(name), ASCENDING) for name in names], name=f"by {' '.join(names)}"
                 )
+            for names in kind.sparse:
+                present = {name: {"$exists": True} for name in names if name != "id"}
+                collection.create_index(
+                    [(_field(name), ASCENDING) for name in names],
+                    name=f"by {' '.join(names)}",
+                    partialFilterExpression=present,
+                )
             self._indexed.add(kind.name)
         return collection
 

@@ -5,7 +5,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from embedding_studio.clickstream import Session, SessionEvent, Usage, fresh_events
+from embedding_studio.clickstream import (
+    SearchResult,
+    Session,
+    SessionEvent,
+    Usage,
+    fresh_events,
+)
 from embedding_studio.errors import InvalidInput
 from embedding_studio.store.codec import Codec, milliseconds
 from embedding_studio.store.documents import (
@@ -22,11 +28,9 @@ from embedding_studio.store.usage import json_size, size_of_events
 SESSIONS = Kind(
     "sessions",
     unique=(("project", "session_id"),),
-    indexes=(
-        ("project", "batch", "id"),
-        ("project", "batch", "kinds"),
-        ("project", "user_id", "id"),
-    ),
+    indexes=(("project", "batch", "kinds"),),
+    sparse=(("project", "is_waiting", "id"), ("project", "user_id", "id")),
+    fields=("created_at", "is_irrelevant", "size", "events_size"),
 )
 KINDS = Kind("kinds", indexes=(("project",),))
 """Which `kinds` the sessions of a project have."""
@@ -38,7 +42,8 @@ SESSION = Codec(Session)
 class Sessions:
     """The sessions of one project.
 
-    A document's id tells the order in which they came. `batch` is absent until a session is placed.
+    A document's id tells the order in which they came. It `is_waiting` until it is placed, and has
+    a `batch` from then on.
     `kinds` are those of the events on shown items, as one text, which is absent when there are
     none. `size` and `events_size` are in bytes.
     """
@@ -62,6 +67,7 @@ class Sessions:
             **content,
             "id": new_id(),
             "project": self._project,
+            "is_waiting": True,
             "kinds": _kinds_text(session.shown_kinds()),
             "size": json_size(content),
             "events_size": size_of_events(events),
@@ -188,20 +194,27 @@ class Sessions:
 
 
 def content_of(session: Session) -> Document:
-    """Return what is kept of a session as it was posted, but for its events."""
+    """Return what is kept of a session as it was posted, but for its events; what is empty is left
+    out."""
     # written out, here and for events: each session that is posted comes by
     return {
         "session_id": session.session_id,
         "search_query": session.search_query,
-        "search_results": [
-            {"object_id": one.object_id, "rank": one.rank, "meta": one.meta}
-            for one in session.search_results
-        ],
+        "search_results": [*map(_result_of, session.search_results)],
         "created_at": milliseconds(session.created_at),
-        "search_meta": session.search_meta,
+        **({"search_meta": session.search_meta} if session.search_meta else {}),
         "user_id": session.user_id,
         "is_irrelevant": session.is_irrelevant,
     }
+
+
+def _result_of(result: SearchResult) -> Document:
+    document: Document = {"object_id": result.object_id}
+    if result.rank is not None:
+        document["rank"] = result.rank
+    if result.meta:
+        document["meta"] = result.meta
+    return document
 
 
 def usage_of(documents: Iterable[Document]) -> Usage:
@@ -232,7 +245,7 @@ def _entries(events: Iterable[SessionEvent]) -> list[Entry]:
                 "object_id": event.object_id,
                 "created_at": milliseconds(event.created_at),
                 "event_type": event.event_type,
-                "meta": event.meta,
+                **({"meta": event.meta} if event.meta else {}),
             },
         )
         for event in events

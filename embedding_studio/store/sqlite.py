@@ -1,14 +1,16 @@
 """Documents in one SQLite file, shared by the threads and processes of one machine.
 
-Each kind is a table of JSON texts, with indexes on what the texts say, and a table of the entries
-of their logs.
+Each kind is a table. A field that documents are looked up by is a column; all others are one packed
+text, see `pack`. A second table has the entries of their logs.
 """
 
 import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -28,6 +30,7 @@ from embedding_studio.store.documents import (
 from embedding_studio.store.sqlite_file import SqliteFile
 
 MOST = 2**63 - 1
+COLUMNS = "pragma_table_info(? || ' documents')"
 
 CONDITIONS = {
     "equal": "{} = ?",
@@ -36,22 +39,31 @@ CONDITIONS = {
     "above": "{} > ?",
     "up to": "{} <= ?",
 }
+# what many texts have in common, from the rarest on; part of the layout: it never changes
+WORDS = (
+    b'"transaction""conversion""add to cart""purchase""click""batch_id""labels""url":"image":"'
+    b'"fields":{"title":{"description":"category":"price":"brand":"meta":{"text":"The and of for "'
+    b'"event_type":"view"},"event_id":"0","object_id":"item-1","created_at":17958000000000}'
+    b'{"search_query":"red shoes","search_meta":{"rank":0.5,"meta":{}},"search_results":['
+    b'{"object_id":"1"},{"object_id":"'
+)
 # SQLite's JSON has no words for these, but numbers that are too large
-NOT_FINITE = {"NaN": "9e999", "Infinity": "1e999", "-Infinity": "-1e999"}
+NOT_FINITE = {b"NaN": b"9e999", b"Infinity": b"1e999", b"-Infinity": b"-1e999"}
 NAN = {"9e999": "nan"}
-STRING_OR_NOT_FINITE = re.compile(r'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
+TRUTHS = {True: b"\1", False: b"\0"}
+STRING_OR_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 
 
 class SqliteDocuments(Documents):
     """Documents in the file that a URL names, as `SqliteFile` takes it."""
 
     def __init__(self, url: str, *, is_migrating: bool = False) -> None:
-        self.file = SqliteFile(url, is_migrating=is_migrating)
-        self._kinds: set[Kind] = set()
+        self.file = SqliteFile(url, is_migrating=is_migrating, functions={"unpacked": _unpacked})
+        self._tables: dict[Kind, _Table] = {}
 
     def insert(self, kind: Kind, documents: Sequence[Document]) -> list[bool | InvalidInput]:
         table = self._table(kind)
-        rows = [_row_of(kind, document) for document in documents]
+        rows = [table.row_of(document) for document in documents]
 
         def work(connection: sqlite3.Connection) -> list[bool | InvalidInput]:
             return [
@@ -72,28 +84,22 @@ class SqliteDocuments(Documents):
         limit: int | None = None,
         fields: Collection[str] | None = None,
     ) -> list[Document]:
-        table, names = self._table(kind), None if fields is None else list(fields)
-        what = "document"
-        if names is not None:  # with a second path it gives a list, however few there are
-            paths = ", ".join(_path(name) for name in [*names, "id"])
-            what = f"json_extract(document, '$.id', {paths})"
-        condition, values = _condition(where)
+        table = self._table(kind)
+        wanted = None if fields is None else {"id", *fields}
+        columns = [name for name in table.columns if wanted is None or name in wanted]
+        is_packed = wanted is None or not wanted <= set(columns)
+        what = ", ".join([*map(_quoted, columns), *(["rest"] if is_packed else [])])
+        condition, values = table.condition(where)
         query = f"SELECT {what} FROM {table.name} WHERE {condition}"
         if sort:
             direction = " DESC" if descending else ""
-            query += " ORDER BY " + ", ".join(f"{_field(name)}{direction}" for name in sort)
+            query += " ORDER BY " + ", ".join(f"{table.field(name)}{direction}" for name in sort)
         query += " LIMIT ? OFFSET ?"
         rows = self.file.read(query, [*values, -1 if limit is None else limit, skip])
-        if names is None:
-            return [_load(text) for (text,) in rows]
-        return [
-            {
-                name: value
-                for name, value in zip(names, _load(text)[1:-1], strict=True)
-                if value is not None
-            }
-            for (text,) in rows
-        ]
+        found = (_document(columns, row) for row in rows)
+        if fields is None:
+            return [*found]
+        return [{name: one[name] for name in fields if name in one} for one in found]
 
     def change(
         self,
@@ -105,17 +111,18 @@ class SqliteDocuments(Documents):
         append: Sequence[Entry] = (),
     ) -> Changed | None:
         table = self._table(kind)
-        condition, values = _condition(where)
-        changes = _checked(kind, set or {})
-        entries = [(entry.key, _dump(entry.value)) for entry in append]
+        condition, values = table.condition(where)
+        changes = from_packed(pack(set or {}))  # a copy
+        entries = [(entry.key, pack(entry.value)) for entry in append]
 
         def work(connection: sqlite3.Connection) -> Changed | None:
-            found = f"SELECT row, document FROM {table.name} WHERE {condition} LIMIT 1"
+            found = f"{table.select} WHERE {condition} LIMIT 1"
             one = connection.execute(found, values).fetchone()
             if one is None:
                 return None
-            row, document = one[0], _load(one[1])
-            _apply(document, _load(changes), add or {})
+            row, *fields = one
+            document = _document(table.columns, fields)
+            _apply(document, changes, add or {})
             try:
                 table.replace(connection, row, document)
             except sqlite3.IntegrityError:  # another has these values of a unique group
@@ -126,48 +133,54 @@ class SqliteDocuments(Documents):
 
     def change_all(self, kind: Kind, where: Filter, set: Mapping[str, Any]) -> int:  # noqa: A002
         table = self._table(kind)
-        condition, values = _condition(where)
-        changed, new = "document", []
-        for name, value in _load(_checked(kind, set)).items():
-            if value is None:
-                changed = f"json_remove({changed}, {_path(name)})"
-            else:
-                changed = f"json_set({changed}, {_path(name)}, json(?))"
-                new.append(_dump(value))
-        # a row that would break a unique group is left as it is
-        change = f"UPDATE OR IGNORE {table.name} SET document = {changed} WHERE {condition}"
-        return self.file.write(
-            lambda connection: connection.execute(change, [*new, *values]).rowcount
-        )
+        condition, values = table.condition(where)
+        if set.keys() <= table.columns and all(map(_fits, set.values())):
+            # a row that would break a unique group is left as it is
+            new = ", ".join(f"{_quoted(name)} = ?" for name in set)
+            change = f"UPDATE OR IGNORE {table.name} SET {new} WHERE {condition}"
+            bound = [*map(_bound, set.values()), *values]
+            return self.file.write(lambda connection: connection.execute(change, bound).rowcount)
+
+        def work(connection: sqlite3.Connection) -> int:
+            changed = 0
+            for row, *fields in connection.execute(f"{table.select} WHERE {condition}", values):
+                document = _document(table.columns, fields)
+                _apply(document, set, {})
+                with suppress(sqlite3.IntegrityError):
+                    table.replace(connection, row, document)
+                    changed += 1
+            return changed
+
+        return self.file.write(work)
 
     def logs(
         self, kind: Kind, ids: Collection[str], *, after: int = 0, limit: int | None = None
     ) -> dict[str, list[Any]]:
         table = self._table(kind)
-        condition, values = _condition({"id": among(ids)})
+        condition, values = table.condition({"id": among(ids)})
         query = (
             f"SELECT id, value FROM {table.name} AS one LEFT JOIN {table.log} AS entry "
-            "ON entry.row = one.row AND number > ? AND number <= ? "
-            f"WHERE {condition} ORDER BY one.row, number"
+            "ON entry.row = one.row AND entry.number > ? AND entry.number <= ? "
+            f"WHERE {condition} ORDER BY one.row, entry.number"
         )
         last = MOST if limit is None else after + limit
         found: dict[str, list[Any]] = {}
         for one, value in self.file.read(query, [after, last, *values]):
             log = found.setdefault(one, [])
             if value is not None:
-                log.append(_load(value))
+                log.append(from_packed(value))
         return found
 
     def count(self, kind: Kind, where: Filter) -> int:
         table = self._table(kind)
-        condition, values = _condition(where)
+        condition, values = table.condition(where)
         query = f"SELECT count(*) FROM {table.name} WHERE {condition}"
         ((count,),) = self.file.read(query, values)
         return int(count)
 
     def delete(self, kind: Kind, where: Filter) -> int:
         table = self._table(kind)
-        condition, values = _condition(where)
+        condition, values = table.condition(where)
 
         def work(connection: sqlite3.Connection) -> int:
             leaving = f"SELECT row FROM {table.name} WHERE {condition}"
@@ -189,66 +202,125 @@ class SqliteDocuments(Documents):
         self.file.close()
 
     def _table(self, kind: Kind) -> "_Table":
-        """Return the tables of a kind, which are there with all their indexes."""
-        table = _Table(kind)
-        if kind not in self._kinds:
+        """Return the tables of a kind, which are there with all their columns and indexes."""
+        table = self._tables.get(kind)
+        if table is None:
+            there = {name for (name,) in self.file.read(f"SELECT name FROM {COLUMNS}", [kind.name])}
+            table = _Table(kind, there)
             present = {name for (name,) in self.file.read("SELECT name FROM sqlite_master", [])}
             missing = [text for name, text in table.definitions() if name not in present]
+            if there:
+                missing = [*table.additions(there), *missing]
             if missing:
                 self.file.write(lambda connection: [connection.execute(text) for text in missing])
             if not self.file.is_joined:  # else they may be undone
-                self._kinds.add(kind)
+                self._tables[kind] = table
         return table
 
 
 class _Row(NamedTuple):
     """A document as its table has it."""
 
-    id: str
-    document: str
-    #: of its log: keys and values
-    entries: list[tuple[str | None, str]]
+    #: one for each column, and what is packed
+    values: list[Any]
+    #: of its log: keys and packed values
+    entries: list[tuple[str | None, bytes]]
 
 
 class _Table:
-    """The table of a kind and the one of its logs; a log's entries are numbered from 1."""
+    """The table of a kind and the one of its logs; a log's entries are numbered from 1.
 
-    def __init__(self, kind: Kind) -> None:
+    columns: the fields that have one, `id` first. there: those of a table that is there, which may
+    be an older version's."""
+
+    def __init__(self, kind: Kind, there: Collection[str]) -> None:
         self._kind = kind
         self.name = f'"{kind.name} documents"'
         self.log = f'"{kind.name} log"'
+        fields = kind.looked_up.union(there).difference(["id", "row", "rest"])
+        self.columns = dict.fromkeys(["id", *sorted(fields)]).keys()
+        self._all = ", ".join([*map(_quoted, self.columns), "rest"])
+        self.select = f"SELECT row, {self._all} FROM {self.name}"
 
     def definitions(self) -> Iterator[tuple[str, str]]:
         """Give what makes these tables and their indexes, by their names."""
         name = self._kind.name
+        fields = ", ".join(_quoted(field) for field in self.columns if field != "id")
         yield (
             f"{name} documents",
-            f"CREATE TABLE IF NOT EXISTS {self.name} "
-            "(row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, document TEXT NOT NULL)",
+            f"CREATE TABLE IF NOT EXISTS {self.name} (row INTEGER PRIMARY KEY, "
+            f"id TEXT NOT NULL UNIQUE, {fields}{', ' if fields else ''}rest BLOB NOT NULL)",
         )
         yield (
             f"{name} log",
             f"CREATE TABLE IF NOT EXISTS {self.log} (row INTEGER NOT NULL, number INTEGER NOT NULL,"
-            " key TEXT, value TEXT NOT NULL, PRIMARY KEY (row, number)) WITHOUT ROWID",
+            " key TEXT, value BLOB NOT NULL, PRIMARY KEY (row, number)) WITHOUT ROWID",
         )
-        yield (
-            f"{name} log keys",
-            f'CREATE UNIQUE INDEX IF NOT EXISTS "{name} log keys" ON {self.log} (row, key) '
-            "WHERE key IS NOT NULL",
-        )
-        for word, groups in (("UNIQUE INDEX", self._kind.unique), ("INDEX", self._kind.indexes)):
+        for word, groups, is_sparse in (
+            ("UNIQUE INDEX", self._kind.unique, False),
+            ("INDEX", self._kind.indexes, False),
+            ("INDEX", self._kind.sparse, True),
+        ):
             for group in groups:
                 index = f"{name} {word.lower()}: {', '.join(group)}"
-                fields = ", ".join(_field(field) for field in group)
+                which = " AND ".join(f"{_quoted(field)} IS NOT NULL" for field in group)
                 yield (
                     index,
-                    f'CREATE {word} IF NOT EXISTS "{index}" ON {self.name} ({fields})',
+                    f'CREATE {word} IF NOT EXISTS "{index}" ON {self.name} '
+                    f"({', '.join(map(_quoted, group))}){f' WHERE {which}' if is_sparse else ''}",
                 )
 
+    def additions(self, there: Collection[str]) -> Iterator[str]:
+        """Give what adds the columns that a table does not have yet."""
+        for name in self.columns:
+            if name not in there:
+                yield f"ALTER TABLE {self.name} ADD COLUMN {_quoted(name)}"
+                yield f"UPDATE {self.name} SET {_quoted(name)} = unpacked(rest, '{name}')"
+
+    def field(self, name: str) -> str:
+        """Return what a field is in an SQL expression; what has no column is unpacked for it."""
+        return _quoted(name) if name in self.columns else f"unpacked(rest, '{name}')"
+
+    def condition(self, where: Filter) -> tuple[str, list[Any]]:
+        """Return a filter as an SQL condition, and its values."""
+        conditions, values = ["true"], []
+        for name, condition in where.items():
+            word, value = op_of(condition)
+            conditions.append(CONDITIONS[word].format(self.field(name)))
+            if word == "among":  # what has a NUL is nobody's, but json_each would cut it off there
+                some = [one for one in value if not (isinstance(one, str) and "\0" in one)]
+                values.append(_dump(some).decode())
+            elif word != "absent":
+                values.append(_bound(value))
+        return " AND ".join(conditions), values
+
+    def row_of(self, document: Document) -> _Row | InvalidInput:
+        fields = dict(document)
+        log = fields.pop("log", [])
+        try:
+            entries = [(entry.key, pack(entry.value)) for entry in log]
+            for key, _ in entries:
+                (key or "").encode()
+            return _Row(self._values(fields), entries)
+        except InvalidInput as refusal:
+            return refusal
+        except UnicodeEncodeError as error:
+            return _refusal(error)
+
+    def _values(self, document: Document) -> list[Any]:
+        """Return what a row has of a document. Raises InvalidInput if it cannot be stored, or not
+        be found."""
+        rest = {name: value for name, value in document.items() if value is not None}
+        columns = [
+            rest.pop(name, None) if _fits(rest.get(name), name) else None for name in self.columns
+        ]
+        return [*map(_bound, columns), pack(rest)]
+
     def insert(self, connection: sqlite3.Connection, row: _Row) -> bool:
+        marks = ", ".join("?" for _ in row.values)
         inserted = connection.execute(
-            f"INSERT INTO {self.name} (id, document) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            (row.id, row.document),
+            f"INSERT INTO {self.name} ({self._all}) VALUES ({marks}) ON CONFLICT DO NOTHING",
+            row.values,
         )
         if inserted.rowcount == 0:
             return False
@@ -257,76 +329,109 @@ class _Table:
         return True
 
     def replace(self, connection: sqlite3.Connection, row: int, document: Document) -> None:
-        change = f"UPDATE {self.name} SET document = ? WHERE row = ?"
-        connection.execute(change, (_dump(document), row))
+        new = ", ".join(f"{name} = ?" for name in self._all.split(", "))
+        change = f"UPDATE {self.name} SET {new} WHERE row = ?"
+        connection.execute(change, (*self._values(document), row))
 
     def append(
-        self, connection: sqlite3.Connection, row: int, entries: Sequence[tuple[str | None, str]]
+        self, connection: sqlite3.Connection, row: int, entries: Sequence[tuple[str | None, bytes]]
     ) -> int:
+        """Append those entries whose key the log does not have; return how many."""
         if not entries:
             return 0
-        query = f"SELECT coalesce(max(number), 0) FROM {self.log} WHERE row = ?"
-        ((last,),) = connection.execute(query, (row,)).fetchall()
-        return self._append(connection, row, last, entries)
+        query = f"SELECT number, key FROM {self.log} WHERE row = ?"
+        there = connection.execute(query, (row,)).fetchall()
+        known = {key for _, key in there}
+        new = [entry for entry in entries if entry[0] is None or entry[0] not in known]
+        return self._append(connection, row, max((n for n, _ in there), default=0), new)
 
     def _append(
         self,
         connection: sqlite3.Connection,
         row: int,
         last: int,
-        entries: Iterable[tuple[str | None, str]],
+        entries: Sequence[tuple[str | None, bytes]],
     ) -> int:
-        number = last
-        for key, value in entries:
-            number += connection.execute(
-                f"INSERT INTO {self.log} VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (row, number + 1, key, value),
-            ).rowcount
-        return number - last
+        """Append entries; of those of one key the first."""
+        first: dict[Any, bytes] = {}
+        for number, (key, value) in enumerate(entries):
+            first.setdefault(number if key is None else key, value)
+        connection.executemany(
+            f"INSERT INTO {self.log} VALUES (?, ?, ?, ?)",
+            [
+                (row, last + place, key if isinstance(key, str) else None, value)
+                for place, (key, value) in enumerate(first.items(), start=1)
+            ],
+        )
+        return len(first)
 
 
-def _row_of(kind: Kind, document: Document) -> _Row | InvalidInput:
-    fields = dict(document)
-    log = fields.pop("log", [])
-    try:
-        entries = [(entry.key, _dump(entry.value)) for entry in log]
-        for key, _ in entries:
-            (key or "").encode()
-        present = {name: value for name, value in fields.items() if value is not None}
-        return _Row(document["id"], _checked(kind, present), entries)
-    except InvalidInput as refusal:
-        return refusal
-    except UnicodeEncodeError as error:
-        return _refusal(error)
+def _document(columns: Collection[str], row: Sequence[Any]) -> Document:
+    """Return the document of a row: a value for each column and, maybe, what is packed."""
+    packed = row[len(columns) :]
+    document: Document = from_packed(packed[0]) if packed else {}
+    for name, value in zip(columns, row, strict=False):
+        if value is not None:
+            document[name] = value == b"\1" if isinstance(value, bytes) else value
+    return document
 
 
-def _checked(kind: Kind, fields: Mapping[str, Any]) -> str:
-    """Return fields as text. Raises InvalidInput if they cannot be stored, or not be found."""
-    for name in kind.looked_up:
-        value = fields.get(name)
-        if isinstance(value, str) and "\0" in value:
+def _fits(value: Any, name: str = "it") -> bool:
+    """Tell whether a column can have a value and give it back. Raises InvalidInput for one that
+    would not be found."""
+    if isinstance(value, str):
+        value.encode()  # half a surrogate pair is no UTF-8
+        if "\0" in value:
             raise InvalidInput(f"SQLite cannot look up a NUL, as in {name} {value!r}")
-        if isinstance(value, int) and not -MOST <= value <= MOST:
-            raise InvalidInput(f"SQLite cannot look up a number of over 64 bits, as {name} is")
-    return _dump(fields)
+        return True
+    if isinstance(value, int) and not -MOST <= value <= MOST:
+        raise InvalidInput(f"SQLite cannot look up a number of over 64 bits, as {name} is")
+    return value is None or isinstance(value, int) or (isinstance(value, float) and value == value)
+
+
+def _bound(value: Any) -> Any:
+    return TRUTHS[value] if isinstance(value, bool) else value
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
 
 
 def _refusal(error: Exception) -> InvalidInput:
     return InvalidInput(f"SQLite cannot store this: {error}")
 
 
-def _dump(value: Any) -> str:
+def pack(value: Any) -> bytes:
+    """Return JSON, compressed. Raises InvalidInput for what is none."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=WORDS)
+    return packer.compress(_dump(value)) + packer.flush()
+
+
+def from_packed(packed: bytes) -> Any:
+    """Return what was packed."""
+    return _load(zlib.decompressobj(-zlib.MAX_WBITS, zdict=WORDS).decompress(packed))
+
+
+def _unpacked(packed: bytes, name: str) -> Any:
+    """Return a field of what was packed, as a column has it; None for what none can have."""
+    value = from_packed(packed).get(name)
+    with suppress(InvalidInput, UnicodeEncodeError):
+        return _bound(value) if _fits(value) else None
+    return None
+
+
+def _dump(value: Any) -> bytes:
     try:
-        text = to_json(value).decode()
+        text = to_json(value)
     except (PydanticSerializationError, UnicodeEncodeError) as error:
         raise _refusal(error) from error
-    if "NaN" in text or "Infinity" in text:
+    if b"NaN" in text or b"Infinity" in text:
         return STRING_OR_NOT_FINITE.sub(lambda found: NOT_FINITE.get(found[0], found[0]), text)
     return text
 
 
-def _load(text: str) -> Any:
-    if "9e999" not in text:
+def _load(text: bytes) -> Any:
+    if b"9e999" not in text:
         try:
             return from_json(text)
         except ValueError:  # nested deeper than it goes
@@ -347,24 +452,3 @@ def _apply(document: Document, changes: Mapping[str, Any], add: Mapping[str, int
         for part in path:
             parent = parent.setdefault(part, {})
         parent[last] = parent.get(last, 0) + number
-
-
-def _condition(where: Filter) -> tuple[str, list[Any]]:
-    """Return a filter as an SQL condition, and its values."""
-    conditions, values = ["true"], []
-    for name, condition in where.items():
-        word, value = op_of(condition)
-        conditions.append(CONDITIONS[word].format(_field(name)))
-        if word == "among":  # what has a NUL is nobody's, but json_each would cut it off there
-            value = _dump([one for one in value if not (isinstance(one, str) and "\0" in one)])
-        if word != "absent":
-            values.append(value)
-    return " AND ".join(conditions), values
-
-
-def _path(name: str) -> str:
-    return f"'$.\"{name}\"'"
-
-
-def _field(name: str) -> str:
-    return "id" if name == "id" else f"json_extract(document, {_path(name)})"

@@ -7,10 +7,11 @@ until it commits. Writes of one process that come at the same time share a trans
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Condition, local
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ import stamina
 
 from embedding_studio.errors import ConfigurationError, InvalidInput, StoreUnavailable
 
-LAYOUT = 2
+LAYOUT = 3
 """The `user_version` of files with tables of documents; version 0.1 left it at 0."""
 BUSY_SECONDS = 30.0
 REFUSED_SECONDS = 30.0
@@ -34,11 +35,19 @@ class SqliteFile:
 
     Missing folders and the file itself are created.
 
-    is_migrating: what it has in the layout of 0.1 is just being brought along.
+    is_migrating: what it has in the layout of 0.1 is just being brought along. functions: what its
+    queries may call.
     """
 
-    def __init__(self, url: str, *, is_migrating: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        is_migrating: bool = False,
+        functions: Mapping[str, Callable[[bytes, str], Any]] = MappingProxyType({}),
+    ) -> None:
         self.path = _path_of(url)
+        self._functions = functions
         self._idle: list[sqlite3.Connection] = []
         self._held: sqlite3.Connection | None = None
         self.is_former = False
@@ -192,6 +201,8 @@ class SqliteFile:
         )
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             connection.execute(f"PRAGMA {pragma}").close()
+        for name, function in self._functions.items():
+            connection.create_function(name, 2, function, deterministic=True)
         return connection
 
     @contextmanager

@@ -33,7 +33,8 @@ RESULT = {"object_id": "shoe-1", "rank": 0.9, "meta": {"a": "b"}}
 TASK = {
     "fine_tuning_method": METHOD, "metadata": {"a": "b"}, "idempotency_key": "k", "budget": None,
     "search": None, "event_weights": {"buy": 1.0}, "promote": None, "folds": None,
-    "webhook_url": "https://example.com/", "last": None, "since": None,
+    "webhook_url": "https://example.com/", "last": None, "since": None, "labels_id": "l",
+    "judge_labels_id": "j",
 }  # fmt: skip
 BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     (
@@ -47,7 +48,7 @@ BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     (f"{SESSION}/events", EventsBody, {"session_id": "s", "events": [EVENT]}),
     (f"{SESSION}/irrelevant", IrrelevantBody, {"session_id": "s"}),
     ("/clickstream/internal/batch/release", ReleaseBody, {"release_id": "r"}),
-    ("/fine-tuning/task", TaskBody, {**TASK, "batch_id": "b", "until": None}),
+    ("/fine-tuning/task", TaskBody, {**TASK, "batch_id": "b", "batch_ids": None, "until": None}),
     (
         "/fine-tuning/schedule",
         ScheduleBody,

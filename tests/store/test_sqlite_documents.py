@@ -1,5 +1,6 @@
 """What SQLite's documents promise besides: one file, and nothing that is answered is lost."""
 
+import secrets
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ def test_a_refusal_is_remembered_by_pings(
     monkeypatch.setattr(SqliteFile, "_connect", limited)
     documents.file._idle.clear()
     with pytest.raises(StoreUnavailable, match="full"):
-        documents.insert(THINGS, [{"id": "large", "text": "long " * 100_000}])
+        documents.insert(THINGS, [{"id": "large", "text": secrets.token_hex(200_000)}])
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="full"):
             documents.ping()
