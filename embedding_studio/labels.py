@@ -1,13 +1,16 @@
 """What people and files say of items for queries: labels, in sets that have a name."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+from embedding_studio.clickstream import SearchResult, normalize_query
 from embedding_studio.errors import InvalidInput
 
 RELEVANT_FROM = 0.5
 """The share of the highest grade from which an item counts as relevant."""
+GOLDEN_TEACH_NOTHING = "are golden, so nothing is learnt from them: name them as those that judge"
 LABELS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -53,6 +56,22 @@ class LabelsPut:
     created: int
     updated: int
     unchanged: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledResult:
+    """A label as methods get it: the item with its content, and how relevant it is, in [0, 1]."""
+
+    query: str
+    result: SearchResult
+    #: its grade, by the highest of its set
+    relevance: float
+
+
+def relevant_queries(labels: Iterable[LabelledResult]) -> int:
+    """Return how many queries have a relevant item."""
+    relevant = (label.query for label in labels if label.relevance >= RELEVANT_FROM)
+    return len(set(map(normalize_query, relevant)))
 
 
 def check_labels_id(labels_id: str) -> str:

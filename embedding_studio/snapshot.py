@@ -28,6 +28,7 @@ from embedding_studio.clickstream import (
     Splits,
     event_kind,
     has_content,
+    normalize_query,
     part_of_query,
 )
 from embedding_studio.items import Item, completed
@@ -401,6 +402,13 @@ class SnapshotSessions(Sequence[Session]):
 
     def columns(self) -> SessionColumns:
         return self._snapshot.columns.only(self._rows)
+
+    def without(self, queries: Collection[str]) -> "SnapshotSessions":
+        """Return those of other queries than these, which are normalized."""
+        columns = self._snapshot.columns
+        is_other = [normalize_query(query) not in queries for query in columns.queries]
+        chosen = np.array(is_other, np.bool_)[columns.query[self._rows]]
+        return SnapshotSessions(self._snapshot, self._rows[chosen])
 
     def split_by_query(
         self, validation_share: float, test_share: float, folds: int = 1, fold: int | None = 0

@@ -233,6 +233,19 @@ class QueryChange:
     after: float
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the main metric changed on other queries than those that decide."""
+
+    #: the labels that have them; None: they are the held-out ones of what is learnt from
+    labels_id: str | None
+    #: whether a fall keeps a model from being promoted
+    is_golden: bool
+    change: MetricChange
+    #: how many they are; None where the metric is one number
+    queries: int | None = None
+
+
 class ServedModel(StrEnum):
     """What becomes champion: the model of the best trial, or one that the same hyperparameter set
     gave on all queries but those of validation."""
@@ -268,6 +281,10 @@ class Promotion:
     #: how many would tell a difference of this size from chance; None where it is told, or there is
     #: none to tell
     sessions_needed: int | None = None
+    #: the labels whose queries decided; None: the held-out ones of what is learnt from did
+    judge_labels_id: str | None = None
+    #: what was compared besides
+    others: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.labels import LabelledResult
 from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
@@ -72,13 +73,19 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             **{name: getattr(self.augmentation, name) for name in Augmentation.switches()},
         }
 
-    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(
+        self,
+        sessions: Splits[Sequence[Session]],
+        folder: Path,
+        labels: Splits[Sequence[LabelledResult]] | None = None,
+    ) -> Mapping[str, float]:
         return prepare_image_clicks(
             sessions,
             self.item_image,
             self.load_initial_model(),
             folder,
             Settings().allow_private_addresses,
+            labels,
         )
 
     def load_data(self, folder: Path) -> Splits[ImageLists]:

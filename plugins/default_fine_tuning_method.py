@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
+from embedding_studio.labels import LabelledResult
 from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
@@ -85,9 +86,15 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             "negatives_per_click": trial.suggest_int("negatives_per_click", 2, 6),
         }
 
-    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(
+        self,
+        sessions: Splits[Sequence[Session]],
+        folder: Path,
+        labels: Splits[Sequence[LabelledResult]] | None = None,
+    ) -> Mapping[str, float]:
         model = self.load_initial_model()
-        return prepare_clicks(sessions, self.item_text, partial(tokenize, model), folder)
+        read = partial(tokenize, model)
+        return prepare_clicks(sessions, self.item_text, read, folder, labels=labels)
 
     def load_data(self, folder: Path) -> Splits[QueryLists]:
         return open_clicks(folder)

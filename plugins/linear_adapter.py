@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embedding_studio.clickstream import Session, Splits
+from embedding_studio.labels import LabelledResult
 from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
@@ -111,9 +112,15 @@ class LinearAdapter(FineTuningMethod[Adapter]):
             "temperature": trial.suggest_float("temperature", 0.05, 0.12, log=True),
         }
 
-    def prepare(self, sessions: Splits[Sequence[Session]], folder: Path) -> Mapping[str, float]:
+    def prepare(
+        self,
+        sessions: Splits[Sequence[Session]],
+        folder: Path,
+        labels: Splits[Sequence[LabelledResult]] | None = None,
+    ) -> Mapping[str, float]:
         encoder = load_encoder(Settings().initial_model)
-        figures = prepare_clicks(sessions, text_of, partial(tokenize, encoder), folder)
+        read = partial(tokenize, encoder)
+        figures = prepare_clicks(sessions, text_of, read, folder, labels=labels)
         texts = open_clicks(folder).train.texts
         np.save(folder / "vectors.npy", embed_frozen(encoder, texts, np.arange(len(texts))))
         (folder / "similarity.json").write_text(json.dumps(encoder.similarity_fn_name))

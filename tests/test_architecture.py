@@ -30,7 +30,8 @@ TIERS = [
     | {"tracking.names", "tracking.environment", "tracking.reader"},
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire", "imports", "loaders"}
-    | {"engine.promotion", "engine.jobs", "engine.scores", "engine.snapshot", "engine.failures"},
+    | {"engine.promotion", "engine.jobs", "engine.labels", "engine.scores", "engine.snapshot"}
+    | {"engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
     {"engine.worker", "client"},

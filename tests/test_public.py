@@ -12,6 +12,7 @@ def test_what_authors_of_methods_import() -> None:
     assert set(embedding_studio.__all__) == {
         "Budget",
         "FineTuningMethod",
+        "LabelledResult",
         "Parameters",
         "PluginMeta",
         "Scores",

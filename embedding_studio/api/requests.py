@@ -1,6 +1,5 @@
 """What may be asked of this installation: checks that several routes share."""
 
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
@@ -12,7 +11,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from embedding_studio.api.context import Context
 from embedding_studio.api.errors import describe_fields
 from embedding_studio.errands.webhooks import check_url
-from embedding_studio.errors import InvalidInput, UnknownMethod
+from embedding_studio.errors import Conflict, InvalidInput, UnknownMethod
+from embedding_studio.labels import GOLDEN_TEACH_NOTHING
 from embedding_studio.tasks import Budget
 from embedding_studio.wire.clickstream import Posted, PostedId
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
@@ -109,10 +109,13 @@ def check_method(context: Context, name: str) -> None:
         )
 
 
-def check_labels(context: Context, labels_ids: Iterable[str]) -> None:
-    """Raise NotFound for a set of labels that there is not."""
-    for labels_id in labels_ids:
-        context.store.labels.get(labels_id)
+def check_labels(context: Context, labels_id: str | None, judge_labels_id: str | None) -> None:
+    """Raise NotFound for a set of labels that there is not, Conflict for one to learn from that is
+    golden."""
+    if judge_labels_id is not None:
+        context.store.labels.get(judge_labels_id)
+    if labels_id is not None and context.store.labels.get(labels_id).is_golden:
+        raise Conflict(f"labels {labels_id!r} {GOLDEN_TEACH_NOTHING}")
 
 
 def check_trials(context: Context, budget: Budget) -> None:

@@ -1,18 +1,16 @@
 """One task's way from clicks to a promoted model, or none. Read `run_iteration` first."""
 
 import logging
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_studio.clickstream import BatchStatus, SessionBatch
+from embedding_studio.clickstream import BatchStatus, SessionBatch, Splits
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.failures import PROPOSING
@@ -21,20 +19,26 @@ from embedding_studio.engine.jobs import (
     BaselineResult,
     DrawSearch,
     Examine,
+    Examined,
     PrepareData,
+    PrepareJudge,
     SaveInitialModel,
     ScoreBaseline,
 )
+from embedding_studio.engine.labels import TakenLabels
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.engine.promotion import (
     as_csv,
+    averaged,
+    compare,
     decide,
+    guard,
     most_changed,
     query_changes,
     sessions_needed,
 )
 from embedding_studio.engine.recipe import Recipe
-from embedding_studio.engine.scores import Baseline, join
+from embedding_studio.engine.scores import Baseline, finite_means, join
 from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.engine.trials import Trials
 from embedding_studio.engine.workspace import Workspace
@@ -43,18 +47,21 @@ from embedding_studio.errors import (
     CorruptModel,
     Draining,
     ExecutorUnavailable,
+    IterationError,
     LeaseLost,
     MethodError,
     NotEnoughData,
     NotFound,
 )
+from embedding_studio.labels import GOLDEN_TEACH_NOTHING
 from embedding_studio.loaders.contents import Contents
-from embedding_studio.methods import AnyMethod, Parameters
+from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
     Promote,
     Promotion,
+    QueryChange,
     ServedModel,
     StoredModel,
     TaskEvent,
@@ -71,6 +78,7 @@ log = logging.getLogger(__name__)
 
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
+SPLITS = tuple(Splits.of(str).named())
 ESTIMATE = "estimated_trained_tokens"
 
 
@@ -114,9 +122,11 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
 class Data:
     """What the trials learn from, as it lies in the workspace."""
 
-    #: of the sessions that it was prepared from
+    #: of the sessions and labels that it was prepared from
     digest: str
     figures: Mapping[str, float]
+    #: where what judges lies, by the names of the sets of labels
+    judges: Mapping[str, Path]
     #: how the starting model did on it; None if that was not tried yet
     start: BaselineResult | None = None
 
@@ -136,6 +146,17 @@ class Attempt:
         self.champions = Champions(self.house)
         self._release_id = release_id_of(task.id)
         self._taken_id = task.batch_id
+        self.labels = TakenLabels(
+            self.workspace.labels, task.labels_id, task.judge_labels_id, self._golden()
+        )
+
+    def _golden(self) -> tuple[str, ...]:
+        """Return the golden labels of the project, where the method takes labels."""
+        if not self.method.learns_from_labels:
+            return ()
+        sets = self.lease.patiently(self.house.store.labels.sets)
+        golden = [one.labels_id for one in sets if one.is_golden]
+        return tuple(one for one in golden if one != self.task.judge_labels_id)
 
     # -- data and starting point ---------------------------------------------------------------
 
@@ -147,7 +168,9 @@ class Attempt:
                 "by: leave labels_id and judge_labels_id out, or name another method"
             )
         for labels_id in self.task.named_labels:
-            self.lease.patiently(self.house.store.labels.get, labels_id)
+            found = self.lease.patiently(self.house.store.labels.get, labels_id)
+            if found.is_golden and labels_id == self.task.labels_id:
+                raise IterationError(f"labels {labels_id!r} {GOLDEN_TEACH_NOTHING}")
 
     def find_batch(self) -> SessionBatch | None:
         """Return the batch to learn from: the one that the task names, or that an earlier attempt
@@ -212,8 +235,8 @@ class Attempt:
 
     def prepare_data(self, batch: SessionBatch | None, former: Data | None = None) -> Data:
         """Prepare the sessions of a batch, of all that the task names, or of the time range that
-        ends with it, as they are now, for all trials. What was prepared of the same sessions stays.
-        """
+        ends with it, and labels, as they are now, for all trials. What was prepared of the same
+        stays."""
         snapshot, made = self.workspace.snapshot, self.task.time_range
         batches = [] if batch is None else [batch]
         if made is not None:
@@ -224,29 +247,62 @@ class Attempt:
             lambda ids: patiently(store.items.find, ids), self.house.settings, self.lease.check
         ) as contents:
             digest, count = take_snapshot(store, self.lease, ids, snapshot, contents.find, made)
-        contents.require_most()
+            contents.require_most()
+            digest += self.labels.take(store, self.lease, contents.find)
         if made is not None and not count:
             raise NotEnoughData(f"no session was made {made}: post some, or ask for more time")
         if former is not None and former.digest == digest:
             return former
         remove_tree(self.workspace.data, ignore_errors=True)
         prepared = self.workspace.run(self.preparing(self.workspace.data, fold=0))
+        judges = self._prepare_judges()
         sessions = int(prepared.figures["sessions"])
+        labels = int(sum(prepared.figures.get(f"{name}_labels", 0) for name in SPLITS))
+        told = f"{sessions} sessions{f' made {made}' if made else ''}"
+        told += f" and {labels} labels" if self.task.labels_id else ""
         self.record(
             TaskEventKind.DATA_PREPARED,
-            f"{sessions} sessions{f' made {made}' if made else ''} are prepared; "
-            f"{prepared.events.tell() or 'every event counts'}",
-            {"sessions": sessions, "batches": len(ids), **prepared.events.as_data()},
+            f"{told} are prepared; {prepared.events.tell() or 'every event counts'}",
+            {
+                "sessions": sessions,
+                "batches": len(ids),
+                "labels": labels,
+                **prepared.events.as_data(),
+            },
         )
         if missing := contents.told():
             self.warn(missing)
-        return Data(digest, {**prepared.figures, "batches": len(ids)})
+        if left_out := int(prepared.figures.get("labels_left_out", 0)):
+            named = ", ".join(map(repr, prepared.bare_items))
+            self.warn(
+                f"{left_out} labels are left out, for the method finds no content of their items "
+                f"({named or 'each has some, but not what it takes'}): put them as items"
+            )
+        return Data(digest, {**prepared.figures, "batches": len(ids)}, judges)
+
+    def _prepare_judges(self) -> dict[str, Path]:
+        """Prepare the labels that judge, and return where; golden ones that cannot are told of."""
+        place, prepared = self.workspace, dict[str, Path]()
+        remove_tree(place.judges, ignore_errors=True)
+        for labels_id in self.labels.judges:
+            folder = place.judges / labels_id
+            job = PrepareJudge(place.method, place.snapshot, folder, self.labels, labels_id)
+            try:
+                place.run(job)
+            except NotEnoughData as error:
+                if labels_id == self.task.judge_labels_id:
+                    raise
+                self.warn(f"the golden queries of {labels_id!r} guard nothing: {error}")
+            else:
+                prepared[labels_id] = folder
+        return prepared
 
     def preparing(self, folder: Path, fold: int | None) -> PrepareData:
         """Return the job that prepares the sessions, one part of the queries held out."""
         place, weights = self.workspace, self.task.event_weights or {}
+        labels, folds = self.labels, self.folds
         return PrepareData(
-            place.method, place.snapshot, place.start, folder, weights, self.folds, fold
+            place.method, place.snapshot, place.start, folder, weights, labels, folds, fold
         )
 
     def try_start(self, data: Data) -> Data:
@@ -398,31 +454,38 @@ class Attempt:
         recipe: Recipe,
         best: StoredModel,
     ) -> tuple[StoredModel, Promotion]:
-        """Compare the best set with the start on queries that it did not see, train on all of
-        them what is to be served, and record the fenced verdict. Return it with that model."""
-        tracking, workspace, metric = self.house.tracking, self.workspace, self.method.main_metric
+        """Compare the best set with the start on queries that it did not see, those of labels where
+        they judge, train on all of them what is to be served, and record the fenced verdict. Return
+        it with that model."""
+        tracking, workspace = self.house.tracking, self.workspace
         if not workspace.best.exists():  # found by an earlier attempt
             tracking.models.download(best, workspace.best)
         folds = recipe.folds()
         self.lease.show(phase="promote", seconds_left=None)
         method, parts = workspace.method, tuple(fold.data for fold in folds)
+        judges = tuple(data.judges.values())
         of_start, *of_folds = workspace.run_all(
             [
-                Examine(method, workspace.start, parts),
-                *(Examine(method, fold.model, (fold.data,)) for fold in folds),
+                Examine(method, workspace.start, (*parts, *judges)),
+                *(Examine(method, fold.model, (fold.data, *judges)) for fold in folds),
             ]
         )
-        of_set = [*chain.from_iterable(of_folds)]
-        promote = self.task.promote or Promote(self.method.promote)
-        seed = self.house.settings.seed
+        of_set = [of_fold[0] for of_fold in of_folds]
+        starts, of_start = of_start[len(parts) :], of_start[: len(parts)]
+        by_labels = {
+            labels_id: (starts[n], averaged([of_fold[1 + n] for of_fold in of_folds]))
+            for n, labels_id in enumerate(data.judges)
+        }
         before, after = (join([one.scores for one in of]) for of in (of_start, of_set))
-        verdict = decide(metric, self.method.direction, before, after, seed, promote)
-        changes = query_changes(of_start, of_set)
+        verdict, changes = self._decide(of_start, of_set, by_labels)
         gained, lost = most_changed(changes)
-        needed = sessions_needed(verdict, int(data.figures["sessions"]))
+        sessions, needed = int(data.figures["sessions"]), None
+        if sessions and verdict.judge_labels_id is None:
+            needed = sessions_needed(verdict, sessions)
         verdict = replace(
             verdict, gained=gained, lost=lost, folds=len(folds), sessions_needed=needed
         )
+        promote = self.task.promote or Promote(self.method.promote)
         registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
         if verdict.promoted and (known := registered.version_of(best.run_id)) is not None:
             verdict = _refused(
@@ -432,14 +495,49 @@ class Attempt:
             verdict = _refused(verdict, f"{registered.say_champion()}: start a new task")
         served = best
         is_wanted = len(folds) > 1 and (verdict.promoted or promote is Promote.NEVER)
-        if is_wanted and (refitted := recipe.refit(folds, after)) is not None:
+        of_labels = {data.judges[name]: one for name, (_, one) in by_labels.items()}
+        if is_wanted and (refitted := recipe.refit(folds, after, of_labels)) is not None:
             served, verdict = refitted, replace(verdict, served_model=ServedModel.REFIT)
         self._note_cost(recipe.experiment_id)
-        self._log_test_scores(verdict, baseline.run_id, {best.run_id, served.run_id})
+        scores: dict[str, tuple[Scores, Scores]] = {"": (before, after)}
+        scores |= {f"{name}_": (one.scores, of.scores) for name, (one, of) in by_labels.items()}
+        self._log_test_scores(scores, baseline.run_id, {best.run_id, served.run_id})
         if changes:
             tracking.runs.log_table(served.run_id, "queries.csv", as_csv(changes))
         self._record_verdict(verdict, best_model=served)
         return served, verdict
+
+    def _decide(
+        self,
+        of_start: Sequence[Examined],
+        of_set: Sequence[Examined],
+        by_labels: Mapping[str, tuple[Examined, Examined]],
+    ) -> tuple[Promotion, Sequence[QueryChange]]:
+        """Return the verdict, and how single queries changed of those that made it.
+
+        of_start, of_set: on the held-out parts of what is learnt from; by_labels: the same on the
+        labels that judge, by their names."""
+        metric, direction, seed = (
+            self.method.main_metric,
+            self.method.direction,
+            self.house.settings.seed,
+        )
+        promote = self.task.promote or Promote(self.method.promote)
+        before: Scores
+        after: Scores
+        before, after = (join([one.scores for one in of]) for of in (of_start, of_set))
+        others = [
+            compare(metric, one.scores, of.scores, seed, labels_id, is_golden=True)
+            for labels_id, (one, of) in by_labels.items()
+            if labels_id != self.task.judge_labels_id
+        ]
+        if (judge := self.task.judge_labels_id) is not None:
+            others.insert(0, compare(metric, before, after, seed))
+            of_start, of_set = ([one] for one in by_labels[judge])
+            before, after = of_start[0].scores, of_set[0].scores
+        verdict = decide(metric, direction, before, after, seed, promote, judge)
+        verdict = guard(replace(verdict, others=tuple(others)), direction)
+        return verdict, query_changes(of_start, of_set)
 
     def _note_cost(self, experiment_id: str) -> None:
         """Count what was trained since the search."""
@@ -451,13 +549,26 @@ class Attempt:
         return sum(self.house.tracking.runs.trained_tokens(experiment_id).values())
 
     def _log_test_scores(
-        self, verdict: Promotion, baseline_run_id: str, run_ids: Collection[str]
+        self,
+        scores: Mapping[str, tuple[Scores, Scores]],
+        baseline_run_id: str,
+        run_ids: Collection[str],
     ) -> None:
+        """Log scores before and after, each under a beginning of its name."""
         runs = self.house.tracking.runs
-        known = [change for change in verdict.metrics if math.isfinite(change.delta)]
-        runs.log_test_scores(baseline_run_id, {change.name: change.before for change in known})
+        befores, afters = (
+            {
+                f"{beginning}{name}": mean
+                for beginning, both in scores.items()
+                for name, mean in finite_means(both[place]).items()
+                if name in both[1 - place]
+            }
+            for place in (0, 1)
+        )
+        known = befores.keys() & afters.keys()
+        runs.log_test_scores(baseline_run_id, {name: befores[name] for name in sorted(known)})
         for run_id in run_ids:
-            runs.log_test_scores(run_id, {change.name: change.after for change in known})
+            runs.log_test_scores(run_id, {name: afters[name] for name in sorted(known)})
 
     def _record_verdict(self, promotion: Promotion, **fields: Any) -> None:
         verdict = story.verdict(promotion)

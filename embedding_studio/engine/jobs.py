@@ -5,14 +5,23 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from embedding_studio.clickstream import event_kind, merge_weights
+from embedding_studio.clickstream import (
+    LEAST_QUERIES,
+    Session,
+    Splits,
+    event_kind,
+    has_content,
+    merge_weights,
+)
 from embedding_studio.deletion import remove_tree
+from embedding_studio.engine.labels import Shares, TakenLabels
 from embedding_studio.engine.scores import (
     agree,
     finite_means,
@@ -30,6 +39,7 @@ from embedding_studio.errors import (
     TrialPruned,
 )
 from embedding_studio.executors.base import Job, Report, Reporter, Verdict
+from embedding_studio.labels import LabelledResult, relevant_queries
 from embedding_studio.methods import (
     AnyMethod,
     Direction,
@@ -44,7 +54,7 @@ from embedding_studio.methods import (
     is_better,
 )
 from embedding_studio.settings import Settings
-from embedding_studio.snapshot import Snapshot
+from embedding_studio.snapshot import Snapshot, SnapshotSessions
 
 if TYPE_CHECKING:
     from embedding_studio.search import Trial
@@ -154,6 +164,7 @@ class EventCounts:
 
 
 MOST_TYPES_NAMED = 20
+MOST_ITEMS_NAMED = 3
 
 
 def _first(counts: Mapping[str, int]) -> list[str]:
@@ -168,11 +179,15 @@ class Prepared:
     #: items that were not shown, and of events that are ignored or unknown
     figures: Mapping[str, float]
     events: EventCounts
+    #: the first items of labels whose contents are nowhere
+    bare_items: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareData(Job[Prepared]):
-    """Split a snapshot by query and let the method write what its trials read."""
+    """Split a snapshot by query and let the method write what its trials read.
+
+    Of the queries of labels that judge, nothing is to train on or to choose by."""
 
     reads = ("snapshot", "start_folder")
     writes = ("folder",)
@@ -185,6 +200,7 @@ class PrepareData(Job[Prepared]):
     folder: Path
     #: the task's, over the method's own
     event_weights: Mapping[str, float]
+    labels: TakenLabels
     #: as `split_by_query` has them
     folds: int = 1
     fold: int | None = 0
@@ -194,17 +210,29 @@ class PrepareData(Job[Prepared]):
         weights = merge_weights(method.event_weights, self.event_weights)
         snapshot = Snapshot(self.snapshot, weights)
         usable = snapshot.usable()
-        if not usable:
+        shares = Shares(method.validation_share, method.test_share, self.folds, self.fold)
+        labels = self.labels.split(shares, snapshot.results)
+        if not usable and not self.labels.learnt:
             raise NotEnoughData(
                 f"the batch holds {len(snapshot)} sessions and all of them are marked irrelevant: "
                 "collect more and start a new task"
             )
-        shares = method.validation_share, method.test_share
-        splits = usable.split_by_query(*shares, self.folds, self.fold)
+        splits = self._split(usable, shares)
+        if not splits.train and not labels.train:
+            raise NotEnoughData(
+                "there is nothing to train on: all queries are held out to choose by and to judge "
+                "by, or by labels that judge"
+            )
         events = EventCounts.of(snapshot.event_types, weights)
         try:
             with _checking_initial_model(method):  # many read it, for its tokenizer
-                figures = read_scores(method.prepare(splits, _empty(self.folder)), "prepare")
+                folder, learnt = _empty(self.folder), self.labels.learnt
+                figures = read_scores(
+                    _prepare(method, splits, folder, labels)
+                    if learnt
+                    else method.prepare(splits, folder),
+                    "prepare",
+                )
                 figures |= read_scores(self._note_start(method), "note_start")
         except NotEnoughData as error:
             raise NotEnoughData("; ".join(filter(None, [str(error), events.tell()]))) from None
@@ -215,12 +243,69 @@ class PrepareData(Job[Prepared]):
             "ignored_events": sum(events.ignored.values()),
             "unknown_events": sum(events.unknown.values()),
         }
-        return Prepared({**counts, **finite_means(figures)}, events)
+        if self.labels.learnt:
+            counts |= {f"{name}_labels": len(part) for name, part in labels.named().items()}
+        named = chain.from_iterable(labels.named().values())
+        bare = {label.result.object_id for label in named if not has_content(label.result)}
+        bare_items = sorted(bare)[:MOST_ITEMS_NAMED]
+        return Prepared({**counts, **finite_means(figures)}, events, bare_items)
+
+    def _split(self, sessions: SnapshotSessions, shares: Shares) -> Splits[SnapshotSessions]:
+        """Split sessions by query, as labels are."""
+        splits = sessions.split_by_query(*astuple(shares))
+        if not (held_out := self.labels.held_out(shares)):
+            return splits
+        train, validation = splits.train.without(held_out), splits.validation.without(held_out)
+        test = validation if splits.test is splits.validation else splits.test
+        return Splits(train, validation, test)
 
     def _note_start(self, method: AnyMethod) -> Scores:
         if type(method).note_start is FineTuningMethod.note_start:
             return {}  # to load a model takes its time
         return method.note_start(load_start(method, self.start_folder), self.folder)
+
+
+def _prepare(
+    method: AnyMethod,
+    sessions: Splits[Sequence[Session]],
+    folder: Path,
+    labels: Splits[Sequence[LabelledResult]],
+) -> Mapping[str, float]:
+    prepare: Any = method.prepare  # which says that it takes labels
+    figures: Mapping[str, float] = prepare(sessions, folder, labels=labels)
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareJudge(Job[None]):
+    """Let the method write what it reads of labels that judge: their queries alone, in all three
+    parts. Raises NotEnoughData."""
+
+    reads = ("snapshot",)
+    writes = ("folder",)
+    doing = "preparing the labels that judge"
+
+    method: MethodRef
+    #: where items may have contents
+    snapshot: Path
+    folder: Path
+    labels: TakenLabels
+    labels_id: str
+
+    def __call__(self, report: Reporter) -> None:
+        method = self.method.load()
+        shares = Shares(method.validation_share, method.test_share)
+        results = Snapshot(self.snapshot, {}).results
+        labels = self.labels.judge(self.labels_id, shares, results)
+        found = relevant_queries(labels)
+        least = LEAST_QUERIES["test"] if self.labels_id == self.labels.judging else 1
+        if found < least:
+            raise NotEnoughData(
+                f"{found} queries of labels {self.labels_id!r} that are to judge have a relevant "
+                f"item, and at least {least} are needed: put more"
+            )
+        none: Splits[Sequence[Session]] = Splits((), (), ())
+        _prepare(method, none, _empty(self.folder), Splits(labels, labels, labels))
 
 
 def load_start(method: AnyMethod, folder: Path) -> Any:

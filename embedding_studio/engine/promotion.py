@@ -15,7 +15,7 @@ from embedding_studio.engine.jobs import Examined
 from embedding_studio.engine.scores import queries_of
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import Direction, Scores
-from embedding_studio.tasks import MetricChange, Promote, Promotion, QueryChange
+from embedding_studio.tasks import Comparison, MetricChange, Promote, Promotion, QueryChange
 
 RESAMPLES = 10_000
 MOST_QUERIES_TOLD = 20
@@ -48,8 +48,9 @@ def decide(
     best: Scores,
     seed: int,
     promote: Promote = Promote.SIGNIFICANT,
+    labels_id: str | None = None,
 ) -> Promotion:
-    """Compare two models on the same held-out queries.
+    """Compare two models on the same held-out queries; labels_id: whose they are, if of labels.
 
     With per-query arrays the difference is beyond chance if the whole 95 % interval of the paired
     difference lies on one side of zero; single numbers tell nothing of chance. promote: what it
@@ -63,14 +64,15 @@ def decide(
     interval = next(change.delta_ci95 for change in changes if change.name == metric)
     is_better = sign * delta > 0
     is_sure = is_better and (interval is None or min(sign * bound for bound in interval) > 0)
+    where = "held-out queries" if labels_id is None else f"the queries of labels {labels_id!r}"
     if not is_better:
-        reason = "no better on held-out queries"
+        reason = f"no better on {where}"
     elif interval is None:
-        reason = "better on held-out queries"
+        reason = f"better on {where}"
     elif is_sure:
-        reason = "better on held-out queries: the whole 95 % interval is on the better side"
+        reason = f"better on {where}: the whole 95 % interval is on the better side"
     else:
-        reason = "better on held-out queries, but not beyond chance: the interval includes zero"
+        reason = f"better on {where}, but not beyond chance: the interval includes zero"
     if promote is Promote.NEVER:
         promoted = False
         reason += "; a person decides, for the task's `promote` is never"
@@ -91,7 +93,51 @@ def decide(
         test_queries=queries_of(best[metric]),
         metrics=tuple(changes),
         warnings=tuple(_losses(changes, metric)) if is_better else (),
+        judge_labels_id=labels_id,
     )
+
+
+def compare(
+    metric: str,
+    before: Scores,
+    after: Scores,
+    seed: int,
+    labels_id: str | None = None,
+    is_golden: bool = False,
+) -> Comparison:
+    """Compare two models on queries that do not decide."""
+    [change] = changes_of({metric: before[metric]}, {metric: after[metric]}, seed)
+    return Comparison(labels_id, is_golden, change, queries_of(after[metric]))
+
+
+def guard(promotion: Promotion, direction: Direction) -> Promotion:
+    """Refuse a model that got worse on golden queries beyond chance."""
+    sign = 1.0 if direction == "maximize" else -1.0
+    for one in promotion.others:
+        interval = one.change.delta_ci95
+        if one.is_golden and interval and max(sign * bound for bound in interval) < 0:
+            told = (
+                f"worse beyond chance on the golden queries of {one.labels_id!r} "
+                f"({one.change.delta:+.4f}, 95 % interval {interval[0]:+.4f} to {interval[1]:+.4f})"
+            )
+            reason = f"{promotion.reason}, but {told}"
+            promotion = replace(promotion, promoted=False, reason=reason)
+    return promotion
+
+
+def averaged(examined: Sequence[Examined]) -> Examined:
+    """Return several models on the same queries as one: each query's values averaged."""
+    scores = {
+        name: np.mean([np.asarray(one.scores[name]) for one in examined], axis=0)
+        for name in examined[0].scores
+        if len({np.shape(one.scores.get(name, ())) for one in examined}) == 1
+    }
+    explained = {
+        query: float(np.mean([one.explained[query] for one in examined]))
+        for query in examined[0].explained
+        if all(query in one.explained for one in examined)
+    }
+    return Examined(scores, explained)
 
 
 def changes_of(before: Scores, after: Scores, seed: int) -> list[MetricChange]:

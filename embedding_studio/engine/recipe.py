@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.engine.best import upload
 from embedding_studio.engine.failures import describe, during
-from embedding_studio.engine.jobs import Examine, Train, TrialResult
+from embedding_studio.engine.jobs import Examine, Examined, Train, TrialResult
 from embedding_studio.engine.limits import Limits
 from embedding_studio.engine.promotion import decide
 from embedding_studio.engine.scores import are_close, join
@@ -95,34 +95,50 @@ class Recipe:
             return [first, *self._train(wanted)]
         return [first]
 
-    def refit(self, folds: Sequence[Training], scores: Scores) -> StoredModel | None:
+    def refit(
+        self, folds: Sequence[Training], scores: Scores, by_labels: Mapping[Path, Examined]
+    ) -> StoredModel | None:
         """Train the set on all queries but those of validation, and return the model once it is
         stored and found no worse than the folds' models; else None. scores: what these had on the
-        queries that they did not see."""
+        queries that they did not see; by_labels: on labels that judge, by where these lie."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
         attempt.lease.show(phase="refit")
         with self._costing("the best trial's model is kept"):
             (training,) = self._train([self._new("refit", None)])
-            self._check(training, folds, scores)
+            self._check(training, folds, scores, by_labels)
             value = training.metrics[metric]
             return upload(attempt, training.run_id, training.model, training.data, value)
         return None
 
-    def _check(self, refit: Training, folds: Sequence[Training], scores: Scores) -> None:
+    def _check(
+        self,
+        refit: Training,
+        folds: Sequence[Training],
+        scores: Scores,
+        by_labels: Mapping[Path, Examined],
+    ) -> None:
         """Raises MethodError for a model that is worse than those it follows: beyond chance on the
         queries that they did not see, or further below them on validation than they lie apart."""
         attempt, metric = self._attempt, self._attempt.method.main_metric
         method, data = attempt.workspace.method, tuple(fold.data for fold in folds)
-        examined = attempt.workspace.run(Examine(method, refit.model, data))
-        before, after = scores[metric], join([one.scores for one in examined])[metric]
+        examined = attempt.workspace.run(Examine(method, refit.model, (*data, *by_labels)))
+        own, of_labels = examined[: len(data)], examined[len(data) :]
         direction = attempt.method.direction
-        verdict = decide(metric, direction, {metric: before}, {metric: after}, seed=0)
         sign = 1 if direction == "maximize" else -1
-        if verdict.delta_ci95 and max(sign * bound for bound in verdict.delta_ci95) < 0:
-            raise MethodError(
-                f"the refit has {metric} {verdict.best:.4f} on the queries of the folds, on which "
-                f"the folds' own models have {verdict.baseline:.4f}"
-            )
+        for where, before, after in [
+            ("of the folds", scores, join([one.scores for one in own])),
+            *(
+                (f"of labels {folder.name!r}", folds_own.scores, one.scores)
+                for (folder, folds_own), one in zip(by_labels.items(), of_labels, strict=True)
+            ),
+        ]:
+            both = {metric: before[metric]}, {metric: after[metric]}
+            verdict = decide(metric, direction, *both, seed=0)
+            if verdict.delta_ci95 and max(sign * bound for bound in verdict.delta_ci95) < 0:
+                raise MethodError(
+                    f"the refit has {metric} {verdict.best:.4f} on the queries {where}, on which "
+                    f"the folds' own models have {verdict.baseline:.4f}"
+                )
         values = sorted(sign * fold.metrics[metric] for fold in folds)
         value, lowest = sign * refit.metrics[metric], 2 * values[0] - values[-1]
         if value < lowest and not are_close(value, lowest):

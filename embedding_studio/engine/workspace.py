@@ -39,6 +39,10 @@ class Workspace:
         self.data = self.folder / "data"
         #: the sessions of the batch, as they were when the data was prepared
         self.snapshot = self.folder / "snapshot"
+        #: the labels, as they were then
+        self.labels = self.folder / "labels"
+        #: what the method prepared of the labels that judge, a folder each
+        self.judges = self.folder / "judges"
         #: the best model so far
         self.best = self.folder / "best"
         #: what the jobs that are no trials printed, a file each

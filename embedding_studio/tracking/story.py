@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from embedding_studio.methods import Direction
 from embedding_studio.search import Outcome
-from embedding_studio.tasks import MetricChange, Promotion, QueryChange, ServedModel
+from embedding_studio.tasks import Comparison, MetricChange, Promotion, QueryChange, ServedModel
 from embedding_studio.tracking.names import to_mlflow
 from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI
 
@@ -130,15 +130,22 @@ def state_note(state: str, why: str, tags: Mapping[str, str]) -> str:
 def verdict(promotion: Promotion) -> str:
     """Say what the gate decided, in one line that tells the most where it is cut off."""
     queries = f"{promotion.test_queries} " if promotion.test_queries else ""
-    return (
+    queries += "held-out queries" if promotion.judge_labels_id is None else "labelled queries"
+    told = (
         f"{'Promoted' if promotion.promoted else 'Not promoted'}: {promotion.best:.4f}, was "
-        f"{promotion.baseline:.4f} ({promotion.metric_name} on {queries}held-out queries): "
-        f"{promotion.reason}"
+        f"{promotion.baseline:.4f} ({promotion.metric_name} on {queries}): {promotion.reason}"
     )
+    learnt = [one.change for one in promotion.others if one.labels_id is None]
+    return f"{told}. What is learnt from says {change(learnt[0])}" if learnt else told
 
 
 def judged_by(promotion: Promotion) -> str:
     """Say which queries made the verdict, and what it is about."""
+    if (labels_id := promotion.judge_labels_id) is not None:
+        models = "the best trial" if promotion.folds == 1 else f"{promotion.folds} models"
+        return (
+            f"the queries of labels {labels_id!r}, of which nothing was learnt, ranked by {models}"
+        )
     if promotion.folds == 1:
         return "the test queries, which the best trial has not seen"
     return (
@@ -162,6 +169,13 @@ def change(metric: MetricChange) -> str:
     low, high = metric.delta_ci95
     side = "up" if low > 0 else "down" if high < 0 else "within chance"
     return f"{told}, 95 % interval {low:+.4f} to {high:+.4f}): {side}"
+
+
+def _name_of(other: Comparison) -> str:
+    name = other.change.name
+    if other.labels_id is None:
+        return f"{name} by what is learnt from"
+    return f"{name} of golden {other.labels_id}"
 
 
 def _changed(queries: Sequence[QueryChange]) -> str:
@@ -192,13 +206,15 @@ def verdict_note(
     link = f"#/experiments/{best.info.experiment_id}/runs/{best.info.run_id}?{TRAINING_UI}"
     validation = baseline.data.metrics[to_mlflow(promotion.metric_name)] if baseline else None
     on_validation = "" if validation is None else f", its start {validation:.4f}"
+    by_labels = promotion.judge_labels_id is not None or not tags["es.batch_id"]
     rows = {
         "promoted": ("yes" if promotion.promoted else "no") + f": {promotion.reason}",
-        "next step": _next_step(promotion, tags["es.method"]),
+        "next step": _next_step(promotion, tags["es.method"], by_labels),
         "judged by": judged_by(promotion),
         "served": f"[{best.info.run_name}]({link}) on validation{on_validation}: "
         + served(promotion),
         **{one.name: change(one) for one in promotion.metrics[:_MOST_METRICS]},
+        **{_name_of(one): change(one.change) for one in promotion.others[:_MOST_METRICS]},
     }
     if promotion.warnings:
         rows["beware"] = "; ".join(promotion.warnings[:_MOST_METRICS])
@@ -207,7 +223,7 @@ def verdict_note(
     return _note(verdict(promotion), {**rows, **_about(tags)})[:_NOTE_LENGTH]
 
 
-def _next_step(promotion: Promotion, model_name: str) -> str:
+def _next_step(promotion: Promotion, model_name: str, by_labels: bool) -> str:
     if promotion.promoted:
         registry = f"#/models/{quote(model_name)}?{TRAINING_UI}"
         return f"deploy [models:/{model_name}@champion]({registry}), and collect sessions with it"
@@ -216,9 +232,10 @@ def _next_step(promotion: Promotion, model_name: str) -> str:
             f"collect more sessions: about {promotion.sessions_needed:,} would tell a difference "
             "of this size from chance"
         )
+    more = "put more labels" if by_labels else "collect more sessions"
     if promotion.delta_ci95 and promotion.delta_ci95[0] * promotion.delta_ci95[1] < 0:
-        return "collect more sessions, then start a new task: the test could not tell them apart"
-    return "collect more sessions or try more sets: the champion stays"
+        return f"{more}, then start a new task: the test could not tell them apart"
+    return f"{more} or try more sets: the champion stays"
 
 
 def version_tags(run: "Run") -> dict[str, str]:

@@ -23,6 +23,7 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.clickstream import text_of as text_of  # plugins look for it here
 from embedding_studio.errors import NotEnoughData
+from embedding_studio.labels import LabelledResult
 from embedding_studio.snapshot import SessionColumns, columns_of
 from embedding_studio.training.browsing import (
     MOST_SHOWINGS,
@@ -44,7 +45,7 @@ Numbers = dict[tuple[str, bool], int]
 
 SPLITS = tuple(Splits.of(str).named())
 _COLUMNS = ("queries", "offsets", "items", "relevance", "clicked", "near")
-_ASKED = ("queries", "offsets", "items", "split", "position")
+_ASKED = ("queries", "offsets", "items", "split", "position", "label")
 _SHOWINGS = ("session", "pair", "position", "weight")
 _DISTRACTORS = 100
 _UNASKED = -2
@@ -82,9 +83,10 @@ class ShownLists:
 
 @dataclass(frozen=True)
 class QueryLists(ShownLists):
-    """One split: lists with what clicks say of them, and the texts that they name.
+    """One split: lists with what clicks and labels say of them, and the texts that they name.
 
-    relevance: (n_pairs,) in [0, 1], the click model's probability; clicked: (n_pairs,) how often.
+    relevance: (n_pairs,) in [0, 1], that of its label, or else the click model's probability;
+    clicked: (n_pairs,) how often, and of what is labelled whether it is relevant.
     near: (n_near, 2) places in `queries` of two that are spelled almost alike, by the first; each
     pair stands there both ways. Only the training split has any.
     start: what a model is judged by, if it was noted. spelled: the file of the queries as people
@@ -110,10 +112,12 @@ class Asked(ShownLists):
     """All queries of all splits, the training split's first, and what people did with their lists.
 
     split: (n_queries,) the place in SPLITS of each one's; position: (n_pairs,) the highest place
-    that each was shown at; showings: those of people."""
+    that each was shown at, the last there is where it was not; label: (n_pairs,) relevance by
+    labels, NaN where there is none; showings: those of people."""
 
     split: Ints
     position: Ints
+    label: Floats
     showings: Showings
 
     def in_split(self, name: str) -> Flags:
@@ -129,6 +133,7 @@ def prepare_clicks(
     folder: Path,
     seed: int = 0,
     encode_items: Callable[[Sequence[str]], None] | None = None,
+    labels: Splits[Sequence[LabelledResult]] | None = None,
 ) -> Mapping[str, float]:
     """Write the columns of all three splits and the tokens of every distinct text.
 
@@ -137,6 +142,10 @@ def prepare_clicks(
     queries. Of the training queries, those with a click are kept; of the others all, for clicked
     ones favour the ranking that was shown. Results of one key are one item; those without a key are
     left out and counted. item_key is asked once for each distinct result.
+
+    Labels are lists too, and say more than clicks: what is labelled has the relevance of its label,
+    and counts as clicked if it is relevant. Clicking is fitted to clicks alone. Where all three
+    parts have the same labels they are only to judge by, and one relevant query is enough.
 
     Without encode_items a key is the item's text, and queries and items share one numbering, in
     which a text that is both has two numbers: a model may take them differently. With it a key is
@@ -149,30 +158,32 @@ def prepare_clicks(
     texts: Numbers = {}
     items: Numbers = texts if encode_items is None else {}
     keys = _Keys(item_key, items)
-    tables = sessions.map(lambda part: _tabulate(columns_of(part), keys, texts)).named()
+    labels = labels or Splits((), (), ())
+    tables = {
+        name: _tabulate(columns_of(part), labels.named()[name], keys, texts)
+        for name, part in sessions.named().items()
+    }
     left_out = sum(table.left_out for table in tables.values())
-    if left_out and not any(table.showings.n_pairs for table in tables.values()):
+    labels_left_out = sum(table.labels_left_out for table in tables.values())
+    without = left_out + labels_left_out
+    if without and not any(table.showings.n_pairs for table in tables.values()):
         raise NotEnoughData(
-            f"the method finds nothing to learn from in any of {left_out} results (object_id "
+            f"the method finds nothing to learn from in any of {without} results (object_id "
             f"{keys.without!r}, say): a text method takes results posted with meta "
-            '{"text": ...}, or overrides item_text'
+            '{"text": ...}, or items with a text, or overrides item_text'
         )
     contents = [content for content, _ in texts]
     showings = Showings.joined([table.showings for table in tables.values()])
     is_person = clicks_like_a_person(showings) & ~_are_busy([*tables.values()])
-    position = showings.highest_position()
+    position = np.minimum(showings.highest_position(), showings.position.max(initial=0))
     showings = showings.of_sessions(is_person)
-    clicked = showings.times_clicked()
-    is_fitted = np.zeros(showings.n_pairs, np.bool_)
-    is_fitted[: len(tables["train"].row)] = _some(tables["train"])
-    chances = fit_likeliest(
-        count_cells(showings.of_pairs(is_fitted), "position"),
-        positional_features(position[is_fitted]),
-        trusts=False,
-    )
-    evidence = chances.evidence_of(showings, "position")
-    relevance = expit(positional_features(position) @ chances.weights + evidence)
-    _write_asked(showings, position, [*tables.values()], folder)
+    clicks = showings.times_clicked()
+    relevance, of_clicking = _by_clicks(showings, position, tables["train"])
+    label = np.concatenate([table.label for table in tables.values()])
+    is_labelled = np.isfinite(label)
+    relevance = np.where(is_labelled, label, relevance)
+    clicked = np.where(is_labelled, label >= RELEVANT_FROM, clicks)
+    _write_asked(showings, position, label, [*tables.values()], folder)
     figures: dict[str, float] = {
         "results_left_out": left_out,
         "sessions_of_no_person": int((~is_person).sum()),
@@ -181,9 +192,13 @@ def prepare_clicks(
     for name, table in tables.items():
         pairs = slice(begin, begin + table.showings.n_pairs)
         figures[f"{name}_sessions"] = table.showings.n_sessions
+        figures[f"{name}_clicks"] = float(clicks[pairs].sum())
         figures |= _write_split(name, table, relevance[pairs], clicked[pairs], contents, folder)
         begin = pairs.stop
-    _require_enough(figures)
+    if any(labels.named().values()):
+        figures["labels_left_out"] = labels_left_out
+    if labels.train is not labels.test or not labels.train:
+        _require_enough(figures)
 
     every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
     count = min(_DISTRACTORS, len(every_item))
@@ -192,9 +207,24 @@ def prepare_clicks(
     tokenize(contents, np.array([is_item for _, is_item in texts])).write(folder)
     if encode_items is not None:
         encode_items([key for key, _ in items])
+    return {**figures, "items": len(every_item), **of_clicking}
+
+
+def _by_clicks(
+    showings: Showings, position: Ints, train: "_Table"
+) -> tuple[Floats, Mapping[str, float]]:
+    """Return (n_pairs,) how relevant clicks say that each pair is, and what they say of clicking;
+    nothing where nothing was shown. train: the first pairs', to which clicking is fitted."""
+    is_fitted = np.zeros(showings.n_pairs, np.bool_)
+    is_fitted[: len(train.row)] = _some(train)
+    fitted = showings.of_pairs(is_fitted)
+    if not len(fitted.pair):
+        return np.zeros(showings.n_pairs), {}
+    features = positional_features(position)
+    chances = fit_likeliest(count_cells(fitted, "position"), features[is_fitted], trusts=False)
+    evidence = chances.evidence_of(showings, "position")
     at_top, at_10 = chances.clicks_1[0], chances.clicks_1[min(9, position.max(initial=0))]
-    return figures | {
-        "items": len(every_item),
+    return expit(features @ chances.weights + evidence), {
         "click_attraction_relevant": float(at_top),
         "click_attraction_irrelevant": float(chances.clicks_0[0]),
         "click_examination_at_10": float(at_10 / at_top),
@@ -275,44 +305,70 @@ class _Keys:
         is_wanted &= known == _UNASKED
         if is_wanted.any():
             for place, result in compress(enumerate(results), is_wanted):
-                key = self._item_key(result)
-                if not key:
-                    self.without = self.without or result.object_id
-                number = self._items.setdefault((key, True), len(self._items)) if key else -1
-                known[place] = number
+                known[place] = self.of_result(result)
         return known[columns.item]
+
+    def of_result(self, result: SearchResult) -> int:
+        """Return the number of one, -1 for what has no key."""
+        key = self._item_key(result)
+        if not key:
+            self.without = self.without or result.object_id
+        return self._items.setdefault((key, True), len(self._items)) if key else -1
+
+    def of_labels(self, labels: Sequence[LabelledResult]) -> Ints:
+        """Return (n_labels,) numbers of their items."""
+        results = {id(label.result): label.result for label in labels}  # labels share them
+        known = {its_id: self.of_result(result) for its_id, result in results.items()}
+        return np.array([known[id(label.result)] for label in labels], np.int64)
 
 
 @dataclass(frozen=True)
 class _Table:
     """One split. queries: (n_queries,) text indices, ascending; row: (n_pairs,) the place of each
-    pair's query in them; pair_item: (n_pairs,) item indices, sorted within a query. left_out: how
-    many results had no key; busy: (n_sessions,) places in users, -1 where nobody is named."""
+    pair's query in them; pair_item: (n_pairs,) item indices, sorted within a query; label:
+    (n_pairs,) relevance by labels, NaN where there is none. left_out, labels_left_out: how many
+    results, and labels, had no key; user: (n_sessions,) places in users, -1 where nobody is named.
+    """
 
     queries: Ints
     row: Ints
     pair_item: Ints
+    label: Floats
     showings: Showings
     left_out: int
+    labels_left_out: int
     user: Ints
     users: Sequence[str]
 
 
-def _tabulate(columns: SessionColumns, keys: _Keys, texts: Numbers) -> _Table:
+def _tabulate(
+    columns: SessionColumns, labels: Sequence[LabelledResult], keys: _Keys, texts: Numbers
+) -> _Table:
     spelling: dict[str, str] = {}
+
+    def number_of(query: str) -> int:
+        # the first spelling stands for all
+        first = spelling.setdefault(normalize_query(query), query)
+        return texts.setdefault((first, False), len(texts))
+
     asked = np.zeros(len(columns.queries), np.bool_)
     asked[columns.query] = True
     of_spelling = np.zeros(len(columns.queries), np.int64)
-    # by their places, which are in the order they came: the first spelling stands for all
+    # by their places, which are in the order they came
     for place, query in compress(enumerate(columns.queries), asked):
-        first = spelling.setdefault(normalize_query(query), query)
-        of_spelling[place] = texts.setdefault((first, False), len(texts))
-    item = keys.of(columns)
+        of_spelling[place] = number_of(query)
+    item, labelled = keys.of(columns), keys.of_labels(labels)
     lengths = np.diff(columns.offsets)
-    is_known = item >= 0
-    width = int(item.max(initial=0)) + 1
+    is_known, is_kept = item >= 0, labelled >= 0
+    width = int(max(item.max(initial=0), labelled.max(initial=0))) + 1
     cells = np.repeat(of_spelling[columns.query] * width, lengths) + item
-    distinct, pair = np.unique(cells[is_known], return_inverse=True)
+    of_labels = np.array([number_of(one.query) for one in labels], np.int64) * width + labelled
+    distinct, places = np.unique(
+        np.concatenate([cells[is_known], of_labels[is_kept]]), return_inverse=True
+    )
+    pair, label = places[: is_known.sum()], np.full(len(distinct), -1.0)
+    relevance = np.array([one.relevance for one in labels], np.float64)
+    np.maximum.at(label, places[len(pair) :], relevance[is_kept])  # of items of one key the best
     queries, row = np.unique(distinct // width, return_inverse=True)
     session = np.repeat(np.arange(len(columns), dtype=np.int32), lengths)
     position = np.arange(len(item)) - columns.offsets[:-1][session]
@@ -320,6 +376,7 @@ def _tabulate(columns: SessionColumns, keys: _Keys, texts: Numbers) -> _Table:
         queries=queries,
         row=row.astype(np.int32),
         pair_item=(distinct % width).astype(np.int32),
+        label=np.where(label < 0, np.nan, label),
         showings=Showings(
             session=session[is_known],
             pair=pair.astype(np.int32),
@@ -329,6 +386,7 @@ def _tabulate(columns: SessionColumns, keys: _Keys, texts: Numbers) -> _Table:
             n_sessions=len(columns),
         ),
         left_out=len(item) - len(pair),
+        labels_left_out=int((~is_kept).sum()),
         user=columns.user,
         users=columns.users,
     )
@@ -389,12 +447,11 @@ def _write_split(
         f"{name}_queries": len(queries),
         f"{name}_queries_with_relevant": int(is_judged.sum()),
         f"{name}_pairs": int(pairs.sum()),
-        f"{name}_clicks": float(clicked.sum()),
     }
 
 
 def _write_asked(
-    showings: Showings, position: Ints, tables: Sequence[_Table], folder: Path
+    showings: Showings, position: Ints, label: Floats, tables: Sequence[_Table], folder: Path
 ) -> None:
     """Write what `Asked` holds."""
     lengths = [np.bincount(table.row) for table in tables]
@@ -404,6 +461,7 @@ def _write_asked(
         "asked_items": np.concatenate([table.pair_item for table in tables]),
         "asked_split": np.repeat(np.arange(len(tables)), [len(table.queries) for table in tables]),
         "asked_position": position,
+        "asked_label": label,
     } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
@@ -439,6 +497,6 @@ def _require_enough(figures: Mapping[str, float]) -> None:
         for name, least in LEAST_QUERIES.items()
     )
     raise NotEnoughData(
-        f"too few queries with a result that clicks show to be relevant ({counts}): collect more "
-        "sessions with clicks, on more distinct queries"
+        f"too few queries with a result that clicks or labels show to be relevant ({counts}): "
+        "collect more sessions with clicks, or put labels, on more distinct queries"
     )

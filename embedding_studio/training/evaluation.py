@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.errors import MethodError
@@ -38,6 +39,7 @@ Flags = NDArray[np.bool_]
 Embed = Callable[[Ints], Vectors]
 
 _CHUNK = 10_000
+_DOUBT = 1e-3  # what a label leaves
 
 
 def evaluate(
@@ -89,9 +91,10 @@ def evaluate_vectors(
     similarity: what a search compares them by; where it is the cosine, they are unit vectors.
 
     Where the start was noted, metrics are (n_asked,) values whose means are what `judge` makes of
-    the clicks; single values are rough and may lie outside [0, 1]. Elsewhere the click model's
-    probabilities are the labels, of queries with a probably relevant item: steadier, and in favour
-    of the ranking that was shown. similarity_gap: one number, see `metrics`.
+    the clicks; single values are rough and may lie outside [0, 1]. Elsewhere people's labels or the
+    click model's probabilities count, of queries with a probably relevant item: with labels alone
+    it is the true nDCG; with the probabilities it is steadier, and in favour of the ranking that
+    was shown. similarity_gap: one number, see `metrics`.
 
     Items never shown are unjudged and left out (Sakai 2007, condensed lists), for a better model
     finds relevant ones there; but a fixed random sample of items is presumed irrelevant, so that a
@@ -133,8 +136,11 @@ def note_start_vectors(
 
     That model is fitted to the training sessions alone, 400,000 showings of random queries where
     there are more. Returns each model's log-likelihood per click on queries that it was not fitted
-    to, and which one was chosen."""
+    to, and which one was chosen. What is labelled keeps its label, which counts as clicks that
+    leave no doubt. Where nothing was shown nothing is written: labels alone judge."""
     asked, splits = open_asked(folder), open_clicks(folder)
+    if not len(asked.showings.pair):
+        return {}
     row, queries = asked.pair_queries(), embed_queries(asked.queries)
     found = _similarities(asked, queries, embed_items, similarity)
     some = slice(64)
@@ -146,19 +152,23 @@ def note_start_vectors(
     scores = found.shown.astype(np.float64) / unit
     features = starting_features(scores, asked.position, asked.offsets)
     n_showings = np.bincount(row[asked.showings.pair], minlength=len(asked))
-    is_asked = n_showings > 0
-    learns = asked.in_split("train") & is_asked
+    is_labelled = np.isfinite(asked.label)
+    is_asked = (n_showings > 0) | (np.bincount(row, is_labelled, len(asked)) > 0)
+    learns = asked.in_split("train") & (n_showings > 0)
     is_fitted = learns & some_queries(np.where(learns, n_showings, 0), MOST_SHOWINGS)
     choice = choose(asked.showings, features, row, is_fitted[row])
-    write_relevance(folder, asked, choice.labels)
+    write_relevance(folder, asked, np.where(is_labelled, asked.label, choice.labels))
+    known = np.where(is_labelled, asked.label, choice.relevance)
+    certain = logit(np.clip(asked.label, _DOUBT, 1 - _DOUBT))
+    evidence = np.where(is_labelled, certain, choice.evidence)
     for name, part in (("validation", splits.validation), ("test", splits.test)):
         own = asked.in_split(name)
         pairs = own[row]
-        relevance = part.padded(choice.relevance[pairs], 0.0)[is_asked[own]]
+        relevance = part.padded(known[pairs], 0.0)[is_asked[own]]
         Start(
             offsets=np.asarray(part.offsets),
-            evidence=choice.evidence[pairs],
-            relevance=choice.relevance[pairs],
+            evidence=evidence[pairs],
+            relevance=known[pairs],
             scores=scores[pairs],
             discount=found.of(own, pairs).discounts(part),
             features=features[pairs],
@@ -228,7 +238,7 @@ def _clear(lists: QueryLists) -> Flags:
 def _labelled_metrics(
     lists: QueryLists, found: _Similarities, queries: Flags
 ) -> Mapping[str, PerQuery]:
-    """Return `ranking_metrics` of some queries, with the click model's probabilities as labels."""
+    """Return `ranking_metrics` of some queries, by labels, or the click model's probabilities."""
     shown = lists.padded(np.ones(len(lists.items), np.bool_), False)
     scores = np.concatenate([lists.padded(found.shown, 0.0), found.others], axis=1)
     judged = np.concatenate([shown, found.is_presumed], axis=1)

@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.clickstream import image_of as image_of  # plugins look for it here
 from embedding_studio.errors import IterationError, MethodError, NotEnoughData
+from embedding_studio.labels import LabelledResult
 from embedding_studio.loaders.places import Reader
 from embedding_studio.settings import Settings
 from embedding_studio.training.augmentation import Augmentation
@@ -121,6 +122,7 @@ def prepare_image_clicks(
     model: SentenceTransformer,
     folder: Path,
     allow_private: bool = False,
+    labels: Splits[Sequence[LabelledResult]] | None = None,
 ) -> Mapping[str, float]:
     """Do what `prepare_clicks` does where items are images, and write their pixels.
 
@@ -138,6 +140,8 @@ def prepare_image_clicks(
         for session in part
         for result in session.search_results
     ]
+    labels = labels or Splits((), (), ())
+    results += [label.result for part in labels.named().values() for label in part]
     for result in results:
         if address := item_image(result):
             owners.setdefault(address, result.object_id)
@@ -159,6 +163,7 @@ def prepare_image_clicks(
         partial(tokenize, model),
         folder,
         encode_items=lambda keys: np.save(folder / "image_rows.npy", np.array(keys, np.int64)),
+        labels=labels,
     )
     return {**figures, "unreadable_images": len(owners) - len(rows)}
 

@@ -19,6 +19,7 @@ from embedding_studio.clickstream import (
     split_by_query,
 )
 from embedding_studio.engine.jobs import MethodRef, Prepared, PrepareData
+from embedding_studio.engine.labels import TakenLabels
 from embedding_studio.executors.base import Report, Verdict
 from embedding_studio.snapshot import SnapshotWriter
 from embedding_studio.store.sessions import SESSION
@@ -93,7 +94,8 @@ def prepare(folder: Path, weights: dict[str, float], *sessions: Session) -> Prep
     snapshot = folder / "snapshot"
     with SnapshotWriter(snapshot, find_items=lambda ids: {}) as writer:
         writer.add([*map(SESSION.encode, sessions)])
-    job = PrepareData(MethodRef("Toy", TOYS), snapshot, folder, folder / "data", weights)
+    labels = TakenLabels(folder / "labels")
+    job = PrepareData(MethodRef("Toy", TOYS), snapshot, folder, folder / "data", weights, labels)
     return job(_no_report)
 
 

@@ -24,6 +24,7 @@ from embedding_studio.errors import MethodError
 from embedding_studio.methods import AnyMethod, discover_methods
 from embedding_studio.search import Search
 from embedding_studio.training.encoder import load_encoder, split_sides
+from tests.training.test_labels import NO_SESSIONS, judged, split
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,23 @@ def test_a_trial_runs_through(method: AnyMethod, tmp_path: Path) -> None:
     )
     files = {file.suffix for file in saved.rglob("*") if file.is_file()}
     assert files <= {".safetensors", ".json", ".txt", ".md"}
+
+
+def test_labels_teach_without_clicks(method: AnyMethod, tmp_path: Path) -> None:
+    """A trial on labels alone ranks held-out queries better than its start."""
+    assert method.learns_from_labels
+    labels, folder = split(judged(600)), tmp_path / "data"
+    folder.mkdir()
+    prepare: Any = method.prepare
+    prepare(NO_SESSIONS, folder, labels=labels)
+    model = method.load_initial_model()
+    assert method.note_start(model, folder) == {}
+    data = method.load_data(folder)
+    before = method.evaluate(model, data.test)["ndcg_at_10"]
+    trained = method.train(model, suggestion(method), replace(data, test=None), Reports())
+    after = method.evaluate(trained, data.test)["ndcg_at_10"]
+    assert np.shape(before) == np.shape(after)
+    assert np.mean(after) > np.mean(before)
 
 
 def test_what_is_judged_is_explained_by_query(method: AnyMethod, tmp_path: Path) -> None:

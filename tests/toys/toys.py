@@ -1,5 +1,6 @@
 """Small fine-tuning methods whose every outcome is known beforehand."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from embedding_studio import (
     Budget,
     FineTuningMethod,
+    LabelledResult,
     Parameters,
     PluginMeta,
     Scores,
@@ -497,3 +499,35 @@ class Noisy(Toy):
     def evaluate(self, model: Vector, split: list[Session]) -> Scores:
         noise = np.random.default_rng(int(model[0] * 1e6)).normal(size=len(split))
         return {"skill": 0.5 + noise}
+
+
+class Taught(Toy):
+    """Learns from labels too. The higher its skill, the better it is on every query but those that
+    begin with "gold", on which it is the worse."""
+
+    meta = PluginMeta(name="Taught")
+    folds = 2
+
+    def prepare(
+        self,
+        sessions: Splits[Sequence[Session]],
+        folder: Path,
+        labels: Splits[Sequence[LabelledResult]] | None = None,
+    ) -> Mapping[str, float]:
+        labels = labels or Splits((), (), ())
+        left_out = 0
+        for name, part in sessions.named().items():
+            taught = [label for label in labels.named()[name] if label.result.meta]
+            left_out += len(labels.named()[name]) - len(taught)
+            queries = {session.search_query for session in part} | {one.query for one in taught}
+            (folder / f"{name}.json").write_text(json.dumps(sorted(queries)))
+        if left_out == sum(map(len, labels.named().values())) > 0:
+            raise NotEnoughData("no label has an item with content")
+        return {"labels_left_out": left_out}
+
+    def load_data(self, folder: Path) -> Splits[list[str]]:
+        return Splits.of(lambda name: json.loads((folder / f"{name}.json").read_text()))
+
+    def evaluate(self, model: Vector, split: list[Any]) -> Scores:
+        sign = np.array([-1 if query.startswith("gold") else 1 for query in split])
+        return {"skill": sign * model[0] + np.linspace(-0.01, 0.01, len(split))}
