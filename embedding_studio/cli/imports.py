@@ -73,6 +73,8 @@ def import_file(
         raise typer.BadParameter(
             "of what is elsewhere, the rows are not here", param_hint="refused"
         )
+    if queries is not None and (is_elsewhere or sql is not None):
+        raise typer.BadParameter("they are for a file that is here", param_hint="queries")
     if files is not None and Path(files).is_dir():
         files, wanted = str(Path(files).resolve()), "labels"
     with ExitStack() as opened:

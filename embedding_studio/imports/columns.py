@@ -72,8 +72,16 @@ class Columns:
 
 def named(values: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields that have a value."""
-    found = {name: values[column] for name, column in columns.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    return {
+        name: value for name, column in columns.items() if (value := values[column]) is not None
+    }
+
+
+def present(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row without what is null: a column that is empty gives way to another's name."""
+    if None not in values.values():
+        return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def unnested(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -83,11 +91,12 @@ def unnested(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     has them, each key is a column."""
     if isinstance(source := values.get("_source"), dict):  # a document as OpenSearch dumps it
         values = source
-    if not any(isinstance(value, dict | list) for value in values.values()):
+    if {dict, list}.isdisjoint(map(type, values.values())):
         return [values]
     flat: dict[str, Any] = {}
     for name, value in _leaves(values):
-        flat.setdefault(name, value)
+        if value is not None:
+            flat.setdefault(name, value)
     lists = {event_kind(name): name for name, value in flat.items() if isinstance(value, list)}
     names = [lists[kind] for kind in _LISTS if kind in lists and flat[lists[kind]]]
     if not names:

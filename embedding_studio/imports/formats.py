@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from embedding_studio.clickstream import event_kind
 from embedding_studio.errors import InvalidInput
-from embedding_studio.imports.columns import Columns, named, unnested, values_of
+from embedding_studio.imports.columns import Columns, named, present, unnested, values_of
 from embedding_studio.imports.contents import ITEM_ALIASES, Told, item_values, told_item
 from embedding_studio.imports.impressions import Found, Happened, Window
 from embedding_studio.imports.judgements import (
@@ -61,6 +61,7 @@ Made = Found | Happened | Told | RowNote
 
 
 Values = Mapping[str, Any]
+_EVENT = {"session", "item", "event"}
 _HAPPENED = frozenset(("position", "clicked", "event", "time", "user"))
 
 
@@ -104,9 +105,7 @@ FORMS: Mapping[ImportFormat, Form] = {
         told_judgement,
         unless=_HAPPENED,
     ),
-    ImportFormat.IMPRESSIONS: Form(
-        ALIASES, [{"query", "item"}, {"session", "item", "event"}], ImpressionBody
-    ),
+    ImportFormat.IMPRESSIONS: Form(ALIASES, [{"query", "item"}, _EVENT], ImpressionBody),
     ImportFormat.ITEMS: Form(
         ITEM_ALIASES,
         [{"item", name} for name in ITEM_ALIASES if name != "item"],
@@ -167,7 +166,7 @@ def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str
     that are begun."""
     while True:
         try:
-            values = values_of(begun[-1])
+            values = present(values_of(begun[-1]))
             if {"search_query", "search_results"} <= values.keys():
                 return ImportFormat.SESSIONS
             flat = unnested(values)[0]
@@ -210,7 +209,7 @@ def _impressions(
         for one in unnested(values):
             columns.clear()
             columns.update(fields.named_by(one))
-            is_event = "query" not in columns and {"session", "item"} <= columns.keys()
+            is_event = "query" not in columns and columns.keys() >= _EVENT
             kind = HappenedBody if is_event else ImpressionBody
             shown.append(kind.model_validate(named(one, columns), context=settings))
         return shown
@@ -255,7 +254,7 @@ def _right(
     for row in rows:
         columns: dict[str, str] = {}
         try:
-            yield row.number, read(row.number, values_of(row), columns)
+            yield row.number, read(row.number, present(values_of(row)), columns)
         except ValidationError as error:
             [wrong, *_] = error.errors()
             field, *inner = map(str, wrong["loc"] or [""])

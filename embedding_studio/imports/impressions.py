@@ -54,18 +54,23 @@ class _Gathered:
 
     def add(self, shown: Sequence[HappenedBody], event_id: str, settings: Settings) -> str | None:
         """Add what a row shows; return why that cannot be this session's."""
-        new = {body.item for body in shown} - self.results.keys()
+        new = {body.item for body in shown if body.item not in self.results}
         if len(self.results) + len(new) > settings.max_results_per_session:
             return f"session {self.session_id!r} is full (ES_MAX_RESULTS_PER_SESSION)"
-        happened = sum(body.event_type is not None for body in shown)
-        if len(self.events) + happened > settings.max_events_per_session:
+        events = [
+            _event_of(body, event_type, f"{event_id}-{place}" if place else event_id)
+            for place, body in enumerate(shown)
+            if (event_type := body.event_type) is not None
+        ]
+        if len(self.events) + len(events) > settings.max_events_per_session:
             return f"session {self.session_id!r} is full (ES_MAX_EVENTS_PER_SESSION)"
         self.rows += 1
-        for place, body in enumerate(shown):
-            self._add_one(body, f"{event_id}-{place}" if place else event_id)
+        self.events += events
+        for body in shown:
+            self._add_one(body)
         return None
 
-    def _add_one(self, body: HappenedBody, event_id: str) -> None:
+    def _add_one(self, body: HappenedBody) -> None:
         self.chars += sum(len(text or "") for text in (body.item, body.text, body.event, body.user))
         self.user = self.user or body.user
         if body.time is not None:
@@ -73,9 +78,8 @@ class _Gathered:
         if body.position is not None:
             self.last_position = body.position
         place = float("inf") if body.position is None else body.position
-        self.results.setdefault(body.item, (place, body.result()))
-        if body.event_type is not None:
-            self.events.append(_event_of(body, event_id))
+        if body.item not in self.results:
+            self.results[body.item] = (place, body.result())
 
     def is_over(self, body: ImpressionBody) -> bool:
         """Tell whether a row of the same query and user begins another search, in a table that
@@ -100,11 +104,11 @@ class _Gathered:
         return Found(self.first_row, self.rows, posted)
 
 
-def _event_of(body: HappenedBody, event_id: str) -> dict[str, Any]:
+def _event_of(body: HappenedBody, event_type: str, event_id: str) -> dict[str, Any]:
     return {
         "event_id": event_id,
         "object_id": body.item,
-        "event_type": body.event_type,
+        "event_type": event_type,
         "created_at": body.time,
     }
 
@@ -158,9 +162,9 @@ class Window:
 
     def _happened(self, row: int, shown: Sequence[HappenedBody]) -> Iterator[Happened]:
         for place, body in enumerate(shown):
-            if body.session and body.event_type is not None:
+            if body.session and (event_type := body.event_type) is not None:
                 event_id = f"{self._import_id}-{row}" + (f"-{place}" if place else "")
-                yield Happened(row, body.session, _event_of(body, event_id))
+                yield Happened(row, body.session, _event_of(body, event_type, event_id))
 
     def _open(self, key: _Key, row: int, body: ImpressionBody) -> None:
         one = _Gathered(self._id_for(row, body), body.query, row)

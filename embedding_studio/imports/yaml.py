@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from yaml import YAMLError, events
-from yaml.cyaml import CParser
 
 from embedding_studio.errors import InvalidInput
 from embedding_studio.imports.stream import MAX_ROW_BYTES, too_large
+
+try:
+    from yaml.cyaml import CParser as Parser
+except ImportError:  # built without the library in C
+    from yaml import SafeLoader as Parser
 
 MAX_DEPTH = 100
 _JSON_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?")
@@ -25,7 +29,7 @@ class Document:
     billions of values."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        self._parser = CParser(_File(read))
+        self._parser = Parser(_File(read))
         #: what is wrong with the row, and where it begins
         self._fault: str | None = None
         self._begun_at = 0

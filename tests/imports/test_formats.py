@@ -277,6 +277,15 @@ def test_a_row_is_taken_whole_or_not() -> None:
     assert (wrong.row, wrong.column) == (1, "item")
 
 
+def test_a_null_gives_way_to_another_name() -> None:
+    """Exports have columns that are always null beside the one that is meant."""
+    row = {"q": "x", "query": None, "item": "a", "user_id": None, "user_pseudo_id": "u"}
+    nested = {**ga4("select_item", "x", "a"), "user_id": None}
+    for one in (row, nested):
+        [session] = sessions_in([one])
+        assert (session["search_query"], session["user_id"]) == ("x", "u")
+
+
 def test_nested_columns_have_names_with_dots() -> None:
     """They are recognised and named as others are."""
     rows = [{"query": "x", "product": {"id": 7, "name": {"en": "Coat"}}}]
