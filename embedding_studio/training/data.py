@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from embedding_studio.clickstream import (
     LEAST_QUERIES,
@@ -35,6 +34,7 @@ from embedding_studio.training.browsing import (
 from embedding_studio.training.clicks import Showings
 from embedding_studio.training.judge import Start, open_start, padded, positional_features
 from embedding_studio.training.metrics import RELEVANT_FROM
+from embedding_studio.training.near import find_near_identical
 from embedding_studio.training.texts import TokenizedTexts, open_texts
 
 Floats = NDArray[np.float64]
@@ -49,8 +49,6 @@ _ASKED = ("queries", "offsets", "items", "split", "position", "label")
 _SHOWINGS = ("session", "pair", "position", "weight")
 _DISTRACTORS = 100
 _UNASKED = -2
-_NEAR_FROM = 0.75
-_NEAR_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -465,24 +463,6 @@ def _write_asked(
     } | {f"showings_{name}": getattr(showings, name) for name in _SHOWINGS}
     for name, column in columns.items():
         np.save(folder / f"{name}.npy", column)
-
-
-def find_near_identical(queries: Sequence[str]) -> Ints:
-    """Return (n, 2) places of queries that differ by a plural, a typo or the order of words.
-
-    By the cosine of their TF-IDF weighted two- and three-letter pieces, above 0.75: of Font
-    Awesome's search terms, that finds seven of eight plurals in s and half of the one-letter slips.
-    """
-    if len(queries) < 2:
-        return np.empty((0, 2), np.int64)
-    pieces = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3), dtype=np.float32)
-    vectors = pieces.fit_transform(normalize_query(query) for query in queries)
-    found = []
-    for start in range(0, len(queries), _NEAR_CHUNK):
-        cosine = (vectors[start : start + _NEAR_CHUNK] @ vectors.T).tocoo()
-        near = (cosine.data > _NEAR_FROM) & (cosine.row + start != cosine.col)
-        found.append(np.stack([cosine.row[near] + start, cosine.col[near]], axis=1))
-    return np.concatenate(found).astype(np.int64)
 
 
 def _require_enough(figures: Mapping[str, float]) -> None:

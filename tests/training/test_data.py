@@ -8,12 +8,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import Session, Splits, normalize_query, split_by_query
-from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.errors import NotEnoughData
-from embedding_studio.training import data
 from embedding_studio.training.data import (
     QueryLists,
-    find_near_identical,
     open_clicks,
     prepare_clicks,
     text_of,
@@ -194,27 +191,6 @@ def test_items_that_are_not_texts_have_their_own_numbers(
         if session.search_query == query
         for result in session.search_results
     }
-
-
-def test_near_identical_queries_are_found() -> None:
-    """Plurals, slips and another order of words, both ways; not other words, not itself."""
-    queries = ["magnifying glass", "glass magnifying", "magnifying glasses", "magnifyng glass",
-               "wine glass", "umbrella", "umbrellas", "Umbrella",
-               *load_corpus().queries]  # fmt: skip
-    near = {(int(a), int(b)) for a, b in find_near_identical(queries)}
-    assert {(0, 1), (0, 2), (0, 3), (5, 6), (7, 5), (7, 6)} <= near
-    assert (0, 4) not in near
-    assert all((b, a) in near and a != b for a, b in near)
-
-
-def test_near_identical_queries_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However the work is cut, the pairs are the same; few or no queries have none."""
-    queries = ["red chair", "lamp", "red chairs", "mirror", "chair red"]
-    expected = find_near_identical(queries).tolist()
-    monkeypatch.setattr(data, "_NEAR_CHUNK", 2)
-    assert find_near_identical(queries).tolist() == expected
-    assert [0, 4] in expected
-    assert find_near_identical([]).shape == find_near_identical(["one"]).shape == (0, 2)
 
 
 def test_only_training_queries_have_neighbours(model: SentenceTransformer, tmp_path: Path) -> None:
