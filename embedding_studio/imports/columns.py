@@ -84,8 +84,9 @@ def present(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def unnested(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the impressions of a row: itself, or one for each of the items that it lists.
+def unnested(values: Mapping[str, Any], most: int) -> list[Mapping[str, Any]]:
+    """Return the impressions of a row: itself, or one for each of the items that it lists. Raises
+    ValueError for more than so many.
 
     What is nested gets a name with dots, "product.id"; of lists of keys and values, as GA4's export
     has them, each key is a column."""
@@ -102,6 +103,10 @@ def unnested(values: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not names:
         return [flat]
     shown = flat.pop(names[0])
+    if len(shown) > most:
+        raise ValueError(
+            f"lists {len(shown)} results; at most {most} are taken (ES_MAX_RESULTS_PER_SESSION)"
+        )
     return [_with_item(flat, place, one) for place, one in enumerate(shown, 1)]
 
 

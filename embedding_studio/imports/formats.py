@@ -142,7 +142,7 @@ def found_in(
     begun = list(islice(rows, 1))
     if not begun:
         raise InvalidInput("the file has no rows")
-    chosen = wanted or _recognised(begun, rows, given)
+    chosen = wanted or _recognised(begun, rows, given, settings)
     if files is not None and chosen is not ImportFormat.LABELS:
         raise InvalidInput(f"files are those of labels; this is a file of {chosen}")
     rows = chain(begun, rows)
@@ -161,7 +161,9 @@ def _later(call: Callable[[], Iterator[RowNote]]) -> Iterator[RowNote]:
     yield from call()
 
 
-def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str]) -> ImportFormat:
+def _recognised(
+    begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str], settings: Settings
+) -> ImportFormat:
     """Return the format that the first row which can be read has; what is read is added to those
     that are begun."""
     while True:
@@ -169,7 +171,7 @@ def _recognised(begun: list[Row], rows: Iterator[Row], columns: Mapping[str, str
             values = present(values_of(begun[-1]))
             if {"search_query", "search_results"} <= values.keys():
                 return ImportFormat.SESSIONS
-            flat = unnested(values)[0]
+            flat = unnested(values, settings.max_results_per_session)[0]
             if not EXPORTED.isdisjoint(map(event_kind, (*values, *flat))):
                 return ImportFormat.IMPRESSIONS
             for chosen, form in FORMS.items():
@@ -206,7 +208,7 @@ def _impressions(
 
     def shown_in(number: int, values: Values, columns: dict[str, str]) -> list[HappenedBody]:
         shown: list[HappenedBody] = []
-        for one in unnested(values):
+        for one in unnested(values, settings.max_results_per_session):
             columns.clear()
             columns.update(fields.named_by(one))
             is_event = "query" not in columns and columns.keys() >= _EVENT

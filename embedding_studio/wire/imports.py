@@ -17,6 +17,8 @@ from embedding_studio.wire.labels import check_words
 MAX_REFUSALS = 10_000
 MAX_WARNINGS = 100
 """How many of them a report tells."""
+MAX_OF_A_ROW = 1000
+"""How many texts, labels or messages a row may have."""
 MAX_CHARS = 500
 """How long each is at most."""
 SHOWN = frozenset(
@@ -173,8 +175,12 @@ class PairBody(Posted):
     """A query, and a text that is an answer to it, or texts; and such as are none."""
 
     query: TableQuery
-    positive: Annotated[list[SaidText], BeforeValidator(_as_list), Field(min_length=1)]
-    negatives: Annotated[Sequence[SaidText], BeforeValidator(_as_list)] = ()
+    positive: Annotated[
+        list[SaidText], BeforeValidator(_as_list), Field(min_length=1, max_length=MAX_OF_A_ROW)
+    ]
+    negatives: Annotated[
+        Sequence[SaidText], BeforeValidator(_as_list), Field(max_length=MAX_OF_A_ROW)
+    ] = ()
     score: Grade | None = None
     item: TableId | None = None
 
@@ -193,7 +199,7 @@ class FileBody(Posted):
     """A file, and the labels it carries."""
 
     file: Annotated[PostedId, AfterValidator(check_file)]
-    labels: Annotated[list[TableQuery], BeforeValidator(_as_list)]
+    labels: Annotated[list[TableQuery], BeforeValidator(_as_list), Field(max_length=MAX_OF_A_ROW)]
     text: SaidText | None = None
 
 
@@ -219,7 +225,7 @@ class MessageBody(BaseModel):
 class ChatBody(Posted):
     """A conversation, as OpenAI has them."""
 
-    messages: Annotated[list[MessageBody], Field(min_length=1)]
+    messages: Annotated[list[MessageBody], Field(min_length=1, max_length=MAX_OF_A_ROW)]
 
 
 def columns_in(text: str) -> Mapping[str, str]:

@@ -143,6 +143,8 @@ def test_what_is_best_of_labelled_files() -> None:
         ({"output": "x" * 40_000}, "output.0"),
         ({"negatives": [None]}, "negatives.0"),
         ({"Input": "y"}, None),
+        ({"output": ["a"] * 1001}, "output"),
+        ({"negatives": ["a"] * 1001}, "negatives"),
     ],
 )
 def test_a_wrong_row_costs_only_itself(wrong: Any, column: str | None) -> None:
