@@ -11,7 +11,7 @@ from embedding_studio.training.data import QueryLists
 Ints = NDArray[np.integer]
 Weights = NDArray[np.float32]
 
-_POSITIVE_FROM = float(__import__("os").environ.get("POS", ".15"))
+_POSITIVE_FROM = 0.15
 
 
 @dataclass(frozen=True)
