@@ -330,6 +330,10 @@ def test_a_task_may_learn_from_labels_alone(api: TestClient, store: Store) -> No
     made = create(api, labels_id="a", judge_labels_id="few")
     assert (made["labels_id"], made["judge_labels_id"]) == ("a", "few")
     assert store.tasks.get(made["id"]).is_without_sessions
+    store.labels.put("golden", labels, START, is_golden=True)
+    golden = api.post(TASK, json={"fine_tuning_method": METHOD, "labels_id": "golden"})
+    assert (golden.status_code, "are golden" in golden.json()["detail"]) == (409, True)
+    assert plan(api, labels_id="a", judge_labels_id="golden")["enough"] == "yes"
     unknown = api.post(TASK, json={"fine_tuning_method": METHOD, "judge_labels_id": "x"})
     assert (unknown.status_code, "'x'" in unknown.json()["detail"]) == (404, True)
 

@@ -1,10 +1,14 @@
 """The promotion gate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from embedding_studio.engine.promotion import bootstrap_ci95, decide
+from embedding_studio.engine.jobs import Examined
+from embedding_studio.engine.promotion import averaged, bootstrap_ci95, compare, decide, guard
 from embedding_studio.errors import MethodError
+from embedding_studio.methods import Direction
 from embedding_studio.tasks import Promote
 
 
@@ -80,3 +84,40 @@ def test_models_scored_on_different_queries_are_not_compared() -> None:
     """A paired comparison needs the same queries."""
     with pytest.raises(MethodError, match="30 and then on 29"):
         decide("m", "maximize", {"m": np.zeros(30)}, {"m": np.ones(29)}, seed=0)
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("promote", [Promote.SIGNIFICANT, Promote.BETTER])
+def test_a_fall_on_golden_queries_is_refused(direction: Direction, promote: Promote) -> None:
+    """If it is beyond chance, and in words; what is told besides blocks nothing."""
+    sign = 1 if direction == "maximize" else -1
+    before = np.linspace(0.1, 0.9, 40)
+    better, worse = before + 0.1 * sign, before - 0.1 * sign
+    doubtful = before + np.tile([0.3, -0.31], 20) * sign
+    verdict = decide("m", direction, {"m": before}, {"m": better}, 0, promote, "judged")
+    assert verdict.promoted
+    assert "on the queries of labels 'judged'" in verdict.reason
+    for after, is_golden, is_blocked in (
+        (worse, True, True),
+        (worse, False, False),
+        (doubtful, True, False),
+        (better, True, False),
+    ):
+        other = compare("m", {"m": before}, {"m": after}, 0, "must-work", is_golden)
+        assert (other.labels_id, other.queries) == ("must-work", 40)
+        guarded = guard(replace(verdict, others=(other,)), direction)
+        assert guarded.promoted is not is_blocked
+        assert ("worse beyond chance on the golden queries of 'must-work'" in guarded.reason) is (
+            is_blocked
+        )
+
+
+def test_models_are_averaged_query_by_query() -> None:
+    """Of the same queries; what only one of them tells is left out."""
+    one = Examined({"m": np.array([0.0, 1.0]), "n": 1.0, "o": np.ones(3)}, {"q": 0.2, "r": 1.0})
+    two = Examined({"m": np.array([1.0, 0.0]), "n": 2.0, "o": np.ones(2)}, {"q": 0.4})
+    found = averaged([one, two])
+    assert np.asarray(found.scores["m"]).tolist() == [0.5, 0.5]
+    assert found.scores["n"] == 1.5
+    assert set(found.scores) == {"m", "n"}
+    assert found.explained == {"q": pytest.approx(0.3)}
