@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from embedding_studio.engine.jobs import Examined
 from embedding_studio.engine.scores import queries_of
 from embedding_studio.errors import MethodError
-from embedding_studio.methods import Direction, Scores
+from embedding_studio.methods import Direction, MetricValues, Scores
 from embedding_studio.tasks import Comparison, MetricChange, Promote, Promotion, QueryChange
 
 RESAMPLES = 10_000
 MOST_QUERIES_TOLD = 20
+_DECIMALS = 12  # a difference beyond them is left by arithmetic
 _QUERY_LENGTH = 200
 _MORE_IS_BETTER = re.compile("ndcg|mrr|recall|precision|map|f1|hit", re.IGNORECASE)
 _MOST_SESSIONS_TOLD = 100  # times those there are: more would be no advice
@@ -59,7 +60,7 @@ def decide(
     if before.shape != after.shape:
         raise MethodError(f"{metric} was scored on {before.size} and then on {after.size} queries")
     sign = 1.0 if direction == "maximize" else -1.0
-    delta = float(np.mean(after - before))
+    delta = float(np.mean(_differences(before, after)))
     changes = changes_of(baseline, best, seed)
     interval = next(change.delta_ci95 for change in changes if change.name == metric)
     is_better = sign * delta > 0
@@ -149,15 +150,20 @@ def changes_of(before: Scores, after: Scores, seed: int) -> list[MetricChange]:
     paired: dict[int, list[str]] = {}  # those of as many queries share their resamples
     for name in [name for name in after if name in before]:
         first, then = float(np.mean(before[name])), float(np.mean(after[name]))
-        changes[name] = MetricChange(name, first, then, then - first)
+        changes[name] = MetricChange(name, first, then, round(then - first, _DECIMALS))
         shape = np.shape(before[name])
         if len(shape) == 1 and shape == np.shape(after[name]) and math.isfinite(then - first):
             paired.setdefault(shape[0], []).append(name)
     for names in paired.values():
-        differences = np.stack([np.asarray(after[name]) - before[name] for name in names], axis=1)
+        differences = np.stack([_differences(before[name], after[name]) for name in names], axis=1)
         for name, interval in zip(names, bootstrap_ci95(differences, seed), strict=True):
             changes[name] = replace(changes[name], delta_ci95=interval)
     return [*changes.values()]
+
+
+def _differences(before: MetricValues, after: MetricValues) -> NDArray[np.float64]:
+    differences: NDArray[np.float64] = np.round(np.asarray(after, float) - before, _DECIMALS)
+    return differences
 
 
 def _losses(changes: Sequence[MetricChange], metric: str) -> list[str]:

@@ -121,3 +121,16 @@ def test_models_are_averaged_query_by_query() -> None:
     assert found.scores["n"] == 1.5
     assert set(found.scores) == {"m", "n"}
     assert found.explained == {"q": pytest.approx(0.3)}
+
+
+def test_what_arithmetic_leaves_is_no_difference() -> None:
+    """Models that rank alike are neither better nor worse, be their averages a little off."""
+    before = np.random.default_rng(0).random(40)
+    alike = averaged([Examined({"m": before * (1 / 3) + before * (2 / 3)}, {}) for _ in range(3)])
+    assert (np.asarray(alike.scores["m"]) != before).any()
+    for after in (alike.scores["m"], before - 1e-16, before + 1e-16):
+        verdict = decide("m", "maximize", {"m": before}, {"m": after}, 0, Promote.BETTER)
+        assert not verdict.promoted
+        other = compare("m", {"m": before}, {"m": after}, 0, "golden", is_golden=True)
+        assert other.change.delta_ci95 == (0, 0)
+        assert guard(replace(verdict, others=(other,)), "maximize").reason == verdict.reason
