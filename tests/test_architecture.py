@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "items", "labels", "snapshot", "reports", "tasks"}
+    | {"report_page"}
     | {
         "schedules",
         "models",
@@ -43,6 +44,7 @@ HOMES = {
     "mlflow": {"tracking"},
     "optuna": {"search"},
     "matplotlib": {"search"},
+    "jinja2": {"report_page"},
     "pymongo": {"store.mongo", "store.mongo_former", "loaders.databases"},
     "bson": {"store.mongo", "store.mongo_former", "loaders.databases"},
     "sqlite3": {"store.sqlite", "store.sqlite_file", "tracking.local", "tracking.reader"}

@@ -61,12 +61,24 @@ def report_on_batch(
     batch: Annotated[
         str | None, typer.Argument(metavar="BATCH", help="by default, the one now collecting")
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="write a page with plots there instead"),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Show what a batch is worth before it is paid for, and what is wrong with it."""
     with client_of(url) as client:
         batch_id = batch or client.get_batch().batch_id
         found = client.report_on_batch(batch_id)
+    if html is not None:
+        from embedding_studio.report_page import page_of
+        from embedding_studio.reports import BatchReport
+
+        page = page_of(BatchReport(**dict(found)), f"Batch {batch_id}")
+        html.write_text(page, encoding="utf-8")
+        typer.echo(escape(f"the report on batch {batch_id} is in {html}"))
+        return
     names = [name for name, value in found if isinstance(value, int)]
     rows = [[name.replace("_", " "), f"{getattr(found, name):,}"] for name in names]
     rows += [

@@ -163,6 +163,8 @@ def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path
     told = run("report", batch_id).output
     assert "clicked sessions" in told
     assert "are needed as a rule" in " ".join(told.split())
+    assert run("report", batch_id, "--html", str(tmp_path / "report.html")).exit_code == 0
+    assert f"<title>Batch {batch_id}</title>" in (tmp_path / "report.html").read_text()
     client.export_batch(batch_id, file)
     sessions = [json.loads(line) for line in file.read_text().splitlines()]
     assert [len(one["events"]) for one in sessions] == [0, 1, 2]
