@@ -1,6 +1,6 @@
 """Sessions as they were at a moment, as columns in two parquet files that any engine reads.
 
-`items.parquet` has each distinct result once: its object id, and its content as JSON. In
+`items.parquet` has each distinct result once: its number, object id, and content as JSON. In
 `sessions.parquet`, a session a row, results name theirs by its number, so that texts are stored
 once however often they were shown. Both are written page by page and read by row groups."""
 
@@ -39,7 +39,7 @@ Document = Mapping[str, Any]
 _GROUP = 20_000  # rows
 _MOST_KNOWN = 2_000_000
 _TEXT, _TIME = pa.string(), pa.timestamp("ms", "UTC")
-_ITEMS = pa.schema({"object_id": _TEXT, "content": _TEXT})
+_ITEMS = pa.schema({"item": pa.int32(), "object_id": _TEXT, "content": _TEXT})
 _RESULT = pa.struct({"item": pa.int32(), "rank": pa.float64()})
 _EVENT = pa.struct(
     {
@@ -146,12 +146,12 @@ class SnapshotWriter:
     def _add_items(self, new: Mapping[str, SearchResult]) -> None:
         bare = {one.object_id for one in new.values() if not has_content(one)}
         items = self._find_items(bare) if bare else {}
-        rows = [
-            {"object_id": one.object_id, "content": completed(one, items).meta}
-            for one in new.values()
+        rows: list[dict[str, Any]] = [
+            {"item": n, "object_id": one.object_id, "content": completed(one, items).meta}
+            for n, one in enumerate(new.values(), self._n_items)
         ]
         self._items.add([_column(rows, field) for field in _ITEMS])
-        self._known.update(zip(new, range(self._n_items, self._n_items + len(new)), strict=True))
+        self._known.update((key, row["item"]) for key, row in zip(new, rows, strict=True))
         self._n_items += len(new)
 
 
@@ -361,7 +361,7 @@ class SnapshotResults(Collection[SearchResult]):
         return any(one == result for one in self)
 
     def __iter__(self) -> Iterator[SearchResult]:
-        for part in self._file.iter_batches():
+        for part in self._file.iter_batches(columns=["object_id", "content"]):
             for object_id, content in zip(*(one.to_pylist() for one in part.columns), strict=True):
                 yield SearchResult(object_id, meta=_object_of(content))
 

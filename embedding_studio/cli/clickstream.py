@@ -1,17 +1,26 @@
 """Commands for batches: which there are, what is in one, and its sessions as a file."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedding_studio.cli.context import client_of
 from embedding_studio.cli.render import minute, print_table
 from embedding_studio.clickstream import BatchCount
+from embedding_studio.deletion import remove_tree
+from embedding_studio.errors import InvalidInput
 from embedding_studio.plain import escape
 
+if TYPE_CHECKING:
+    from embedding_studio.client import EmbeddingStudioClient
+    from embedding_studio.items import Item
+
 _BAR = 40
+_PAGE = 1000
 app = typer.Typer(
     help="List batches, see what is in one and what it is worth, export it.", no_args_is_help=True
 )
@@ -110,12 +119,41 @@ def report_on_batch(
 def export_batch(
     batch: Annotated[str, typer.Argument(metavar="BATCH", help="the batch's id")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="is replaced if it exists")],
+    parquet: Annotated[
+        bool,
+        typer.Option("--parquet", help="a new folder FILE, with a table of sessions and items"),
+    ] = False,
     url: Url = None,
 ) -> None:
     """Write a batch's sessions to a file, one a line, as JSON that can be posted again."""
     with client_of(url) as client:
-        client.export_batch(batch, file)
+        if parquet:
+            _write_tables(client, batch, file)
+        else:
+            client.export_batch(batch, file)
     typer.echo(escape(f"batch {batch} is in {file}"))
+
+
+def _write_tables(client: "EmbeddingStudioClient", batch: str, folder: Path) -> None:
+    from embedding_studio.snapshot import SnapshotWriter
+    from embedding_studio.store.sessions import SESSION
+
+    if folder.exists():
+        raise InvalidInput(f"{folder} exists: name a folder that is to be made")
+    sessions = client.read_batch(batch, _PAGE)
+    items = {item.object_id: item for item in client.read_items(_PAGE)}
+    part = folder.with_name(f".{folder.name}.part")
+
+    def find(ids: Collection[str]) -> dict[str, "Item"]:
+        return {name: items[name] for name in items.keys() & ids}
+
+    try:
+        with SnapshotWriter(part, find) as writer:
+            while page := [SESSION.encode(one.session) for one in islice(sessions, _PAGE)]:
+                writer.add(page)
+        part.rename(folder)
+    finally:
+        remove_tree(part, ignore_errors=True)
 
 
 def _utc(seconds: float | None) -> datetime | None:

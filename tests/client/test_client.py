@@ -40,6 +40,7 @@ from embedding_studio.items import Item, PutStatus
 from embedding_studio.labels import Label
 from embedding_studio.reports import Enough
 from embedding_studio.settings import Settings
+from embedding_studio.snapshot import Snapshot
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
 from embedding_studio.wire.clickstream import PostStatus
@@ -174,6 +175,25 @@ def test_batches_are_listed_and_exported(client: EmbeddingStudioClient, tmp_path
     assert (tmp_path / "again").read_text() == file.read_text()
     assert {one.name for one in tmp_path.iterdir()} >= {"again", "batch.ndjson"}
     assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_batch_is_exported_as_tables(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """For whatever reads parquet: sessions, and what they showed, with the content of the items."""
+    client.post_sessions(session(f"s-{i}", events=i) for i in range(3))
+    batch_id = client.release_batch().batch_id
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def export(batch: str) -> Result:
+        words = ["batch", "export", batch, str(tmp_path / "tables"), "--parquet", "--url", url]
+        return CliRunner().invoke(app, words)
+
+    assert isinstance(export("nowhere").exception, NotFound)
+    assert not [*tmp_path.glob("*tables*")]
+    assert export(batch_id).exit_code == 0
+    found = [*Snapshot(tmp_path / "tables", {}).usable()]
+    assert [one.session_id for one in found] == ["s-0", "s-1", "s-2"]
+    assert [len(one.events) for one in found] == [0, 1, 2]
+    assert "exists" in str(export(batch_id).exception)
 
 
 def test_time_ranges_are_passed_on(client: EmbeddingStudioClient) -> None:
