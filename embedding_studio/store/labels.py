@@ -4,6 +4,7 @@ A set that is deleted loses its name first. From then on nothing joins it, and w
 deletes what it held."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
@@ -104,11 +105,13 @@ class Labels:
             self._give_back(reserved)
             return None
         created = self._insert(new)
-        changed = [its_id for its_id, one in waiting.items() if its_id not in created]
-        changed = [its_id for its_id in changed if there.get(its_id) != waiting[its_id]["grade"]]
-        for its_id in changed:
-            grade = waiting[its_id]["grade"]
-            self._documents.change(LABELS, {"id": its_id}, set={"grade": grade})
+        changed = defaultdict[float, list[str]](list)  # by their grades, which are few
+        for its_id, one in waiting.items():
+            if its_id not in created and there.get(its_id) != one["grade"]:
+                changed[one["grade"]].append(its_id)
+        for grade, ids in changed.items():
+            for some in pages(ids):
+                self._documents.change_all(LABELS, {"id": among(some)}, {"grade": grade})
         grown = begun_size + sum(_size(waiting[its_id]) for its_id in created)
         golden = {} if is_golden is None else {"is_golden": is_golden}
         as_named: Filter = {"id": set_id, "labels_id": labels_id}
@@ -117,8 +120,8 @@ class Labels:
             self._give_back(reserved)
             raise Conflict(f"labels {labels_id!r} were deleted meanwhile: put them again")
         self._give_back(reserved - grown)
-        unchanged = len(waiting) - len(created) - len(changed)
-        return LabelsPut(len(created), len(changed), unchanged)
+        updated = sum(map(len, changed.values()))
+        return LabelsPut(len(created), updated, len(waiting) - len(created) - updated)
 
     def _insert(self, documents: Sequence[Document]) -> set[str]:
         """Insert labels, and return the ids of those that nobody else has put. Raises
