@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from datetime import UTC
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, compress, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -218,6 +218,12 @@ class SessionColumns:
 
     def __len__(self) -> int:
         return len(self.query)
+
+    def shown(self) -> Iterator[tuple[int, SearchResult]]:
+        """Give those of the results that are in a session, each with its place."""
+        is_shown = np.zeros(len(self.results), np.bool_)
+        is_shown[self.item] = True
+        return compress(enumerate(self.results), is_shown)
 
     def only(self, rows: Ints) -> "SessionColumns":
         """Return some of the sessions, by their places, which ascend."""
@@ -478,6 +484,7 @@ class _Columns:
         query, user, lengths, item, weight, is_irrelevant = (
             np.concatenate([group[n] for group in self._groups]) for n in range(6)
         )
+        self._groups.clear()
         columns = SessionColumns(
             queries=[*self._queries],
             query=query,

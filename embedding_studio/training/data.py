@@ -298,11 +298,8 @@ class _Keys:
         if results is not columns.results:  # those of a snapshot are the same for all splits
             results, known = columns.results, np.full(len(columns.results), _UNASKED, np.int32)
             self._known = results, known
-        is_wanted = np.zeros(len(known), np.bool_)
-        is_wanted[columns.item] = True
-        is_wanted &= known == _UNASKED
-        if is_wanted.any():
-            for place, result in compress(enumerate(results), is_wanted):
+        for place, result in columns.shown():
+            if known[place] == _UNASKED:
                 known[place] = self.of_result(result)
         return known[columns.item]
 

@@ -25,6 +25,7 @@ from embedding_studio.errors import IterationError, MethodError, NotEnoughData
 from embedding_studio.labels import LabelledResult
 from embedding_studio.loaders.places import Reader
 from embedding_studio.settings import Settings
+from embedding_studio.snapshot import columns_of
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks
 from embedding_studio.training.decoding import Decoder
@@ -134,12 +135,8 @@ def prepare_image_clicks(
     read, are left out and counted. Raises NotEnoughData when more than half of the images cannot be
     read, or as `prepare_clicks` does."""
     owners: dict[str, str] = {}  # of each address, the first object_id that came with it
-    results = [
-        result
-        for part in sessions.named().values()
-        for session in part
-        for result in session.search_results
-    ]
+    parts = map(columns_of, sessions.named().values())
+    results = [result for part in parts for _, result in part.shown()]
     labels = labels or Splits((), (), ())
     results += [label.result for part in labels.named().values() for label in part]
     for result in results:
