@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits, split_by_query
 from embedding_studio.errors import IterationError, MethodError, NotEnoughData
+from embedding_studio.labels import LabelledResult
 from embedding_studio.training.augmentation import Augmentation
 from embedding_studio.training.encoder import embed_frozen, load_encoder
 from embedding_studio.training.images import (
@@ -310,6 +311,27 @@ def test_images_of_one_content_are_one_item(
     images, _, figures = prepared(sessions, model, tmp_path / "data", {"bird": str(copy)})
     assert figures["items"] == len(images) == len(WORDS) - 1
     assert figures["unreadable_images"] == figures["results_left_out"] == 0
+
+
+def test_labelled_images_are_items(
+    sessions: Splits[list[Session]], model: SentenceTransformer, tmp_path: Path
+) -> None:
+    """Without any session: what results show may be labelled, too."""
+    first: dict[str, SearchResult] = {}
+    for session in sessions.train:
+        for result in session.search_results:
+            first.setdefault(word_of(result), result)
+
+    def labels(begin: int, count: int) -> list[LabelledResult]:
+        numbered = [(n, WORDS[n % len(WORDS)]) for n in range(begin, begin + count)]
+        return [LabelledResult(f"{word} {n}", first[word], 1.0) for n, word in numbered]
+
+    taught = Splits(labels(0, 30), labels(30, 9), labels(39, 9))
+    none: Splits[list[Session]] = Splits([], [], [])
+    figures = prepare_image_clicks(none, image_of, model, tmp_path, labels=taught)
+    lists = open_image_clicks(tmp_path)
+    assert (len(lists.train), len(lists.test), figures["unreadable_images"]) == (30, 9, 0)
+    assert len(np.unique(lists.train.items)) == 30
 
 
 def test_pixels_are_memory_mapped_without_pickle(
