@@ -69,6 +69,8 @@ def test_versions_are_listed_newest_first(api: TestClient) -> None:
             "folds": 1,
             "served_model": "trial",
             "sessions_needed": None,
+            "judge_labels_id": None,
+            "others": [],
         },
         "removed_at": None,
     }
