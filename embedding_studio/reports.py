@@ -1,19 +1,20 @@
 """What a batch is worth, known before it is paid for: counts, shares, and what is wrong with it."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import ceil, sqrt
 from typing import Any
 
 from embedding_studio.clickstream import (
-    IGNORED_KINDS,
-    KNOWN_KINDS,
     LEAST_QUERIES,
     MIN_NEW_SESSIONS,
     Session,
     busy_users,
+    event_kind,
+    ignored_kinds,
+    merge_weights,
     normalize_query,
     text_of,
 )
@@ -26,7 +27,7 @@ _FEW_CLICKS, _FEW_CONTENTS, _CONCENTRATED = 0.1, 0.05, 0.5
 _LEAST_POSITIONS, _LEAST_SHOWN = 4, 200
 _COUNTS = (
     "sessions", "clicked_sessions", "irrelevant_sessions", "results", "results_without_content",
-    "long_texts", "events_not_shown", "ignored_events", "unknown_events",
+    "long_texts", "events_not_shown",
 )  # fmt: skip
 # standard errors of differences in bench-verdict, least and most of its two corpora, times the root
 # of the sessions, times 2.8: 1.96 for the interval and 0.84 for four of five cases
@@ -116,34 +117,40 @@ def tell_enough(
 
 
 class Report:
-    """A batch's report as its sessions come: their queries, ids and types are kept in memory."""
+    """A batch's report as its sessions come: their queries, ids and types are kept in memory.
 
-    def __init__(self) -> None:
-        self._queries, self._users, self._events = Counter[str](), Counter[str](), Counter[str]()
-        self._clicked_queries = set[str]()
-        self._shown_items, self._clicked_items = set[str](), Counter[str]()
-        self._shown, self._clicked = [0] * POSITIONS, [0] * POSITIONS
+    weights: of events, as `merge_weights` has them, where some are given beside the usual ones."""
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self._weights = merge_weights() if weights is None else weights
+        #: how many sessions queries, as they are split, and users have, and events types
+        self.queries, self.users, self.events = Counter[str](), Counter[str](), Counter[str]()
+        self.clicked_queries = set[str]()
+        #: in how many sessions items were clicked
+        self.shown_items, self.clicked_items = set[str](), Counter[str]()
+        #: by position
+        self.shown, self.clicked = [0] * POSITIONS, [0] * POSITIONS
         #: of the fields of a BatchReport
-        self._counts = Counter[str]()
+        self.counts = Counter[str]()
 
     def count(self, session: Session) -> None:
         """Take one session, its results with the content of their items."""
         ids = {result.object_id for result in session.search_results}
-        chosen = session.clicked_ids() & ids
+        chosen = session.weighed(self._weights).clicked_ids() & ids
         query = normalize_query(session.search_query)
-        self._queries[query] += 1
+        self.queries[query] += 1
         if chosen and not session.is_irrelevant:
-            self._clicked_queries.add(query)
+            self.clicked_queries.add(query)
         if session.user_id is not None:
-            self._users[session.user_id] += 1
-        self._shown_items |= ids
-        self._clicked_items.update(chosen)
+            self.users[session.user_id] += 1
+        self.shown_items |= ids
+        self.clicked_items.update(chosen)
         for position, result in enumerate(session.search_results[:POSITIONS]):
-            self._shown[position] += 1
-            self._clicked[position] += result.object_id in chosen
-        self._events.update(event.event_type for event in session.events)
+            self.shown[position] += 1
+            self.clicked[position] += result.object_id in chosen
+        self.events.update(event.event_type for event in session.events)
         texts = [text_of(result) or "" for result in session.search_results]
-        self._counts.update(
+        self.counts.update(
             sessions=1,
             clicked_sessions=bool(chosen) and not session.is_irrelevant,
             irrelevant_sessions=session.is_irrelevant,
@@ -151,31 +158,34 @@ class Report:
             results_without_content=len(without_content(session)),
             long_texts=sum(len(text) > LONG_TEXT for text in texts),
             events_not_shown=sum(event.object_id not in ids for event in session.events),
-            ignored_events=sum(event.kind in IGNORED_KINDS for event in session.events),
-            unknown_events=sum(event.kind not in KNOWN_KINDS for event in session.events),
         )
 
     def told(self) -> BatchReport:
         """Return the report on what has come."""
-        root = sqrt(max(1, self._counts["sessions"] - self._counts["irrelevant_sessions"]))
+        root = sqrt(max(1, self.counts["sessions"] - self.counts["irrelevant_sessions"]))
         low, high = (round(scale / root, 3) for scale in _GAIN_AT_ONE)
-        counted = zip(self._shown, self._clicked, strict=True)
-        counts: dict[str, Any] = {name: int(self._counts[name]) for name in _COUNTS}
+        counted = zip(self.shown, self.clicked, strict=True)
+        counts: dict[str, Any] = {name: int(self.counts[name]) for name in _COUNTS}
         report = BatchReport(
             **counts,
-            queries=len(self._queries),
-            clicked_queries=len(self._clicked_queries),
-            items=len(self._shown_items),
-            users=len(self._users),
-            events=dict(self._events.most_common()),
+            queries=len(self.queries),
+            clicked_queries=len(self.clicked_queries),
+            items=len(self.shown_items),
+            users=len(self.users),
+            events=dict(self.events.most_common()),
+            ignored_events=self._events_of(ignored_kinds(self._weights).__contains__),
+            unknown_events=self._events_of(lambda kind: kind not in self._weights),
             positions=tuple(PositionCount(*pair) for pair in counted if pair[0]),
-            share_of_queries=_share_of_the_top(self._queries),
-            share_of_items=_share_of_the_top(self._clicked_items),
-            share_of_users=_share_of_the_top(self._users),
-            recognised_gain=(low, high) if self._counts["clicked_sessions"] else None,
+            share_of_queries=_share_of_the_top(self.queries),
+            share_of_items=_share_of_the_top(self.clicked_items),
+            share_of_users=_share_of_the_top(self.users),
+            recognised_gain=(low, high) if self.counts["clicked_sessions"] else None,
         )
-        busy = busy_users(self._users, report.sessions)
+        busy = busy_users(self.users, report.sessions)
         return replace(report, warnings=tuple(_warnings(report, busy)))
+
+    def _events_of(self, is_such: Callable[[str], bool]) -> int:
+        return sum(count for name, count in self.events.items() if is_such(event_kind(name)))
 
 
 def _share_of_the_top(counts: Counter[str]) -> float:

@@ -300,6 +300,21 @@ class Snapshot:
         return self._told[0]
 
     @property
+    def is_irrelevant(self) -> NDArray[np.bool_]:
+        """(n_sessions,) which are marked so."""
+        return self._told[1]
+
+    @property
+    def posted_types(self) -> Counter[str]:
+        """How many events all sessions have, by their types as posted."""
+        return self._read.posted_types
+
+    @property
+    def events_not_shown(self) -> int:
+        """How many events, of all sessions, are on items that theirs did not show."""
+        return self._read.events_not_shown
+
+    @property
     def event_types(self) -> Counter[str]:
         """How many events the usable sessions have, by their types as posted."""
         return self._read.event_types
@@ -436,8 +451,8 @@ class _Columns:
         self._objects, self._queries, self._users = _Numbers(), _Numbers(), _Numbers()
         self._of_items = self._objects.of(results.object_ids())
         self._groups: list[tuple[NDArray[Any], ...]] = []
-        self.event_types = Counter[str]()
-        self.strays = 0
+        self.event_types, self.posted_types = Counter[str](), Counter[str]()
+        self.strays = self.events_not_shown = 0
 
     def add(self, group: pa.Table) -> None:
         lengths, (item,) = _flat(group.column("results"))
@@ -459,8 +474,12 @@ class _Columns:
         n_events, (object_id, event_type) = _flat(events)
         row = np.repeat(np.arange(len(n_events)), n_events)
         types, of_event = _distinct(event_type)
-        counts = np.bincount(of_event[is_usable[row]], minlength=len(types))
-        self.event_types.update(dict(zip(types, counts.tolist(), strict=True)))
+        for by_type, counted in (
+            (self.event_types, of_event[is_usable[row]]),
+            (self.posted_types, of_event),
+        ):
+            counts = np.bincount(counted, minlength=len(types)).tolist()
+            by_type.update({one: count for one, count in zip(types, counts, strict=True) if count})
         of_type = [self._weights.get(event_kind(one), OTHER_WEIGHT) for one in types]
         weight = np.array(of_type, np.float32)[of_event]
         names, name = _distinct(object_id)
@@ -474,8 +493,10 @@ class _Columns:
         result, event = place[is_its], event[is_its]
         strongest = np.zeros(len(item), np.float32)
         np.maximum.at(strongest, result, weight[event])
-        is_stray = (weight > 0) & is_usable[row]
+        is_stray = np.ones(len(row), np.bool_)
         is_stray[event] = False
+        self.events_not_shown += int(is_stray.sum())
+        is_stray &= (weight > 0) & is_usable[row]
         self.strays += len(np.unique(row[is_stray] * len(names) + name[is_stray]))
         return strongest
 

@@ -32,6 +32,7 @@ TIERS = [
     {"methods", "plugin_checks", "executors.base"},
     {"search", "store", "executors", "training", "wire", "imports", "loaders"}
     | {"engine.promotion", "engine.jobs", "engine.labels", "engine.scores", "engine.snapshot"}
+    | {"engine.report"}
     | {"engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},

@@ -17,7 +17,9 @@ from embedding_studio.clickstream import (
     merge_weights,
     split_by_query,
 )
+from embedding_studio.engine import report as reporting
 from embedding_studio.items import Item
+from embedding_studio.reports import Report
 from embedding_studio.snapshot import Snapshot, SnapshotWriter, columns_of
 from embedding_studio.store.sessions import SESSION
 from tests.contracts.store_processes import NOW
@@ -103,6 +105,18 @@ def test_events_are_counted(snapshot: Snapshot) -> None:
     assert snapshot.strays == 1
 
 
+def test_a_report_by_columns_is_that_of_the_sessions(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marked ones among them, whatever events are worth, and in parts of any size."""
+    monkeypatch.setattr(reporting, "_PART", 2)
+    report = Report(WEIGHTS)
+    for group in range(len(snapshot.starts) - 1):
+        for session in snapshot.group(group):
+            report.count(session)
+    assert reporting.report_on(snapshot, WEIGHTS) == report.told()
+
+
 @pytest.mark.parametrize("fold", [0, 1, None])
 def test_a_split_is_that_of_the_sessions(snapshot: Snapshot, fold: int | None) -> None:
     """By the query alone, whether objects are split or rows."""
@@ -125,4 +139,5 @@ def test_no_sessions_are_a_snapshot(tmp_path: Path) -> None:
         pass
     snapshot = Snapshot(tmp_path / "s", WEIGHTS)
     assert len(columns_of(snapshot.usable())) == len(snapshot) == 0
+    assert reporting.report_on(snapshot, WEIGHTS) == Report().told()
     assert snapshot.usable().split_by_query(0.2, 0.2).map(len) == Splits(0, 0, 0)

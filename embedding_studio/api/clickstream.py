@@ -248,12 +248,10 @@ async def report_on(
         sessions = [
             one.session for one in page if made is None or made.holds(one.session.created_at)
         ]
-        if weights is not None:
-            sessions = [session.weighed(weights) for session in sessions]
         for session in context.store.items.complete(sessions):
             report.count(session)
 
-    report = Report()
+    report = Report(weights)
     for batch in batches:
         async for page in _pages_of(batch, request, context):
             await in_turn(request, count, page)

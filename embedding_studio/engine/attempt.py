@@ -127,6 +127,8 @@ class Data:
     figures: Mapping[str, float]
     #: where what judges lies, by the names of the sets of labels
     judges: Mapping[str, Path]
+    #: the report on the sessions, as HTML
+    page: str
     #: how the starting model did on it; None if that was not tried yet
     start: BaselineResult | None = None
 
@@ -278,7 +280,7 @@ class Attempt:
                 f"{left_out} labels are left out, for the method finds no content of their items "
                 f"({named or 'each has some, but not what it takes'}): put them as items"
             )
-        return Data(digest, {**prepared.figures, "batches": len(ids)}, judges)
+        return Data(digest, {**prepared.figures, "batches": len(ids)}, judges, prepared.page)
 
     def _prepare_judges(self) -> dict[str, Path]:
         """Prepare the labels that judge, and return where; golden ones that cannot are told of."""
@@ -382,7 +384,7 @@ class Attempt:
 
     def _log_baseline(self, experiment_id: str, data: Data) -> Baseline:
         tracking, metric = self.house.tracking, self.method.main_metric
-        tracking.runs.record_data(experiment_id, data.figures)
+        tracking.runs.record_data(experiment_id, data.figures, data.page)
         run_id = tracking.runs.start_baseline(experiment_id)
         scored = data.start or self._score_start()
         metrics, value = dict(scored.metrics), scored.metrics[metric]

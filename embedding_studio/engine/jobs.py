@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, replace
 from functools import cache
+from html import escape
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from embedding_studio.clickstream import (
 )
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.labels import Shares, TakenLabels
+from embedding_studio.engine.report import report_on
 from embedding_studio.engine.scores import (
     agree,
     finite_means,
@@ -53,6 +55,7 @@ from embedding_studio.methods import (
     discover_methods,
     is_better,
 )
+from embedding_studio.report_page import page_of
 from embedding_studio.settings import Settings
 from embedding_studio.snapshot import Snapshot, SnapshotSessions
 
@@ -181,6 +184,8 @@ class Prepared:
     events: EventCounts
     #: the first items of labels whose contents are nowhere
     bare_items: Sequence[str] = ()
+    #: the report on the sessions, as HTML; none where a part of the queries is held out again
+    page: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +253,8 @@ class PrepareData(Job[Prepared]):
         named = chain.from_iterable(labels.named().values())
         bare = {label.result.object_id for label in named if not has_content(label.result)}
         bare_items = sorted(bare)[:MOST_ITEMS_NAMED]
-        return Prepared({**counts, **finite_means(figures)}, events, bare_items)
+        page = _page_of(snapshot, weights) if self.fold == 0 else ""
+        return Prepared({**counts, **finite_means(figures)}, events, bare_items, page)
 
     def _split(self, sessions: SnapshotSessions, shares: Shares) -> Splits[SnapshotSessions]:
         """Split sessions by query, as labels are."""
@@ -263,6 +269,14 @@ class PrepareData(Job[Prepared]):
         if type(method).note_start is FineTuningMethod.note_start:
             return {}  # to load a model takes its time
         return method.note_start(load_start(method, self.start_folder), self.folder)
+
+
+def _page_of(snapshot: Snapshot, weights: Mapping[str, float]) -> str:
+    """Return the report on a snapshot as a page, or one that says why there is none."""
+    try:
+        return page_of(report_on(snapshot, weights), "What this iteration learns from")
+    except Exception as error:  # noqa: BLE001 - no iteration hangs on a page
+        return f"<!doctype html><title>No report</title>{escape(repr(error))}"
 
 
 def _prepare(

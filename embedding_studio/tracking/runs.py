@@ -283,13 +283,15 @@ class Runs:
             return None
         return run.info.run_id, {from_mlflow(k): value for k, value in run.data.metrics.items()}
 
-    def record_data(self, experiment_id: str, figures: Mapping[str, float]) -> None:
-        """Keep what the data is, as `data/<name>`, on a run of its own. Repeating it is safe."""
+    def record_data(self, experiment_id: str, figures: Mapping[str, float], page: str) -> None:
+        """Keep what the data is, as `data/<name>` and as a page, on a run of its own. Repeating it
+        is safe."""
         if self.finished(experiment_id, "data") is not None:
             return
         run_id = self._client.create_run(experiment_id, "data", {"es.kind": "data"})
         named = {f"data/{to_mlflow(name)}": value for name, value in figures.items()}
         self._client.writing.log_batch(run_id, metrics=_metrics(named))
+        self._client.patiently(lambda: self._client.writing.log_text(run_id, page, "report.html"))
         self._client.writing.set_terminated(run_id)
 
     def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:

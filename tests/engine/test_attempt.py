@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from embedding_studio.clock import utc_now
+from embedding_studio.engine import jobs
 from embedding_studio.engine.attempt import Attempt
 from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.jobs import MethodRef, Train
@@ -610,6 +611,22 @@ def test_irrelevant_sessions_are_kept_out_and_reported(bench: Bench) -> None:
     assert figures["data/irrelevant_sessions"] == 10
     parts = ("data/train_sessions", "data/validation_sessions", "data/test_sessions")
     assert sum(figures[part] for part in parts) == 60
+    page = (Path(data.info.artifact_uri) / "report.html").read_text()
+    assert "70 sessions" in page
+
+
+@pytest.mark.quick
+def test_no_iteration_hangs_on_its_report(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be made, its place says why."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no <ink>")
+
+    monkeypatch.setattr(jobs, "page_of", fail)
+    task = bench.run_task()
+    assert task.status is TaskStatus.DONE
+    (data,) = bench.runs(task, "data")
+    assert "no &lt;ink&gt;" in (Path(data.info.artifact_uri) / "report.html").read_text()
 
 
 def test_a_method_that_no_worker_carries_is_an_error_with_the_known_names(bench: Bench) -> None:
