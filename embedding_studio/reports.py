@@ -1,9 +1,11 @@
 """What a batch is worth, known before it is paid for: counts, shares, and what is wrong with it."""
 
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from math import ceil, sqrt
 from typing import Any
 
@@ -16,6 +18,7 @@ from embedding_studio.clickstream import (
     ignored_kinds,
     merge_weights,
     normalize_query,
+    part_of_query,
     text_of,
 )
 from embedding_studio.items import without_content
@@ -24,6 +27,7 @@ POSITIONS = 20
 LONG_TEXT = 2000
 """Characters from which on most encoders cut a text."""
 _FEW_CLICKS, _FEW_CONTENTS, _CONCENTRATED = 0.1, 0.05, 0.5
+_ALIKE, _MOST_SCRIPTS = 0.2, 5
 _LEAST_POSITIONS, _LEAST_SHOWN = 4, 200
 _COUNTS = (
     "sessions", "clicked_sessions", "irrelevant_sessions", "results", "results_without_content",
@@ -48,9 +52,14 @@ class BatchReport:
 
     Counts: clicked_sessions are those that teach (an event that counts on a shown item, and no mark
     that all was wrong), and clicked_queries their queries; queries are distinct as they are split,
-    items and users by their ids.
+    items and users by their ids. held_out_queries: those of the clicked ones that judge, as methods
+    split by default. alike_queries: with the same words as another, whatever their order; slips and
+    plurals are not among them. text_tokens: of the queries and of the items' texts, each once, at
+    four characters a token; how many of them a task reads, and how often, is the method's affair.
     events: by type as posted, the most frequent first; ignored_events and unknown_events: how many
     of them count nothing, or count as clicks because nobody gave their type a weight.
+    scripts: the five that most queries with letters are in, and which share of these each has; a
+    query is in that of most of its letters.
     positions: the first 20. Shares, in [0, 1]: of sessions, by the most frequent hundredth of the
     queries; of clicks, by that of the items; of sessions with a user, by that of the users.
     recognised_gain: between which two a gain in nDCG@10 must lie to be told from chance in four of
@@ -61,15 +70,19 @@ class BatchReport:
     irrelevant_sessions: int
     queries: int
     clicked_queries: int
+    held_out_queries: int
+    alike_queries: int
     items: int
     users: int
     results: int
     results_without_content: int
     long_texts: int
+    text_tokens: int
     events: Mapping[str, int]
     events_not_shown: int
     ignored_events: int
     unknown_events: int
+    scripts: Mapping[str, float]
     positions: tuple[PositionCount, ...]
     share_of_queries: float
     share_of_items: float
@@ -127,7 +140,9 @@ class Report:
         self.queries, self.users, self.events = Counter[str](), Counter[str](), Counter[str]()
         self.clicked_queries = set[str]()
         #: in how many sessions items were clicked
-        self.shown_items, self.clicked_items = set[str](), Counter[str]()
+        self.clicked_items = Counter[str]()
+        #: how many characters the texts of items have, the longest of each
+        self.shown_items = dict[str, int]()
         #: by position
         self.shown, self.clicked = [0] * POSITIONS, [0] * POSITIONS
         #: of the fields of a BatchReport
@@ -143,20 +158,22 @@ class Report:
             self.clicked_queries.add(query)
         if session.user_id is not None:
             self.users[session.user_id] += 1
-        self.shown_items |= ids
         self.clicked_items.update(chosen)
         for position, result in enumerate(session.search_results[:POSITIONS]):
             self.shown[position] += 1
             self.clicked[position] += result.object_id in chosen
         self.events.update(event.event_type for event in session.events)
-        texts = [text_of(result) or "" for result in session.search_results]
+        lengths = [len(text_of(result) or "") for result in session.search_results]
+        for result, length in zip(session.search_results, lengths, strict=True):
+            object_id = result.object_id
+            self.shown_items[object_id] = max(length, self.shown_items.get(object_id, 0))
         self.counts.update(
             sessions=1,
             clicked_sessions=bool(chosen) and not session.is_irrelevant,
             irrelevant_sessions=session.is_irrelevant,
             results=len(session.search_results),
             results_without_content=len(without_content(session)),
-            long_texts=sum(len(text) > LONG_TEXT for text in texts),
+            long_texts=sum(length > LONG_TEXT for length in lengths),
             events_not_shown=sum(event.object_id not in ids for event in session.events),
         )
 
@@ -170,6 +187,10 @@ class Report:
             **counts,
             queries=len(self.queries),
             clicked_queries=len(self.clicked_queries),
+            held_out_queries=sum(part_of_query(one) == "test" for one in self.clicked_queries),
+            alike_queries=_alike(self.queries),
+            text_tokens=(sum(map(len, self.queries)) + sum(self.shown_items.values())) // 4,
+            scripts=_scripts(self.queries),
             items=len(self.shown_items),
             users=len(self.users),
             events=dict(self.events.most_common()),
@@ -186,6 +207,32 @@ class Report:
 
     def _events_of(self, is_such: Callable[[str], bool]) -> int:
         return sum(count for name, count in self.events.items() if is_such(event_kind(name)))
+
+
+def _alike(queries: Iterable[str]) -> int:
+    """Return how many queries have the same words as another."""
+    by_words = Counter(" ".join(sorted(set(query.split()))) for query in queries)
+    return sum(count for count in by_words.values() if count > 1)
+
+
+def _scripts(queries: Iterable[str]) -> dict[str, float]:
+    """Return the scripts of the most queries, with their shares of those that have letters."""
+    scripts = Counter[str]()
+    for query in queries:
+        if letters := [*filter(str.isalpha, query)]:
+            script = (
+                "Latin" if query.isascii() else Counter(map(_script, letters)).most_common(1)[0][0]
+            )
+            scripts[script] += 1
+    most = scripts.most_common(_MOST_SCRIPTS)
+    return {script: round(count / scripts.total(), 4) for script, count in most}
+
+
+@cache
+def _script(letter: str) -> str:
+    """Return the script of a letter, with which Unicode's names begin."""
+    word = unicodedata.name(letter, "unknown").split()[0]
+    return "Han" if word in ("CJK", "IDEOGRAPHIC") else word.capitalize()
 
 
 def _share_of_the_top(counts: Counter[str]) -> float:
@@ -226,6 +273,11 @@ def _warnings(report: BatchReport, busy: Collection[str]) -> Iterator[str]:
         yield (
             f"{report.unknown_events} events are of types without a weight, and count as clicks: "
             "say what they are worth in a task's event_weights"
+        )
+    if report.alike_queries > _ALIKE * report.queries:
+        yield (
+            f"{report.alike_queries} of {report.queries} queries have the same words as another, "
+            "and may be split apart: a model may know what it is judged by, so take gains with care"
         )
     if _is_flat(report.positions):
         yield (

@@ -6,7 +6,13 @@ from datetime import timedelta
 
 import pytest
 
-from embedding_studio.clickstream import MIN_NEW_SESSIONS, SearchResult, Session, SessionEvent
+from embedding_studio.clickstream import (
+    MIN_NEW_SESSIONS,
+    SearchResult,
+    Session,
+    SessionEvent,
+    part_of_query,
+)
 from embedding_studio.reports import (
     LONG_TEXT,
     BatchReport,
@@ -81,6 +87,18 @@ def test_labels_are_enough_too() -> None:
     assert tell_enough(60, 60)[0] is Enough.MAYBE
     assert tell_enough(100, 0, 4)[0] is Enough.NO
     assert tell_enough(100, None, 5)[0] is Enough.YES
+
+
+def test_queries_are_told_apart() -> None:
+    """By their words whatever their order, by script, and by whether they would judge."""
+    queries = ["red shoe", "Shoe red", "red shoe shoe", "red shoes", "обувь nike x", "靴を", "7"]
+    found = report_on(*(search(n, ["a"], search_query=one) for n, one in enumerate(queries)))
+    assert found.alike_queries == 3
+    assert found.scripts == {"Latin": 0.6667, "Cyrillic": 0.1667, "Han": 0.1667}
+    assert any("take gains with care" in warning for warning in found.warnings)
+    assert found.text_tokens == (sum(map(len, queries)) + 4 * len("text of a")) // 4
+    many = report_on(*(search(n, ["a"]) for n in range(100)), search(101))
+    assert many.held_out_queries == sum(part_of_query(f"query {n}") == "test" for n in range(100))
 
 
 def test_nothing_is_survived() -> None:

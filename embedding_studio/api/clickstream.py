@@ -255,7 +255,7 @@ async def report_on(
     for batch in batches:
         async for page in _pages_of(batch, request, context):
             await in_turn(request, count, page)
-    return report.told()
+    return await in_turn(request, report.told)
 
 
 @router.get(

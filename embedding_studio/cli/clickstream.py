@@ -94,6 +94,7 @@ def report_on_batch(
         [f"{name.replace('_', ' ')}, the top 1 %", f"{getattr(found, name):.1%}"]
         for name in ("share_of_queries", "share_of_items", "share_of_users")
     ]
+    rows += [[f"queries in {name}", f"{share:.1%}"] for name, share in found.scripts.items()]
     if found.recognised_gain is not None:
         low, high = found.recognised_gain
         rows.append(["gain in nDCG@10 that would be recognised", f"{low:.3f} to {high:.3f}"])

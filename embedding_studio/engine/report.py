@@ -60,7 +60,9 @@ def report_on(snapshot: Snapshot, weights: Mapping[str, float]) -> BatchReport:
     report.users.update(dict(zip(columns.users, by_user.tolist(), strict=True)))
     report.events.update(snapshot.posted_types)
     names = [*numbers]
-    report.shown_items = {names[n] for n in np.flatnonzero(is_shown)}
+    length_of = np.zeros(len(numbers), np.int64)
+    np.maximum.at(length_of, object_of, length)
+    report.shown_items = {names[n]: int(length_of[n]) for n in np.flatnonzero(is_shown)}
     report.clicked_items.update({names[n]: int(clicks[n]) for n in np.flatnonzero(clicks)})
     report.shown, report.clicked = shown.tolist(), clicked.tolist()
     return report.told()

@@ -312,12 +312,21 @@ class BatchReportView(BaseModel):
     irrelevant_sessions: int
     queries: int = Field(description="distinct, as they are split")
     clicked_queries: int = Field(description="of the sessions that teach")
+    held_out_queries: int = Field(description="of these, those that judge, by the usual split")
+    alike_queries: int = Field(description="with the same words as another, in whatever order")
     items: int
     users: int
     results: int
     results_without_content: int = Field(description="with no text and no image, nor as items")
     long_texts: int = Field(description=f"results with a text of more than {LONG_TEXT} characters")
+    text_tokens: int = Field(
+        description="about as many have the queries and the items' texts, each once, at four "
+        "characters a token"
+    )
     events: dict[str, int] = Field(description="by type")
+    scripts: dict[str, float] = Field(
+        description="that most queries with letters are written in, and their shares"
+    )
     events_not_shown: int
     ignored_events: int = Field(description="whose types have a weight of 0")
     unknown_events: int = Field(description="whose types nobody gave a weight")
