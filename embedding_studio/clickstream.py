@@ -33,6 +33,8 @@ EVENT_WEIGHTS: Mapping[str, float] = {
 """As how many clicks an event of a type counts, unless a method or a task says otherwise; types are
 compared as `event_kind` has them, and one that is not here counts as a click."""
 OTHER_WEIGHT = 1.0
+CLICK = "click"
+"""The type of an event that says none."""
 MAX_WEIGHT = 100.0
 
 
@@ -87,7 +89,7 @@ class SessionEvent:
     event_id: str
     object_id: str
     created_at: datetime
-    event_type: str = "click"
+    event_type: str = CLICK
     meta: Mapping[str, Any] = field(default_factory=dict)
     #: as how many clicks it counts; None where nobody has said, for what EVENT_WEIGHTS says
     weight: float | None = None

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embedding_studio.clickstream import (
+    CLICK,
     OTHER_WEIGHT,
     SearchResult,
     Session,
@@ -180,7 +181,8 @@ class _Groups:
 
 def _column(documents: Sequence[Document], field: pa.Field) -> pa.Array:
     """Return a column of documents; objects are JSON, and None where they are empty."""
-    values = [document.get(field.name) for document in documents]
+    default = CLICK if field.name == "event_type" else None
+    values = [document.get(field.name, default) for document in documents]
     if field.name in ("search_meta", "meta", "content"):
         return pa.array([json.dumps(value) if value else None for value in values], _TEXT)
     if field.type == _TIME:

@@ -1,11 +1,11 @@
 """Sessions as they are kept: a document each, with its events as its log."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from embedding_studio.clickstream import (
+    CLICK,
     SearchResult,
     Session,
     SessionEvent,
@@ -37,6 +37,7 @@ KINDS = Kind("kinds", indexes=(("project",),))
 EVENTS_BYTES = 16 * 1024 * 1024
 """What the events of a session come to at most; in MongoDB it is all of the session."""
 SESSION = Codec(Session)
+_BETWEEN = "\n"  # kinds, in which there is none
 
 
 class Sessions:
@@ -229,11 +230,11 @@ def session_of(document: Document) -> Session:
 
 
 def _kinds_text(kinds: Iterable[str]) -> str | None:
-    return json.dumps(sorted(kinds)) if kinds else None
+    return _BETWEEN.join(sorted(kinds)) if kinds else None
 
 
 def _kinds_of(text: str | None) -> set[str]:
-    return set(json.loads(text)) if text else set()
+    return set(text.split(_BETWEEN)) if text else set()
 
 
 def _entries(events: Iterable[SessionEvent]) -> list[Entry]:
@@ -244,7 +245,7 @@ def _entries(events: Iterable[SessionEvent]) -> list[Entry]:
                 "event_id": event.event_id,
                 "object_id": event.object_id,
                 "created_at": milliseconds(event.created_at),
-                "event_type": event.event_type,
+                **({} if event.event_type == CLICK else {"event_type": event.event_type}),
                 **({"meta": event.meta} if event.meta else {}),
             },
         )
