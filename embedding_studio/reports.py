@@ -15,13 +15,13 @@ from embedding_studio.clickstream import (
     Session,
     busy_users,
     event_kind,
+    has_content,
     ignored_kinds,
     merge_weights,
     normalize_query,
     part_of_query,
     text_of,
 )
-from embedding_studio.items import without_content
 
 POSITIONS = 20
 LONG_TEXT = 2000
@@ -136,6 +136,7 @@ class Report:
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         self._weights = merge_weights() if weights is None else weights
+        self._is_weighed = weights is not None
         #: how many sessions queries, as they are split, and users have, and events types
         self.queries, self.users, self.events = Counter[str](), Counter[str](), Counter[str]()
         self.clicked_queries = set[str]()
@@ -150,32 +151,40 @@ class Report:
 
     def count(self, session: Session) -> None:
         """Take one session, its results with the content of their items."""
-        ids = {result.object_id for result in session.search_results}
-        chosen = session.weighed(self._weights).clicked_ids() & ids
+        if self._is_weighed:
+            session = session.weighed(self._weights)
+        results = session.search_results
+        ids = {result.object_id for result in results}
+        chosen = session.clicked_ids() & ids
         query = normalize_query(session.search_query)
         self.queries[query] += 1
         if chosen and not session.is_irrelevant:
             self.clicked_queries.add(query)
         if session.user_id is not None:
             self.users[session.user_id] += 1
-        self.clicked_items.update(chosen)
-        for position, result in enumerate(session.search_results[:POSITIONS]):
+        for object_id in chosen:
+            self.clicked_items[object_id] += 1
+        for position, result in enumerate(results[:POSITIONS]):
             self.shown[position] += 1
             self.clicked[position] += result.object_id in chosen
-        self.events.update(event.event_type for event in session.events)
-        lengths = [len(text_of(result) or "") for result in session.search_results]
-        for result, length in zip(session.search_results, lengths, strict=True):
-            object_id = result.object_id
-            self.shown_items[object_id] = max(length, self.shown_items.get(object_id, 0))
-        self.counts.update(
-            sessions=1,
-            clicked_sessions=bool(chosen) and not session.is_irrelevant,
-            irrelevant_sessions=session.is_irrelevant,
-            results=len(session.search_results),
-            results_without_content=len(without_content(session)),
-            long_texts=sum(length > LONG_TEXT for length in lengths),
-            events_not_shown=sum(event.object_id not in ids for event in session.events),
-        )
+        long_texts, bare = 0, set[str]()
+        for result in results:
+            object_id, length = result.object_id, len(text_of(result) or "")
+            long_texts += length > LONG_TEXT
+            if not length and not has_content(result):
+                bare.add(object_id)
+            if length >= self.shown_items.get(object_id, 0):
+                self.shown_items[object_id] = length
+        for event in session.events:
+            self.events[event.event_type] += 1
+        counts = self.counts
+        counts["sessions"] += 1
+        counts["clicked_sessions"] += bool(chosen) and not session.is_irrelevant
+        counts["irrelevant_sessions"] += session.is_irrelevant
+        counts["results"] += len(results)
+        counts["results_without_content"] += len(bare)
+        counts["long_texts"] += long_texts
+        counts["events_not_shown"] += sum(event.object_id not in ids for event in session.events)
 
     def told(self) -> BatchReport:
         """Return the report on what has come."""
