@@ -184,7 +184,7 @@ class Prepared:
     events: EventCounts
     #: the first items of labels whose contents are nowhere
     bare_items: Sequence[str] = ()
-    #: the report on the sessions, as HTML; none where a part of the queries is held out again
+    #: the report on the sessions, as HTML; none where there are none, or another part is held out
     page: str = ""
 
 
@@ -253,7 +253,7 @@ class PrepareData(Job[Prepared]):
         named = chain.from_iterable(labels.named().values())
         bare = {label.result.object_id for label in named if not has_content(label.result)}
         bare_items = sorted(bare)[:MOST_ITEMS_NAMED]
-        page = _page_of(snapshot, weights) if self.fold == 0 else ""
+        page = _page_of(snapshot, weights) if self.fold == 0 and len(snapshot) else ""
         return Prepared({**counts, **finite_means(figures)}, events, bare_items, page)
 
     def _split(self, sessions: SnapshotSessions, shares: Shares) -> Splits[SnapshotSessions]:

@@ -291,7 +291,10 @@ class Runs:
         run_id = self._client.create_run(experiment_id, "data", {"es.kind": "data"})
         named = {f"data/{to_mlflow(name)}": value for name, value in figures.items()}
         self._client.writing.log_batch(run_id, metrics=_metrics(named))
-        self._client.patiently(lambda: self._client.writing.log_text(run_id, page, "report.html"))
+        if page:
+            self._client.patiently(
+                lambda: self._client.writing.log_text(run_id, page, "report.html")
+            )
         self._client.writing.set_terminated(run_id)
 
     def store_summary(self, experiment_id: str, folder: Path | None, failure: str) -> None:

@@ -227,6 +227,8 @@ def test_a_task_learns_from_labels_alone(bench: Bench) -> None:
     assert experiment.tags["es.labels"] == "judged"
     assert "| labels | judged |" in experiment.tags["mlflow.note.content"]
     assert "| batch |" not in experiment.tags["mlflow.note.content"]
+    [data] = bench.runs(task, "data")
+    assert not (Path(data.info.artifact_uri) / "report.html").exists()
 
 
 def test_labels_decide_in_place_of_clicks(bench: Bench) -> None:
