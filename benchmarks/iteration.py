@@ -152,7 +152,7 @@ def watch(recorder: Recorder, calls: Calls) -> None:
     """Put clocks and counters around what the worker's own process does."""
     from mlflow import MlflowClient
 
-    from embedding_studio.engine import attempt
+    from embedding_studio.engine import attempt, feedback
     from embedding_studio.executors.process import ProcessExecutor, _Supervised
     from embedding_studio.tracking.iterations import Iterations
     from embedding_studio.tracking.models import Models
@@ -169,7 +169,7 @@ def watch(recorder: Recorder, calls: Calls) -> None:
             recorder.wrap(owner, name, "saving" if name in saving else "logging")
     recorder.wrap(ProcessExecutor, "submit", "processes")
     recorder.wrap(_Supervised, "run", "processes")
-    recorder.wrap(attempt.Attempt, "prepare_data", "preparing data")
+    recorder.wrap(feedback.Feedback, "prepare", "preparing data")
     recorder.wrap(attempt, "decide", "evaluation")
 
 

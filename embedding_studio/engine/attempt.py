@@ -5,27 +5,25 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_studio.clickstream import BatchStatus, SessionBatch, Splits
+from embedding_studio.clickstream import SessionBatch
 from embedding_studio.deletion import remove_tree
 from embedding_studio.engine.champions import Champions
 from embedding_studio.engine.failures import PROPOSING
+from embedding_studio.engine.feedback import Data, Feedback
 from embedding_studio.engine.house import House
 from embedding_studio.engine.jobs import (
     BaselineResult,
     DrawSearch,
     Examine,
     Examined,
-    PrepareData,
-    PrepareJudge,
     SaveInitialModel,
     ScoreBaseline,
 )
-from embedding_studio.engine.labels import TakenLabels
 from embedding_studio.engine.lease import POLL_SECONDS, Lease
 from embedding_studio.engine.promotion import (
     as_csv,
@@ -39,7 +37,6 @@ from embedding_studio.engine.promotion import (
 )
 from embedding_studio.engine.recipe import Recipe
 from embedding_studio.engine.scores import Baseline, finite_means, join
-from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.engine.trials import Trials
 from embedding_studio.engine.workspace import Workspace
 from embedding_studio.errors import (
@@ -47,14 +44,9 @@ from embedding_studio.errors import (
     CorruptModel,
     Draining,
     ExecutorUnavailable,
-    IterationError,
     LeaseLost,
-    MethodError,
-    NotEnoughData,
     NotFound,
 )
-from embedding_studio.labels import GOLDEN_TEACH_NOTHING
-from embedding_studio.loaders.contents import Contents
 from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
@@ -67,7 +59,6 @@ from embedding_studio.tasks import (
     TaskEvent,
     TaskEventKind,
     TaskStatus,
-    release_id_of,
 )
 from embedding_studio.tracking import story
 
@@ -78,7 +69,6 @@ log = logging.getLogger(__name__)
 
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
-SPLITS = tuple(Splits.of(str).named())
 ESTIMATE = "estimated_trained_tokens"
 
 
@@ -95,14 +85,15 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
     drawing: Future[None] | None = None
     try:
         if task.promotion is None:
-            attempt.check_labels()
-            batch = attempt.find_batch()
+            feedback = attempt.feedback
+            feedback.check()
+            batch = feedback.find()
             start = attempt.fetch_starting_model()
-            data = attempt.prepare_data(batch)
-            if not attempt.has_taken(batch):
+            data = feedback.prepare(batch)
+            if not feedback.has_taken(batch):
                 data = attempt.try_start(data)  # what fails up to here leaves the batch collecting
-                batch = attempt.release_batch(batch)
-                data = attempt.prepare_data(batch, data)
+                batch = feedback.release(batch)
+                data = feedback.prepare(batch, data)
             experiment_id, seed = attempt.open_experiment(batch, start)
             baseline = attempt.score_baseline(experiment_id, data)
             trial, best, trials = attempt.search(experiment_id, seed, baseline)
@@ -118,21 +109,6 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
         attempt.workspace.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Data:
-    """What the trials learn from, as it lies in the workspace."""
-
-    #: of the sessions and labels that it was prepared from
-    digest: str
-    figures: Mapping[str, float]
-    #: where what judges lies, by the names of the sets of labels
-    judges: Mapping[str, Path]
-    #: the report on the sessions, as HTML
-    page: str
-    #: how the starting model did on it; None if that was not tried yet
-    start: BaselineResult | None = None
-
-
 class Attempt:
     """One worker's try at a task. Its methods are the steps of `run_iteration`."""
 
@@ -146,66 +122,9 @@ class Attempt:
         #: how many parts of the queries judge
         self.folds = task.folds or method.folds
         self.champions = Champions(self.house)
-        self._release_id = release_id_of(task.id)
-        self._taken_id = task.batch_id
-        self.labels = TakenLabels(
-            self.workspace.labels, task.labels_id, task.judge_labels_id, self._golden()
-        )
+        self.feedback = Feedback(self)
 
-    def _golden(self) -> tuple[str, ...]:
-        """Return the golden labels of the project, where the method takes labels."""
-        if not self.method.learns_from_labels:
-            return ()
-        sets = self.lease.patiently(self.house.store.labels.sets)
-        golden = [one.labels_id for one in sets if one.is_golden]
-        return tuple(one for one in golden if one != self.task.judge_labels_id)
-
-    # -- data and starting point ---------------------------------------------------------------
-
-    def check_labels(self) -> None:
-        """Raise MethodError where the task names labels and the method takes none; NotFound."""
-        if self.task.named_labels and not self.method.learns_from_labels:
-            raise MethodError(
-                f"{self.method.meta.name!r} takes no labels, to learn from or be judged "
-                "by: leave labels_id and judge_labels_id out, or name another method"
-            )
-        for labels_id in self.task.named_labels:
-            found = self.lease.patiently(self.house.store.labels.get, labels_id)
-            if found.is_golden and labels_id == self.task.labels_id:
-                raise IterationError(f"labels {labels_id!r} {GOLDEN_TEACH_NOTHING}")
-
-    def find_batch(self) -> SessionBatch | None:
-        """Return the batch to learn from: the one that the task names, or that an earlier attempt
-        released for it, else the one now collecting. Of a task with a time range, the latest. None
-        where the task learns from labels alone."""
-        clickstream, named = self.house.store.clickstream, self.task.batch_id
-        if self.task.is_without_sessions:
-            return None
-        if named is not None:
-            batch = self.lease.patiently(clickstream.get_batch, named)
-            if batch.status is not BatchStatus.RELEASED:
-                raise Conflict(
-                    f"batch {named} is still collecting: release it, then restart the task"
-                )
-            return batch
-        released = self.lease.patiently(clickstream.find_release, self._release_id)
-        if released is not None:  # before the attempt could say so
-            self._record_release(released)
-            return released
-        collecting, made = self.lease.patiently(clickstream.collecting_batch), self.task.time_range
-        if made is not None and (collecting is None or not made.reaches(self.task.created_at)):
-            batches = self.lease.patiently(clickstream.of_range, made)
-            collecting = batches[-1] if batches else None
-        if collecting is None:
-            raise Conflict(
-                "no batch is collecting, so there is nothing to learn from: post sessions, then "
-                "restart the task"
-            )
-        return collecting
-
-    def has_taken(self, batch: SessionBatch | None) -> bool:
-        """Return whether a batch is the task's, released and for good."""
-        return batch is not None and batch.batch_id == self._taken_id
+    # -- the starting point ------------------------------------------------------------------
 
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion to the workspace: the initial model, until another is promoted."""
@@ -235,112 +154,10 @@ class Attempt:
             self.lease.check()
             time.sleep(POLL_SECONDS)
 
-    def prepare_data(self, batch: SessionBatch | None, former: Data | None = None) -> Data:
-        """Prepare the sessions of a batch, of all that the task names, or of the time range that
-        ends with it, and labels, as they are now, for all trials. What was prepared of the same
-        stays."""
-        snapshot, made = self.workspace.snapshot, self.task.time_range
-        batches = [] if batch is None else [batch]
-        if made is not None:
-            batches = self.lease.patiently(self.house.store.clickstream.of_range, made, batch)
-        ids = [*self.task.batch_ids] or [one.batch_id for one in batches]
-        store, patiently = self.house.store, self.lease.patiently
-        with Contents(
-            lambda ids: patiently(store.items.find, ids), self.house.settings, self.lease.check
-        ) as contents:
-            digest, count = take_snapshot(store, self.lease, ids, snapshot, contents.find, made)
-            contents.require_most()
-            digest += self.labels.take(store, self.lease, contents.find)
-        if made is not None and not count:
-            raise NotEnoughData(f"no session was made {made}: post some, or ask for more time")
-        if former is not None and former.digest == digest:
-            return former
-        remove_tree(self.workspace.data, ignore_errors=True)
-        prepared = self.workspace.run(self.preparing(self.workspace.data, fold=0))
-        judges = self._prepare_judges()
-        sessions = int(prepared.figures["sessions"])
-        labels = int(sum(prepared.figures.get(f"{name}_labels", 0) for name in SPLITS))
-        told = f"{sessions} sessions{f' made {made}' if made else ''}"
-        told += f" and {labels} labels" if self.task.labels_id else ""
-        self.record(
-            TaskEventKind.DATA_PREPARED,
-            f"{told} are prepared; {prepared.events.tell() or 'every event counts'}",
-            {
-                "sessions": sessions,
-                "batches": len(ids),
-                "labels": labels,
-                **prepared.events.as_data(),
-            },
-        )
-        if missing := contents.told():
-            self.warn(missing)
-        if left_out := int(prepared.figures.get("labels_left_out", 0)):
-            named = ", ".join(map(repr, prepared.bare_items))
-            self.warn(
-                f"{left_out} labels are left out, for the method finds no content of their items "
-                f"({named or 'each has some, but not what it takes'}): put them as items"
-            )
-        return Data(digest, {**prepared.figures, "batches": len(ids)}, judges, prepared.page)
-
-    def _prepare_judges(self) -> dict[str, Path]:
-        """Prepare the labels that judge, and return where; golden ones that cannot are told of."""
-        place, prepared = self.workspace, dict[str, Path]()
-        remove_tree(place.judges, ignore_errors=True)
-        for labels_id in self.labels.judges:
-            folder = place.judges / labels_id
-            job = PrepareJudge(place.method, place.snapshot, folder, self.labels, labels_id)
-            try:
-                place.run(job)
-            except NotEnoughData as error:
-                if labels_id == self.task.judge_labels_id:
-                    raise
-                self.warn(f"the golden queries of {labels_id!r} guard nothing: {error}")
-            else:
-                prepared[labels_id] = folder
-        return prepared
-
-    def preparing(self, folder: Path, fold: int | None) -> PrepareData:
-        """Return the job that prepares the sessions, one part of the queries held out."""
-        place, weights = self.workspace, self.task.event_weights or {}
-        labels, folds = self.labels, self.folds
-        return PrepareData(
-            place.method, place.snapshot, place.start, folder, weights, labels, folds, fold
-        )
-
     def try_start(self, data: Data) -> Data:
         """Score the starting model before anything is used up: it is the method's first work."""
         self.lease.show(phase="baseline", main_metric_name=self.method.main_metric)
         return replace(data, start=self._score_start())
-
-    def release_batch(self, batch: SessionBatch | None) -> SessionBatch | None:
-        """Release the batch that is prepared, if there is one and it is not yet. Raises Conflict
-        when another release took it, unless the task has a time range, from which that takes
-        nothing."""
-        self.lease.beat()
-        self.lease.check_stop()  # a task that was ended by now takes nothing along
-        if batch is None:
-            return None
-        clickstream, now = self.house.store.clickstream, self.house.clock()
-        if batch.status is BatchStatus.COLLECTING:
-            try:
-                batch = self.lease.patiently(
-                    clickstream.release, self._release_id, now, batch.batch_id
-                )
-            except Conflict:
-                if self.task.time_range is None:
-                    raise
-                batch = self.lease.patiently(clickstream.get_batch, batch.batch_id)
-        self._record_release(batch)
-        return batch
-
-    def _record_release(self, batch: SessionBatch) -> None:
-        self.record(
-            TaskEventKind.BATCH_RELEASED,
-            f"batch {batch.batch_id} is released, with {batch.session_count} sessions",
-            {"batch_id": batch.batch_id, "sessions": batch.session_count},
-            batch_id=batch.batch_id,
-        )
-        self._taken_id = batch.batch_id
 
     def open_experiment(self, batch: SessionBatch | None, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""

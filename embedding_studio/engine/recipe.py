@@ -170,7 +170,7 @@ class Recipe:
         attempt, workspace, runs = self._attempt, self._attempt.workspace, self._runs
         for training in trainings:
             training.data.parent.mkdir()
-        workspace.run_all([attempt.preparing(one.data, one.fold) for one in trainings])
+        workspace.run_all([attempt.feedback.job(one.data, one.fold) for one in trainings])
         slots = workspace.slots()
         waiting, running = list(trainings), dict[Future[TrialResult], Training]()
         rounds = math.ceil(len(waiting) / slots)

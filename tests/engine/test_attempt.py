@@ -18,8 +18,8 @@ from mlflow.models import Model
 
 from embedding_studio.clock import utc_now
 from embedding_studio.engine import jobs
-from embedding_studio.engine.attempt import Attempt
 from embedding_studio.engine.champions import Champions
+from embedding_studio.engine.feedback import Feedback
 from embedding_studio.engine.jobs import MethodRef, Train
 from embedding_studio.engine.lease import Lease
 from embedding_studio.engine.worker import Worker
@@ -542,14 +542,14 @@ def test_a_task_stopped_before_its_search_has_nothing_to_keep(
     """It ends as stopped, says why there is no model, and can be restarted."""
     bench.post_sessions()
     task = bench.post_task()
-    prepare = Attempt.prepare_data
+    prepare = Feedback.prepare
 
     def stop_and_prepare(*args: Any) -> Any:
         bench.house.store.tasks.stop(task.id, utc_now())
         return prepare(*args)
 
     with monkeypatch.context() as stopping:
-        stopping.setattr(Attempt, "prepare_data", stop_and_prepare)
+        stopping.setattr(Feedback, "prepare", stop_and_prepare)
         stopping.setattr(Lease, "check", check_against_store)
         assert bench.worker.work_once()
     task = bench.house.store.tasks.get(task.id)

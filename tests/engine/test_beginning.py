@@ -11,7 +11,7 @@ from embedding_studio.clickstream import SearchResult, SessionEvent
 from embedding_studio.clock import utc_now
 from embedding_studio.engine import attempt
 from embedding_studio.engine import jobs as trial
-from embedding_studio.engine.attempt import Attempt
+from embedding_studio.engine.feedback import Feedback
 from embedding_studio.errands.schedules import run_due
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.schedules import Schedule
@@ -119,7 +119,7 @@ def test_a_schedule_that_came_too_early_loses_nothing(bench: Bench) -> None:
         (trial.PrepareData, "__call__"),
         (trial.ScoreBaseline, "__call__"),
         (attempt, "draw_sets"),
-        (Attempt, "release_batch"),
+        (Feedback, "release"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
@@ -141,7 +141,7 @@ def test_sessions_that_come_while_it_prepares_are_learned_from(bench: Bench) -> 
     """They are in the batch that is released, so it is prepared again with them."""
     with pytest.MonkeyPatch.context() as patch:
         more = lambda: bench.post_sessions(start=500, count=15)  # noqa: E731
-        before(patch, Attempt, "release_batch", more)
+        before(patch, Feedback, "release", more)
         task = bench.run_task()
     assert task.status is TaskStatus.DONE
     assert task.batch_id is not None
@@ -158,7 +158,7 @@ def test_events_that_come_while_it_prepares_are_learned_from(bench: Bench) -> No
         bench.house.store.clickstream.append_events("session-7", [event])
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, Attempt, "release_batch", view)
+        before(patch, Feedback, "release", view)
         task = bench.run_task()
     (data,) = bench.runs(task, "data")
     assert data.data.metrics["data/ignored_events"] == 1
@@ -183,7 +183,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
         bench.post_sessions(start=500)
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, Attempt, "release_batch", take)
+        before(patch, Feedback, "release", take)
         failed = bench.run_task()
     assert failed.status is TaskStatus.ERROR
     assert "released already, as 'another'" in (failed.error or "")
@@ -196,7 +196,7 @@ def test_a_batch_serves_one_task(bench: Bench) -> None:
 def test_a_restart_finds_the_batch_that_was_released_for_it(bench: Bench) -> None:
     """Also when the attempt ended before it could say so, and others are collecting by now."""
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, Attempt, "_record_release", fail)
+        before(patch, Feedback, "_note_release", fail)
         failed = bench.run_task()
     assert (failed.batch_id, collected(bench)) == (None, 0)
     bench.post_sessions(start=500, count=70)
@@ -226,7 +226,7 @@ def test_a_task_that_is_ended_while_it_prepares_uses_nothing_up(bench: Bench, en
     task = bench.post_task()
     with pytest.MonkeyPatch.context() as patch:
         ask: Callable[..., object] = getattr(bench.house.store.tasks, end)
-        before(patch, Attempt, "release_batch", lambda: ask(task.id, utc_now()))
+        before(patch, Feedback, "release", lambda: ask(task.id, utc_now()))
         assert bench.worker.work_once()
     ended = bench.house.store.tasks.get(task.id)
     assert ended.status in (TaskStatus.STOPPED, TaskStatus.CANCELED)

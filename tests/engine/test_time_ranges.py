@@ -7,6 +7,7 @@ import pytest
 
 from embedding_studio.clock import utc_now
 from embedding_studio.engine.attempt import Attempt
+from embedding_studio.engine.feedback import Feedback
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from tests.engine.test_beginning import before, collected, fail, learned_from
 from tests.iterations import Bench, make_session
@@ -112,7 +113,7 @@ def test_a_release_by_another_takes_nothing_from_a_range(bench: Bench) -> None:
         post(bench, 200, 15, days_ago=0)
 
     with pytest.MonkeyPatch.context() as patch:
-        before(patch, Attempt, "release_batch", take)
+        before(patch, Feedback, "release", take)
         task = run(bench, last="30d")
     assert (task.error, task.status) == (None, TaskStatus.DONE)
     assert (learned_from(bench, task), collected(bench)) == (90, 15)

@@ -9,6 +9,7 @@ from tests.faults.points import Fault
 pytestmark = pytest.mark.slow
 
 ATTEMPT = "embedding_studio.engine.attempt:Attempt"
+FEEDBACK = "embedding_studio.engine.feedback:Feedback"
 WORKSPACE = "embedding_studio.engine.workspace:Workspace"
 TRACKING = "embedding_studio.tracking.client:Client"
 ITERATIONS = "embedding_studio.tracking.iterations:Iterations"
@@ -26,11 +27,11 @@ CRASHES = [
     Fault(f"{MODELS}.upload", "after"),
     Fault(f"{MODELS}.confirm", "after"),
     Fault(f"{MODELS}.store_initial", "after"),
-    Fault(f"{ATTEMPT}.prepare_data", "before"),
-    Fault(f"{ATTEMPT}.prepare_data", "after"),
-    Fault(f"{ATTEMPT}.release_batch", "before"),  # all is checked, the batch collects
+    Fault(f"{FEEDBACK}.prepare", "before"),
+    Fault(f"{FEEDBACK}.prepare", "after"),
+    Fault(f"{FEEDBACK}.release", "before"),  # all is checked, the batch collects
     Fault(f"{TASKS}.record", "before", 2),  # the batch is released, the task does not know
-    Fault(f"{ATTEMPT}.release_batch", "after"),
+    Fault(f"{FEEDBACK}.release", "after"),
     Fault(f"{TRACKING}.create_experiment", "after", 2),  # not recorded yet
     Fault(f"{ATTEMPT}.open_experiment", "after"),
     Fault(f"{RUNS}.start_baseline", "after"),

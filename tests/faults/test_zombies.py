@@ -23,6 +23,7 @@ from tests.faults.points import Fault
 from tests.faults.test_crashes import (
     ATTEMPT,
     CHAMPIONS,
+    FEEDBACK,
     ITERATIONS,
     MODELS,
     REGISTRY,
@@ -38,7 +39,7 @@ ALONE: Any = {"sweep_minutes": 0}
 """No other thread is in MLflow's SQLite file when the worker freezes: it would hold its lock."""
 NAPS = [
     Fault(f"{MODELS}.upload", "before", action="stop"),  # the initial model's
-    Fault(f"{ATTEMPT}.release_batch", "before", action="stop"),
+    Fault(f"{FEEDBACK}.release", "before", action="stop"),
     Fault(f"{RUNS}.start_trial", "after", action="stop"),
     Fault(f"{RUNS}.log_reports", "before", 2, action="stop"),
     Fault(f"{RUNS}.log_reports", "after", 3, action="stop"),
