@@ -56,7 +56,7 @@ BATCHES = Kind(
     unique=(("project", "release_id"),),
     indexes=(("project", "status", "released_at", "id"),),
 )
-BLOCKS = Kind("blocks", indexes=(("batch", "number"), ("batch", "last")))
+BLOCKS = Kind("blocks", indexes=(("batch", "number"), ("batch", "last", "first")))
 BATCH = Codec(SessionBatch)
 
 

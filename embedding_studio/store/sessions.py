@@ -28,8 +28,8 @@ from embedding_studio.store.usage import json_size, size_of_events
 SESSIONS = Kind(
     "sessions",
     unique=(("project", "session_id"),),
-    indexes=(("project", "batch", "kinds"),),
-    sparse=(("project", "is_waiting", "id"), ("project", "user_id", "id")),
+    indexes=(("batch", "kinds"),),
+    sparse=(("project", "is_waiting", "id"), ("user_id", "id")),
     fields=("created_at", "is_irrelevant", "size", "events_size"),
 )
 KINDS = Kind("kinds", indexes=(("project",),))
