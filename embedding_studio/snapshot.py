@@ -107,11 +107,13 @@ class SnapshotWriter:
         self._items.close()
 
     def add(self, documents: Sequence[Document]) -> None:
-        """Add sessions as the store keeps them, each with its `events`."""
+        """Add sessions as the store keeps them, each with its `events`; a result of which there is
+        only an id may be that."""
         self.count += len(documents)
         results = [document["search_results"] for document in documents]
         shown = [*chain.from_iterable(results)]
-        of_results = [self._numbers(shown), [one.get("rank") for one in shown]]
+        ranks = [None if isinstance(one, str) else one.get("rank") for one in shown]
+        of_results = [self._numbers(shown), ranks]
         events = [document["events"] for document in documents]
         columns = [
             *(_column(documents, field) for field in list(_SESSIONS)[:-2]),
@@ -124,22 +126,19 @@ class SnapshotWriter:
         ]
         self._sessions.add(columns)
 
-    def _numbers(self, results: Sequence[Document]) -> list[int]:
+    def _numbers(self, results: Sequence[Document | str]) -> list[int | None]:
         """Return the numbers of results among the items, to which new ones are added."""
-        keys = [
-            f"{one['object_id']}\0{json.dumps(meta)}"
-            if (meta := one.get("meta"))
-            else one["object_id"]
-            for one in results
-        ]
-        new = {
-            key: SearchResult(one["object_id"], meta=one.get("meta") or {})
-            for key, one in zip(keys, results, strict=True)
-            if key not in self._known
-        }
-        if new:
-            self._add_items(new)
-        numbers = [*map(self._known.__getitem__, keys)]
+        keys = [one if isinstance(one, str) else _key_of(one) for one in results]
+        numbers = [*map(self._known.get, keys)]
+        if None in numbers:
+            self._add_items(
+                {
+                    key: _result_of(one)
+                    for key, one in zip(keys, results, strict=True)
+                    if key not in self._known
+                }
+            )
+            numbers = [*map(self._known.get, keys)]
         if len(self._known) > _MOST_KNOWN:
             self._known.clear()
         return numbers
@@ -154,6 +153,18 @@ class SnapshotWriter:
         self._items.add([_column(rows, field) for field in _ITEMS])
         self._known.update((key, row["item"]) for key, row in zip(new, rows, strict=True))
         self._n_items += len(new)
+
+
+def _key_of(result: Document) -> str:
+    """Return what results share that are one item."""
+    object_id, meta = result["object_id"], result.get("meta")
+    return f"{object_id}\0{json.dumps(meta)}" if meta else str(object_id)
+
+
+def _result_of(result: Document | str) -> SearchResult:
+    if isinstance(result, str):
+        return SearchResult(result)
+    return SearchResult(result["object_id"], meta=result.get("meta") or {})
 
 
 class _Groups:

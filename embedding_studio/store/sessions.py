@@ -141,7 +141,7 @@ class Sessions:
                 f"session {seen['session_id']!r} would have more than {EVENTS_BYTES} bytes of "
                 "events, the most that it may: none of these are kept"
             )
-        shown = {result["object_id"] for result in seen["search_results"]}
+        shown = set(map(object_id_of, seen["search_results"]))
         new_kinds = {event.kind for event in fresh if event.object_id in shown}
         kinds = _kinds_text(new_kinds | _kinds_of(seen.get("kinds")))
         if (refusal := self._register_kinds([kinds]).get(kinds)) is not None:
@@ -209,13 +209,17 @@ def content_of(session: Session) -> Document:
     }
 
 
-def _result_of(result: SearchResult) -> Document:
-    document: Document = {"object_id": result.object_id}
-    if result.rank is not None:
-        document["rank"] = result.rank
+def _result_of(result: SearchResult) -> Document | str:
+    """Return a result as it is kept: its id alone, where that is all there is."""
+    beside: Document = {} if result.rank is None else {"rank": result.rank}
     if result.meta:
-        document["meta"] = result.meta
-    return document
+        beside["meta"] = result.meta
+    return {"object_id": result.object_id, **beside} if beside else result.object_id
+
+
+def object_id_of(result: Document | str) -> str:
+    """Return the object id of a result as it is kept."""
+    return result if isinstance(result, str) else str(result["object_id"])
 
 
 def usage_of(documents: Iterable[Document]) -> Usage:
@@ -226,7 +230,10 @@ def usage_of(documents: Iterable[Document]) -> Usage:
 
 def session_of(document: Document) -> Session:
     """Return a session with those of its events that its document brings."""
-    return SESSION.decode({"events": [], **document})
+    results = [
+        {"object_id": one} if isinstance(one, str) else one for one in document["search_results"]
+    ]
+    return SESSION.decode({"events": [], **document, "search_results": results})
 
 
 def _kinds_text(kinds: Iterable[str]) -> str | None:
