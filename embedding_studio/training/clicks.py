@@ -54,6 +54,8 @@ class Showings:
 
     def of_sessions(self, sessions: Flags) -> Self:
         """Return those of some sessions, (n_sessions,) flags, which are numbered anew."""
+        if sessions.all():  # a copy is large
+            return self
         number = np.cumsum(sessions, dtype=np.int32) - 1
         some = self._only(sessions[self.session])
         return replace(some, session=number[some.session], n_sessions=int(sessions.sum()))

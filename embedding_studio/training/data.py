@@ -157,21 +157,23 @@ def prepare_clicks(
     items: Numbers = texts if encode_items is None else {}
     keys = _Keys(item_key, items)
     labels = labels or Splits((), (), ())
-    tables = {
-        name: _tabulate(columns_of(part), labels.named()[name], keys, texts)
-        for name, part in sessions.named().items()
-    }
+    tables = dict[str, _Table]()
+    parts = list[Showings]()
+    for name, part in sessions.named().items():
+        tables[name], shown = _tabulate(columns_of(part), labels.named()[name], keys, texts)
+        parts.append(shown)
     left_out = sum(table.left_out for table in tables.values())
     labels_left_out = sum(table.labels_left_out for table in tables.values())
     without = left_out + labels_left_out
-    if without and not any(table.showings.n_pairs for table in tables.values()):
+    if without and not any(len(table.row) for table in tables.values()):
         raise NotEnoughData(
             f"the method finds nothing to learn from in any of {without} results (object_id "
             f"{keys.without!r}, say): a text method takes results posted with meta "
             '{"text": ...}, or items with a text, or overrides item_text'
         )
     contents = [content for content, _ in texts]
-    showings = Showings.joined([table.showings for table in tables.values()])
+    showings = Showings.joined(parts)
+    del parts, shown  # they are most of what there is
     is_person = clicks_like_a_person(showings) & ~_are_busy([*tables.values()])
     position = np.minimum(showings.highest_position(), showings.position.max(initial=0))
     showings = showings.of_sessions(is_person)
@@ -188,8 +190,8 @@ def prepare_clicks(
     }
     begin = 0
     for name, table in tables.items():
-        pairs = slice(begin, begin + table.showings.n_pairs)
-        figures[f"{name}_sessions"] = table.showings.n_sessions
+        pairs = slice(begin, begin + len(table.row))
+        figures[f"{name}_sessions"] = len(table.user)
         figures[f"{name}_clicks"] = float(clicks[pairs].sum())
         figures |= _write_split(name, table, relevance[pairs], clicked[pairs], contents, folder)
         begin = pairs.stop
@@ -214,7 +216,9 @@ def _by_clicks(
     """Return (n_pairs,) how relevant clicks say that each pair is, and what they say of clicking;
     nothing where nothing was shown. train: the first pairs', to which clicking is fitted."""
     is_fitted = np.zeros(showings.n_pairs, np.bool_)
-    is_fitted[: len(train.row)] = _some(train)
+    shown = np.bincount(showings.pair, minlength=showings.n_pairs)[: len(train.row)]
+    of_queries = np.bincount(train.row, shown, len(train.queries))
+    is_fitted[: len(train.row)] = some_queries(of_queries, MOST_SHOWINGS)[train.row]
     fitted = showings.of_pairs(is_fitted)
     if not len(fitted.pair):
         return np.zeros(showings.n_pairs), {}
@@ -329,7 +333,6 @@ class _Table:
     row: Ints
     pair_item: Ints
     label: Floats
-    showings: Showings
     left_out: int
     labels_left_out: int
     user: Ints
@@ -338,7 +341,7 @@ class _Table:
 
 def _tabulate(
     columns: SessionColumns, labels: Sequence[LabelledResult], keys: _Keys, texts: Numbers
-) -> _Table:
+) -> tuple[_Table, Showings]:
     spelling: dict[str, str] = {}
 
     def number_of(query: str) -> int:
@@ -366,24 +369,25 @@ def _tabulate(
     np.maximum.at(label, places[len(pair) :], relevance[is_kept])  # of items of one key the best
     queries, row = np.unique(distinct // width, return_inverse=True)
     session = np.repeat(np.arange(len(columns), dtype=np.int32), lengths)
-    position = np.arange(len(item)) - columns.offsets[:-1][session]
-    return _Table(
+    first = columns.offsets[:-1].astype(np.int32)
+    position = np.arange(len(item), dtype=np.int32) - first[session]
+    table = _Table(
         queries=queries,
         row=row.astype(np.int32),
         pair_item=(distinct % width).astype(np.int32),
         label=np.where(label < 0, np.nan, label),
-        showings=Showings(
-            session=session[is_known],
-            pair=pair.astype(np.int32),
-            position=position[is_known].astype(np.int32),
-            weight=columns.weight[is_known],
-            n_pairs=len(distinct),
-            n_sessions=len(columns),
-        ),
         left_out=len(item) - len(pair),
         labels_left_out=int((~is_kept).sum()),
         user=columns.user,
         users=columns.users,
+    )
+    return table, Showings(
+        session=session[is_known],
+        pair=pair.astype(np.int32),
+        position=position[is_known],
+        weight=columns.weight[is_known],
+        n_pairs=len(distinct),
+        n_sessions=len(columns),
     )
 
 
@@ -398,12 +402,6 @@ def _are_busy(tables: Sequence[_Table]) -> Flags:
         np.array([*(one in busy for one in table.users), False])[table.user] for table in tables
     ]
     return np.concatenate(flags)
-
-
-def _some(table: _Table) -> Flags:
-    """Return (n_pairs,) those of the queries to which a model of clicking is fitted."""
-    shown = np.bincount(table.row[table.showings.pair], minlength=len(table.queries))
-    return some_queries(shown, MOST_SHOWINGS)[table.row]
 
 
 def _write_split(
