@@ -449,10 +449,12 @@ def check_model_files(bench: Bench, tasks: list[FineTuningTask]) -> None:
     for task in tasks:
         if task.status is TaskStatus.DONE and task.experiment_id in experiments:
             assert list(summaries.values()).count(task.experiment_id) == 1
+    pages = {run.info.run_id for run in all_runs(bench) if run.data.tags.get("es.kind") == "data"}
+    owners = pages.union(stored, summaries)
     artifacts = bench.house.settings.artifacts_folder
     for file in artifacts.rglob("*"):
         if file.is_file() and file.name != "traceback.txt":
-            owner = next((p for p in file.parts if p in stored or p in summaries), None)
+            owner = next((part for part in file.parts if part in owners), None)
             assert owner is not None, f"an orphan: {file}"
     for run_id in stored:
         model = tracking.models.stored(run_id)
