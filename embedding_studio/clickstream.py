@@ -68,7 +68,6 @@ def ignored_kinds(weights: Mapping[str, float]) -> frozenset[str]:
 
 _BY_KIND = merge_weights()
 IGNORED_KINDS = ignored_kinds(_BY_KIND)
-KNOWN_KINDS = frozenset(_BY_KIND)
 _USER_SHARE, _USER_SESSIONS = 0.01, 100
 
 

@@ -29,8 +29,8 @@ class Loader(Protocol):
     """A source of contents."""
 
     def load(self, object_ids: Collection[str]) -> Mapping[str, Item | Unreadable]:
-        """Return items by their ids, or why one cannot be had; those that are not there are left
-        out. Raises what databases, file systems and their drivers raise."""
+        """Return items by their ids, a few at once, or why one cannot be had; those that are not
+        there are left out. Raises what databases, file systems and their drivers raise."""
         ...
 
     def close(self) -> None: ...

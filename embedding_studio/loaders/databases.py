@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pymongo.collection import Collection as MongoCollection
 
 _ATTEMPTS = 3
-_AT_ONCE = 500
 
 
 class SqlTable:
@@ -32,11 +31,7 @@ class SqlTable:
 
     def load(self, object_ids: Collection[str]) -> Mapping[str, Item | Unreadable]:
         caller = stamina.RetryingCaller(attempts=_ATTEMPTS)
-        ids, found = [*object_ids], dict[str, Item | Unreadable]()
-        for first in range(0, len(ids), _AT_ONCE):
-            part = ids[first : first + _AT_ONCE]
-            found |= caller((OperationalError, InterfaceError), self._load, part)
-        return found
+        return caller((OperationalError, InterfaceError), self._load, [*object_ids])
 
     def _load(self, object_ids: list[str]) -> dict[str, Item | Unreadable]:
         with self._engine.connect() as database:
@@ -75,11 +70,7 @@ class MongoDocuments:
         from pymongo.errors import ConnectionFailure
 
         caller = stamina.RetryingCaller(attempts=_ATTEMPTS)
-        ids, found = [*object_ids], dict[str, Item | Unreadable]()
-        for first in range(0, len(ids), _AT_ONCE):
-            part = ids[first : first + _AT_ONCE]
-            found |= caller(ConnectionFailure, self._load, part)
-        return found
+        return caller(ConnectionFailure, self._load, [*object_ids])
 
     def _load(self, object_ids: list[str]) -> dict[str, Item | Unreadable]:
         from bson import ObjectId

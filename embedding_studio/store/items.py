@@ -56,7 +56,7 @@ class Items:
                     grown += _size(waiting[its_id]) - _size(seen)
             waiting = {its_id: one for its_id, one in waiting.items() if its_id not in answers}
             there = self._there(waiting)  # another has put or deleted them meanwhile
-        self._give_back(reserved - grown)
+        self._projects.give_back_bytes(self._project, reserved - grown)
         return [answers[self._id_of(item.object_id)] for item in items]
 
     def _replace(self, seen: Document, wanted: Document) -> PutStatus | InvalidInput | None:
@@ -107,7 +107,7 @@ class Items:
         for seen in self._there(map(self._id_of, object_ids)).values():
             if self._documents.delete(ITEMS, {"id": seen["id"], "size": seen["size"]}):
                 deleted, freed = deleted + 1, freed + _size(seen)
-        self._give_back(freed)
+        self._projects.give_back_bytes(self._project, freed)
         return deleted
 
     def _there(self, ids: Iterable[str]) -> dict[str, Document]:
@@ -124,10 +124,6 @@ class Items:
 
     def _id_of(self, object_id: str) -> str:
         return f"{self._project}:{object_id}"
-
-    def _give_back(self, size: int) -> None:
-        if size:
-            self._projects.give_back(self._project, Usage(0, size), other_bytes=size)
 
 
 def _size(document: Document) -> int:

@@ -102,7 +102,7 @@ class Labels:
         self._projects.reserve(self._project, Usage(0, reserved), most, other_bytes=reserved)
         its_set = {**begun, "id": set_id, "project": self._project, "bytes": 0}
         if not known and not self._documents.insert_one(SETS, its_set):
-            self._give_back(reserved)
+            self._projects.give_back_bytes(self._project, reserved)
             return None
         created = self._insert(new)
         changed = defaultdict[float, list[str]](list)  # by their grades, which are few
@@ -117,9 +117,9 @@ class Labels:
         as_named: Filter = {"id": set_id, "labels_id": labels_id}
         if self._documents.change(SETS, as_named, set=golden, add={"bytes": grown}) is None:
             self._documents.delete(LABELS, {"set": set_id})
-            self._give_back(reserved)
+            self._projects.give_back_bytes(self._project, reserved)
             raise Conflict(f"labels {labels_id!r} were deleted meanwhile: put them again")
-        self._give_back(reserved - grown)
+        self._projects.give_back_bytes(self._project, reserved - grown)
         updated = sum(map(len, changed.values()))
         return LabelsPut(len(created), updated, len(waiting) - len(created) - updated)
 
@@ -195,7 +195,7 @@ class Labels:
         for gone in self._documents.find(SETS, {"project": self._project, "labels_id": absent}):
             self._documents.delete(LABELS, {"set": gone["id"]})
             if self._documents.delete(SETS, {"id": gone["id"]}):
-                self._give_back(gone["bytes"])
+                self._projects.give_back_bytes(self._project, gone["bytes"])
 
     def _named(self, labels_id: str) -> Document | None:
         return self._documents.find_one(SETS, {"project": self._project, "labels_id": labels_id})
@@ -204,10 +204,6 @@ class Labels:
         if (found := self._named(labels_id)) is None:
             raise unknown("set of labels", labels_id)
         return found
-
-    def _give_back(self, size: int) -> None:
-        if size:
-            self._projects.give_back(self._project, Usage(0, size), other_bytes=size)
 
 
 def _document(set_id: str, label: Label) -> Document:

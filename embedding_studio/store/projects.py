@@ -58,6 +58,11 @@ class Projects:
         add = {"sessions": -unused.sessions, "bytes": -unused.bytes, "other_bytes": -other_bytes}
         self._documents.change(PROJECTS, {"id": project}, add=add)
 
+    def give_back_bytes(self, project: str, size: int) -> None:
+        """Free what was reserved for what is no session."""
+        if size:
+            self.give_back(project, Usage(0, size), other_bytes=size)
+
 
 def usage_of(document: Document) -> Usage:
     """Return what a project holds, by its document."""

@@ -156,7 +156,7 @@ class Tasks:
         self._projects.reserve(self._project, added, most, other_bytes=size)
         [answer] = self._documents.insert(TASKS, [document])
         if answer is not True:
-            self._projects.give_back(self._project, added, other_bytes=size)
+            self._projects.give_back_bytes(self._project, size)
         if isinstance(answer, InvalidInput):
             raise answer
         return answer
