@@ -37,11 +37,11 @@ class Caller:
     def allows(self, scope: Scope) -> bool:
         return self.is_trusted if self.key is None else self.key.allows(scope)
 
-    def require(self, scope: Scope) -> None:
-        """Raise Forbidden without the scope."""
+    def require(self, scope: Scope, what: str = "this") -> None:
+        """Raise Forbidden without the scope, which something takes."""
         if not self.allows(scope):
             raise Forbidden(
-                f"this takes a key with the scope {scope}; yours has "
+                f"{what} takes a key with the scope {scope}; yours has "
                 f"{', '.join(self.key.scopes) if self.key else 'none'}"
             )
 

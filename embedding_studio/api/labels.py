@@ -11,6 +11,7 @@ from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import judged, judged_one, reason_of
 from embedding_studio.api.routing import Route, in_turn
 from embedding_studio.errors import InvalidInput, Unauthorized
+from embedding_studio.keys import Scope
 from embedding_studio.labels import Label
 from embedding_studio.wire.fields import AsPosted
 from embedding_studio.wire.labels import (
@@ -44,8 +45,12 @@ def put_labels(
     labels_id: LabelsId, body: AsPosted[LabelsBody], context: IngestContext
 ) -> LabelsOutcome:
     """Adds to the set of that name, which begins with its first. A query and an item have one
-    grade, the last. All are kept, or none, and then those that are wrong are told."""
+    grade, the last. All are kept, or none, and then those that are wrong are told.
+
+    `golden` takes a key with the scope tune too: it decides what is promoted."""
     posted = judged(LabelsBody, body, context)
+    if posted.golden is not None:
+        context.caller.require(Scope.TUNE, f"to say whether labels {labels_id!r} are golden")
     labels = _judged_labels(posted.labels, context)
     store, now = context.store.labels, context.clock()
     put = store.put(labels_id, labels, now, is_golden=posted.golden, most=context.most)
@@ -94,7 +99,10 @@ def export_labels(labels_id: str, request: Request, context: ReadContext) -> Str
     responses=problems(404, 409),
 )
 def delete_labels(labels_id: str, context: IngestContext) -> None:
-    """The whole set; refused while a task that has not ended names it."""
+    """The whole set; refused while a task that has not ended names it. A golden one takes a key
+    with the scope tune too."""
+    if context.store.labels.get(labels_id).is_golden:
+        context.caller.require(Scope.TUNE, f"to delete labels {labels_id!r}, which are golden,")
     context.store.labels.delete(labels_id)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.api.samples import session_json
+from embedding_studio.keys import Scope, make_key
+from embedding_studio.store import Store
+from tests.api.samples import START, session_json
 
 RED = {"query": "red shoes", "object_id": "shoe-7", "grade": 3}
 BLUE = {"query": "blue hat", "object_id": "hat-1", "grade": 0}
@@ -42,6 +44,36 @@ def test_labels_from_put_to_delete(api: TestClient) -> None:
     for gone in (api.get("/labels/judged"), api.get("/labels/judged/export")):
         assert gone.status_code == 404
         assert "judged" in gone.json()["detail"]
+
+
+def test_who_may_change_what_is_golden(api: TestClient, store: Store) -> None:
+    """A key that may tune marks a set, clears the mark and deletes what has it; one that brings
+    feedback alone adds labels, and makes and deletes sets without the mark."""
+    headers = []
+    for scopes in ([Scope.INGEST], [Scope.INGEST, Scope.TUNE]):
+        key, text = make_key("test", scopes, "default", START)
+        store.keys.add(key)
+        headers.append({"X-API-Key": text})
+    ingest, tune = headers
+
+    def ask(method: str, headers: dict[str, str], **more: Any) -> int:
+        body = {"labels": [RED], **more} if method == "PUT" else None
+        response = api.request(method, "/labels/must", headers=headers, json=body)
+        if response.status_code == 403:
+            assert "'must'" in response.json()["detail"]
+            assert "scope tune" in response.json()["detail"]
+        return response.status_code
+
+    assert ask("PUT", ingest, golden=True) == 403
+    assert not store.labels.sets()
+    assert ask("PUT", tune, golden=True) == 200
+    assert [ask("PUT", ingest, golden=golden) for golden in (False, True, None)] == [403, 403, 200]
+    assert ask("DELETE", ingest) == 403
+    assert store.labels.get("must").is_golden
+    assert ask("PUT", tune, golden=False) == 200
+    assert ask("DELETE", ingest) == 204
+    assert ask("PUT", tune, golden=True) == 200
+    assert ask("DELETE", tune) == 204
 
 
 @pytest.mark.parametrize(
