@@ -41,7 +41,11 @@ def import_file(
         str | None, typer.Option(help="the set that pairs, chat, qrels and labels join")
     ] = None,
     files: Annotated[
-        str | None, typer.Option(help="of labels: the folder or bucket that the files are in")
+        str | None,
+        typer.Option(
+            help="of labels: the folder or bucket that the files are in, or a ZIP or tar, which is "
+            "unpacked beside itself; without it FILE may be one, that has the labels too"
+        ),
     ] = None,
     queries: Annotated[
         Path | None,
@@ -64,6 +68,7 @@ def import_file(
 ) -> None:
     """Bring sessions or tables of impressions, of any age, items, or labels: JSON lines, JSON,
     YAML, CSV or parquet, also in gzip or zstd."""
+    from embedding_studio.imports.beside import labelled_files
     from embedding_studio.wire.imports import columns_in
 
     path, is_elsewhere = Path(file), sql is None and "://" in file
@@ -75,14 +80,17 @@ def import_file(
         )
     if queries is not None and (is_elsewhere or sql is not None):
         raise typer.BadParameter("they are for a file that is here", param_hint="queries")
-    if files is not None and Path(files).is_dir():
-        files, wanted = str(Path(files).resolve()), "labels"
+    folder = None
     with ExitStack() as opened:
         client = opened.enter_context(client_of(url))
+        if sql is None and not is_elsewhere:
+            beside = labelled_files(path, files, is_kept=not dry_run)
+            path, folder, files = opened.enter_context(beside)
+            wanted = "labels" if folder is not None else wanted
         if is_elsewhere:
             send: Callable[..., ImportReport] = partial(client.import_url, file)
-        elif (rows := _rows_of(file, sql, queries, files)) is not None:
-            import_id = import_id or _id_of(file, sql)
+        elif (rows := _rows_of(path, file, sql, queries, folder)) is not None:
+            import_id = import_id or _id_of(path, file, sql)
             on_sent = opened.enter_context(_progress())
             send = partial(client.import_rows, rows, on_sent=on_sent)
         else:
@@ -96,6 +104,8 @@ def import_file(
             labels_id=labels_id,
             files=files,
         )
+        if refused is not None:
+            _write_refused(path, refused, report.refusals)
     kept = (
         "nothing is kept"
         if dry_run
@@ -115,40 +125,37 @@ def import_file(
             typer.echo(escape(f"  {place}: {note.reason}"))
         if count > _SHOWN:
             typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
-    if refused is not None:
-        _write_refused(path, refused, report.refusals)
     if report.refused and not any(made.values()):
         raise typer.Exit(1)
 
 
 def _rows_of(
-    file: str, sql: str | None, queries: Path | None, files: str | None
+    path: Path, url: str, sql: str | None, queries: Path | None, folder: Path | None
 ) -> "Callable[[], Iterator[Row] | Iterator[dict[str, Any]]] | None":
     """Return what makes the rows to be sent, None where the file is sent as it is."""
     from embedding_studio.imports import beside
 
-    path = Path(file)
     if sql is not None:
         from embedding_studio.imports.sql import sql_rows
 
-        return partial(sql_rows, file, sql)
+        return partial(sql_rows, url, sql)
     if queries is not None:
         texts = beside.queries_in(queries)
         return lambda: beside.with_queries(beside.rows_in(path), texts)
-    if files is not None and Path(files).is_dir():
-        return lambda: beside.with_texts(beside.rows_in(path), Path(files))
+    if folder is not None:
+        return lambda: beside.with_texts(beside.rows_in(path), folder)
     return None
 
 
-def _id_of(file: str, sql: str | None) -> str:
+def _id_of(path: Path, url: str, sql: str | None) -> str:
     """Return the import's id: of what the file has, or of the statement and where it is asked."""
     from embedding_studio.client.imports import import_id_of
 
     if sql is None:
-        return import_id_of(Path(file))
+        return import_id_of(path)
     from embedding_studio.imports.sql import shown_url
 
-    return sha256(f"{shown_url(file)} {sql}".encode()).hexdigest()[:32]
+    return sha256(f"{shown_url(url)} {sql}".encode()).hexdigest()[:32]
 
 
 @contextmanager

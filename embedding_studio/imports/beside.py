@@ -2,10 +2,12 @@
 files."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from embedding_studio.errors import InvalidInput
+from embedding_studio.imports.archives import folder_of, table_in, unpacked
 from embedding_studio.imports.columns import Columns, values_of
 from embedding_studio.imports.judgements import FILE_ALIASES, JUDGEMENT_ALIASES
 from embedding_studio.imports.readers import Row, read_rows
@@ -49,6 +51,27 @@ def queries_in(path: Path) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def labelled_files(
+    path: Path, files: str | None, is_kept: bool
+) -> Iterator[tuple[Path, Path | None, str | None]]:
+    """Yield the file with the labels, the folder with its files where that is on this disk, and
+    what the names of files are below.
+
+    files: a folder, a bucket, or an archive, which is unpacked beside itself; None where the path
+    is such an archive, which has the labels too. is_kept: whether what is unpacked stays."""
+    place = Path(path if files is None else files).resolve()
+    target = folder_of(str(place))
+    if target is None or not place.is_file():
+        folder = place if files is not None and place.is_dir() else None
+        yield path, folder, files if folder is None else str(folder)
+        return
+    with unpacked(place, is_kept) as top:
+        table = table_in(top) if files is None else path
+        folder = table.parent if files is None else top
+        yield table, folder, str(target / folder.relative_to(top))
+
+
 def with_queries(rows: Iterator[Row], queries: Mapping[str, str]) -> Iterator[Row]:
     """Yield judgements by the ids of queries with the queries' texts."""
     fields = Columns(JUDGEMENT_ALIASES)
@@ -64,23 +87,31 @@ def with_queries(rows: Iterator[Row], queries: Mapping[str, str]) -> Iterator[Ro
 
 
 def with_texts(rows: Iterator[Row], folder: Path) -> Iterator[Row]:
-    """Yield labelled files with what is in those in a folder that are texts."""
+    """Yield labelled files that are in a folder, with what is in those that are texts."""
     fields = Columns(FILE_ALIASES)
     for row in rows:
         try:
             values = values_of(row)
             name = values.get(fields.named_by(values).get("file", ""))
-            if isinstance(name, str) and name.lower().endswith(TEXTS):
-                values = {**values, "text": _text_of(folder, check_file(name))}
+            if isinstance(name, str):
+                place = _place_of(folder, check_file(name))
+                if name.lower().endswith(TEXTS):
+                    values = {**values, "text": _text_of(place, name)}
             yield replace(row, content=values)
         except ValueError as error:
             yield Row(row.number, fault=str(error))
 
 
-def _text_of(folder: Path, name: str) -> str:
+def _place_of(folder: Path, name: str) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise ValueError(f"{name!r} is a link that leads out of the folder")
+    if not path.is_file():
+        raise ValueError(f"{name!r} is no file in the folder")
+    return path
+
+
+def _text_of(path: Path, name: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

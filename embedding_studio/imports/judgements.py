@@ -4,6 +4,8 @@ and labels."""
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 
+from embedding_studio.errors import InvalidInput
+from embedding_studio.imports.archives import folder_of
 from embedding_studio.imports.contents import Told
 from embedding_studio.items import Item
 from embedding_studio.labels import Label
@@ -93,9 +95,15 @@ class LabelledFiles:
     """Files with their labels, each of which is a query for which the files that carry it are
     relevant.
 
-    root: the folder, or bucket, that the names are below; without it no items are made."""
+    root: the folder, or bucket, that the names are below; without it no items are made. Raises
+    InvalidInput for an archive."""
 
     def __init__(self, root: str | None) -> None:
+        if root and folder_of(root):
+            raise InvalidInput(
+                f"files: {root!r} is an archive: embedding-studio import unpacks one that is on "
+                "its machine; of another, unpack it and name the folder"
+            )
         self._root = root.rstrip("/") if root else None
         self._files = 0
         self._labels: set[str] = set()

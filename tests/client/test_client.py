@@ -615,16 +615,41 @@ def test_labelled_texts_are_read(client: EmbeddingStudioClient, tmp_path: Path) 
     (tmp_path / "secret.txt").write_text("secret")
     (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "secret.txt")
     file = tmp_path / "labels.json"
-    names = ["a.txt", "b.jpg", "../secret.txt", "link.txt", "c.txt"]
+    (tmp_path / "texts" / "b.jpg").touch()
+    names = ["a.txt", "b.jpg", "../secret.txt", "link.txt", "c.txt", "d.jpg"]
     file.write_text(json.dumps({name: ["coat"] for name in names}))
     words = ["--labels-id", "tags", "--files", str(tmp_path / "texts")]
     told = imported(client, str(file), *words).stdout
-    assert "5 rows (labels) make 2 labels, 2 items" in told
+    assert "6 rows (labels) make 2 labels, 2 items" in told
     assert "row 3: leads out" in told
     assert "row 4: 'link.txt' is a link that leads out" in told
-    assert "row 5: 'c.txt' cannot be read: No such file" in told
+    assert "row 5: 'c.txt' is no file in the folder" in told
+    assert "row 6: 'd.jpg' is no file in the folder" in told
     assert client.get_item("a.txt").text == "a coat"
     assert client.get_item("b.jpg").image == str(tmp_path / "texts" / "b.jpg")
+
+
+def test_labelled_files_of_an_archive(client: EmbeddingStudioClient, tmp_path: Path) -> None:
+    """It is unpacked beside itself; one with the labels is all that is needed, and names are of the
+    folder that these are in. A dry run leaves nothing of it."""
+    labels = json.dumps({name: ["coat"] for name in ("a.txt", "b.jpg", "none.jpg")})
+    (tmp_path / "labels.json").write_text(labels)
+    for name, folder, more in (("both", "march/", {"march/labels.json": labels}), ("one", "", {})):
+        with zipfile.ZipFile(archive := tmp_path / f"{name}.zip", "w") as packed:
+            for member, text in {f"{folder}a.txt": "a coat", f"{folder}b.jpg": "", **more}.items():
+                packed.writestr(member, text)
+        words = [str(archive)] if more else [str(tmp_path / "labels.json"), "--files", str(archive)]
+        words += ["--labels-id", name, "--refused", str(tmp_path / "refused")]
+        assert "2 items: nothing is kept" in imported(client, *words, "--dry-run").stdout
+        assert not (tmp_path / name).exists()
+        told = imported(client, *words).stdout
+        assert "3 rows (labels) make 2 labels, 2 items" in told
+        assert "row 3: 'none.jpg' is no file in the folder" in told
+        assert "none.jpg" in (tmp_path / "refused").read_text()
+        place = tmp_path / name / folder / "b.jpg"
+        assert client.get_item("b.jpg").image == str(place)
+        assert place.is_file()
+        assert isinstance(imported(client, *words).exception, InvalidInput)  # it is there already
 
 
 def test_rows_are_sent_while_they_come(client: EmbeddingStudioClient) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from embedding_studio.errors import InvalidInput
 from embedding_studio.imports.formats import found_in
 from embedding_studio.imports.judgements import item_of
 from embedding_studio.imports.readers import read_rows
@@ -112,6 +113,12 @@ def test_names_that_lead_elsewhere(name: str) -> None:
     assert isinstance(note, RowNote)
     assert (note.row, note.column) == (1, "file")
     assert told.items == (Item("a/b.png", image="/data/a/b.png"),)
+
+
+def test_an_archive_is_no_folder() -> None:
+    """Addresses in it would lead nowhere, so that it is refused."""
+    with pytest.raises(InvalidInput, match="is an archive"):
+        read([{"file": "a.png", "labels": "x"}], files="s3://pictures/march.zip")
 
 
 def test_what_is_best_of_labelled_files() -> None:
