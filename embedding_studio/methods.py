@@ -5,7 +5,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import re
 import sys
 import traceback
 from abc import ABC, abstractmethod
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, Ty
 
 from embedding_studio.clickstream import EVENT_WEIGHTS, Session, Splits
 from embedding_studio.errors import PluginError, UnknownMethod
+from embedding_studio.projects import check_model_name
 from embedding_studio.tasks import Budget, Promote, Pruner, Sampler
 from embedding_studio.threads import in_own_thread
 
@@ -71,10 +71,7 @@ class PluginMeta:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
-            raise ValueError(
-                f"{self.name!r} cannot name a method: use up to 100 letters, digits, spaces, ._+-"
-            )
+        check_model_name(self.name)
 
 
 class TrialRun(ABC):

@@ -1,4 +1,4 @@
-"""The registered model of a method: its versions, and which of them is the champion.
+"""A registered model: its versions, and which of them is the champion.
 
 Everything here is a value; the store changes one registered model in one compare-and-set, so what
 a rule below decides is still true when it is written."""
@@ -80,8 +80,10 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredModel:
-    """A method's versions, which of them is champion, and how it came to be.
+    """The versions of one name, which of them is champion, and how it came to be.
 
+    name: unique in its project; that of its method, unless a task names its models otherwise.
+    fine_tuning_method: by which all its versions are made.
     versions: oldest first; champion: the number of one of them; moves: oldest first.
     wanted: the wish that a worker is yet to carry out; of several, the last.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
@@ -89,7 +91,8 @@ class RegisteredModel:
     one higher with every change."""
 
     project: str
-    method: str
+    name: str
+    fine_tuning_method: str
     versions: tuple[ModelVersion, ...] = ()
     champion: int | None = None
     moves: tuple[ChampionMove, ...] = ()
@@ -100,9 +103,17 @@ class RegisteredModel:
     revision: int = 0
 
     @property
-    def name(self) -> RegisteredName:
+    def registered_name(self) -> RegisteredName:
         """Its name in MLflow's registry."""
-        return registered_name(self.project, self.method)
+        return registered_name(self.project, self.name)
+
+    def ensure_made_by(self, method: str) -> None:
+        """Raise Conflict if its versions are another method's."""
+        if self.fine_tuning_method != method:
+            raise Conflict(
+                f"the models of {self.name!r} are made by {self.fine_tuning_method!r}, not by "
+                f"{method!r}: give the task another model_name"
+            )
 
     @property
     def is_mirrored(self) -> bool:
@@ -116,7 +127,7 @@ class RegisteredModel:
             if version.number == number:
                 return version
         known = ", ".join(str(version.number) for version in self.versions) or "none"
-        raise NotFound(f"{self.name!r} has no version {number}: there are {known}")
+        raise NotFound(f"{self.registered_name!r} has no version {number}: there are {known}")
 
     def version_of(self, run_id: str) -> ModelVersion | None:
         """Return the version whose model is that run's."""
@@ -177,7 +188,7 @@ class RegisteredModel:
         if changed.version(move.to_version).removed_at is not None:
             kept = ", ".join(str(v.number) for v in versions if v.removed_at is None)
             raise Conflict(
-                f"the files of version {move.to_version} of {self.name!r} are gone "
+                f"the files of version {move.to_version} of {self.registered_name!r} are gone "
                 f"(ES_KEEP_CHAMPIONS); those of {kept} are kept"
             )
         moves = (*self.moves, move)[-MOST_REMEMBERED:]
@@ -192,18 +203,18 @@ class RegisteredModel:
         """Raise Conflict when a person wants another model to be champion."""
         if self.wanted is not None:
             raise Conflict(
-                f"the model of task {self.wanted.task_id} shall be champion of {self.name!r} "
-                f"(wanted by {self.wanted.by})"
+                f"the model of task {self.wanted.task_id} shall be champion of "
+                f"{self.registered_name!r} (wanted by {self.wanted.by})"
             )
 
     def say_champion(self) -> str:
         """Return in words which version is champion, and since when."""
         moves = [move for move in self.moves if move.kind is not MoveKind.WISH_ENDED]
         if not moves:
-            return f"{self.name!r} has no champion yet"
+            return f"{self.registered_name!r} has no champion yet"
         last = moves[-1]
         return (
-            f"the champion of {self.name!r} is version {self.champion} "
+            f"the champion of {self.registered_name!r} is version {self.champion} "
             f"({last.kind.value.replace('_', ' ')} by {last.by} at {last.at:%F %T} UTC)"
         )
 
@@ -228,8 +239,8 @@ class RegisteredModel:
         """Return what a rollback without a number leads to. Raises Conflict if there is nothing."""
         if self.previous is None:
             raise Conflict(
-                f"version {self.champion} of {self.name!r} took no other one's place: there is no "
-                "previous version; name one"
+                f"version {self.champion} of {self.registered_name!r} took no other one's place: "
+                "there is no previous version; name one"
             )
         return self.previous
 
@@ -286,7 +297,9 @@ class RegisteredModel:
         leaving = {v.number for v in self.versions if v.model.run_id in run_ids}
         needed = leaving & {self.champion, *self.former_champions(keep)}
         if needed:
-            raise Conflict(f"{self.name!r} keeps its versions {sorted(map(int, needed))}")
+            raise Conflict(
+                f"{self.registered_name!r} keeps its versions {sorted(map(int, needed))}"
+            )
         versions = [
             replace(v, removed_at=now, model=replace(v.model, files=()))
             if v.number in leaving and v.removed_at is None

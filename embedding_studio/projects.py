@@ -8,7 +8,7 @@ from embedding_studio.errors import InvalidInput
 DEFAULT_PROJECT = "default"
 
 RegisteredName = NewType("RegisteredName", str)
-"""What MLflow's registry calls the models of a method in a project."""
+"""What MLflow's registry calls a model of a project."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -23,13 +23,26 @@ def check_project(project: str) -> str:
     return project
 
 
-def registered_name(project: str, method: str) -> RegisteredName:
-    """Return the name of a project's models of a method. A method's name has no parentheses, so two
+_MODEL_NAME = re.compile(r"\w[\w .+-]{0,99}")
+
+
+def check_model_name(name: str) -> str:
+    """Return a name that a method, or a registered model, may have. Raises ValueError."""
+    if not _MODEL_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot name a method, or a model: use up to 100 letters, digits, spaces, "
+            "._+-"
+        )
+    return name
+
+
+def registered_name(project: str, name: str) -> RegisteredName:
+    """Return what MLflow calls a project's model of this name. A name has no parentheses, so two
     projects never share one."""
-    return RegisteredName(method if project == DEFAULT_PROJECT else f"{method} ({project})")
+    return RegisteredName(name if project == DEFAULT_PROJECT else f"{name} ({project})")
 
 
 def split_name(name: RegisteredName) -> tuple[str, str]:
-    """Return the project and the method that `registered_name` made a name of."""
-    method, separator, project = name.removesuffix(")").rpartition(" (")
-    return (project, method) if separator and name.endswith(")") else (DEFAULT_PROJECT, name)
+    """Return the project and the name that `registered_name` was given."""
+    model, separator, project = name.removesuffix(")").rpartition(" (")
+    return (project, model) if separator and name.endswith(")") else (DEFAULT_PROJECT, name)

@@ -36,6 +36,7 @@ class Schedule:
     #: of the tasks; those to learn from only beside a time range
     labels_id: str | None = None
     judge_labels_id: str | None = None
+    model_name: str | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

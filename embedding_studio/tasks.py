@@ -128,6 +128,14 @@ class TaskRequest:
     labels_id: str | None = None
     #: labels whose queries decide what is promoted, in place of what is learnt from
     judge_labels_id: str | None = None
+    #: of the registered model that it goes on with, and whose next version it makes; None: the
+    #: method's name
+    model_name: str | None = None
+
+    @property
+    def registered_as(self) -> str:
+        """The name of the registered model that it goes on with."""
+        return self.model_name or self.fine_tuning_method
 
     @property
     def is_without_sessions(self) -> bool:
@@ -340,7 +348,7 @@ class FineTuningTask(TaskRequest):
     @property
     def registered_name(self) -> RegisteredName:
         """What MLflow calls the models that it goes on with."""
-        return registered_name(self.project, self.fine_tuning_method)
+        return registered_name(self.project, self.registered_as)
 
 
 class TaskEventKind(StrEnum):

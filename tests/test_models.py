@@ -30,7 +30,7 @@ def to(model: RegisteredModel, number: int) -> RegisteredModel:
 
 
 def after(*numbers: int) -> RegisteredModel:
-    model = RegisteredModel("default", "m")
+    model = RegisteredModel("default", "m", "m")
     for number in numbers:
         model = to(model, number)
     return model

@@ -62,10 +62,10 @@ def test_what_callers_of_the_api_import() -> None:
         "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
-        "*labels_id, *judge_labels_id, *batch_ids",
+        "*labels_id, *judge_labels_id, *batch_ids, *model_name",
         "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
         "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id, "
-        "*batch_ids",
+        "*batch_ids, *model_name",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -76,7 +76,7 @@ def test_what_callers_of_the_api_import() -> None:
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
         "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
-        "*since, *labels_id, *judge_labels_id, *idempotency_key",
+        "*since, *labels_id, *judge_labels_id, *model_name, *idempotency_key",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

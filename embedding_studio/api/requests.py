@@ -16,7 +16,7 @@ from embedding_studio.labels import GOLDEN_TEACH_NOTHING
 from embedding_studio.tasks import Budget
 from embedding_studio.wire.clickstream import Posted, PostedId
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
-from embedding_studio.workers import silence_allowed
+from embedding_studio.workers import WorkerRecord, silence_allowed
 
 Body = TypeVar("Body", bound=BaseModel)
 _ID = TypeAdapter[str](PostedId)
@@ -95,9 +95,7 @@ def spellings_of(key: str) -> list[str]:
 
 def check_method(context: Context, name: str) -> None:
     """Raise UnknownMethod if there are workers and none of them carries the method."""
-    recent = context.clock() - _REMEMBERED * silence_allowed(context.settings)
-    ever = datetime(1970, 1, 1, tzinfo=UTC)
-    workers = context.store.workers.seen(recent) or context.store.workers.seen(ever)
+    workers = _workers(context)
     known = sorted({method for worker in workers for method in worker.methods})
     if workers and name not in known:
         names = ", ".join(map(repr, known)) or "none"
@@ -107,6 +105,23 @@ def check_method(context: Context, name: str) -> None:
             f"no fine-tuning method is named {name!r}; the workers have: {names}{told}. Workers "
             "read their plugins folder when they start and look for changes between tasks"
         )
+
+
+def _workers(context: Context) -> list[WorkerRecord]:
+    """Return the workers there are, or else those there were."""
+    recent = context.clock() - _REMEMBERED * silence_allowed(context.settings)
+    ever = datetime(1970, 1, 1, tzinfo=UTC)
+    return context.store.workers.seen(recent) or context.store.workers.seen(ever)
+
+
+def check_model(context: Context, method: str, name: str | None) -> None:
+    """Raise Conflict if the model of this name is, or may come to be, another method's."""
+    registered = context.store.models.find(name or method)
+    if registered is not None:
+        registered.ensure_made_by(method)
+    methods = {one for worker in _workers(context) for one in worker.methods}
+    if name != method and name in methods:
+        raise Conflict(f"model_name is {name!r}, which is another method: name the model otherwise")
 
 
 def check_labels(context: Context, labels_id: str | None, judge_labels_id: str | None) -> None:

@@ -11,6 +11,7 @@ from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import (
     check_labels,
     check_method,
+    check_model,
     check_trials,
     check_webhook,
     judged,
@@ -52,6 +53,7 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
         )
     check_labels(context, wanted.labels_id, wanted.judge_labels_id)
     check_method(context, wanted.fine_tuning_method)
+    check_model(context, wanted.fine_tuning_method, wanted.model_name)
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
     most = context.settings.max_schedules

@@ -16,6 +16,7 @@ from embedding_studio.api.labels import report_on_labels
 from embedding_studio.api.requests import (
     check_labels,
     check_method,
+    check_model,
     check_trials,
     check_webhook,
     judged,
@@ -247,6 +248,7 @@ def _number_of(last_event_id: str | None) -> int:
 
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
+    check_model(context, wanted.fine_tuning_method, wanted.model_name)
     check_labels(context, wanted.labels_id, wanted.judge_labels_id)
     if wanted.is_without_sessions:
         return

@@ -34,6 +34,7 @@ class ScheduleCalls(Connection):
         since: datetime | None = None,
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
+        model_name: str | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
@@ -53,6 +54,7 @@ class ScheduleCalls(Connection):
             since=since,
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
+            model_name=model_name,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )
         return self._post(ScheduleView, "/fine-tuning/schedule", body)

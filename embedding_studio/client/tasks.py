@@ -37,12 +37,14 @@ class TaskCalls(Connection):
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
         batch_ids: Sequence[str] | None = None,
+        model_name: str | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
 
         batch_ids: learn from several batches. last ("30d", say), since, until: learn from the
         sessions that were made in that time.
         labels_id: learn from labels, too or alone; judge_labels_id: labels decide what is promoted.
+        model_name: the registered model that it goes on with; the method's name when absent.
         """
         body = TaskBody.unchecked(
             fine_tuning_method=fine_tuning_method,
@@ -62,6 +64,7 @@ class TaskCalls(Connection):
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
             batch_ids=batch_ids and [*batch_ids],
+            model_name=model_name,
         )
         return self._post(TaskView, "/fine-tuning/task", body)
 
@@ -83,6 +86,7 @@ class TaskCalls(Connection):
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
         batch_ids: Sequence[str] | None = None,
+        model_name: str | None = None,
     ) -> TaskPlan:
         """Tell what a task would take, and whether that is enough; nothing is created and nothing
         released. It is refused as `create_task` would be."""
@@ -102,6 +106,7 @@ class TaskCalls(Connection):
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
             batch_ids=batch_ids and [*batch_ids],
+            model_name=model_name,
         )
         answer = self._call(
             "POST",

@@ -48,6 +48,7 @@ from embedding_studio.errors import (
     NotFound,
 )
 from embedding_studio.methods import AnyMethod, Parameters, Scores
+from embedding_studio.models import RegisteredModel
 from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
@@ -129,7 +130,7 @@ class Attempt:
     def fetch_starting_model(self) -> StoredModel:
         """Copy the champion to the workspace: the initial model, until another is promoted."""
         tracking, workspace = self.house.tracking, self.workspace
-        registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
+        registered = self._registered()
         if registered.is_initial:  # the method may start from another one by now
             folder = workspace.folder / "initial"
             workspace.run(SaveInitialModel(workspace.method, folder))
@@ -137,7 +138,7 @@ class Attempt:
             registered = self.lease.patiently(self.champions.begin_with, self.task, initial)
         self._mirror_champion()
         # as it is by now: what a person wished for is carried out with the mirroring
-        found = self.lease.patiently(self.house.store.models.find, self.task.fine_tuning_method)
+        found = self.lease.patiently(self.house.store.models.find, self.task.registered_as)
         registered = found or registered
         model = registered.version(registered.champion).model
         try:
@@ -148,9 +149,14 @@ class Attempt:
             ) from error
         return model
 
+    def _registered(self) -> RegisteredModel:
+        """Return what is registered of the model that the task goes on with."""
+        name, method = self.task.registered_as, self.task.fine_tuning_method
+        return self.lease.patiently(self.champions.of, name, method)
+
     def _mirror_champion(self) -> None:
         """Return once MLflow's alias shows the champion."""
-        while not self.lease.patiently(self.champions.mirror, self.task.fine_tuning_method):
+        while not self.lease.patiently(self.champions.mirror, self.task.registered_as):
             self.lease.check()
             time.sleep(POLL_SECONDS)
 
@@ -172,6 +178,7 @@ class Attempt:
             str(self.task.time_range or ""),
             self.task.labels_id or "",
             self.task.judge_labels_id or "",
+            self.task.fine_tuning_method if self.task.model_name else "",
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)
@@ -305,7 +312,7 @@ class Attempt:
             verdict, gained=gained, lost=lost, folds=len(folds), sessions_needed=needed
         )
         promote = self.task.promote or Promote(self.method.promote)
-        registered = self.lease.patiently(self.champions.of, self.task.fine_tuning_method)
+        registered = self._registered()
         if verdict.promoted and (known := registered.version_of(best.run_id)) is not None:
             verdict = _refused(
                 verdict, f"it was champion as version {known.number} and was rolled back"
@@ -449,8 +456,8 @@ class Attempt:
 
     def _keep_only(self, experiment_id: str, model: StoredModel) -> None:
         """Remove what else the iteration has stored, the best trial's model."""
-        find, method = self.house.store.models.find, self.task.fine_tuning_method
-        registered = self.lease.patiently(find, method)
+        find, name = self.house.store.models.find, self.task.registered_as
+        registered = self.lease.patiently(find, name)
         kept = registered.kept_run_ids if registered else ()
         self.house.tracking.runs.keep_best(experiment_id, model.run_id, kept)
 
@@ -477,7 +484,7 @@ class Attempt:
         def retire() -> None:
             self.lease.patiently(
                 store.models.update,
-                self.task.fine_tuning_method,
+                self.task.registered_as,
                 lambda model: model.retired(older.run_ids, keep, now),
             )
 

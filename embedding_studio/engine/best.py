@@ -49,8 +49,8 @@ class Best:
         self.model, self.trial, self.scores = model, trial, scores
         attempt.lease.check()
         # of this experiment, one may have been champion and rolled back, if the task was restarted
-        find, method = attempt.house.store.models.find, attempt.task.fine_tuning_method
-        registered = attempt.lease.patiently(find, method)
+        find, name = attempt.house.store.models.find, attempt.task.registered_as
+        registered = attempt.lease.patiently(find, name)
         kept = registered.kept_run_ids if registered else ()
         attempt.house.tracking.runs.keep_best(self._experiment_id, model.run_id, kept)
         attempt.record(

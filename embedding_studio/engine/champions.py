@@ -1,4 +1,4 @@
-"""A method's champion: the store says which version it is, and MLflow's alias follows.
+"""A registered model's champion: the store says which version it is, and MLflow's alias follows.
 
 Everything here may be interrupted anywhere, repeated, and done by several workers at once."""
 
@@ -13,31 +13,34 @@ from embedding_studio.tracking import story
 
 
 class Champions:
-    """The champions of one project's methods."""
+    """The champions of one project's models."""
 
     def __init__(self, house: House) -> None:
         """Take the house as that project sees it."""
         self._house = house
 
-    def of(self, method: str) -> RegisteredModel:
-        """Return what is registered of a method, after MLflow's alias was followed if somebody
-        moved it by hand, or if it is from before the store knew champions."""
+    def of(self, name: str, method: str) -> RegisteredModel:
+        """Return what is registered under a name, after MLflow's alias was followed if somebody
+        moved it by hand, or if it is from before the store knew champions.
+
+        Raises Conflict if its versions are not made by this method."""
 
         def follow(model: RegisteredModel) -> RegisteredModel:
+            model.ensure_made_by(method)
             # asked only now: a worker that sets the alias after this look fails the change
-            shown = self._house.tracking.registry.champion_version(model.name)
+            shown = self._house.tracking.registry.champion_version(model.registered_name)
             if shown is None:  # nothing yet, or removed by hand: it is set again
                 return replace(model, mirrored=None)
             if shown in (model.champion, model.mirrored, model.mirroring):
                 return model
-            found = self._house.tracking.registry.champion(model.name)
+            found = self._house.tracking.registry.champion(model.registered_name)
             assert found is not None
             why = "its alias was moved by hand" if model.moves else "as its registry had it before"
             move = self._move(MoveKind.ADOPTED, model.champion, shown, "MLflow", why)
             changed = model.moved(move, self._new(model, shown, found))
             return replace(changed, mirrored=shown, mirroring=None, mirroring_until=None)
 
-        return self._house.store.models.update(method, follow)
+        return self._house.store.models.update(name, follow, method)
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
         """Register an initial model and make it champion, unless another one was meanwhile."""
@@ -52,7 +55,8 @@ class Champions:
             move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
             return model.moved(move, self._new(model, number, initial))
 
-        return self._house.store.models.update(task.fine_tuning_method, begin)
+        method = task.fine_tuning_method
+        return self._house.store.models.update(task.registered_as, begin, method)
 
     def promote(
         self, task: FineTuningTask, model: StoredModel, promotion: Promotion, start_run_id: str
@@ -61,7 +65,7 @@ class Champions:
 
         Once: if that happened before, nothing does, whoever is champion by now. Raises Conflict
         when another one has become champion meanwhile, or is wanted."""
-        seen = self.of(task.fine_tuning_method)
+        seen = self.of(task.registered_as, task.fine_tuning_method)
         if seen.version_of(model.run_id) is not None:
             return
         start = seen.version_of(start_run_id)
@@ -79,14 +83,14 @@ class Champions:
             found.ensure_unwanted()
             return found.moved(move, new)
 
-        self._house.store.models.update(task.fine_tuning_method, take_the_place)
+        self._house.store.models.update(task.registered_as, take_the_place)
 
-    def mirror(self, method: str) -> bool:
+    def mirror(self, name: str) -> bool:
         """Carry out the wish that waits, if any, and point MLflow's alias to the champion; False
         while another worker is at it.
 
-        Nobody else does either for this method for as long as a lease."""
-        seen = self._house.store.models.find(method)
+        Nobody else does either for this model for as long as a lease."""
+        seen = self._house.store.models.find(name)
         if seen is None or seen.is_mirrored:
             return True
         now = self._house.clock()
@@ -98,20 +102,22 @@ class Champions:
 
         def ensure_in_time() -> None:
             if self._house.clock() >= until:
-                raise Conflict(f"another worker may be setting the alias of {claimed.name!r}")
+                raise Conflict(
+                    f"another worker may be setting the alias of {claimed.registered_name!r}"
+                )
 
         guarded = self._house.guarded(ensure_in_time)
         try:
             if claimed.wanted is not None:
                 Champions(guarded)._grant(claimed, claimed.wanted)
-                return self.mirror(method)
-            if not guarded.tracking.registry.has_version(claimed.name, claimed.champion):
+                return self.mirror(name)
+            if not guarded.tracking.registry.has_version(claimed.registered_name, claimed.champion):
                 self._register_anew(claimed)
                 return False
-            guarded.tracking.registry.set_champion(claimed.name, claimed.champion)
+            guarded.tracking.registry.set_champion(claimed.registered_name, claimed.champion)
         except Conflict:
             return False
-        self._house.store.models.update(method, lambda model: model.mirrored_as(claimed))
+        self._house.store.models.update(name, lambda model: model.mirrored_as(claimed))
         return True
 
     def _grant(self, claimed: RegisteredModel, wish: Wish) -> None:
@@ -123,9 +129,9 @@ class Champions:
         try:
             self._ensure_kept(wish)
             described = f"{told}. {story.verdict(wish.promotion)}" if wish.promotion else told
-            number = tracking.registry.register(claimed.name, wish.model, described)
+            number = tracking.registry.register(claimed.registered_name, wish.model, described)
             # of an earlier wish that came to nothing, it may be there with other words
-            tracking.registry.describe(claimed.name, number, described)
+            tracking.registry.describe(claimed.registered_name, number, described)
             tracking.iterations.tell_promotion(wish.model.run_id, told)
         except CorruptModel as error:
             why = str(error)
@@ -139,7 +145,7 @@ class Champions:
                 return model.granted(wish, number, now)
 
         self._house.store.models.update(
-            claimed.method, lambda model: carry_out(model).let_go(claimed)
+            claimed.name, lambda model: carry_out(model).let_go(claimed)
         )
 
     def _ensure_kept(self, wish: Wish) -> None:
@@ -155,7 +161,9 @@ class Champions:
     def _register_anew(self, model: RegisteredModel) -> None:
         """Give the champion another number, for somebody deleted its version in MLflow."""
         lost = model.version(model.champion)
-        number = self._house.tracking.registry.register(model.name, lost.model, "Registered anew.")
+        number = self._house.tracking.registry.register(
+            model.registered_name, lost.model, "Registered anew."
+        )
         why = f"MLflow's registry has no version {lost.number} any more: it is registered anew"
         move = self._move(MoveKind.ADOPTED, lost.number, number, "MLflow", why)
 
@@ -165,7 +173,7 @@ class Champions:
             changed = found.moved(move, self._new(found, number, lost.model))
             return replace(changed, mirroring=None, mirroring_until=None)
 
-        self._house.store.models.update(model.method, renumber)
+        self._house.store.models.update(model.name, renumber)
 
     def _new(self, model: RegisteredModel, number: int, stored: StoredModel) -> ModelVersion | None:
         """Return what is to be on record of a model that MLflow has under this number; None if it

@@ -366,7 +366,7 @@ class Worker:
         now = store.tasks.get(task.id)
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
-        model = store.models.find(task.fine_tuning_method)
+        model = store.models.find(task.registered_as)
         with self._while_ended(task, TaskStatus.CANCELED) as tracking:
             tracking.iterations.discard_task(task.id, model.kept_run_ids if model else ())
             self._house.store.tasks.release_canceled(lease.claim)

@@ -14,15 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def bring_along(house: House, methods: Collection[str]) -> None:
-    """Take over from MLflow's registry which version of these methods is champion, in all
+    """Take over from MLflow's registry which version of these methods' models is champion, in all
     projects, and its iterations of before they told whether their models are kept."""
     house.tracking.iterations.adopt_older()
     for name in house.tracking.registry.champion_versions():
-        project, method = split_name(name)
+        project, model_name = split_name(name)
+        known = house.store.in_project(project).models.find(model_name)
+        method = known.fine_tuning_method if known else model_name
         if method not in methods:
             continue
         try:
-            Champions(house.in_project(project)).of(method)
+            Champions(house.in_project(project)).of(model_name, method)
         except (Conflict, CorruptModel) as error:  # its next task ends with the same words
             log.warning("the champion of %r in MLflow cannot be taken over: %s", name, error)
 
@@ -31,8 +33,8 @@ def mirror_all(house: House) -> None:
     """Point every alias that is behind to its champion."""
     for model in house.store.models.all(are_mirrored=False):
         try:
-            Champions(house.in_project(model.project)).mirror(model.method)
+            Champions(house.in_project(model.project)).mirror(model.name)
         except StoreUnavailable:
             raise
         except Exception:  # one that cannot be set keeps no other from being set
-            log.exception("MLflow's alias of %r may be behind its champion", model.name)
+            log.exception("MLflow's alias of %r may be behind its champion", model.registered_name)

@@ -97,7 +97,7 @@ def _look(
     if (task := store.tasks.find(key)) is None:
         made = TimeRange.of(schedule.last, schedule.since, None, now)
         # no task takes anything from another's time range
-        whose = None if made is None else schedule.fine_tuning_method
+        whose = None if made is None else schedule.model_name or schedule.fine_tuning_method
         if (rival := store.tasks.waiting_for_batch(whose)) is not None:
             return None, (
                 f"no task: task {rival.id} is {rival.status} and has not taken its batch yet; the "
@@ -128,6 +128,7 @@ def _look(
         since=schedule.since,
         labels_id=schedule.labels_id,
         judge_labels_id=schedule.judge_labels_id,
+        model_name=schedule.model_name,
     )
     for labels_id in request.named_labels:
         store.labels.get(labels_id)

@@ -94,7 +94,7 @@ def _retire_initial_models(
 
     if dry_run:
         return retire(model)
-    return store.in_project(model.project).models.update(model.method, retire)
+    return store.in_project(model.project).models.update(model.name, retire)
 
 
 def _work_folders(store: Store, settings: Settings) -> Iterator[Leftover]:

@@ -21,7 +21,7 @@ from embedding_studio.store.codec import Codec, milliseconds, to_json
 from embedding_studio.store.documents import Documents, Entry, new_id
 from embedding_studio.store.early import EARLY, MARK
 from embedding_studio.store.keys import KEY, KEYS
-from embedding_studio.store.models import MODEL, MODELS, document_of
+from embedding_studio.store.models import MODELS, document_of, model_of
 from embedding_studio.store.projects import PROJECTS
 from embedding_studio.store.schedules import SCHEDULE, Schedules
 from embedding_studio.store.sessions import SESSIONS, Sessions, usage_of
@@ -107,7 +107,7 @@ class Former(ABC):
         return map(SCHEDULE.decode, self.rows("schedules"))
 
     def models(self) -> Iterator[RegisteredModel]:
-        return (MODEL.decode(row["document"]) for row in self.rows("models"))
+        return (model_of(row["document"]) for row in self.rows("models"))
 
 
 def former_of(documents: Documents) -> Former | None:
@@ -136,7 +136,7 @@ def bring_along(former: Former, documents: Documents) -> Counter[str]:
         Schedules(documents, schedule.project).add(schedule)
         copied["schedules"] += 1
     for model in former.models():
-        its_id = f"{model.project}/{model.method}"
+        its_id = f"{model.project}/{model.name}"
         documents.insert_one(MODELS, {"id": its_id, **document_of(model)})
         copied["models"] += 1
     for one in former.tasks():

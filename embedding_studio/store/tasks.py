@@ -197,18 +197,23 @@ class Tasks:
         """Return how many tasks have the status."""
         return self._documents.count(TASKS, {"project": self._project, "status": status.value})
 
-    def waiting_for_batch(self, method: str | None = None) -> FineTuningTask | None:
-        """Return the oldest task, of a method if one is named, that has not ended and is still to
-        take its batch, None if there is none."""
+    def waiting_for_batch(self, model_name: str | None = None) -> FineTuningTask | None:
+        """Return the oldest task, of a registered model if one is named, that has not ended and is
+        still to take its batch, None if there is none."""
         where = {
             "project": self._project,
             "status": _among(set(TaskStatus) - TERMINAL),
             "batch_id": None,
         }
-        if method is not None:
-            where["fine_tuning_method"] = method
         waiting = map(TASK.decode, self._documents.each(TASKS, where, sort=OLDEST_FIRST))
-        return next((task for task in waiting if not task.is_without_sessions), None)
+        return next(
+            (
+                task
+                for task in waiting
+                if not task.is_without_sessions and model_name in (None, task.registered_as)
+            ),
+            None,
+        )
 
     def events(
         self, task_id: str, after_number: int = 0, limit: int = 100

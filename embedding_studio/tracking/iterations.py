@@ -42,7 +42,7 @@ class Iteration:
     task_id: str
     project: str
     state: str
-    #: 1 for a method's first iteration, then one higher each time
+    #: 1 for a model's first iteration, then one higher each time
     generation: int
 
 
@@ -57,7 +57,10 @@ class OlderIteration(NamedTuple):
 
 
 class Iterations:
-    """The iterations of all methods."""
+    """The iterations of all models.
+
+    The tag `es.method` is the registered model that an iteration goes on with, which is named like
+    its method unless its task says otherwise."""
 
     def __init__(self, client: Client, runs: Runs, models: Models, registry: Registry) -> None:
         self._client = client
@@ -76,13 +79,15 @@ class Iterations:
         made: str = "",
         labels_id: str = "",
         judge_labels_id: str = "",
+        method: str = "",
     ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
         Trials are comparable only if they started from the same model: an experiment of this task
         that started from another one is closed as abandoned, and a new one is made. So it is after
         a fresh start. made: which time range was learnt from, if one was; the batch is its last.
-        labels_id, judge_labels_id: the labels that were learnt from, and that judge, if any."""
+        labels_id, judge_labels_id: the labels that were learnt from, and that judge, if any.
+        method: by which, where the model is not named like it."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -111,6 +116,7 @@ class Iterations:
             **({"es.made": made} if made else {}),
             **({"es.labels": labels_id} if labels_id else {}),
             **({"es.judge_labels": judge_labels_id} if judge_labels_id else {}),
+            **({"es.plugin": method} if method else {}),
         }
         experiment_id = self._client.create_experiment(
             f"iteration / {registered_name} / {batch_id or labels_id}",
@@ -170,7 +176,7 @@ class Iterations:
     def previous_search(
         self, registered_name: RegisteredName, experiment_id: str
     ) -> PreviousSearch | None:
-        """Return what the method's latest older iteration that has finished trials found."""
+        """Return what the model's latest older iteration that has finished trials found."""
         this = _generation(self._client.reading.get_experiment(experiment_id))
         for previous in self._by_age(registered_name, "DESC"):
             if _generation(previous) >= this or previous.tags["es.state"] == "running":
@@ -188,7 +194,7 @@ class Iterations:
         keep_models: int = 1,
         retire: Callable[[OlderIteration], bool] = lambda older: True,
     ) -> None:
-        """Remove the method's iterations that are over and older than this: runs, files and all.
+        """Remove the model's iterations that are over and older than this: runs, files and all.
 
         Versions of the registered model whose files go, go too. Repeating it is safe; so is a late
         call by a worker that lost its lease, for what is newer stays.
@@ -275,7 +281,7 @@ class Iterations:
         return [experiment.experiment_id for experiment in found]
 
     def _by_age(self, registered_name: RegisteredName, order: str) -> Iterator[Experiment]:
-        """Yield a method's iterations by age, as many as are asked for. order: ASC or DESC."""
+        """Yield a model's iterations by age, as many as are asked for. order: ASC or DESC."""
         return self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name},
             order_by=[f"creation_time {order}", f"experiment_id {order}"],

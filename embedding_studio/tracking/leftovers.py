@@ -30,7 +30,7 @@ class Leftovers:
         models: all that are registered; what they keep stays, and so does what is somebody else's.
         """
         kept_run_ids = {run_id for model in models for run_id in model.kept_run_ids}
-        ours = {model.name: model for model in models}
+        ours = {model.registered_name: model for model in models}
         for experiment in self._client.experiments({"es.models": "kept"}):
             yield from self._unfinished_uploads(experiment)
         for experiment in self._client.experiments({"es.kind": "initial"}):

@@ -102,6 +102,8 @@ def _note(headline: str, rows: Mapping[str, str]) -> str:
 def _about(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the rows that every note has. tags: the experiment's."""
     about = {"method": tags["es.method"], "task": tags["es.task_id"]}
+    if method := tags.get("es.plugin"):
+        about = {"model": tags["es.method"], **about, "method": method}
     if batch_id := tags["es.batch_id"]:
         about["batch"] = batch_id
     if labels_id := tags.get("es.labels"):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, StringConstraints, ValidationInfo, WrapVali
 from pydantic_core import to_json
 
 from embedding_studio.plain import check_plain
+from embedding_studio.projects import check_model_name
 
 if TYPE_CHECKING:
     from embedding_studio.settings import Settings
@@ -69,6 +70,7 @@ AsPosted = Annotated[T, WrapValidator(lambda posted, _: posted)]
 """What its route validates itself: see `requests.judged`."""
 Plain = AfterValidator(check_plain)
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256), Plain]
+ModelName = Annotated[str, Plain, AfterValidator(check_model_name)]
 Meta = Annotated[dict[str, Any], AfterValidator(_check_posted)]
 """Free-form JSON, within the bounds of the settings that the validation's context gives."""
 

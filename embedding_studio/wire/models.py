@@ -129,8 +129,8 @@ class ChampionView(BaseModel):
     @classmethod
     def of(cls, model: RegisteredModel) -> Self:
         return cls(
-            fine_tuning_method=model.method,
-            name=model.name,
+            fine_tuning_method=model.fine_tuning_method,
+            name=model.registered_name,
             champion=model.champion,
             previous_version=model.previous,
             wanted=None if model.wanted is None else WishView.of(model.wanted),

@@ -59,6 +59,7 @@ class ScheduleView(BaseModel):
     since: datetime | None = Field(None, exclude_if=is_none)
     labels_id: str | None = Field(None, exclude_if=is_none)
     judge_labels_id: str | None = Field(None, exclude_if=is_none)
+    model_name: str | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

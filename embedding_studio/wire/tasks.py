@@ -34,7 +34,7 @@ from embedding_studio.wire.clickstream import (
     PostedTime,
     from_unix_seconds,
 )
-from embedding_studio.wire.fields import Id, Meta, Plain, is_none
+from embedding_studio.wire.fields import Id, Meta, ModelName, Plain, is_none
 from embedding_studio.wire.labels import LabelSetReport
 
 Minutes = Annotated[FiniteFloat, Field(gt=0, le=525_600)]
@@ -131,6 +131,11 @@ class Terms(BaseModel):
         description="labels that decide what is promoted; nothing is learnt of their queries, or, "
         "where they are what is learnt from, of those of the test split",
     )
+    model_name: ModelName | None = Field(
+        None,
+        description="the registered model that it goes on with, and whose next version it makes: "
+        "each has a champion, a history and former versions of its own; absent: the method's name",
+    )
 
     @classmethod
     def unchecked(cls, **given: Any) -> "Terms":
@@ -205,6 +210,7 @@ class TaskView(BaseModel):
     until: datetime | None = Field(None, exclude_if=is_none)
     labels_id: str | None = Field(None, exclude_if=is_none)
     judge_labels_id: str | None = Field(None, exclude_if=is_none)
+    model_name: str | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None

@@ -34,7 +34,7 @@ TASK = {
     "fine_tuning_method": METHOD, "metadata": {"a": "b"}, "idempotency_key": "k", "budget": None,
     "search": None, "event_weights": {"buy": 1.0}, "promote": None, "folds": None,
     "webhook_url": "https://example.com/", "last": None, "since": None, "labels_id": "l",
-    "judge_labels_id": "j",
+    "judge_labels_id": "j", "model_name": "m",
 }  # fmt: skip
 BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     (

@@ -2,6 +2,7 @@ import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -45,6 +46,24 @@ def create(api: TestClient, **body: Any) -> Any:
     response = api.post(TASK, json={"fine_tuning_method": METHOD, **body})
     assert response.status_code == 200, response.text
     return response.json()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_task_names_the_model_that_it_goes_on_with(api: TestClient, store: Store) -> None:
+    """The name is kept; one that is another method's, or no name, is refused."""
+    assert create(api, model_name="Boots", idempotency_key="a")["model_name"] == "Boots"
+    assert "model_name" not in create(api, idempotency_key="b")
+    store.models.update("Shoes", lambda model: replace(model, champion=1), "Another")
+    refused = api.post(TASK, json={"fine_tuning_method": METHOD, "model_name": "Shoes"})
+    assert refused.status_code == 409
+    assert "'Shoes' are made by 'Another'" in refused.json()["detail"]
+    record_worker(store, METHOD, "Another")
+    refused = api.post(TASK, json={"fine_tuning_method": METHOD, "model_name": "Another"})
+    assert refused.status_code == 409
+    assert "which is another method" in refused.json()["detail"]
+    for name in ("a/b", "", "a (b)", "champion@2"):
+        wrong = api.post(TASK, json={"fine_tuning_method": METHOD, "model_name": name})
+        assert wrong.status_code == 422, name
 
 
 @pytest.mark.usefixtures("collecting")

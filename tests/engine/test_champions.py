@@ -98,6 +98,27 @@ def test_a_promotion_is_a_version_with_its_verdict(bench: Bench) -> None:
     assert [move.kind for move in model.moves] == [MoveKind.INITIAL, MoveKind.PROMOTED]
 
 
+def test_models_of_one_method_live_side_by_side(bench: Bench) -> None:
+    """A task that names its model makes versions of that one: the other keeps its champion, its
+    iterations, and what its next search goes on from."""
+    first = bench.run_task()
+    other = bench.run_task(start=1000, model_name="Boots")
+    assert (registered(bench, "Boots").champion, alias(bench, "Boots")) == (2, 2)
+    assert registered(bench, "Boots").fine_tuning_method == "Toy"
+    assert (registered(bench).champion, alias(bench)) == (2, 2)
+    assert registered(bench).version(2).model == first.best_model
+    assert bench.house.store.tasks.get(first.id).best_model is not None
+    assert other.promotion is not None
+    assert other.promotion.baseline == pytest.approx(0.2)  # the method's initial model
+    tags = {one.tags["es.task_id"]: one.tags for one in bench.experiments()}
+    assert tags[other.id]["es.generation"] == "1"
+    assert (tags[other.id]["es.method"], tags[other.id]["es.plugin"]) == ("Boots", "Toy")
+    wrong = bench.run_task("Worse", start=2000, model_name="Boots")
+    assert wrong.status is TaskStatus.ERROR
+    assert "the models of 'Boots' are made by 'Toy', not by 'Worse'" in (wrong.error or "")
+    assert wrong.batch_id is None
+
+
 def test_another_initial_model_is_started_from_until_one_is_promoted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

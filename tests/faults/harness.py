@@ -411,7 +411,9 @@ def check_champions(bench: Bench, methods: set[str], keep: int) -> None:
         assert model is not None
         champion = model.version(model.champion).model
         # newest first
-        assert champion == promoted[0].best_model == tracking.registry.champion(model.name)
+        assert (
+            champion == promoted[0].best_model == tracking.registry.champion(model.registered_name)
+        )
         assert model.is_mirrored
         for number in {model.champion, *model.former_champions(keep)}:
             kept = model.version(number).model

@@ -10,6 +10,7 @@ import pytest
 from embedding_studio.errors import Conflict, StoreUnavailable
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel, Wish
 from embedding_studio.store import Store
+from embedding_studio.store.models import MODELS, document_of
 from embedding_studio.tasks import ModelFile, Promotion, StoredModel
 from tests.contracts.store_backends import Backend
 from tests.contracts.store_processes import NOW
@@ -52,10 +53,40 @@ def test_a_model_comes_back_as_it_was_kept(store: Store) -> None:
     assert store.models.find("m") == changed
 
 
+def test_models_of_one_method_are_kept_by_their_names(store: Store) -> None:
+    """Each has versions of its own, and says which method makes them."""
+    fill(store)
+    new = RegisteredModel("default", "n", "m", champion=1)
+    store.models.update("n", lambda model: replace(model, champion=1), "m")
+    found = store.models.find("n")
+    assert found == replace(new, revision=1)
+    assert [model.name for model in store.models.all()] == ["m", "n"]
+    with pytest.raises(Conflict, match="the models of 'n' are made by 'm', not by 'n'"):
+        found.ensure_made_by("n")
+
+
+def test_a_model_from_before_names_is_its_methods(store: Store) -> None:
+    """What was kept by project and method is found by the method's name, and changed in place."""
+    fill(store)
+    document = document_of(fill(store.in_project("other")))
+    document |= {"id": "acme/m", "project": "acme", "method": "m"}
+    del document["name"], document["fine_tuning_method"]
+    assert store._documents.insert_one(MODELS, document)
+    acme = store.in_project("acme").models
+    found = acme.find("m")
+    assert found is not None
+    assert (found.name, found.fine_tuning_method, found.champion) == ("m", "m", 2)
+    acme.update("m", lambda model: model.moved(move(2, 1)))
+    changed = acme.find("m")
+    assert changed is not None
+    assert (changed.champion, changed.name) == (1, "m")
+    assert len(store.models.all()) == 3
+
+
 def test_a_change_returns_what_is_found_afterwards(store: Store) -> None:
     """Times are cut to the millisecond in both: a claim is known again by the time it ends at."""
     until = NOW + timedelta(microseconds=1_234_567)
-    first = store.models.change(RegisteredModel("default", "m", mirroring_until=until))
+    first = store.models.change(RegisteredModel("default", "m", "m", mirroring_until=until))
     assert first is not None
     assert first == store.models.find("m")
     later = store.models.change(replace(first, mirroring_until=until + timedelta(seconds=1)))
@@ -65,7 +96,7 @@ def test_a_change_returns_what_is_found_afterwards(store: Store) -> None:
 
 def test_a_change_of_what_was_changed_meanwhile_is_refused(store: Store) -> None:
     """Of two changes of one revision the first is kept, be it the model's first or a later one."""
-    new = RegisteredModel("default", "m")
+    new = RegisteredModel("default", "m", "m")
     assert store.models.change(replace(new, champion=1)) is not None
     assert store.models.change(replace(new, champion=2)) is None
     seen = store.models.find("m")

@@ -161,11 +161,13 @@ def test_labels_of_a_schedule_are_its_tasks(store: Store) -> None:
     """Where they are gone there is no task, and the outcome says why."""
     for name in ("a", "b"):
         store.labels.put(name, [Label("q", "i", 1)], NOW)
-    store.schedules.add(make_schedule(last="30d", labels_id="a", judge_labels_id="b"))
+    store.schedules.add(
+        make_schedule(last="30d", labels_id="a", judge_labels_id="b", model_name="n")
+    )
     post(store, "x")
     run_due(store, later(60), 100)
     (task,) = store.tasks.page()
-    assert (task.labels_id, task.judge_labels_id) == ("a", "b")
+    assert (task.labels_id, task.judge_labels_id, task.model_name) == ("a", "b", "n")
     store.tasks.cancel(task.id, later(60))
     store.labels.delete("b")
     run_due(store, later(120), 100)
