@@ -44,7 +44,7 @@ class Services:
 
     def client(self) -> EmbeddingStudioClient:
         """Return a client of this API."""
-        return client_of(self.settings)
+        return client_of(self.settings, self.api_url)
 
     def pid(self, name: str) -> int:
         """Return the process id of the "API", the "worker" or the "MLflow UI"."""
@@ -102,7 +102,7 @@ class Services:
         settings.artifacts_folder.mkdir(parents=True, exist_ok=True)
         program = [sys.executable, "-m", "embedding_studio"]
         self._spawn("API", [*program, "api"])
-        self._spawn("worker", [*program, "worker"])
+        self._spawn("worker", [*program, "worker", "--new"])  # it may be there before the API
         if self._own_mlflow:
             # the worker creates MLflow's tables first: two creators at once would collide
             self._wait_until_ready("worker")
@@ -138,7 +138,7 @@ class Services:
         return self._log_file(name).open("ab")
 
     def _wait_until_ready(self, *parts: str) -> None:
-        client = client_of(self.settings, timeout=5.0, retry_seconds=1.0)
+        client = client_of(self.settings, self.api_url, timeout=5.0, retry_seconds=1.0)
         deadline = time.monotonic() + START_SECONDS
         while True:
             self.check()
@@ -181,11 +181,11 @@ def client_of(
     timeout: float = 30.0,
     retry_seconds: float = 60.0,
 ) -> EmbeddingStudioClient:
-    """Return a client of the API at an address, by default of this machine's, with the key that
-    ES_API_KEY names."""
+    """Return a client of the API at an address, by default of the one that the settings name, with
+    the key that ES_API_KEY names."""
     key = settings.api_key
     return EmbeddingStudioClient(
-        url or _url_of(settings),
+        url or settings.api_url or _url_of(settings),
         key.get_secret_value() if key else None,
         timeout=timeout,
         retry_seconds=retry_seconds,

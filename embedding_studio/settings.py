@@ -1,5 +1,9 @@
-"""Every setting, once. Nothing else reads the environment."""
+"""Every setting, once, and where it comes from. Nothing else reads the environment."""
 
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
@@ -8,13 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from embedding_studio.clock import MAX_LEASE_SECONDS, parse_duration
-from embedding_studio.errors import InvalidInput
+from embedding_studio.errors import ConfigurationError, InvalidInput
 
 OBJECT_STORES = ("s3", "gs", "az")
 """What addresses of objects begin with, before `://bucket/`."""
+
+DEFAULT_PROFILE = "default"
+_NOT_IN_PROFILES = {"profile", "profiles_file"}
 
 
 def _parts(text: str | None) -> list[str]:
@@ -22,7 +34,10 @@ def _parts(text: str | None) -> list[str]:
 
 
 class Settings(BaseSettings):
-    """Read from environment variables with the prefix ES_; the README's table lists them all."""
+    """Read from environment variables with the prefix ES_; the README's table lists them all.
+
+    What the environment leaves open comes from a profile, a table in a file; one that is named
+    here, not by ES_PROFILE, wins over the environment."""
 
     model_config = SettingsConfigDict(env_prefix="ES_", frozen=True, use_attribute_docstrings=True)
 
@@ -63,8 +78,14 @@ class Settings(BaseSettings):
     cors_origins: str | None = None
     """web pages that may call the API from a browser, by their origins:
     https://shop.example,https://www.shop.example; * for any; by default none"""
+    api_url: str | None = None
+    """where commands find the API (default: http://, the API's host and its port)"""
     api_key: SecretStr | None = None
-    """what `up`, `demo`, `import` and `champion` show to the API, once there are keys"""
+    """what commands show to the API, once there are keys"""
+    profile: str | None = None
+    """the profile that gives what is not set otherwise (default: `default`, where there is one)"""
+    profiles_file: Path = Path("~/.config/embedding-studio/profiles.toml")
+    """profiles: tables of settings by name, in TOML"""
     mlflow_port: int = Field(5001, ge=0, le=65535)
     """port of the MLflow UI under `up`"""
     max_event_age_seconds: float = Field(12 * 3600, gt=0)
@@ -173,6 +194,25 @@ class Settings(BaseSettings):
     seed: int = Field(0, ge=0)
     """of the search, the trials and the promotion gate"""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return what gives settings, the first that has one wins. Raises ConfigurationError for a
+        profile that is not there, or has what is no setting."""
+        chosen = init_settings().get("profile")
+        environment = env_settings()
+        name, file = chosen or environment.get("profile"), environment.get("profiles_file")
+        profile = InitSettingsSource(cls, _profile(name, _file_of(file)))
+        if chosen:
+            return init_settings, profile, env_settings
+        return init_settings, env_settings, profile
+
     @cached_property
     def resolved_store_url(self) -> str:
         """The store's URL with the default filled in."""
@@ -252,3 +292,45 @@ class Settings(BaseSettings):
     def work_folder(self) -> Path:
         """Scratch space of running iterations."""
         return self.data_folder.absolute() / "work"
+
+
+def origins(**options: Any) -> Mapping[str, str]:
+    """Return where each setting of `Settings(**options)` comes from, by its name: "option",
+    "environment", "profile ..." with its file, or "default"."""
+    variables = {name.upper(): value for name, value in os.environ.items()}
+    environment = {name for name in Settings.model_fields if f"ES_{name.upper()}" in variables}
+    chosen, file = options.get("profile"), _file_of(variables.get("ES_PROFILES_FILE"))
+    name = chosen or variables.get("ES_PROFILE")
+    of_profile = f"profile {name or DEFAULT_PROFILE} in {file}", _profile(name, file)
+    places = [("option", options), ("environment", environment)]
+    places.insert(1 if chosen else 2, of_profile)
+    return {
+        field: next((place for place, given in places if field in given), "default")
+        for field in Settings.model_fields
+    }
+
+
+def _file_of(named: str | None) -> Path:
+    return Path(named or Settings.model_fields["profiles_file"].default).expanduser()
+
+
+def _profile(name: str | None, file: Path) -> dict[str, Any]:
+    """Return what a profile sets; nothing for None where there is no default one. Raises
+    ConfigurationError."""
+    try:
+        profiles = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        profiles = {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file} cannot be read as TOML: {error}") from error
+    shown = name or DEFAULT_PROFILE
+    found = profiles.get(shown, {} if name is None else None)
+    if not isinstance(found, dict):
+        there = ", ".join(sorted(profiles)) or "none"
+        raise ConfigurationError(f"{file} has no profile {shown!r}; there is {there}")
+    for given in found:
+        if given not in Settings.model_fields or given in _NOT_IN_PROFILES:
+            near = difflib.get_close_matches(given, Settings.model_fields, 1)
+            meant = f"; is {near[0]} meant?" if near else ""
+            raise ConfigurationError(f"{file}, profile {shown!r}: {given!r} is no setting{meant}")
+    return found

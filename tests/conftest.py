@@ -1,11 +1,13 @@
 """What every test may use."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from embedding_studio.tracking.environment import set_environment
 
+os.environ["ES_PROFILES_FILE"] = os.devnull  # whoever runs the tests has profiles of his own
 set_environment()  # before a test loads MLflow
 pytest_plugins = ["tests.servers", "tests.iterations", "tests.executors.clusters"]
 

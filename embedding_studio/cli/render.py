@@ -1,12 +1,31 @@
-"""Tables and times as commands print them."""
+"""How commands print: tables for people, JSON for programs, and sentences."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
+import typer
+
+from embedding_studio.cli.context import wants_json
 from embedding_studio.plain import escape
 
 WIDE = 250
 """Columns of a table that no terminal shows."""
+
+
+def printed_json(found: Any) -> bool:
+    """Print what the API answered, or plain data, as JSON if that is wanted; return whether it was:
+    then a command is done."""
+    if wants_json():
+        from pydantic_core import to_json
+
+        typer.echo(to_json(found, indent=2).decode())
+    return wants_json()
+
+
+def say(text: str) -> None:
+    """Print a sentence: to standard error where standard output is for JSON alone."""
+    typer.echo(escape(text), err=wants_json())
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from embedding_studio.cli.context import settings, tell_store
 from embedding_studio.logs import configure
 
 app = typer.Typer()
@@ -14,30 +15,37 @@ app = typer.Typer()
 def api() -> None:
     """Serve the HTTP API."""
     from embedding_studio.api.server import serve
-    from embedding_studio.settings import Settings
 
     configure(logging.INFO)
-    serve(Settings())
+    found = settings()
+    tell_store(found, may_make=True)
+    serve(found)
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    new: Annotated[
+        bool, typer.Option("--new", help="make the store, where the API has not made it yet")
+    ] = False,
+) -> None:
     """Run fine-tuning tasks until asked to end."""
     from embedding_studio.engine.worker import open_worker
-    from embedding_studio.settings import Settings
 
     configure(logging.INFO)
-    open_worker(Settings()).run_forever()
+    found = settings()
+    tell_store(found, may_make=new)
+    open_worker(found).run_forever()
 
 
 @app.command()
 def up() -> None:
     """Run the API, a worker and the MLflow UI on this machine until Ctrl-C."""
     from embedding_studio.services import Services
-    from embedding_studio.settings import Settings
 
     configure(logging.WARNING)
-    with Services(Settings()) as services:
+    found = settings()
+    tell_store(found, may_make=True)
+    with Services(found) as services:
         typer.echo(services.describe())
         services.wait()
 
@@ -53,7 +61,6 @@ def demo(
 ) -> None:
     """Watch simulated clicks on a real corpus become a better model; starts what it needs."""
     from embedding_studio.demo.run import run_demo
-    from embedding_studio.settings import Settings
 
     configure(logging.WARNING)
-    run_demo(Settings(), sessions, trials, rounds, seed)
+    run_demo(settings(), sessions, trials, rounds, seed)

@@ -4,26 +4,28 @@ from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.context import opened_store
+from embedding_studio.cli.context import on_this_machine, opened_store, settings
+from embedding_studio.cli.render import printed_json, say
 from embedding_studio.clock import utc_now
-from embedding_studio.plain import escape
 
 app = typer.Typer()
 
 
 @app.command()
+@on_this_machine
 def sweep(
     dry_run: Annotated[bool, typer.Option(help="tell what would be removed, and leave it")] = False,
 ) -> None:
     """Remove what crashes left behind; champions and live iterations are never touched."""
     from embedding_studio.errands import sweep as sweeping
-    from embedding_studio.settings import Settings
     from embedding_studio.tracking import open_tracking
 
-    settings = Settings()
-    tracking = open_tracking(settings.resolved_tracking_uri, settings.artifacts_folder)
     with opened_store() as store:
-        found = sweeping.sweep(store, tracking, settings, utc_now(), dry_run)
+        by = settings()
+        tracking = open_tracking(by.resolved_tracking_uri, by.artifacts_folder)
+        found = sweeping.sweep(store, tracking, by, utc_now(), dry_run)
+    if printed_json(found):
+        return
     for what in found:
-        typer.echo(escape(what))
-    typer.echo(f"{len(found)} left behind" if dry_run else f"{len(found)} removed or ended")
+        say(what)
+    say(f"{len(found)} left behind" if dry_run else f"{len(found)} removed or ended")

@@ -1,5 +1,6 @@
 """The commands for API keys."""
 
+import json
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -28,6 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     """Run a `keys` command on a store of the test's own."""
     monkeypatch.setenv("ES_DATA_FOLDER", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
+    opened(tmp_path).close()
     return lambda *words: CliRunner().invoke(app, ["keys", *words])
 
 
@@ -44,7 +46,7 @@ def test_a_created_key_is_printed_once_and_listed(
         *("--project", "acme", "--expires", "90d"),
     )
     assert made.exit_code == 0, made.output
-    presented = read_key(made.output.strip())
+    presented = read_key(made.stdout.strip())
     assert presented is not None
     with closing(opened(tmp_path)) as store:
         (key,) = store.keys.all()
@@ -74,9 +76,37 @@ def test_a_name_is_shown_as_it_is(run: Callable[..., Result], tmp_path: Path) ->
     assert "U+001B" in str(refused)
 
 
+def test_no_store_is_made_by_accident(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Result]
+) -> None:
+    """Where there is no store, commands that open it say where they looked, and make none; `create
+    --new` makes it, and says where."""
+    monkeypatch.setenv("ES_DATA_FOLDER", str(tmp_path / "elsewhere"))
+    place = str(tmp_path / "elsewhere" / "store.db")
+    for words in (("create", "--name", "k", "--scope", "read"), ("list",), ("revoke", "nobody")):
+        error = run(*words).exception
+        assert isinstance(error, NotFound)
+        assert place in str(error)
+    assert not (tmp_path / "elsewhere").exists()
+    made = run("create", "--name", "k", "--scope", "read", "--new")
+    assert read_key(made.stdout.strip()) is not None
+    assert made.stderr == f"the store is {place}\n"
+
+
+def test_keys_are_told_as_json(run: Callable[..., Result]) -> None:
+    """`--json` prints the key and what is known of it, later without what proves it."""
+    made = json.loads(run("create", "--name", "k", "--scope", "read", "--json").stdout)
+    presented = read_key(made.pop("key"))
+    assert presented is not None
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert {**listed, "created_at": ...} == {**made, "created_at": ...}  # is kept in milliseconds
+    assert (listed["id"], listed["scopes"], listed["revoked_at"]) == (presented.id, ["read"], None)
+    assert "sha256" not in str(listed)
+
+
 def test_a_revoked_key_has_ended(run: Callable[..., Result], tmp_path: Path) -> None:
     """`revoke` ends the key at once; an unknown id is an error that names it."""
-    presented = read_key(run("create", "--name", "k", "--scope", "admin").output.strip())
+    presented = read_key(run("create", "--name", "k", "--scope", "admin").stdout.strip())
     assert presented is not None
     assert run("revoke", presented.id).exit_code == 0
     with closing(opened(tmp_path)) as store:
@@ -89,9 +119,9 @@ def test_a_revoked_key_has_ended(run: Callable[..., Result], tmp_path: Path) -> 
 
 def test_rotation_overlaps(run: Callable[..., Result], tmp_path: Path) -> None:
     """`rotate` prints a second key for the same use; the first goes on for the overlap only."""
-    first = read_key(run("create", "--name", "k", "--scope", "tune").output.strip())
+    first = read_key(run("create", "--name", "k", "--scope", "tune").stdout.strip())
     assert first is not None
-    second = read_key(run("rotate", first.id, "--overlap", "2h").output.strip())
+    second = read_key(run("rotate", first.id, "--overlap", "2h").stdout.strip())
     assert second is not None
     with closing(opened(tmp_path)) as store:
         former, key = store.keys.all()
@@ -131,7 +161,7 @@ def test_a_setting_that_cannot_be_is_named(
 ) -> None:
     """A bad variable ends the command with its name, its value and what is wrong, no traceback."""
     monkeypatch.setenv("ES_LEASE_SECONDS", "abc")
-    monkeypatch.setattr("sys.argv", ["embedding-studio", "sweep"])
+    monkeypatch.setattr("sys.argv", ["embedding-studio", "settings"])
     with pytest.raises(SystemExit, match="1"):
         main()
     told = capsys.readouterr().err
