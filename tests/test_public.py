@@ -1,6 +1,7 @@
 """The names that others build on: what is listed here stays, or is told in the changelog."""
 
 import inspect
+from typing import get_args
 
 import embedding_studio
 import embedding_studio.client
@@ -29,6 +30,7 @@ def test_what_callers_of_the_api_import() -> None:
     """The client is one class, and these are its calls with their parameters; those with a `*`
     are given by name alone."""
     assert embedding_studio.client.__all__ == ["EmbeddingStudioClient"]
+    options = "*format, *columns, *dry_run, *labels_id, *files"
     assert {
         name: ", ".join(_parameters_of(call))
         for name, call in inspect.getmembers(EmbeddingStudioClient, inspect.isfunction)
@@ -56,10 +58,10 @@ def test_what_callers_of_the_api_import() -> None:
         "export_labels": "labels_id, file",
         "delete_labels": "labels_id",
         "erase_user": "user_id",
-        "import_file": "path, *format, *columns, *import_id, *dry_run, *labels_id, "
-        "*files, *on_sent",
-        "import_rows": "rows, import_id, *format, *columns, *dry_run, *labels_id, *files, *on_sent",
-        "import_url": "url, *format, *columns, *import_id, *dry_run, *labels_id, *files",
+        "import_file": f"path, *import_id, *on_sent, {options}",
+        "import_rows": f"rows, import_id, *on_sent, {options}",
+        "import_url": f"url, *import_id, {options}",
+        "get_import": "import_id",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
         "*labels_id, *judge_labels_id, *batch_ids, *model_name",
@@ -91,8 +93,11 @@ def test_what_callers_of_the_api_import() -> None:
 
 def _parameters_of(call: object) -> list[str]:
     assert callable(call)
-    return [
-        f"*{one.name}" if one.kind is one.KEYWORD_ONLY else one.name
-        for one in inspect.signature(call).parameters.values()
-        if one.name != "self"
-    ]
+    names = []
+    for one in inspect.signature(call).parameters.values():
+        if one.kind is one.VAR_KEYWORD:
+            [options] = get_args(one.annotation)
+            names += [f"*{name}" for name in options.__annotations__]
+        elif one.name != "self":
+            names.append(f"*{one.name}" if one.kind is one.KEYWORD_ONLY else one.name)
+    return names

@@ -1,6 +1,5 @@
 """The route for files, which are read while they come."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -61,27 +60,42 @@ GROUP_BYTES = 4 * 1024 * 1024
 BODY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 
 
+ImportId = Annotated[
+    str,
+    Query(min_length=1, max_length=64, description="names what has no id of its own"),
+    Plain,
+]
+
+
 class Imports:
     """The files that are being read, each by a thread of its own, which waits for its client."""
 
     def __init__(self) -> None:
-        self._under_way: Counter[str] = Counter()
+        self._under_way: list[_Import] = []
 
     @contextmanager
-    def one_of(self, project: str) -> Iterator[None]:
+    def with_one(self, one: "_Import") -> Iterator[None]:
         """Hold a place. Raises a 429 where there is none."""
-        if self._under_way[project] >= OF_A_PROJECT or self._under_way.total() >= AT_ONCE:
+        of_project = sum(other.project == one.project for other in self._under_way)
+        if of_project >= OF_A_PROJECT or len(self._under_way) >= AT_ONCE:
             raise HTTPException(
                 429,
-                f"{self._under_way[project]} imports of this project are under way, and "
-                f"{self._under_way.total()} of all: {OF_A_PROJECT} and {AT_ONCE} are the most",
+                f"{of_project} imports of this project are under way, and "
+                f"{len(self._under_way)} of all: {OF_A_PROJECT} and {AT_ONCE} are the most",
                 {"Retry-After": "5"},
             )
-        self._under_way[project] += 1
+        self._under_way.append(one)
         try:
             yield
         finally:
-            self._under_way[project] -= 1
+            self._under_way.remove(one)
+
+    def get(self, project: str, import_id: str) -> "_Import":
+        """Return the one that began last under an id. Raises NotFound where none is under way."""
+        for one in reversed(self._under_way):
+            if (one.project, one.import_id) == (project, import_id):
+                return one
+        raise NotFound(f"no import {import_id!r} is under way: once it has ended, its answer tells")
 
 
 @router.post(
@@ -93,11 +107,7 @@ class Imports:
 async def import_file(
     request: Request,
     context: IngestContext,
-    import_id: Annotated[
-        str,
-        Query(min_length=1, max_length=64, description="names what has no id of its own"),
-        Plain,
-    ],
+    import_id: ImportId,
     wanted: Annotated[
         ImportFormat | None, Query(alias="format", description="absent: recognised by the rows")
     ] = None,
@@ -131,12 +141,20 @@ async def import_file(
     source = nullcontext(_Body(request).read) if url is None else _read_from(url, context.settings)
     one = _Import(context, import_id, dry_run, labels_id)
     work = partial(one.read, source, wanted, given, files)
-    with request.app.state.imports.one_of(context.store.project):
+    with request.app.state.imports.with_one(one):
         try:
             # a thread beside those of other requests: it waits for its client
             return await anyio.to_thread.run_sync(work, limiter=anyio.CapacityLimiter(1))
         except ClientDisconnect:
             raise HTTPException(400, "the client is gone") from None
+
+
+@router.get("", summary="Follow an import", responses=problems(404, 422))
+async def get_import(import_id: ImportId, request: Request, context: IngestContext) -> ImportReport:
+    """What came so far of the rows of one that is under way. What is said of single rows is in the
+    answer to it alone."""
+    one: _Import = request.app.state.imports.get(context.store.project, import_id)
+    return one.report.model_copy(update={"refusals": [], "warnings": []})
 
 
 class _Body:
@@ -187,7 +205,8 @@ class _Import:
         self, context: Context, import_id: str, dry_run: bool, labels_id: str | None
     ) -> None:
         self._context = context
-        self._import_id = import_id
+        self.project = context.store.project
+        self.import_id = import_id
         self._labels_id = labels_id
         self._to_instant = accepted_instant(context, context.clock(), is_history=True)
         #: right sessions that are not kept yet, with their first rows and how many these are
@@ -212,7 +231,7 @@ class _Import:
             with source as read:
                 rows = self._counted(read_rows(read, settings))
                 self.report.format, found = found_in(
-                    rows, self._import_id, settings, wanted, columns, files
+                    rows, self.import_id, settings, wanted, columns, files
                 )
                 self._check_labels_id(self.report.format)
                 for one in found:
@@ -277,7 +296,7 @@ class _Import:
             except ValueError as error:
                 return RowNote(row=found.row, reason=str(error))
             if posted.get("session_id") is None:
-                posted["session_id"] = f"{self._import_id}-{found.row}"
+                posted["session_id"] = f"{self.import_id}-{found.row}"
             judged = judged_one(SessionBody, posted, self._context)
             if isinstance(judged, ValidationError):
                 column = ".".join(map(str, judged.errors()[0]["loc"])) or None

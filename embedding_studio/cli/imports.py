@@ -1,26 +1,31 @@
 """The command that sends a file to the API."""
 
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedding_studio.cli.context import client_of
+from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from rich.status import Status
+
+    from embedding_studio.client import EmbeddingStudioClient
     from embedding_studio.imports.readers import Row
     from embedding_studio.wire.imports import ImportReport, RowNote
 
 app = typer.Typer()
 _SHOWN = 5
+_LOOK_SECONDS = 1.0
 
 
 @app.command("import")
@@ -68,6 +73,7 @@ def import_file(
 ) -> None:
     """Bring sessions or tables of impressions, of any age, items, or labels: JSON lines, JSON,
     YAML, CSV or parquet, also in gzip or zstd."""
+    from embedding_studio.client.imports import import_id_of_text
     from embedding_studio.imports.beside import labelled_files
     from embedding_studio.wire.imports import columns_in
 
@@ -88,6 +94,8 @@ def import_file(
             path, folder, files = opened.enter_context(beside)
             wanted = "labels" if folder is not None else wanted
         if is_elsewhere:
+            import_id = import_id or import_id_of_text(file)
+            opened.enter_context(_followed(client, import_id))
             send: Callable[..., ImportReport] = partial(client.import_url, file)
         elif (rows := _rows_of(path, file, sql, queries, folder)) is not None:
             import_id = import_id or _id_of(path, file, sql)
@@ -149,13 +157,13 @@ def _rows_of(
 
 def _id_of(path: Path, url: str, sql: str | None) -> str:
     """Return the import's id: of what the file has, or of the statement and where it is asked."""
-    from embedding_studio.client.imports import import_id_of
+    from embedding_studio.client.imports import import_id_of, import_id_of_text
 
     if sql is None:
         return import_id_of(path)
     from embedding_studio.imports.sql import shown_url
 
-    return sha256(f"{shown_url(url)} {sql}".encode()).hexdigest()[:32]
+    return import_id_of_text(f"{shown_url(url)} {sql}")
 
 
 @contextmanager
@@ -184,6 +192,33 @@ def _progress(total: int | None = None) -> "Iterator[Callable[[int | None, int],
             progress.update(bar, completed=sent, description=f"{rows} rows")
 
         yield on_sent
+
+
+@contextmanager
+def _followed(client: "EmbeddingStudioClient", import_id: str) -> "Iterator[None]":
+    """Show, in a terminal, how far the API is with an import that it reads by itself."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    is_over = Event()
+
+    def follow(status: "Status") -> None:
+        while not is_over.wait(_LOOK_SECONDS):
+            with suppress(EmbeddingStudioError):  # it has not begun, or the import says what is up
+                so_far = client.get_import(import_id)
+                status.update(f"{so_far.rows} rows, {so_far.refused} refused")
+
+    with console.status("0 rows") as status:
+        looking = Thread(target=follow, args=(status,), daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            looking.join()
 
 
 def _write_refused(file: Path, target: Path, notes: "Iterable[RowNote]") -> None:

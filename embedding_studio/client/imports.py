@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 
@@ -19,6 +19,21 @@ _ANSWER_SECONDS = 3600.0
 """How long an answer may take once a file is sent: parquet is read only then."""
 
 
+class ImportOptions(TypedDict, total=False):
+    """How a file is read."""
+
+    #: recognised when absent
+    format: str | None
+    #: a table's columns by their fields: query, item, ...
+    columns: Mapping[str, str] | None
+    #: whether all is judged and nothing kept
+    dry_run: bool
+    #: the set that labels join
+    labels_id: str | None
+    #: the folder or bucket that labelled files are in
+    files: str | None
+
+
 class ImportCalls(Connection):
     """Files of sessions, impressions, items and labels."""
 
@@ -26,27 +41,20 @@ class ImportCalls(Connection):
         self,
         path: Path | str,
         *,
-        format: str | None = None,  # noqa: A002 - as the API has it
-        columns: Mapping[str, str] | None = None,
         import_id: str | None = None,
-        dry_run: bool = False,
-        labels_id: str | None = None,
-        files: str | None = None,
         on_sent: Callable[[int], object] | None = None,
+        **options: Unpack[ImportOptions],
     ) -> ImportReport:
         """Send a file from the disk and return what came of its rows.
 
-        format: recognised when absent. columns: a table's columns by their fields: query, item, ...
         import_id: by default made of the file's content, so that the same file adds nothing twice.
-        labels_id: the set that labels join. files: the folder or bucket that labelled files are in.
         on_sent: is told how many bytes are sent, from 0 again when the call is repeated."""
         path = Path(path)
         headers = {
             "Content-Type": "application/octet-stream",
             "Content-Length": str(path.stat().st_size),
         }
-        import_id = import_id or import_id_of(path)
-        params = _params(import_id, format, columns, dry_run, labels_id, files)
+        params = _params(import_id or import_id_of(path), options)
 
         def content() -> Iterator[bytes]:
             return _chunks(path, on_sent or (lambda sent: None))
@@ -54,34 +62,25 @@ class ImportCalls(Connection):
         return self._import(params, content, headers)
 
     def import_url(
-        self,
-        url: str,
-        *,
-        format: str | None = None,  # noqa: A002 - as the API has it
-        columns: Mapping[str, str] | None = None,
-        import_id: str | None = None,
-        dry_run: bool = False,
-        labels_id: str | None = None,
-        files: str | None = None,
+        self, url: str, *, import_id: str | None = None, **options: Unpack[ImportOptions]
     ) -> ImportReport:
         """Have the API read the file at a URL, or at a path that it allows, as `import_file` does.
 
         import_id: by default made of the URL: name another where there is another file by now."""
-        import_id = import_id or sha256(url.encode()).hexdigest()[:32]
-        params = _params(import_id, format, columns, dry_run, labels_id, files)
+        params = _params(import_id or import_id_of_text(url), options)
         return self._import({**params, "url": url})
+
+    def get_import(self, import_id: str) -> ImportReport:
+        """Return what came so far of an import that is under way. Raises NotFound."""
+        return self._get(ImportReport, "/imports", import_id=import_id)
 
     def import_rows(
         self,
         rows: Callable[[], Iterable[Mapping[str, Any] | Row]],
         import_id: str,
         *,
-        format: str | None = None,  # noqa: A002 - as the API has it
-        columns: Mapping[str, str] | None = None,
-        dry_run: bool = False,
-        labels_id: str | None = None,
-        files: str | None = None,
         on_sent: Callable[[int, int], object] | None = None,
+        **options: Unpack[ImportOptions],
     ) -> ImportReport:
         """Send rows while they come, as `import_file` does a file's.
 
@@ -94,7 +93,7 @@ class ImportCalls(Connection):
             refusals.clear()
             return _lines(rows(), refusals, on_sent or (lambda rows, sent: None))
 
-        params = _params(import_id, format, columns, dry_run, labels_id, files)
+        params = _params(import_id, options)
         report = self._import(params, content, {"Content-Type": "application/octet-stream"})
         report.rows += len(refusals)
         report.refused += len(refusals)
@@ -104,7 +103,7 @@ class ImportCalls(Connection):
 
     def _import(
         self,
-        params: Mapping[str, str],
+        params: Mapping[str, Any],
         content: Callable[[], Iterator[bytes]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> ImportReport:
@@ -123,18 +122,11 @@ class ImportCalls(Connection):
         return self._read(ImportReport, response)
 
 
-def _params(
-    import_id: str,
-    wanted: str | None,
-    columns: Mapping[str, str] | None,
-    dry_run: bool,
-    labels_id: str | None,
-    files: str | None,
-) -> dict[str, str]:
-    named = ",".join(f"{name}={column}" for name, column in (columns or {}).items())
-    given = {"format": wanted, "columns": named, "labels_id": labels_id, "files": files}
-    params = {"import_id": import_id, "dry_run": str(dry_run).lower()}
-    return {**params, **{name: value for name, value in given.items() if value}}
+def _params(import_id: str, options: ImportOptions) -> dict[str, Any]:
+    columns = (options.get("columns") or {}).items()
+    named = ",".join(f"{name}={column}" for name, column in columns)
+    given = {**options, "columns": named, "import_id": import_id}
+    return {name: value for name, value in given.items() if value}
 
 
 def _lines(
@@ -169,6 +161,11 @@ def import_id_of(path: Path) -> str:
     """Return the id of a file's content."""
     with path.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()[:32]
+
+
+def import_id_of_text(text: str) -> str:
+    """Return the id of what is elsewhere, by what it is named."""
+    return sha256(text.encode()).hexdigest()[:32]
 
 
 def _chunks(path: Path, on_sent: Callable[[int], object]) -> Iterator[bytes]:

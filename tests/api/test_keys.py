@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.store.tasks import Tasks
 from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.wire.imports import ImportReport
 from tests.api.samples import (
     METHOD,
     START,
@@ -103,6 +105,9 @@ ROUTES: dict[str, Route] = {
         lambda api, ids: api.post("/imports", params={"import_id": "i"}, json=session_of_b()),
         Scope.INGEST,
         200,
+    ),
+    "GET /imports": Route(
+        lambda api, ids: api.get("/imports", params={"import_id": "of-a"}), Scope.INGEST, 404
     ),
     "DELETE /items": Route(
         lambda api, ids: api.delete("/items", params={"object_id": "of-a"}), Scope.INGEST, 200
@@ -239,7 +244,9 @@ def connect(app: FastAPI) -> Iterator[Callable[..., TestClient]]:
             return TestClient(app, base_url="http://studio/api/v1", headers=headers)
 
         assert opened
-        yield client
+        under_way = SimpleNamespace(project="a", import_id="of-a", report=ImportReport(created=7))
+        with app.state.imports.with_one(under_way):
+            yield client
 
 
 def add_key(

@@ -44,9 +44,11 @@ from embedding_studio.snapshot import Snapshot
 from embedding_studio.store import Store, open_store
 from embedding_studio.tasks import Budget, Claim, TaskStatus
 from embedding_studio.wire.clickstream import PostStatus
+from embedding_studio.wire.imports import ImportReport
 from embedding_studio.wire.tasks import TaskView
 from tests.api.samples import METHOD, claim, finish_with_model, record_worker, write_model
 from tests.api.test_models import end_task, register
+from tests.waiting import wait_until
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
@@ -61,7 +63,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def client(store: Store, tmp_path: Path) -> Iterator[EmbeddingStudioClient]:
     """A client of the real application, served on a free port of this machine."""
     listener = listen("127.0.0.1", 0)
-    served = create_app(store, Settings(data_folder=tmp_path))
+    served = create_app(store, Settings(data_folder=tmp_path, allowed_roots=str(tmp_path)))
     server = uvicorn.Server(uvicorn.Config(served, log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -506,6 +508,51 @@ def test_a_file_elsewhere_is_imported_by_the_api(client: EmbeddingStudioClient) 
     assert isinstance(refused.exception, InvalidInput)
     assert CliRunner().invoke(app, [*words, "--refused", "x"]).exit_code == 2
     assert CliRunner().invoke(app, ["import", "nothing"]).exit_code == 2
+
+
+def test_an_import_is_followed(client: EmbeddingStudioClient) -> None:
+    """What came so far is told while it is under way, of its own id alone, and not afterwards."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"title": "it has no id"}
+        for n in range(600):
+            yield {"id": n, "title": "x" * 1000}
+        wait_until(lambda: client.get_import("a/b").created == 500)
+        so_far = client.get_import("a/b")
+        assert (so_far.items, so_far.refused, so_far.refusals) == (500, 1, [])
+        with pytest.raises(NotFound, match="'a' is under way"):
+            client.get_import("a")
+
+    report = client.import_rows(rows, "a/b", format="items")
+    assert (report.rows, report.created, len(report.refusals)) == (601, 600, 1)
+    with pytest.raises(NotFound):
+        client.get_import("a/b")
+
+
+def test_the_command_follows_an_import_elsewhere(
+    client: EmbeddingStudioClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a terminal it shows what the API has read so far."""
+    (tmp_path / "items.csv").write_text("id,title\na,Parka\n")
+    import_url = EmbeddingStudioClient.import_url
+    asked: list[str] = []
+
+    def slowly(self: EmbeddingStudioClient, url: str, **options: Any) -> Any:
+        wait_until(lambda: len(asked) > 1)
+        return import_url(self, url, **options)
+
+    def so_far(self: EmbeddingStudioClient, import_id: str) -> ImportReport:
+        asked.append(import_id)
+        return ImportReport(rows=12_345, refused=67)
+
+    monkeypatch.setattr(EmbeddingStudioClient, "import_url", slowly)
+    monkeypatch.setattr(EmbeddingStudioClient, "get_import", so_far)
+    monkeypatch.setattr("embedding_studio.cli.imports._LOOK_SECONDS", 0.2)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    told = imported(client, f"file://{tmp_path}/items.csv", "--import-id", "march")
+    assert "12345 rows, 67 refused" in told.stderr
+    assert "1 rows (items) make 1 items: 1 new" in told.stdout
+    assert set(asked) == {"march"}
 
 
 def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path) -> None:
