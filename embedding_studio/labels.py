@@ -11,6 +11,10 @@ from embedding_studio.errors import InvalidInput
 RELEVANT_FROM = 0.5
 """The share of the highest grade from which an item counts as relevant."""
 GOLDEN_TEACH_NOTHING = "are golden, so nothing is learnt from them: name them as those that judge"
+TAKES_NO_LABELS = (
+    "takes no labels, to learn from or be judged by: leave labels_id and judge_labels_id out, or "
+    "name another method"
+)
 LABELS_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -20,6 +20,8 @@ class WorkerRecord:
     missing_models: Mapping[str, str] = field(default_factory=dict)
     #: how far its machine's clock is ahead of the database's, by which it works
     clock_ahead_seconds: float = 0.0
+    #: those of the methods that take no labels
+    without_labels: tuple[str, ...] = ()
 
 
 def silence_allowed(settings: Settings) -> timedelta:

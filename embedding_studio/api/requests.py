@@ -12,7 +12,7 @@ from embedding_studio.api.context import Context
 from embedding_studio.api.errors import describe_fields
 from embedding_studio.errands.webhooks import check_url
 from embedding_studio.errors import Conflict, InvalidInput, UnknownMethod
-from embedding_studio.labels import GOLDEN_TEACH_NOTHING
+from embedding_studio.labels import GOLDEN_TEACH_NOTHING, TAKES_NO_LABELS
 from embedding_studio.tasks import Budget
 from embedding_studio.wire.clickstream import Posted, PostedId
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
@@ -124,9 +124,16 @@ def check_model(context: Context, method: str, name: str | None) -> None:
         raise Conflict(f"model_name is {name!r}, which is another method: name the model otherwise")
 
 
-def check_labels(context: Context, labels_id: str | None, judge_labels_id: str | None) -> None:
+def check_labels(
+    context: Context, method: str, labels_id: str | None, judge_labels_id: str | None
+) -> None:
     """Raise NotFound for a set of labels that there is not, Conflict for one to learn from that is
-    golden."""
+    golden, and for a method that takes no labels, as all workers that carry it say."""
+    if labels_id is None and judge_labels_id is None:
+        return
+    carrying = [worker for worker in _workers(context) if method in worker.methods]
+    if carrying and all(method in worker.without_labels for worker in carrying):
+        raise Conflict(f"{method!r} {TAKES_NO_LABELS}")
     if judge_labels_id is not None:
         context.store.labels.get(judge_labels_id)
     if labels_id is not None and context.store.labels.get(labels_id).is_golden:

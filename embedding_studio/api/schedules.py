@@ -51,7 +51,7 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
             "labels_id: a schedule waits for new sessions, so its tasks learn from labels beside a "
             "time range: give last or since too"
         )
-    check_labels(context, wanted.labels_id, wanted.judge_labels_id)
+    check_labels(context, wanted.fine_tuning_method, wanted.labels_id, wanted.judge_labels_id)
     check_method(context, wanted.fine_tuning_method)
     check_model(context, wanted.fine_tuning_method, wanted.model_name)
     check_trials(context, wanted.budget)

@@ -249,7 +249,7 @@ def _number_of(last_event_id: str | None) -> int:
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
     check_model(context, wanted.fine_tuning_method, wanted.model_name)
-    check_labels(context, wanted.labels_id, wanted.judge_labels_id)
+    check_labels(context, wanted.fine_tuning_method, wanted.labels_id, wanted.judge_labels_id)
     if wanted.is_without_sessions:
         return
     if wanted.batch_ids and wanted.batch_id is not None:

@@ -11,7 +11,7 @@ from embedding_studio.engine.jobs import BaselineResult, PrepareData, PrepareJud
 from embedding_studio.engine.labels import TakenLabels
 from embedding_studio.engine.snapshot import take_snapshot
 from embedding_studio.errors import Conflict, IterationError, MethodError, NotEnoughData
-from embedding_studio.labels import GOLDEN_TEACH_NOTHING
+from embedding_studio.labels import GOLDEN_TEACH_NOTHING, TAKES_NO_LABELS
 from embedding_studio.loaders.contents import Contents
 from embedding_studio.tasks import TaskEventKind, release_id_of
 
@@ -60,10 +60,7 @@ class Feedback:
     def check(self) -> None:
         """Raise MethodError where the task names labels and the method takes none; NotFound."""
         if self._task.named_labels and not self._method.learns_from_labels:
-            raise MethodError(
-                f"{self._method.meta.name!r} takes no labels, to learn from or be judged "
-                "by: leave labels_id and judge_labels_id out, or name another method"
-            )
+            raise MethodError(f"{self._method.meta.name!r} {TAKES_NO_LABELS}")
         for labels_id in self._task.named_labels:
             found = self._lease.patiently(self._house.store.labels.get, labels_id)
             if found.is_golden and labels_id == self._task.labels_id:

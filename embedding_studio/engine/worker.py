@@ -139,6 +139,7 @@ class Worker:
                 self._catalog.failures,
                 self._missing_models,
                 self._clock.ahead_seconds,
+                tuple(n for n, one in self._catalog.methods.items() if not one.learns_from_labels),
             )
             self._clock.ask(partial(self._house.store.workers.record, record))
 

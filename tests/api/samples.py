@@ -38,8 +38,10 @@ def event_json(event_id: str = "e-1", **more: Any) -> dict[str, Any]:
     return {"event_id": event_id, "object_id": "shoe-1", **more}
 
 
-def record_worker(store: Store, *methods: str, seen_at: datetime = START) -> None:
-    store.workers.record(WorkerRecord("worker-1", methods or (METHOD,), seen_at))
+def record_worker(
+    store: Store, *methods: str, seen_at: datetime = START, name: str = "worker-1", **more: Any
+) -> None:
+    store.workers.record(WorkerRecord(name, methods or (METHOD,), seen_at, **more))
 
 
 def claim(store: Store, now: datetime = START) -> Claim:

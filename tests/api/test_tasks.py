@@ -333,6 +333,23 @@ def test_a_dry_run_creates_and_releases_nothing(
     assert api.get("/clickstream/internal/batch").json()["batch_id"] == collecting
 
 
+def test_a_method_that_takes_no_labels(api: TestClient, store: Store) -> None:
+    """Labels are refused with the task where all workers that carry the method say so; where one
+    is of a version that takes them, or says nothing, the one that takes the task judges."""
+    store.labels.put("a", [Label("query", "shoe-1", 1)], START)
+    record_worker(store, without_labels=(METHOD,))
+    for name in ("labels_id", "judge_labels_id"):
+        refused = api.post(TASK, json={"fine_tuning_method": METHOD, name: "a"})
+        assert (refused.status_code, "takes no labels" in refused.json()["detail"]) == (409, True)
+    schedule = {"fine_tuning_method": METHOD, "interval_seconds": 60, "judge_labels_id": "a"}
+    told = api.post("/fine-tuning/schedule", json=schedule)
+    assert told.status_code == 409, told.text
+    assert store.tasks.page() == []
+    record_worker(store, name="worker-2")
+    task = api.post(TASK, json={"fine_tuning_method": METHOD, "labels_id": "a"})
+    assert task.status_code == 200, task.text
+
+
 def test_a_task_may_learn_from_labels_alone(api: TestClient, store: Store) -> None:
     """Nothing needs to be collecting; a dry run tells what the sets have, and too few queries."""
     assert api.post(TASK, json={"fine_tuning_method": METHOD, "labels_id": "a"}).status_code == 404

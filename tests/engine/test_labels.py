@@ -1,6 +1,7 @@
 """Tasks that name labels, and golden ones."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -196,6 +197,9 @@ def test_a_method_without_labels_refuses_them(bench: Bench, name: str) -> None:
     task = bench.run_task("Toy", **named)
     assert task.status is TaskStatus.ERROR
     assert "'Toy' takes no labels" in (task.error or "")
+    bench.worker.beat()
+    (worker,) = bench.house.store.workers.seen(utc_now() - timedelta(minutes=1))
+    assert "Toy" in worker.without_labels
     assert bench.house.store.clickstream.collecting_batch() is not None
 
 
