@@ -169,6 +169,8 @@ class RunningTrial:
     step: int | None = None
     #: on the validation split
     main_metric: float | None = None
+    #: of its reports so far, of many an even choice with the last: its curve
+    main_metrics: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,9 @@ class TaskProgress:
     phase: prepare, baseline, search, cross-fit, promote, refit or clean up; of an ended task, the
     one it ended in.
     trial: 1-based number of the trial that last reported; step: the last step it reported.
-    main_metric, best_so_far: on the validation split; seconds_left: estimated from finished trials.
+    main_metric, best_so_far: on the validation split.
+    seconds_left: of the phase, estimated from finished trials; until there is one, from the share
+    of a trial's tokens that those at work have trained; None where that is not known either.
     trained_tokens: tokens seen times epochs, of all trials so far, whatever became of them; 0 if
     the method does not count. estimated_trained_tokens: of the whole search, before it started."""
 

@@ -211,10 +211,8 @@ GAPS = {
     "wire/workers": "what is told of workers is a part of the system's health",
     "api/workers": "as for wire/workers",
     "client/workers": "as for wire/workers",
-    "cli/workers": "as for wire/workers",
+    "cli/workers": "what they carry is told by the commands for methods",
     "cli/users": "people are erased by programs, through the client",
-    "cli/tasks": "tasks are asked for by programs, through the client",
-    "cli/schedules": "as for cli/tasks",
 }
 """Why a noun is not in a room."""
 

@@ -11,11 +11,14 @@ from embedding_studio.cli import (
     items,
     keys,
     labels,
+    methods,
     migrate,
     models,
+    schedules,
     services,
     sweep,
     system,
+    tasks,
 )
 from embedding_studio.cli.context import Key, Profile, Url, begin
 from embedding_studio.errors import EmbeddingStudioError, Unauthorized
@@ -35,6 +38,9 @@ app.add_typer(imports.app)
 app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(system.app)
+app.add_typer(tasks.app, name="task")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(methods.app, name="methods")
 app.add_typer(keys.app, name="keys")
 app.add_typer(clickstream.app, name="batch")
 app.add_typer(items.app, name="items")

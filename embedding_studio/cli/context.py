@@ -4,7 +4,7 @@ A command on what the API keeps is decorated with `calls_api`, one that opens th
 this machine with `on_this_machine`. Both take `--profile` and `--json`; what was given before the
 command's name counts as well."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -59,30 +59,46 @@ def begin(url: str | None, key: str | None, profile: str | None) -> None:
 
 def calls_api(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options `--url`, `--key`, `--profile` and `--json`."""
-    return _taking(command, "url", "key", "profile", "as_json")
+    return with_options(command, _OPTIONS, _note)
 
 
 def on_this_machine(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options `--profile` and `--json`."""
-    return _taking(command, "profile", "as_json")
+    return with_options(command, {name: _OPTIONS[name] for name in ("profile", "as_json")}, _note)
 
 
-def _taking(command: Callable[..., None], *names: str) -> Callable[..., None]:
-    own, kinds = signature(command), {name: _OPTIONS[name] for name in names}
+def _note(options: dict[str, Any]) -> dict[str, Any]:
+    """Note what a command's own options say over those before its name."""
+    _given.set(replace(_given.get(), **{name: value for name, value in options.items() if value}))
+    return {}
 
-    @wraps(command)
-    def run(*arguments: Any, **options: Any) -> None:
-        given = {name: options.pop(name) for name in names}
-        _given.set(replace(_given.get(), **{name: one for name, one in given.items() if one}))
-        command(*arguments, **options)
 
+def with_options(
+    command: Callable[..., None],
+    options: Mapping[str, Any],
+    use: Callable[[dict[str, Any]], dict[str, Any]],
+    stands_for: str = "",
+) -> Callable[..., None]:
+    """Give a command further options, annotated as typer reads them, each None by default.
+
+    use: makes of their values the keyword arguments that the command gets in their place, which is
+    the parameter that `stands_for` names, or nothing."""
+    parameters = dict(signature(command).parameters)
+    parameters.pop(stands_for, None)
     added = [
         Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=None)
-        for name, kind in kinds.items()
+        for name, kind in options.items()
     ]
+
+    @wraps(command)
+    def run(*arguments: Any, **values: Any) -> None:
+        given = {name: values.pop(name) for name in options}
+        command(*arguments, **values, **use(given))
+
     shown: Any = run  # typer reads both
-    shown.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])
-    shown.__annotations__ = {**command.__annotations__, **kinds}
+    shown.__signature__ = signature(command).replace(parameters=[*parameters.values(), *added])
+    own = {name: kind for name, kind in command.__annotations__.items() if name != stands_for}
+    shown.__annotations__ = {**own, **options}
     return run
 
 

@@ -47,3 +47,16 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def minute(time: datetime | None) -> str:
     """Return a time to the minute, nothing for None."""
     return f"{time:%Y-%m-%d %H:%M}" if time else ""
+
+
+def second(time: datetime) -> str:
+    """Return a time to the second."""
+    return f"{time:%Y-%m-%d %H:%M:%S}"
+
+
+def duration(seconds: float) -> str:
+    """Return how long that is, in the units in which people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

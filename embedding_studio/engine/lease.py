@@ -49,6 +49,11 @@ class Lease:
         with self._lock:
             self._progress = replace(self._progress, **changes)
 
+    @property
+    def progress(self) -> TaskProgress:
+        """What was shown so far."""
+        return self._progress
+
     def beat(self) -> None:
         """Renew the lease and write the progress.
 

@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 LOG_SECONDS = 2.0
 """A trial's reports are logged at least this far apart: who watches sees no difference."""
+MOST_SHOWN = 32
+"""How many points of a trial's curve are shown while it runs, and told with its end."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,12 @@ class _Running:
     #: how many of its reports are in the ledger, and since when, by time.monotonic()
     logged: int = 0
     logged_at: float = 0.0
+
+    def curve(self, metric: str) -> tuple[float, ...]:
+        """Return a metric of its reports, of many an even choice with the last."""
+        reports = list(self.reports)  # a copy: they come from other threads
+        every = max(1, math.ceil(len(reports) / MOST_SHOWN))
+        return tuple(report.metrics[metric] for report in reports[::-1][::every][::-1])
 
 
 class Trials:
@@ -85,6 +93,7 @@ class Trials:
             wanted.pruner or Pruner(method.pruner),
         )
         self._max_trials = attempt.budget.max_trials or 1
+        self._slots = 1
         self._is_exhausted = False
         #: those that count, of earlier attempts too, until the search is over
         self.ended: list[Trial] = []
@@ -205,13 +214,14 @@ class Trials:
         """Return whether there is a free slot, something to try, and a budget left for it."""
         max_tokens = self._attempt.budget.max_trained_tokens
         busy = sum(running.trial.outcome is None for running in self._running.values())
+        self._slots = self._attempt.workspace.slots()
         return (
             self._started < self._max_trials
             and not self._is_exhausted
             and not self._attempt.lease.is_stopping
             and self._limits.seconds_left > 0
             and (max_tokens is None or self.trained_tokens < max_tokens)
-            and busy < self._attempt.workspace.slots()
+            and busy < self._slots
         )
 
     def _let_go(self, trial: Trial, future: Future[TrialResult]) -> None:
@@ -292,8 +302,14 @@ class Trials:
                 runs.log_reports(trial.run_id, running.reports[running.logged :])
             running.logged, running.logged_at = len(running.reports), now
         with self._lock:
-            running.shown = replace(running.shown, step=report.step, main_metric=value)
-        self._show(trial=running.shown.trial, step=report.step, main_metric=value)
+            curve = running.curve(attempt.method.main_metric)
+            running.shown = replace(
+                running.shown, step=report.step, main_metric=value, main_metrics=curve
+            )
+        left = self._estimate_seconds()
+        self._show(
+            trial=running.shown.trial, step=report.step, main_metric=value, seconds_left=left
+        )
         is_hopeless = self._search.report(trial, value, report.step)
         if self._limits.reached(running.started):
             return Verdict.STOP
@@ -317,14 +333,32 @@ class Trials:
         self._attempt.lease.show(trained_tokens=self.trained_tokens)
 
     def _estimate_seconds(self) -> float | None:
-        """Return how long the search still takes, by how long its trials took so far."""
-        if not self.ended:
-            return None
-        now, mean = time.monotonic(), fmean(trial.seconds for trial in self.ended)
-        begun = [max(0.0, mean - (now - running.started)) for running in self._running.values()]
+        """Return how long the search still takes, by how long its trials took so far; until one has
+        ended, by the share of their tokens that those at work have trained. None: nothing says."""
+        now, most = time.monotonic(), max(0.0, self._limits.seconds_left)
+        with self._lock:
+            at_work = [one for one in self._at_work.values() if one.trial.outcome is None]
+        took = [trial.seconds for trial in list(self.ended)] or self._expected_seconds(at_work, now)
+        if not took:
+            return most if math.isfinite(most) else None
+        mean = fmean(took)
+        begun = [max(0.0, mean - (now - running.started)) for running in at_work]
         to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
-        left = (sum(begun) + to_come) / self._attempt.workspace.slots()
-        return min(left, max(0.0, self._limits.seconds_left))
+        return min((sum(begun) + to_come) / self._slots, most)
+
+    def _expected_seconds(self, at_work: Sequence[_Running], now: float) -> list[float]:
+        """Return how long trials at work take in all, by what they have trained of a trial's
+        tokens."""
+        whole = self._attempt.lease.progress.estimated_trained_tokens
+        if whole is None:
+            return []
+        again = self._attempt.folds if self._attempt.folds > 1 else 0
+        each = whole / (self._max_trials + again)
+        return [
+            (now - running.started) * max(1.0, each / running.trial.trained_tokens)
+            for running in at_work
+            if running.trial.trained_tokens
+        ]
 
     def _look_after(self) -> None:
         """Tell of trials at work that do not report, and end those that go on for longer than they
@@ -376,7 +410,8 @@ class Trials:
                 del self._at_work[trial.number]
         if result.is_pruned:
             self._end(running, Outcome.PRUNED)
-            self._record(TaskEventKind.TRIAL_PRUNED, trial, "pruned, it had no prospects")
+            curve = {"main_metrics": running.curve(self._attempt.method.main_metric)}
+            self._record(TaskEventKind.TRIAL_PRUNED, trial, "pruned, it had no prospects", curve)
         else:
             self._complete(running, result)
         if model is not None:
@@ -414,8 +449,11 @@ class Trials:
             TaskEventKind.TRIAL_FINISHED,
             trial,
             f"{metric} {value:.4f} on validation, in {seconds:.1f} s",
-            {"value": value, "seconds": round(seconds, 1), "run_id": trial.run_id},
-        )
+            {
+                "value": value, "seconds": round(seconds, 1), "run_id": trial.run_id,
+                "main_metrics": running.curve(metric),
+            },
+        )  # fmt: skip
         if not running.reports:
             self._warn_of_silence(trial, "ended and had never reported")
         self._warn_of_no_change(trial, result)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from embedding_studio.clock import utc_now
+from embedding_studio.engine.lease import Lease
 from embedding_studio.engine.limits import seconds_at_work
 from embedding_studio.engine.worker import Worker
 from embedding_studio.errors import ExecutorUnavailable, TrialCrashed
@@ -67,6 +68,7 @@ def test_trials_run_side_by_side_and_progress_shows_each(
     wait_until(lambda: [one.step for one in running()] == [0, 0])
     assert [one.trial for one in running()] == [1, 2]
     assert all(one.main_metric == pytest.approx(0.2) for one in running())
+    assert all(one.main_metrics == (one.main_metric,) for one in running())
     (tmp_path / "go on").touch()
     working.join(60)
     done = bench.house.store.tasks.get(task.id)
@@ -133,6 +135,38 @@ def test_reports_that_come_fast_are_all_logged(bench: Bench) -> None:
     for metric in ("skill", "size"):
         history = bench.mlflow.get_metric_history(only.info.run_id, metric)
         assert sorted(point.step for point in history) == list(range(1001))
+
+
+@pytest.mark.parametrize(("method", "is_known"), [("Counting", True), ("Toy", False)])
+def test_the_time_left_is_known_from_the_first_report(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, is_known: bool
+) -> None:
+    """Before a trial has ended it follows from the tokens that were trained, where these are
+    counted; where they are not, and the search has no minutes, nothing is told."""
+    told = []
+    show = Lease.show
+
+    def note(self: Lease, **changes: Any) -> None:
+        show(self, **changes)
+        if self.progress.phase == "search" and not self.progress.finished_trials:
+            told.append(self.progress.seconds_left)
+
+    monkeypatch.setattr(Lease, "show", note)
+    run(bench, method, budget=Budget(3))
+    assert any(left is not None and left >= 0 for left in told) == is_known
+
+
+def test_a_trials_curve_is_told_with_its_end(bench: Bench) -> None:
+    """The event has the main metric of the reports; of a thousand an even choice, with the last."""
+    done = run(bench, "Chatty", budget=Budget(1))
+    events = bench.house.store.tasks.events(done.id, 0, 100)
+    (ended,) = [one.event for one in events if one.event.kind is TaskEventKind.TRIAL_FINISHED]
+    (only,) = bench.runs(done)
+    history = bench.mlflow.get_metric_history(only.info.run_id, "skill")
+    by_step = [point.value for point in sorted(history, key=lambda point: point.step)]
+    reports = by_step[:1000]  # the last value is that of the model that the trial returned
+    assert list(ended.data["main_metrics"]) == reports[7::32]
+    assert len(by_step) == 1001
 
 
 def test_the_tokens_of_the_budget_end_the_search(bench: Bench) -> None:
