@@ -54,6 +54,16 @@ class LabelCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelConflicts:
+    """Queries and items that are relevant by one set of labels and not by another.
+
+    examples: the first of them, as a query and an item's id."""
+
+    pairs: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LabelsPut:
     """What came of labels that were put."""
 

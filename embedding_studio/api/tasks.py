@@ -1,5 +1,6 @@
 """Routes for fine-tuning tasks and the models they made."""
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -29,7 +30,14 @@ from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
 from embedding_studio.tracking.reader import open_card, open_model
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
-from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskPlan, TaskView
+from embedding_studio.wire.tasks import (
+    LabelConflictsView,
+    TaskBody,
+    TaskEstimate,
+    TaskEventsPage,
+    TaskPlan,
+    TaskView,
+)
 
 router = APIRouter(prefix="/fine-tuning", tags=["fine-tuning"], route_class=Route)
 
@@ -66,7 +74,30 @@ async def create_task(
         None if one is None else await in_turn(request, report_on_labels, one, context)
         for one in (wanted.labels_id, wanted.judge_labels_id)
     ]
-    return TaskPlan.of(wanted, batches, made, report, labels, judge_labels)
+    plan = TaskPlan.of(wanted, batches, made, report, labels, judge_labels)
+    sets = {wanted.labels_id, wanted.judge_labels_id} - {None}
+    if len(sets) > 1:
+        found = await in_turn(request, context.store.labels.conflicts, *sorted(map(str, sets)))
+        plan.label_conflicts = LabelConflictsView.model_validate(found)
+    plan.estimate = await in_turn(request, _estimate, wanted, plan, context)
+    return plan
+
+
+def _estimate(wanted: TaskRequest, plan: TaskPlan, context: Context) -> TaskEstimate | None:
+    tasks, clickstream = context.store.tasks, context.store.clickstream
+    former = tasks.last_done(wanted.fine_tuning_method)
+    if former is None:
+        return None
+    events = tasks.events(former.id, limit=context.settings.max_page_size)
+    former_sessions, sessions = None, plan.report.sessions if plan.report else None
+    if former.since is None and former.until is None and former.labels_id is None:
+        batches = former.batch_ids or (former.batch_id or "",)
+        with suppress(NotFound):  # deleted meanwhile
+            former_sessions = sum(clickstream.get_batch(one).session_count for one in batches)
+    if wanted.labels_id is not None:
+        sessions = None
+    each = (one.event for one in events)
+    return TaskEstimate.of(former, each, former_sessions, sessions, plan.trainings)
 
 
 def _create(body: object, request: Request, context: Context) -> TaskView:

@@ -4,16 +4,20 @@ A set that is deleted loses its name first. From then on nothing joins it, and w
 deletes what it held."""
 
 import hashlib
+import heapq
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 from embedding_studio.clickstream import Usage, normalize_query
 from embedding_studio.errors import Conflict, InvalidInput, unknown
 from embedding_studio.labels import (
     RELEVANT_FROM,
     Label,
+    LabelConflicts,
     LabelCounts,
     LabelSet,
     LabelsPut,
@@ -41,6 +45,8 @@ LABELS = Kind("labels", indexes=(("set", "id"),))
 """An id is its set's, a hash of the query and the item's: the labels of a query lie together."""
 SET, LABEL = Codec(LabelSet), Codec(Label)
 PAGE = 1000
+EXAMPLES = 5
+"""How many conflicts are told."""
 _REST = 48
 """Bytes of a label beside its query and item, as JSON, about."""
 
@@ -173,6 +179,26 @@ class Labels:
         highest = max(best, default=0.0)
         relevant = sum(grade >= RELEVANT_FROM * highest > 0 for grade in best)
         return LabelCounts(labels, len(best), relevant, len(items), highest)
+
+    def conflicts(self, labels_id: str, other_id: str) -> LabelConflicts:
+        """Return the queries and items on which two sets are at odds; both are read through. Raises
+        NotFound."""
+        pairs, examples = 0, list[tuple[str, str]]()
+        both = heapq.merge(*map(self._judged, (labels_id, other_id)), key=itemgetter(0))
+        for _, found in groupby(both, itemgetter(0)):
+            (_, label, is_relevant), *others = found
+            if any(other[2] != is_relevant for other in others):
+                pairs += 1
+                if pairs <= EXAMPLES:
+                    examples.append((label.query, label.object_id))
+        return LabelConflicts(pairs, tuple(examples))
+
+    def _judged(self, labels_id: str) -> Iterator[tuple[str, Label, bool]]:
+        """Yield the labels of a set in the order of their ids without the set's, with whether each
+        is relevant."""
+        least = RELEVANT_FROM * self.count(labels_id).highest_grade
+        for label in self.read(labels_id):
+            yield _document("", label)["id"], label, label.grade >= least > 0
 
     def delete(self, labels_id: str) -> None:
         """Delete a set. Raises NotFound, and Conflict while a task that has not ended names it."""

@@ -177,6 +177,16 @@ class Tasks:
         which = {"project": self._project, "idempotency_key": idempotency_key}
         return self._documents.find_one(TASKS, which)
 
+    def last_done(self, fine_tuning_method: str) -> FineTuningTask | None:
+        """Return the newest task of a method that is done, None if there is none."""
+        where = {
+            "project": self._project,
+            "status": TaskStatus.DONE.value,
+            "fine_tuning_method": fine_tuning_method,
+        }
+        newest = self._documents.find(TASKS, where, sort=OLDEST_FIRST, descending=True, limit=1)
+        return TASK.decode(newest[0]) if newest else None
+
     def page(
         self, status: TaskStatus | None = None, skip: int = 0, limit: int = 100
     ) -> list[FineTuningTask]:

@@ -1,9 +1,10 @@
 """The JSON of fine-tuning tasks and of what happens to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from operator import not_
+from statistics import fmean
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
@@ -22,6 +23,7 @@ from embedding_studio.tasks import (
     Pruner,
     Sampler,
     SearchOptions,
+    TaskEvent,
     TaskEventKind,
     TaskProgress,
     TaskRequest,
@@ -241,6 +243,64 @@ class TaskView(BaseModel):
         return view
 
 
+class TaskEstimate(BaseModel):
+    """What a task may take, as told by the last one of its method that was done."""
+
+    task_id: str = Field(description="of that task")
+    trials: int = Field(description="that it finished")
+    seconds_per_trial: float = Field(description="their mean, wherever they ran")
+    tokens_per_trial: int | None = Field(description="null: the method does not count them")
+    sessions: int | None = Field(
+        description="that it learnt from; null where that is not known: a time range, labels, or a "
+        "batch that is gone"
+    )
+    minutes: float | None = Field(
+        description="of all trainings one after the other, by the ratio of sessions; null where "
+        "trainings or the sessions of either are not known"
+    )
+    trained_tokens: int | None = Field(description="the same of tokens")
+
+    @classmethod
+    def of(
+        cls,
+        former: FineTuningTask,
+        events: Iterable[TaskEvent],
+        former_sessions: int | None,
+        sessions: int | None,
+        trainings: int | None,
+    ) -> Self | None:
+        """Return the estimate, None where no trial of the former task was finished."""
+        seconds = [
+            float(one.data["seconds"])
+            for one in events
+            if one.kind is TaskEventKind.TRIAL_FINISHED and "seconds" in one.data
+        ]
+        if not seconds:
+            return None
+        progress = former.progress or TaskProgress("")
+        begun = progress.finished_trials + progress.failed_trials + progress.pruned_trials
+        tokens = round(progress.trained_tokens / max(1, begun)) or None
+        times = None
+        if trainings and former_sessions and sessions:
+            times = trainings * sessions / former_sessions
+        return cls(
+            task_id=former.id,
+            trials=len(seconds),
+            seconds_per_trial=round(fmean(seconds), 1),
+            tokens_per_trial=tokens,
+            sessions=former_sessions,
+            minutes=round(times * fmean(seconds) / 60, 1) if times else None,
+            trained_tokens=round(times * tokens) if times and tokens else None,
+        )
+
+
+class LabelConflictsView(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    pairs: int = Field(description="of a query and an item, relevant by one set and not the other")
+    examples: list[tuple[str, str]] = Field(description="the first of them")
+
+
 class TaskPlan(BaseModel):
     """What a task would take, were it created now. Nothing is created and nothing released."""
 
@@ -261,6 +321,12 @@ class TaskPlan(BaseModel):
     )
     labels: LabelSetReport | None = Field(description="to learn from")
     judge_labels: LabelSetReport | None = Field(description="that decide what is promoted")
+    label_conflicts: LabelConflictsView | None = Field(
+        None, description="of the labels to learn from and those that decide; null: not both"
+    )
+    estimate: TaskEstimate | None = Field(
+        None, description="null: not known, as no task of the method was done in this project"
+    )
 
     @classmethod
     def of(

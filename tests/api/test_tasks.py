@@ -14,7 +14,14 @@ from embedding_studio.errors import NotFound
 from embedding_studio.labels import Label
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import Promotion, TaskProgress, TaskRequest, TaskStatus
+from embedding_studio.tasks import (
+    Promotion,
+    TaskEvent,
+    TaskEventKind,
+    TaskProgress,
+    TaskRequest,
+    TaskStatus,
+)
 from embedding_studio.tracking.reader import experiment_url
 from tests.api.samples import (
     METHOD,
@@ -333,6 +340,32 @@ def test_a_dry_run_creates_and_releases_nothing(
     assert api.get("/clickstream/internal/batch").json()["batch_id"] == collecting
 
 
+def test_a_plan_has_an_estimate(api: TestClient, store: Store) -> None:
+    """It is told by the last task of the method that was done, by the ratio of sessions; without
+    one, and where either side's sessions or trainings are not known, nothing is made up."""
+    api.post("/clickstream/session", json=session_json("s-1"))
+    batch_id = release(api)
+    assert plan(api, batch_id=batch_id)["estimate"] is None
+    task = api.post(TASK, json={"fine_tuning_method": METHOD, "batch_id": batch_id}).json()
+    owner = claim(store)
+    for seconds in (60.0, 180.0):
+        event = TaskEvent(TaskEventKind.TRIAL_FINISHED, START, "", {"seconds": seconds})
+        store.tasks.record(owner, START, event=event)
+    progress = TaskProgress("search", finished_trials=2, pruned_trials=2, trained_tokens=8000)
+    store.tasks.renew(owner, START, 60, progress)
+    assert plan(api, batch_id=batch_id)["estimate"] is None
+    store.tasks.finish(owner, START, TaskStatus.DONE)
+    for n in range(3):
+        api.post("/clickstream/session", json=session_json(f"t-{n}"))
+    told = plan(api, batch_id=release(api, "r-2"), budget={"max_trials": 4}, folds=3)
+    assert told["estimate"] == {
+        "task_id": task["id"], "trials": 2, "seconds_per_trial": 120.0, "tokens_per_trial": 2000,
+        "sessions": 1, "minutes": 42.0, "trained_tokens": 42000,
+    }  # fmt: skip
+    told = plan(api, batch_id=batch_id)["estimate"]
+    assert (told["seconds_per_trial"], told["minutes"], told["trained_tokens"]) == (120, None, None)
+
+
 def test_a_method_that_takes_no_labels(api: TestClient, store: Store) -> None:
     """Labels are refused with the task where all workers that carry the method say so; where one
     is of a version that takes them, or says nothing, the one that takes the task judges."""
@@ -360,6 +393,11 @@ def test_a_task_may_learn_from_labels_alone(api: TestClient, store: Store) -> No
     assert (told["batches"], told["releases"], told["report"]) == ([], None, None)
     assert (told["labels"]["labels"], told["labels"]["relevant_queries"]) == (140, 70)
     assert (told["judge_labels"]["queries"], told["enough"]) == (8, "no")
+    assert told["label_conflicts"] == {"pairs": 0, "examples": []}
+    store.labels.put("odd", [Label("query 1", "shoe-1", 0), Label("query 3", "shoe-1", 1)], START)
+    odd = plan(api, labels_id="a", judge_labels_id="odd")
+    assert odd["label_conflicts"] == {"pairs": 1, "examples": [["query 1", "shoe-1"]]}
+    assert plan(api, labels_id="a", judge_labels_id="a")["label_conflicts"] is None
     assert told["verdict"].startswith("4 queries of the labels that judge")
     assert plan(api, labels_id="a")["enough"] == "yes"
     assert plan(api, labels_id="few")["verdict"].startswith("4 distinct queries have a relevant")

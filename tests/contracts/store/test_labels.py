@@ -54,6 +54,23 @@ def test_a_query_and_an_item_have_one_grade(store: Store) -> None:
     assert store.labels.count("judged") == LabelCounts(2, 1, 1, 2, 2.0)
 
 
+def test_sets_may_be_at_odds(store: Store) -> None:
+    """On what is relevant by one and not by the other, each by its own highest grade; a query is
+    one however it is spelled, and what one of them does not have is no conflict."""
+    mine = [Label(f"query {n}", "é" * (n % 3 + 1), n % 2) for n in range(40)]
+    theirs = [Label(f"QUERY {n}", "é" * (n % 3 + 1), 5.0 * (n % 2 == (n < 7))) for n in range(60)]
+    store.labels.put("mine", [*mine, Label("alone", "a", 1.0)], NOW)
+    store.labels.put("theirs", theirs, NOW)
+    found = store.labels.conflicts("mine", "theirs")
+    assert found.pairs == 33
+    assert len(found.examples) == 5
+    wrong = {(f"query {n}", "é" * (n % 3 + 1)) for n in range(7, 40)}
+    assert {(query.lower(), item) for query, item in found.examples} <= wrong
+    assert store.labels.conflicts("mine", "mine").pairs == 0
+    with pytest.raises(NotFound):
+        store.labels.conflicts("mine", "nobody's")
+
+
 def test_sets_and_labels_are_read_by_pages(store: Store) -> None:
     """Sets by their names, labels of a query one after the other; another project's are not
     there, and neither are another set's."""

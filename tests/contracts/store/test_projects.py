@@ -129,6 +129,11 @@ def test_lists_and_searches_stay_in_the_project(store: Store, mine: str, theirs:
     assert owner.tasks.count(TaskStatus.DONE) == 0
     assert owner.tasks.find("key") == task
     assert stranger.tasks.find("key") is None
+    assert store.tasks.claim("w", NOW, 60) is not None
+    store.tasks.finish(Claim(task.id, 1, "w"), NOW, TaskStatus.DONE)
+    assert owner.tasks.last_done(task.fine_tuning_method) == owner.tasks.get(task.id)
+    assert owner.tasks.last_done("another") is None
+    assert stranger.tasks.last_done(task.fine_tuning_method) is None
     owner.schedules.add(Schedule("sched", mine, "m", NOW, NOW, interval_seconds=60.0))
     assert [one.id for one in owner.schedules.all()] == ["sched"]
     assert stranger.schedules.all() == []
