@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from embedding_studio.api.context import Context, IngestContext, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.groups import Groups
+from embedding_studio.api.lines import lines_described, lines_of
 from embedding_studio.api.notices import Notices, look_at, look_at_events
 from embedding_studio.api.requests import id_in, judged, judged_one, reason_of
 from embedding_studio.api.routing import Route, in_turn, reading
@@ -262,30 +263,16 @@ async def report_on(
     "/batch/{batch_id}/export",
     summary="Export a batch",
     response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "One session a line, as JSON",
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-        },
-        **problems(404),
-    },
+    responses=lines_described("session"),
 )
 def export_batch(batch_id: str, request: Request, context: ReadContext) -> StreamingResponse:
     """Each line is what `POST /clickstream/session` takes, with all events. Of a batch that is
     still collecting, it is what the batch has now."""
     batch = context.store.clickstream.get_batch(batch_id)
-    return StreamingResponse(
-        _lines_of(batch, request, context),
-        media_type="application/x-ndjson",
-        headers={"Content-Disposition": f'attachment; filename="batch-{batch.batch_id}.ndjson"'},
+    pages = _pages_of(batch, request, context)
+    return lines_of(
+        pages, lambda one: SessionView.of(one.session), f"batch-{batch.batch_id}", request
     )
-
-
-async def _lines_of(
-    batch: SessionBatch, request: Request, context: Context
-) -> AsyncIterator[bytes]:
-    async for page in _pages_of(batch, request, context):
-        yield await in_turn(request, _as_lines, page)
 
 
 async def _pages_of(
@@ -305,11 +292,6 @@ async def _pages_of(
         yield page
         after = page[-1].number
     await in_turn(request, context.store.clickstream.get_batch, batch.batch_id)
-
-
-def _as_lines(page: Sequence[NumberedSession]) -> bytes:
-    views = (SessionView.of(numbered.session) for numbered in page)
-    return b"".join(view.model_dump_json().encode() + b"\n" for view in views)
 
 
 def accepted_instant(context: Context, now: datetime, is_history: bool = False) -> ToInstant:

@@ -8,6 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from embedding_studio.api.context import Context, IngestContext, ReadContext
 from embedding_studio.api.errors import problems
+from embedding_studio.api.lines import lines_described, lines_of
 from embedding_studio.api.requests import judged, judged_one, reason_of
 from embedding_studio.api.routing import Route, in_turn
 from embedding_studio.errors import InvalidInput, Unauthorized
@@ -73,22 +74,13 @@ def report_on_labels(labels_id: str, context: Context) -> LabelSetReport:
     "/{labels_id}/export",
     summary="Export labels",
     response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "One label a line, as JSON",
-            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
-        },
-        **problems(404),
-    },
+    responses=lines_described("label"),
 )
 def export_labels(labels_id: str, request: Request, context: ReadContext) -> StreamingResponse:
     """Each line is one of the `labels` that PUT takes; those of a query lie together."""
     its_id = context.store.labels.get(labels_id).labels_id
-    return StreamingResponse(
-        _lines_of(its_id, request, context),
-        media_type="application/x-ndjson",
-        headers={"Content-Disposition": f'attachment; filename="labels-{its_id}.ndjson"'},
-    )
+    pages = _pages_of(its_id, request, context)
+    return lines_of(pages, LabelBody.of, f"labels-{its_id}", request)
 
 
 @router.delete(
@@ -131,7 +123,9 @@ def _judged_labels(posted: Sequence[object], context: Context) -> list[Label]:
     return labels
 
 
-async def _lines_of(labels_id: str, request: Request, context: Context) -> AsyncIterator[bytes]:
+async def _pages_of(
+    labels_id: str, request: Request, context: Context
+) -> AsyncIterator[Sequence[Label]]:
     """Yield labels page by page. Breaks off, with an error, where they are deleted meanwhile or the
     caller's key ends: a client sees that the answer is not whole."""
     last: Label | None = None
@@ -141,9 +135,5 @@ async def _lines_of(labels_id: str, request: Request, context: Context) -> Async
         page = await in_turn(request, context.store.labels.page, labels_id, last)
         if not page:
             return
-        yield await in_turn(request, _as_lines, page)
+        yield page
         last = page[-1]
-
-
-def _as_lines(page: Sequence[Label]) -> bytes:
-    return b"".join(LabelBody.of(label).model_dump_json().encode() + b"\n" for label in page)
