@@ -3,19 +3,34 @@
 Everything here is a value; the store changes one registered model in one compare-and-set, so what
 a rule below decides is still true when it is written."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
 from embedding_studio.clock import is_held
-from embedding_studio.errors import Conflict, NotFound
+from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.projects import RegisteredName, registered_name
-from embedding_studio.tasks import Promotion, StoredModel
+from embedding_studio.tasks import ModelFacts, Promotion, StoredModel
 
 MOST_REMEMBERED = 100
 """How many removed versions, and how many moves, stay on record."""
+
+
+class VersionState(StrEnum):
+    """What a version is by now."""
+
+    CHAMPION = "champion"
+    #: it was champion
+    FORMER = "former"
+    #: its verdict was against it
+    REFUSED = "refused"
+    #: a person is to decide
+    CANDIDATE = "candidate"
+    #: its files are gone
+    REMOVED = "removed"
 
 
 class MoveKind(StrEnum):
@@ -28,6 +43,26 @@ class MoveKind(StrEnum):
     PROMOTED_BY_HAND = "promoted_by_hand"
     #: none did: a person's wish came to nothing
     WISH_ENDED = "wish_ended"
+    #: none did: a person deleted another version
+    DELETED = "deleted"
+
+
+STAYING = frozenset({MoveKind.WISH_ENDED, MoveKind.DELETED})
+"""What is told of a model while its champion stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a version was made of, as its iteration knew it."""
+
+    #: what it started from: a version, "name/3", or where an initial model is from
+    parent: str | None = None
+    batch_ids: tuple[str, ...] = ()
+    labels_id: str | None = None
+    judge_labels_id: str | None = None
+    method_version: str | None = None
+    #: the hyperparameter set, with its seed
+    parameters: Mapping[str, int | float | bool | str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +78,14 @@ class ModelVersion:
     promotion: Promotion | None = None
     #: the champion whose place it took
     previous: int | None = None
-    #: when its files were removed by retention
+    #: when its files were removed, by retention or by a person
     removed_at: datetime | None = None
+    #: False of one that was judged and never promoted
+    was_champion: bool = True
+    #: whether a person is to decide on it, for the task's `promote` is never
+    awaits_decision: bool = False
+    #: None of an initial model, and of one from before this was kept
+    training: Training | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +128,8 @@ class RegisteredModel:
     versions: oldest first; champion: the number of one of them; moves: oldest first.
     wanted: the wish that a worker is yet to carry out; of several, the last.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
-    is setting it to, until mirroring_until at the latest. revision: 0 before it is first kept, then
+    is setting it to, until mirroring_until at the latest. leaving: the runs of versions that a
+    person deleted, whose files a worker is yet to remove. revision: 0 before it is first kept, then
     one higher with every change."""
 
     project: str
@@ -100,6 +142,7 @@ class RegisteredModel:
     mirrored: int | None = None
     mirroring: int | None = None
     mirroring_until: datetime | None = None
+    leaving: tuple[str, ...] = ()
     revision: int = 0
 
     @property
@@ -119,7 +162,7 @@ class RegisteredModel:
     def is_mirrored(self) -> bool:
         """Whether no worker has anything to do for it in MLflow."""
         is_shown = self.mirrored == self.champion and self.mirroring is None
-        return is_shown and self.wanted is None
+        return is_shown and self.wanted is None and not self.leaving
 
     def version(self, number: int | None) -> ModelVersion:
         """Return one version. Raises NotFound."""
@@ -129,9 +172,32 @@ class RegisteredModel:
         known = ", ".join(str(version.number) for version in self.versions) or "none"
         raise NotFound(f"{self.registered_name!r} has no version {number}: there are {known}")
 
+    def named(self, version: str) -> ModelVersion:
+        """Return the version of a number or an alias. Raises NotFound, InvalidInput."""
+        if version == CHAMPION:
+            return self.version(self.champion)
+        if not (version.isascii() and version.isdigit() and len(version) < 10):
+            raise InvalidInput(f"{version!r} is no version: name a number, or {CHAMPION!r}")
+        return self.version(int(version))
+
     def version_of(self, run_id: str) -> ModelVersion | None:
         """Return the version whose model is that run's."""
         return next((v for v in self.versions if v.model.run_id == run_id), None)
+
+    def state_of(self, version: ModelVersion) -> VersionState:
+        """Return what one of its versions is by now."""
+        if version.number == self.champion:
+            return VersionState.CHAMPION
+        if version.removed_at is not None:
+            return VersionState.REMOVED
+        if version.was_champion:
+            return VersionState.FORMER
+        return VersionState.CANDIDATE if version.awaits_decision else VersionState.REFUSED
+
+    def was_champion(self, run_id: str) -> bool:
+        """Return whether that run's model is, or ever was, champion."""
+        version = self.version_of(run_id)
+        return version is not None and version.was_champion
 
     def is_champion(self, run_id: str) -> bool:
         """Return whether the champion is that run's model."""
@@ -152,7 +218,7 @@ class RegisteredModel:
     @property
     def is_initial(self) -> bool:
         """Whether nothing but initial models was champion so far."""
-        return all(move.kind in (MoveKind.INITIAL, MoveKind.WISH_ENDED) for move in self.moves)
+        return all(move.kind in {MoveKind.INITIAL, *STAYING} for move in self.moves)
 
     def former_initial_runs(self) -> list[str]:
         """Return the runs of the initial models but the last one, which is always kept."""
@@ -177,22 +243,61 @@ class RegisteredModel:
         if new is not None:
             # the registry numbers anew what it had lost
             known = self.version_of(new.model.run_id)
-            previous = known.previous if known else self.champion
+            previous = known.previous if known and known.was_champion else self.champion
             others = [
                 replace(v, previous=new.number) if known and v.previous == known.number else v
                 for v in versions
                 if v.number != new.number and v != known
             ]
             versions = (*others, replace(new, previous=previous))
+        elif not self.version(move.to_version).was_champion:
+            versions = tuple(
+                replace(v, previous=self.champion, was_champion=True)
+                if v.number == move.to_version
+                else v
+                for v in versions
+            )
         changed = replace(self, versions=versions)
         if changed.version(move.to_version).removed_at is not None:
             kept = ", ".join(str(v.number) for v in versions if v.removed_at is None)
             raise Conflict(
                 f"the files of version {move.to_version} of {self.registered_name!r} are gone "
-                f"(ES_KEEP_CHAMPIONS); those of {kept} are kept"
+                f"(ES_KEEP_CHAMPIONS, or a person deleted it); those of {kept} are kept"
             )
         moves = (*self.moves, move)[-MOST_REMEMBERED:]
         return replace(changed, champion=move.to_version, moves=moves)
+
+    def with_refused(self, new: ModelVersion) -> Self:
+        """Return it with a version that was judged and not promoted; as it is if that is known."""
+        if self.version_of(new.model.run_id) is not None:
+            return self
+        return replace(self, versions=(*self.versions, replace(new, was_champion=False)))
+
+    def deleted(self, number: int, by: str, why: str, now: datetime) -> Self:
+        """Return it without the files of a version, which a worker is to remove; the version stays
+        on record. One that was removed before changes nothing.
+
+        Raises NotFound; Conflict for the champion, and for what is wished for."""
+        version = self.version(number)
+        if version.removed_at is not None:
+            return self
+        if number == self.champion:
+            raise Conflict(
+                f"version {number} of {self.registered_name!r} is champion: make another version "
+                "champion first"
+            )
+        run_id = version.model.run_id
+        changed = self.retired([run_id], 0, now)
+        moves = self.moves
+        if self.champion is not None:
+            told = f"version {number} was deleted" + (f": {why}" if why else "")
+            end = ChampionMove(MoveKind.DELETED, now, self.champion, self.champion, by, told)
+            moves = (*moves, end)[-MOST_REMEMBERED:]
+        return replace(changed, moves=moves, leaving=(*self.leaving, run_id))
+
+    def without_leaving(self, run_ids: Collection[str]) -> Self:
+        """Return it once the files of these runs are gone."""
+        return replace(self, leaving=tuple(one for one in self.leaving if one not in run_ids))
 
     def ensure_champion(self, expected: int | None) -> None:
         """Raise Conflict, telling of the last move, when another version is champion."""
@@ -209,7 +314,7 @@ class RegisteredModel:
 
     def say_champion(self) -> str:
         """Return in words which version is champion, and since when."""
-        moves = [move for move in self.moves if move.kind is not MoveKind.WISH_ENDED]
+        moves = [move for move in self.moves if move.kind not in STAYING]
         if not moves:
             return f"{self.registered_name!r} has no champion yet"
         last = moves[-1]
@@ -222,8 +327,14 @@ class RegisteredModel:
         """Return it with an earlier champion, None: the one whose place the present one took. A
         wish that waits ends.
 
-        Raises Conflict and NotFound as `moved` does, and Conflict if there is no previous one."""
+        Raises Conflict and NotFound as `moved` does, and Conflict if there is no previous one, or
+        for a version that never was champion."""
         target = self.previous_version() if to_version is None else to_version
+        if not self.version(target).was_champion:
+            raise Conflict(
+                f"version {target} of {self.registered_name!r} never was champion, so nothing "
+                "leads back to it: promote it"
+            )
         move = ChampionMove(MoveKind.ROLLED_BACK, now, self.champion, target, by, why)
         return self.without_wish(by, why or "it was rolled back", now).moved(move)
 
@@ -258,6 +369,14 @@ class RegisteredModel:
         if version is None:
             return replace(changed, wanted=wish)
         return changed.moved(_by_hand(wish, self.champion, version.number, wish.at))
+
+    def promoted(self, number: int, by: str, why: str, now: datetime) -> Self:
+        """Return it with a version as champion that a person chose; a wish that waits ends.
+
+        Raises NotFound, and Conflict when the files of that version are gone."""
+        instead = f"version {number} shall be instead"
+        move = ChampionMove(MoveKind.PROMOTED_BY_HAND, now, self.champion, number, by, why)
+        return self.without_wish(by, instead, now).moved(move)
 
     def granted(self, wish: Wish, number: int, now: datetime) -> Self:
         """Return it with a wish carried out, the model being registered under this number; as it is
@@ -309,6 +428,17 @@ class RegisteredModel:
         forgotten = [v.number for v in versions if v.removed_at is not None][:-MOST_REMEMBERED]
         return replace(self, versions=tuple(v for v in versions if v.number not in forgotten))
 
+    def without_task(self, task_id: str, now: datetime) -> Self:
+        """Return it with the versions of a canceled task marked as removed, but for those that were
+        champion or are wished for."""
+        wanted = self.wanted and self.wanted.model.run_id
+        leaving = [
+            v.model.run_id
+            for v in self.versions
+            if v.task_id == task_id and not v.was_champion and v.model.run_id != wanted
+        ]
+        return self.retired(leaving, 0, now)
+
     def mirroring_to(self, until: datetime, now: datetime) -> Self | None:
         """Return it as claimed by a worker that sets MLflow's alias; None if there is nothing to
         set or another worker is at it."""
@@ -327,6 +457,32 @@ class RegisteredModel:
         if self.mirroring_until != claimed.mirroring_until:
             return self
         return replace(self, mirroring=None, mirroring_until=None)
+
+
+CHAMPION = "champion"
+"""The alias by which a version may be named."""
+
+
+def split_reference(text: str) -> tuple[str, str | None]:
+    """Return the name and the version, a number or the alias, of `name`, `name/3` or
+    `name@champion`."""
+    name, separator, version = text.partition("/" if "/" in text else "@")
+    return name, version if separator else None
+
+
+_NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
+
+
+def beware_of(facts: ModelFacts) -> list[str]:
+    """Return what speaks against using a model, by what its files say of its base model."""
+    if facts.base_model is None and facts.dimensions is None:
+        return []  # nothing that anybody gave a licence for, as far as is known
+    base = f"base model {facts.base_model}" if facts.base_model else "base model"
+    if facts.license is None:
+        return [f"no licence of its {base} is known: find out whether you may use it"]
+    if _NON_COMMERCIAL.search(facts.license):
+        return [f"the licence of its {base}, {facts.license}, forbids commercial use"]
+    return []
 
 
 def _by_hand(wish: Wish, champion: int | None, number: int, now: datetime) -> ChampionMove:

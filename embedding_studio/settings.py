@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     """a step of a task that is no trial (preparing the data, scoring a model) is killed after this,
     and the task is an error"""
     keep_iterations: int = Field(1, ge=1)
-    """how many of a method's iterations stay, the champions' apart"""
+    """how many of a model's iterations stay, the champions' apart"""
     keep_models: int = Field(1, ge=1)
     """how many of those keep their model files, the champions' apart"""
     keep_champions: int = Field(2, ge=0)

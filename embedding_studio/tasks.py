@@ -215,6 +215,23 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a stored model's files say of it; None: they do not."""
+
+    #: of the list of its files with their hashes
+    sha256: str
+    size_bytes: int
+    #: how long its vectors are
+    dimensions: int | None = None
+    #: by its card
+    base_model: str | None = None
+    #: of the base model, by its card
+    license: str | None = None
+    #: what comes before a text, by the name of the prompt
+    prompts: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredModel:
     """A model among MLflow's artifacts."""
 
@@ -222,6 +239,8 @@ class StoredModel:
     #: the folder that holds `files`
     artifact_uri: str
     files: tuple[ModelFile, ...]
+    #: None of one that was stored before facts were
+    facts: ModelFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

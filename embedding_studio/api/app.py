@@ -7,8 +7,16 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import APIKeyHeader, HTTPBearer
 
-from embedding_studio.api import clickstream, imports, items, labels, schedules, system, users
-from embedding_studio.api import models as champions
+from embedding_studio.api import (
+    clickstream,
+    imports,
+    items,
+    labels,
+    models,
+    schedules,
+    system,
+    users,
+)
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
 from embedding_studio.api.gate import Gate, RateLimit
@@ -61,7 +69,7 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         Security(HTTPBearer(auto_error=False)),
         Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     ]
-    for resource in (clickstream, items, labels, users, imports, fine_tuning, champions, schedules):
+    for resource in (clickstream, items, labels, users, imports, fine_tuning, models, schedules):
         app.include_router(
             resource.router,
             prefix="/api/v1",

@@ -8,9 +8,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from fastapi.responses import StreamingResponse
+
 from embedding_studio.errors import CorruptModel
-from embedding_studio.tasks import ModelFile
-from embedding_studio.tracking.reader import CARD, ModelFolder
+from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tracking.reader import CARD, ModelFolder, open_card, open_model
 
 # of their own: where MLflow hangs, downloads wait for each other, and nobody else for them
 _threads = ThreadPoolExecutor(8, "download")
@@ -61,6 +63,28 @@ def zip_chunks(
             if digest.hexdigest() != file.sha256:
                 raise CorruptModel(f"the model's file {file.path!r} is not the one that was saved")
     yield sink.take()
+
+
+ZIP: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A ZIP of the model's folder",
+        "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""How a manual tells of such an answer."""
+
+
+def zip_of(model: StoredModel, name: str, tracking_uri: str) -> StreamingResponse:
+    """Return a model's files, with its card, as an answer that a browser saves under a name.
+
+    Raises NotFound where a file is gone, ConfigurationError where this process cannot read it."""
+    folder = open_model(model, tracking_uri)
+    folder.check(model.files)
+    return StreamingResponse(
+        in_download_threads(zip_chunks(folder, model.files, open_card(model, tracking_uri))),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{name}.zip"'},
+    )
 
 
 async def in_download_thread(call: Callable[..., T], *arguments: Any) -> T:

@@ -1,42 +1,112 @@
-"""Routes for champions: a method's versions, a person's promotion, and the way back."""
+"""Routes for registered models: their versions, what a person decides of them, and their files."""
 
 from contextlib import suppress
-from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
+from fastapi.responses import Response, StreamingResponse
 
+from embedding_studio.api.artifacts import ZIP, in_download_thread, zip_of
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import judged
 from embedding_studio.api.routing import Route
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
 from embedding_studio.models import RegisteredModel, Wish
-from embedding_studio.tasks import TERMINAL, StoredModel, TaskStatus
+from embedding_studio.tasks import OWNED, TERMINAL, StoredModel, TaskStatus
 from embedding_studio.tracking.reader import open_model
-from embedding_studio.wire.fields import AsPosted, Id
-from embedding_studio.wire.models import ChampionView, PromoteBody, RollbackBody
-
-router = APIRouter(prefix="/fine-tuning", tags=["champions"], route_class=Route)
-
-
-@router.get(
-    "/champion", summary="List a method's versions, newest first", responses=problems(404, 422)
+from embedding_studio.wire.fields import AsPosted
+from embedding_studio.wire.models import (
+    ModelSummary,
+    ModelView,
+    PromoteBody,
+    RollbackBody,
+    VersionView,
 )
-def get_champion(
-    fine_tuning_method: Annotated[Id, Query(description="the `meta.name` of a plugin")],
-    context: ReadContext,
-) -> ChampionView:
-    """With the verdict of each, which of them is champion, and who moved it when."""
-    found = context.store.models.find(fine_tuning_method)
-    return ChampionView.of(_there(found, fine_tuning_method))
+
+router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
+
+
+@router.get("", summary="List models by their names")
+def list_models(context: ReadContext) -> list[ModelSummary]:
+    return [ModelSummary.of(model) for model in context.store.models.of_project()]
+
+
+@router.get("/{name}", summary="Read a model with its versions", responses=problems(404))
+def get_model(name: str, context: ReadContext) -> ModelView:
+    """The versions, newest first, with the verdict of each, and who moved the champion."""
+    return ModelView.of(_there(context, name))
+
+
+@router.get("/{name}/versions/{version}", summary="Read a version", responses=problems(404, 422))
+def get_version(name: str, version: str, context: ReadContext) -> VersionView:
+    """By its number, or `champion`: its verdict, what it was made of, and what its files say."""
+    model = _there(context, name)
+    return VersionView.of(model.named(version), model)
 
 
 @router.post(
-    "/champion/rollback",
-    summary="Make an earlier version champion",
+    "/{name}/promote",
+    summary="Make a version, or a task's model, champion",
     responses=problems(400, 404, 409, 413, 422),
 )
-def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionView:
+def promote(name: str, body: AsPosted[PromoteBody], context: TuneContext) -> ModelView:
+    """Whatever the verdict was: a person decides. A version is champion at once. So is a task's
+    model that is a version; any other is `wanted` until a worker has registered it in MLflow,
+    within seconds while one is there, and stays whatever retention says. What is champion or wanted
+    already changes nothing; of two that are wanted, the last is. A rollback leads back, or ends the
+    wait; if the model could not become champion, `moves` says why."""
+    posted = judged(PromoteBody, body, context)
+    by, now = _caller(context), context.clock()
+    wish = None
+    if posted.task_id is not None:
+        wish = _wish(context, name, posted.task_id, by, posted.reason)
+
+    def change(model: RegisteredModel) -> RegisteredModel:
+        _ensure_there(model, name)
+        is_champion = model.champion == posted.version or (
+            wish is not None and model.is_champion(wish.model.run_id)
+        )
+        if posted.expected_champion is not None and not is_champion:
+            model.ensure_champion(posted.expected_champion)
+        if wish is not None:
+            changed, wanted = model.wished(wish), wish.model
+            what = f"the model of task {wish.task_id!r}"
+        else:
+            assert posted.version is not None
+            wanted = model.version(posted.version).model
+            what = f"version {posted.version}"
+            changed = model.promoted(posted.version, by, posted.reason, now)
+        if changed != model and not is_champion:
+            _check_files(context, wanted, what)
+        return changed
+
+    return ModelView.of(context.store.models.update(name, change))
+
+
+def _wish(context: Context, name: str, task_id: str, by: str, reason: str) -> Wish:
+    """Return the wish for a task's model. Raises NotFound; Conflict where there is none."""
+    task = context.store.tasks.get(task_id)
+    if task.registered_as != name:
+        raise Conflict(f"the model of task {task_id!r} is one of {task.registered_as!r}")
+    if task.status not in TERMINAL - {TaskStatus.CANCELED}:
+        raise Conflict(
+            f"the model of task {task_id!r} cannot be champion: the task is {task.status}, and "
+            "only what a task ended with can"
+        )
+    if task.best_model is None:
+        raise Conflict(
+            f"task {task_id!r} has no model, or no longer: it is {task.status}. Its history says "
+            "what became of it"
+        )
+    return Wish(task_id, task.best_model, by, reason, context.clock(), task.promotion)
+
+
+@router.post(
+    "/{name}/rollback",
+    summary="Make an earlier champion champion again",
+    responses=problems(400, 404, 409, 413, 422),
+)
+def roll_back(name: str, body: AsPosted[RollbackBody], context: TuneContext) -> ModelView:
     """Takes effect at once for the next iteration, and for one that is running: it promotes nothing
     any more. MLflow's alias follows within seconds, while a worker is there. A version that is
     champion already changes nothing: with `version`, the call may be repeated. What is `wanted` is
@@ -44,7 +114,7 @@ def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionVie
     wanted = judged(RollbackBody, body, context)
 
     def change(model: RegisteredModel) -> RegisteredModel:
-        _there(model if model.versions else None, wanted.fine_tuning_method)
+        _ensure_there(model, name)
         if wanted.version == model.champion and model.wanted is None:
             return model
         if wanted.expected_champion is not None:
@@ -56,43 +126,56 @@ def roll_back(body: AsPosted[RollbackBody], context: TuneContext) -> ChampionVie
             _check_files(context, version.model, f"version {version.number}")
         return changed
 
-    return ChampionView.of(context.store.models.update(wanted.fine_tuning_method, change))
+    return ModelView.of(context.store.models.update(name, change))
 
 
-@router.post(
-    "/task/{task_id}/promote",
-    summary="Make a task's model champion",
-    responses=problems(400, 404, 409, 413, 422),
+@router.delete(
+    "/{name}/versions/{version}",
+    summary="Delete a version's files",
+    status_code=204,
+    response_class=Response,
+    responses=problems(404, 409, 422),
 )
-def promote_task(task_id: str, body: AsPosted[PromoteBody], context: TuneContext) -> ChampionView:
-    """Whatever the verdict was: a person decides. A model that was champion before is so at once;
-    any other is `wanted` until a worker has registered it in MLflow, within seconds while one is
-    there, and stays whatever retention says. One that is champion or wanted already changes
-    nothing; of two that are wanted, the last is. A rollback leads back, or ends the wait; if the
-    model could not become champion, `moves` says why."""
-    reason = judged(PromoteBody, body, context).reason
-    task = context.store.tasks.get(task_id)
-    if task.status not in TERMINAL - {TaskStatus.CANCELED}:
+def delete_version(name: str, version: str, context: TuneContext) -> None:
+    """Never those of the champion, or of a model that is wanted. A worker removes them, within
+    seconds while one is there; the version stays on record, as removed. Repeating it is safe."""
+    by, now, tasks = _caller(context), context.clock(), context.store.tasks
+    found = _there(context, name).named(version)
+    task = None
+    if found.task_id is not None:
+        with suppress(NotFound):
+            task = tasks.get(found.task_id)
+    if task is not None and task.status in OWNED:
         raise Conflict(
-            f"the model of task {task_id!r} cannot be champion: the task is {task.status}, and "
-            "only what a task ended with can"
+            f"version {found.number} of {name!r} is of task {task.id}, which a worker is at: wait "
+            "until it has ended"
         )
-    model = task.best_model
-    if model is None:
-        raise Conflict(
-            f"task {task_id!r} has no model, or no longer: it is {task.status}. Its history says "
-            "what became of it"
-        )
-    wish = Wish(task_id, model, _caller(context), reason, context.clock(), task.promotion)
+    context.store.models.update(name, lambda model: model.deleted(found.number, by, "", now))
+    if task is None or task.best_model is None or task.experiment_id is None:
+        return
+    if task.best_model.run_id == found.model.run_id:
+        why = f"its model was deleted by {by}"
+        tasks.forget_iteration(task.id, task.experiment_id, now, why, is_whole=False)
 
-    def change(registered: RegisteredModel) -> RegisteredModel:
-        _there(registered if registered.versions else None, task.fine_tuning_method)
-        changed = registered.wished(wish)
-        if changed != registered and not registered.is_champion(model.run_id):
-            _check_files(context, model, f"the model of task {task_id!r}")
-        return changed
 
-    return ChampionView.of(context.store.models.update(task.fine_tuning_method, change))
+@router.get(
+    "/{name}/versions/{version}/download",
+    summary="Download a version",
+    response_class=StreamingResponse,
+    responses={**ZIP, **problems(404, 422, 501)},
+)
+async def download_version(name: str, version: str, context: ReadContext) -> StreamingResponse:
+    """By its number, or `champion`. The files lie at the ZIP's root, as those of a task's model."""
+    return await in_download_thread(_open_zip, name, version, context)
+
+
+def _open_zip(name: str, version: str, context: Context) -> StreamingResponse:
+    found = _there(context, name).named(version)
+    if found.removed_at is not None:
+        raise NotFound(f"the files of version {found.number} of {name!r} were removed")
+    called = "-".join(f"{name}-{found.number}".split())
+    called = called if called.isascii() else f"model-{found.number}"
+    return zip_of(found.model, called, context.settings.resolved_tracking_uri)
 
 
 def _caller(context: Context) -> str:
@@ -101,10 +184,16 @@ def _caller(context: Context) -> str:
     return f"{key.name} (key {key.id})" if key else "somebody without a key"
 
 
-def _there(model: RegisteredModel | None, method: str) -> RegisteredModel:
-    if model is None:
+def _there(context: Context, name: str) -> RegisteredModel:
+    """Return a registered model. Raises NotFound."""
+    model = context.store.models.find(name)
+    return _ensure_there(model, name)
+
+
+def _ensure_there(model: RegisteredModel | None, name: str) -> RegisteredModel:
+    if model is None or not model.versions:
         raise NotFound(
-            f"no model of {method!r} is registered: the initial one is, once its first task runs"
+            f"no model of {name!r} is registered: the initial one is, once its first task runs"
         )
     return model
 

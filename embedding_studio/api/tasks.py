@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from embedding_studio.api.artifacts import in_download_thread, in_download_threads, zip_chunks
+from embedding_studio.api.artifacts import ZIP, in_download_thread, zip_of
 from embedding_studio.api.clickstream import report_on
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
@@ -28,7 +28,6 @@ from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, m
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
-from embedding_studio.tracking.reader import open_card, open_model
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 from embedding_studio.wire.tasks import (
     LabelConflictsView,
@@ -200,13 +199,7 @@ def cancel_task(task_id: str, request: Request, context: TuneContext) -> TaskVie
     "/task/{task_id}/model",
     summary="Download the best model",
     response_class=StreamingResponse,
-    responses={
-        200: {
-            "description": "A ZIP of the model's folder",
-            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-        },
-        **problems(404, 501),
-    },
+    responses={**ZIP, **problems(404, 501)},
 )
 async def download_model(task_id: str, context: ReadContext) -> StreamingResponse:
     """The model's files lie at the ZIP's root: unpacked, the folder loads with
@@ -253,14 +246,7 @@ def _open_zip(task_id: str, context: Context) -> StreamingResponse:
     task = context.store.tasks.get(task_id)
     if task.best_model is None:
         raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
-    folder = open_model(task.best_model, context.settings.resolved_tracking_uri)
-    folder.check(task.best_model.files)
-    card = open_card(task.best_model, context.settings.resolved_tracking_uri)
-    return StreamingResponse(
-        in_download_threads(zip_chunks(folder, task.best_model.files, card)),
-        media_type="application/zip",
-        headers={"Content-Disposition": f'attachment; filename="model-{task.id}.zip"'},
-    )
+    return zip_of(task.best_model, f"model-{task.id}", context.settings.resolved_tracking_uri)
 
 
 def _with_its_key(context: Context, wanted: TaskRequest) -> TaskRequest:

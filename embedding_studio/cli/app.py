@@ -45,7 +45,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(clickstream.app, name="batch")
 app.add_typer(items.app, name="items")
 app.add_typer(labels.app, name="labels")
-app.add_typer(models.app, name="champion")
+app.add_typer(models.app, name="models")
 
 
 def _tell_version(wanted: bool) -> None:

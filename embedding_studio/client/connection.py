@@ -1,16 +1,23 @@
 """The connection to an API, by which a client's calls are sent, retried and answered."""
 
 import json
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 import httpx
 import stamina
 from pydantic import BaseModel, TypeAdapter
 
-from embedding_studio.errors import EmbeddingStudioError, StoreUnavailable
+from embedding_studio.errors import (
+    CorruptModel,
+    EmbeddingStudioError,
+    InvalidInput,
+    StoreUnavailable,
+)
 from embedding_studio.wire.errors import ERROR_BY_STATUS, summarize_field_errors
 
 T = TypeVar("T")
@@ -93,6 +100,19 @@ class Connection:
         finally:
             part.unlink(missing_ok=True)
 
+    def _download_model(self, path: str, folder: Path) -> None:
+        """Unpack a ZIP into a folder that must not exist yet or be empty, and appears only once it
+        is complete. Raises InvalidInput, and CorruptModel for a damaged download."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidInput(f"{folder} exists and is not an empty folder: name another one")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # beside the target, so that the last step is one rename within a file system
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+            archive, unpacked = Path(scratch, "model.zip"), Path(scratch, "model")
+            self._download(path, archive)
+            _unpack(archive, unpacked)
+            unpacked.replace(folder)
+
     def _retrying(
         self, call: Callable[[], httpx.Response], attempts: int | None = None
     ) -> httpx.Response:
@@ -159,3 +179,16 @@ def _error_of(response: httpx.Response) -> EmbeddingStudioError:
     except (ValueError, LookupError, TypeError):
         return kind(f"{response.request.url} answered {response.status_code}")
     return kind(summarize_field_errors(detail) if isinstance(detail, list) else str(detail))
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for name in members.namelist():
+                path = PurePosixPath(name)
+                if path.is_absolute() or ".." in path.parts or "\\" in name:
+                    raise CorruptModel(f"the download holds the unsafe path {name!r}")
+            members.extractall(folder)
+    except zipfile.BadZipFile as error:
+        raise CorruptModel(f"the download is damaged: {error}") from error

@@ -1,36 +1,75 @@
-"""Calls for registered models: a method's versions, a person's promotion, and the way back."""
+"""Calls for registered models: their versions, what a person decides of them, and their files."""
+
+from pathlib import Path
+from urllib.parse import quote
 
 from embedding_studio.client.connection import Connection
-from embedding_studio.wire.models import ChampionView, PromoteBody, RollbackBody
+from embedding_studio.wire.models import (
+    ModelSummary,
+    ModelView,
+    PromoteBody,
+    RollbackBody,
+    VersionView,
+)
 
 
 class ModelCalls(Connection):
-    """What tells of a method's champion, and changes it."""
+    """What tells of registered models, and changes which version is champion.
 
-    def champion(self, fine_tuning_method: str) -> ChampionView:
-        """Return a method's versions, newest first, and which of them is champion."""
-        return self._get(
-            ChampionView, "/fine-tuning/champion", fine_tuning_method=fine_tuning_method
+    A version is named by its number, or by the alias `champion`."""
+
+    def list_models(self) -> list[ModelSummary]:
+        """Return the project's models by their names."""
+        return self._get(list[ModelSummary], "/models")
+
+    def get_model(self, name: str) -> ModelView:
+        """Return a model with its versions and what became of its champion, newest first."""
+        return self._get(ModelView, _path(name))
+
+    def get_version(self, name: str, version: int | str = "champion") -> VersionView:
+        """Return a version: its verdict, what it was made of, and what its files say."""
+        return self._get(VersionView, _path(name, version))
+
+    def promote(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        task_id: str | None = None,
+        expected_champion: int | None = None,
+        reason: str = "",
+    ) -> ModelView:
+        """Make a version, or a task's model, champion, whatever its verdict was: that of a task may
+        be `wanted` until a worker has registered it."""
+        body = PromoteBody.model_construct(
+            version=version,
+            task_id=task_id,
+            expected_champion=expected_champion,
+            reason=reason,
         )
+        return self._post(ModelView, f"{_path(name)}/promote", body)
 
-    def promote_task(self, task_id: str, reason: str = "") -> ChampionView:
-        """Make a task's model champion, whatever its verdict was: `wanted` until a worker has."""
-        body = PromoteBody.model_construct(reason=reason)
-        return self._post(ChampionView, f"/fine-tuning/task/{task_id}/promote", body)
-
-    def roll_back(
-        self, fine_tuning_method: str, version: int | None = None, reason: str = ""
-    ) -> ChampionView:
-        """Make an earlier version champion; None: the one whose place the present one took, or, if
+    def roll_back(self, name: str, version: int | None = None, reason: str = "") -> ModelView:
+        """Make an earlier champion champion; None: the one whose place the present one took, or, if
         a model is `wanted`, the present one itself: it stays."""
         expected = None
         if version is None:  # named here: a retry after a lost answer must not go back once more
-            found = self.champion(fine_tuning_method)
+            found = self.get_model(name)
             version, expected = found.previous_version, found.champion
         body = RollbackBody.model_construct(
-            fine_tuning_method=fine_tuning_method,
-            version=version,
-            expected_champion=expected,
-            reason=reason,
+            version=version, expected_champion=expected, reason=reason
         )
-        return self._post(ChampionView, "/fine-tuning/champion/rollback", body)
+        return self._post(ModelView, f"{_path(name)}/rollback", body)
+
+    def delete_version(self, name: str, version: int) -> None:
+        """Delete the files of a version that is not champion; it stays on record as removed."""
+        self._call("DELETE", _path(name, version), fine=204)
+
+    def download_version(self, name: str, folder: Path, version: int | str = "champion") -> None:
+        """Write a version's files to `folder`, as `download_model` does."""
+        self._download_model(f"{_path(name, version)}/download", folder)
+
+
+def _path(name: str, version: int | str | None = None) -> str:
+    path = f"/models/{quote(name, safe='')}"
+    return path if version is None else f"{path}/versions/{quote(str(version), safe='')}"

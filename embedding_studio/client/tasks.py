@@ -1,16 +1,13 @@
 """Calls for fine-tuning tasks and the models they made."""
 
-import tempfile
 import time
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from embedding_studio.client.connection import REPORT_SECONDS, Connection
-from embedding_studio.errors import CorruptModel, InvalidInput
 from embedding_studio.tasks import TERMINAL, Budget, Promote, SearchOptions, TaskStatus
 from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskPlan, TaskView
 
@@ -165,25 +162,4 @@ class TaskCalls(Connection):
         """Write a task's model to `folder`, which must not exist yet or be empty.
 
         The folder appears only once it is complete. Raises CorruptModel for a damaged download."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InvalidInput(f"{folder} exists and is not an empty folder: name another one")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # beside the target, so that the last step is one rename within a file system
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
-            archive, unpacked = Path(scratch, "model.zip"), Path(scratch, "model")
-            self._download(f"/fine-tuning/task/{task_id}/model", archive)
-            _unpack(archive, unpacked)
-            unpacked.replace(folder)
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    folder.mkdir()
-    try:
-        with zipfile.ZipFile(archive) as members:
-            for name in members.namelist():
-                path = PurePosixPath(name)
-                if path.is_absolute() or ".." in path.parts or "\\" in name:
-                    raise CorruptModel(f"the download holds the unsafe path {name!r}")
-            members.extractall(folder)
-    except zipfile.BadZipFile as error:
-        raise CorruptModel(f"the download is damaged: {error}") from error
+        self._download_model(f"/fine-tuning/task/{task_id}/model", folder)

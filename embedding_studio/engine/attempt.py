@@ -48,7 +48,7 @@ from embedding_studio.errors import (
     NotFound,
 )
 from embedding_studio.methods import AnyMethod, Parameters, Scores
-from embedding_studio.models import RegisteredModel
+from embedding_studio.models import RegisteredModel, Training
 from embedding_studio.search import Trial, draw_again, draw_sets
 from embedding_studio.tasks import (
     FineTuningTask,
@@ -123,6 +123,8 @@ class Attempt:
         #: how many parts of the queries judge
         self.folds = task.folds or method.folds
         self.champions = Champions(self.house)
+        #: what the iteration starts from, once that is known
+        self.parent = ""
         self.feedback = Feedback(self)
 
     # -- the starting point ------------------------------------------------------------------
@@ -141,6 +143,7 @@ class Attempt:
         found = self.lease.patiently(self.house.store.models.find, self.task.registered_as)
         registered = found or registered
         model = registered.version(registered.champion).model
+        self.parent = f"{registered.name}/{registered.champion}"
         try:
             tracking.models.download(model, workspace.start)
         except CorruptModel as error:
@@ -179,6 +182,7 @@ class Attempt:
             self.task.labels_id or "",
             self.task.judge_labels_id or "",
             self.task.fine_tuning_method if self.task.model_name else "",
+            self.parent,
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)
@@ -311,9 +315,10 @@ class Attempt:
         verdict = replace(
             verdict, gained=gained, lost=lost, folds=len(folds), sessions_needed=needed
         )
-        promote = self.task.promote or Promote(self.method.promote)
+        promote = self._promote_when
         registered = self._registered()
-        if verdict.promoted and (known := registered.version_of(best.run_id)) is not None:
+        known = registered.version_of(best.run_id)
+        if verdict.promoted and known is not None and known.was_champion:
             verdict = _refused(
                 verdict, f"it was champion as version {known.number} and was rolled back"
             )
@@ -348,7 +353,7 @@ class Attempt:
             self.method.direction,
             self.house.settings.seed,
         )
-        promote = self.task.promote or Promote(self.method.promote)
+        promote = self._promote_when
         before: Scores
         after: Scores
         before, after = (join([one.scores for one in of]) for of in (of_start, of_set))
@@ -437,8 +442,14 @@ class Attempt:
         tracking, settings = self.house.tracking, self.house.settings
         self.lease.check()
         if best is not None:
+            training = tracking.iterations.training_of(
+                experiment_id, best.run_id, self.task.batch_ids, self.method.meta.version
+            )
             if promotion.promoted:
-                promotion = self._promote(experiment_id, best, promotion)
+                promotion = self._promote(experiment_id, best, promotion, training)
+            if not promotion.promoted:
+                keep, never = self.champions.keep, self._promote_when is Promote.NEVER
+                self.lease.patiently(keep, self.task, best, promotion, training, never)
             if promotion.served_model is ServedModel.REFIT:
                 self._keep_only(experiment_id, best)
             tracking.iterations.describe_verdict(experiment_id, promotion, best)
@@ -461,12 +472,18 @@ class Attempt:
         kept = registered.kept_run_ids if registered else ()
         self.house.tracking.runs.keep_best(experiment_id, model.run_id, kept)
 
-    def _promote(self, experiment_id: str, best: StoredModel, promotion: Promotion) -> Promotion:
+    @property
+    def _promote_when(self) -> Promote:
+        return self.task.promote or Promote(self.method.promote)
+
+    def _promote(
+        self, experiment_id: str, best: StoredModel, promotion: Promotion, training: Training
+    ) -> Promotion:
         """Make the best model champion; take the verdict back if the champion was moved since."""
         start_run_id = self.house.tracking.iterations.start_run_id(experiment_id)
         promote = self.champions.promote
         try:
-            self.lease.patiently(promote, self.task, best, promotion, start_run_id)
+            self.lease.patiently(promote, self.task, best, promotion, start_run_id, training)
         except Conflict as error:
             promotion = _refused(promotion, f"{error}: start a new task")
             self._record_verdict(promotion)

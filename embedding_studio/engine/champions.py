@@ -7,7 +7,15 @@ from datetime import timedelta
 
 from embedding_studio.engine.house import House
 from embedding_studio.errors import Conflict, CorruptModel
-from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel, Wish
+from embedding_studio.models import (
+    STAYING,
+    ChampionMove,
+    ModelVersion,
+    MoveKind,
+    RegisteredModel,
+    Training,
+    Wish,
+)
 from embedding_studio.tasks import FineTuningTask, Promotion, StoredModel
 from embedding_studio.tracking import story
 
@@ -59,14 +67,19 @@ class Champions:
         return self._house.store.models.update(task.registered_as, begin, method)
 
     def promote(
-        self, task: FineTuningTask, model: StoredModel, promotion: Promotion, start_run_id: str
+        self,
+        task: FineTuningTask,
+        model: StoredModel,
+        promotion: Promotion,
+        start_run_id: str,
+        training: Training | None = None,
     ) -> None:
-        """Make a task's model champion in the place of the one that it started from.
+        """Make a task's model champion in the place of the one that it was compared with.
 
         Once: if that happened before, nothing does, whoever is champion by now. Raises Conflict
         when another one has become champion meanwhile, or is wanted."""
         seen = self.of(task.registered_as, task.fine_tuning_method)
-        if seen.version_of(model.run_id) is not None:
+        if seen.was_champion(model.run_id):
             return
         start = seen.version_of(start_run_id)
         expected = start.number if start else None
@@ -74,20 +87,47 @@ class Champions:
         seen.ensure_unwanted()
         verdict = story.verdict(promotion)
         number = self._house.tracking.registry.register(task.registered_name, model, verdict)
-        new = ModelVersion(number, model, self._house.clock(), task.id, promotion)
+        now = self._house.clock()
+        new = ModelVersion(number, model, now, task.id, promotion, training=training)
         move = self._move(MoveKind.PROMOTED, expected, number, f"task {task.id}", verdict)
 
         def take_the_place(found: RegisteredModel) -> RegisteredModel:
-            if found.version_of(model.run_id) is not None:
+            if found.was_champion(model.run_id):
                 return found
             found.ensure_unwanted()
             return found.moved(move, new)
 
         self._house.store.models.update(task.registered_as, take_the_place)
 
+    def keep(
+        self,
+        task: FineTuningTask,
+        model: StoredModel,
+        promotion: Promotion,
+        training: Training,
+        awaits_decision: bool,
+    ) -> None:
+        """Register a task's model that is not promoted: a person may decide otherwise. Repeating it
+        is safe."""
+        seen = self.of(task.registered_as, task.fine_tuning_method)
+        if seen.version_of(model.run_id) is not None:
+            return
+        verdict = story.verdict(promotion)
+        number = self._house.tracking.registry.register(task.registered_name, model, verdict)
+        new = ModelVersion(
+            number,
+            model,
+            self._house.clock(),
+            task.id,
+            promotion,
+            awaits_decision=awaits_decision,
+            training=training,
+        )
+        self._house.store.models.update(task.registered_as, lambda found: found.with_refused(new))
+
     def mirror(self, name: str) -> bool:
-        """Carry out the wish that waits, if any, and point MLflow's alias to the champion; False
-        while another worker is at it.
+        """Carry out the wish that waits, if any, remove what a person deleted, and point MLflow's
+        alias to the champion; False while another worker is at it.
 
         Nobody else does either for this model for as long as a lease."""
         seen = self._house.store.models.find(name)
@@ -108,17 +148,33 @@ class Champions:
 
         guarded = self._house.guarded(ensure_in_time)
         try:
+            if claimed.leaving:
+                Champions(guarded)._remove(claimed)
+                return self.mirror(name)
             if claimed.wanted is not None:
                 Champions(guarded)._grant(claimed, claimed.wanted)
                 return self.mirror(name)
             if not guarded.tracking.registry.has_version(claimed.registered_name, claimed.champion):
                 self._register_anew(claimed)
                 return False
+            Champions(guarded)._tell(claimed)
             guarded.tracking.registry.set_champion(claimed.registered_name, claimed.champion)
         except Conflict:
             return False
         self._house.store.models.update(name, lambda model: model.mirrored_as(claimed))
         return True
+
+    def _remove(self, claimed: RegisteredModel) -> None:
+        """Remove the files of deleted versions, and their entries in MLflow, and let the claim
+        go."""
+        tracking = self._house.tracking
+        for run_id in claimed.leaving:
+            tracking.registry.delete_versions_of(claimed.registered_name, run_id)
+            tracking.models.delete(run_id)
+        self._house.store.models.update(
+            claimed.name,
+            lambda model: model.without_leaving(claimed.leaving).let_go(claimed),
+        )
 
     def _grant(self, claimed: RegisteredModel, wish: Wish) -> None:
         """Make champion what a person wished for, and let the claim go.
@@ -128,11 +184,7 @@ class Champions:
         told = story.promoted_by_hand(wish.by, wish.why)
         try:
             self._ensure_kept(wish)
-            described = f"{told}. {story.verdict(wish.promotion)}" if wish.promotion else told
-            number = tracking.registry.register(claimed.registered_name, wish.model, described)
-            # of an earlier wish that came to nothing, it may be there with other words
-            tracking.registry.describe(claimed.registered_name, number, described)
-            tracking.iterations.tell_promotion(wish.model.run_id, told)
+            number = tracking.registry.register(claimed.registered_name, wish.model, told)
         except CorruptModel as error:
             why = str(error)
 
@@ -147,6 +199,18 @@ class Champions:
         self._house.store.models.update(
             claimed.name, lambda model: carry_out(model).let_go(claimed)
         )
+
+    def _tell(self, claimed: RegisteredModel) -> None:
+        """Say in MLflow that a person made the champion what it is, if one did."""
+        move = next(move for move in reversed(claimed.moves) if move.kind not in STAYING)
+        if move.kind is not MoveKind.PROMOTED_BY_HAND:
+            return
+        version, tracking = claimed.version(claimed.champion), self._house.tracking
+        told = story.promoted_by_hand(move.by, move.why)
+        verdict = f". {story.verdict(version.promotion)}" if version.promotion else ""
+        tracking.registry.describe(claimed.registered_name, version.number, told + verdict)
+        if version.task_id is not None:
+            tracking.iterations.tell_promotion(version.model.run_id, told)
 
     def _ensure_kept(self, wish: Wish) -> None:
         """Raise CorruptModel unless a wish's model is there to stay.

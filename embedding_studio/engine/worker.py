@@ -367,9 +367,11 @@ class Worker:
         now = store.tasks.get(task.id)
         if now.status is not TaskStatus.CANCELED or now.attempt != task.attempt:
             return
-        model = store.models.find(task.registered_as)
+        model = store.models.update(
+            task.registered_as, lambda model: model.without_task(task.id, self._house.clock())
+        )
         with self._while_ended(task, TaskStatus.CANCELED) as tracking:
-            tracking.iterations.discard_task(task.id, model.kept_run_ids if model else ())
+            tracking.iterations.discard_task(task.id, model.kept_run_ids)
             self._house.store.tasks.release_canceled(lease.claim)
             log.info("canceled, what it wrote is removed")
 

@@ -57,9 +57,15 @@ def _iterations(
     def finish(iteration: "Iteration", task: FineTuningTask | None, end: TaskStatus) -> None:
         experiment_id, task_id = iteration.experiment_id, iteration.task_id
         if end is TaskStatus.CANCELED:
-            why, tasks = "the task was canceled", store.in_project(iteration.project).tasks
-            tasks.forget_iteration(task_id, experiment_id, now, why, is_whole=False)
-            tracking.iterations.discard_task(task_id, kept_run_ids)
+            why, whose = "the task was canceled", store.in_project(iteration.project)
+            whose.tasks.forget_iteration(task_id, experiment_id, now, why, is_whole=False)
+            kept = set(kept_run_ids)
+            if task is not None:
+                model = whose.models.update(
+                    task.registered_as, lambda model: model.without_task(task_id, now)
+                )
+                kept -= {v.model.run_id for v in model.versions if v.removed_at is not None}
+            tracking.iterations.discard_task(task_id, kept)
         else:
             tracking.runs.kill_unfinished(experiment_id)
             # a done one has its verdict there already

@@ -8,7 +8,7 @@ from embedding_studio.models import RegisteredModel
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import Document, Documents, Filter, Kind
 
-MODELS = Kind("models")
+MODELS = Kind("models", indexes=(("project",),))
 MODEL = Codec(RegisteredModel)
 
 
@@ -60,6 +60,12 @@ class Models:
                 return seen
             if (changed := self.change(wanted)) is not None:
                 return changed
+
+    def of_project(self) -> list[RegisteredModel]:
+        """Return this project's registered models by their names."""
+        whose: Filter = {"project": self._project}
+        found = map(model_of, self._documents.find(MODELS, whose, sort=("id",)))
+        return [model for model in found if model.versions]
 
     def all(self, are_mirrored: bool | None = None) -> list[RegisteredModel]:
         """Return the registered models of all projects; only those whose champion MLflow's alias

@@ -1,23 +1,26 @@
 """Iterations, each an MLflow experiment that is found by its tags."""
 
+import ast
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from types import NoneType
 from typing import NamedTuple
 
 import mlflow
 from mlflow.entities import Experiment
 
 from embedding_studio.methods import Direction
+from embedding_studio.models import Training
 from embedding_studio.projects import DEFAULT_PROJECT, RegisteredName
 from embedding_studio.search import Trial
 from embedding_studio.tasks import Promotion, StoredModel
 from embedding_studio.tracking import card, story
 from embedding_studio.tracking.client import Client, unless_gone
 from embedding_studio.tracking.models import MODEL_FOLDER, Models
-from embedding_studio.tracking.names import TRAINED_TOKENS
+from embedding_studio.tracking.names import TRAINED_TOKENS, from_mlflow
 from embedding_studio.tracking.reader import CARD
 from embedding_studio.tracking.registry import Registry
 from embedding_studio.tracking.runs import Runs
@@ -80,6 +83,7 @@ class Iterations:
         labels_id: str = "",
         judge_labels_id: str = "",
         method: str = "",
+        parent: str = "",
     ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
@@ -87,7 +91,7 @@ class Iterations:
         that started from another one is closed as abandoned, and a new one is made. So it is after
         a fresh start. made: which time range was learnt from, if one was; the batch is its last.
         labels_id, judge_labels_id: the labels that were learnt from, and that judge, if any.
-        method: by which, where the model is not named like it."""
+        method: by which, where the model is not named like it. parent: what is started from."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -117,6 +121,7 @@ class Iterations:
             **({"es.labels": labels_id} if labels_id else {}),
             **({"es.judge_labels": judge_labels_id} if judge_labels_id else {}),
             **({"es.plugin": method} if method else {}),
+            **({"es.parent": parent} if parent else {}),
         }
         experiment_id = self._client.create_experiment(
             f"iteration / {registered_name} / {batch_id or labels_id}",
@@ -144,6 +149,21 @@ class Iterations:
         """Return the run of the model that an iteration started from."""
         start: str = self._client.reading.get_experiment(experiment_id).tags["es.start_run_id"]
         return start
+
+    def training_of(
+        self, experiment_id: str, run_id: str, batch_ids: Sequence[str], method_version: str
+    ) -> Training:
+        """Return what an iteration made a run's model of. batch_ids: where several were named."""
+        tags = self._client.reading.get_experiment(experiment_id).tags
+        params = self._client.reading.get_run(run_id).data.params.items()
+        return Training(
+            tags.get("es.parent"),
+            tuple(batch_ids or filter(None, [tags["es.batch_id"]])),
+            tags.get("es.labels"),
+            tags.get("es.judge_labels"),
+            method_version,
+            {from_mlflow(name): _value(text) for name, text in sorted(params)},
+        )
 
     def record_cost(self, experiment_id: str, trained_tokens: int) -> None:
         """Tag an iteration with what its trials have cost."""
@@ -297,6 +317,15 @@ def _as_iteration(experiment_id: str, tags: Mapping[str, str]) -> Iteration:
         state=tags["es.state"],
         generation=int(tags["es.generation"]),
     )
+
+
+def _value(text: str) -> int | float | bool | str | None:
+    """Return what a parameter is that MLflow keeps as text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, int | float | bool | NoneType) else text
 
 
 def _generation(experiment: Experiment) -> int:

@@ -22,8 +22,9 @@ from mlflow.models import Model
 from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import CorruptModel
 from embedding_studio.projects import RegisteredName
-from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tasks import ModelFacts, ModelFile, StoredModel
 from embedding_studio.tracking.client import Client, local_folder, repository, unless_gone
+from embedding_studio.tracking.facts import facts_of
 from embedding_studio.tracking.files import (
     describe_files,
     hash_of,
@@ -34,7 +35,7 @@ from embedding_studio.tracking.files import (
 from embedding_studio.tracking.flavor import PAYLOAD, write_flavor
 
 MODEL_FOLDER = "model"  # the artifact folder of a run's model: an MLflow model
-_MANIFEST = "files.json"  # in it: the payload's folder, and path, size and hash of each file
+_MANIFEST = "files.json"  # in it: the payload's folder, path, size and hash of each file, and facts
 
 
 class Models:
@@ -103,13 +104,15 @@ class Models:
         beside = folder.parent / f"{folder.name}.mlmodel"
         beside.mkdir(exist_ok=True)
         payload = write_flavor(folder, beside)
-        manifest = json.dumps({"payload": payload, "files": [asdict(file) for file in files]})
+        facts = facts_of(folder, files)
+        described = {"files": [asdict(file) for file in files], "facts": asdict(facts)}
+        manifest = json.dumps({"payload": payload, **described})
         (beside / _MANIFEST).write_text(manifest)
         self._client.writing.set_tag(run_id, "es.manifest.sha256", hash_of(manifest))
         self._client.writing.set_tag(run_id, "es.model", "uploading")
         self._upload(run_id, folder, f"{MODEL_FOLDER}/{payload}")
         self._upload(run_id, beside, MODEL_FOLDER)
-        return self._locate(run_id, payload, files)
+        return self._locate(run_id, payload, files, facts)
 
     def _upload(self, run_id: str, folder: Path, path: str) -> None:
         """Upload a folder; where artifacts are local files, they share the bytes with it."""
@@ -168,7 +171,8 @@ class Models:
             )
         manifest = json.loads(text)
         files = tuple(ModelFile(**file) for file in manifest["files"])
-        return self._locate(run_id, manifest["payload"], files)
+        facts = ModelFacts(**manifest["facts"]) if "facts" in manifest else None
+        return self._locate(run_id, manifest["payload"], files, facts)
 
     def foreign(self, version: Any) -> StoredModel:
         """Return a sentence-transformers model that somebody else registered, as it lies there."""
@@ -190,12 +194,15 @@ class Models:
                 Path(card).unlink()
             require_plain(folder)
             files = tuple(describe_files(folder))
+            facts = facts_of(folder, files)
         refuse_unknown_kinds(file.path for file in files)
-        return StoredModel(name, place, files)
+        return StoredModel(name, place, files, facts)
 
     def delete(self, run_id: str) -> None:
-        """Delete the model files of one run, if it has any. Repeating it is safe."""
-        self.delete_of(self._client.reading.get_run(run_id))
+        """Delete the model files of one run, if it is there and has any. Repeating it is safe. What
+        somebody else registered in MLflow stays: it is no run of ours."""
+        with unless_gone():
+            self.delete_of(self._client.reading.get_run(run_id))
 
     def delete_of(self, run: Run) -> None:
         """Delete the model files of a run, if it has any."""
@@ -235,7 +242,12 @@ class Models:
             why = str(error).strip().splitlines()[-1]  # MLflow tells more lines, for its own people
             raise CorruptModel(f"the files of {what} cannot be read: {why}") from error
 
-    def _locate(self, run_id: str, payload: str, files: tuple[ModelFile, ...]) -> StoredModel:
-        return StoredModel(
-            run_id, f"{self._client.artifact_uri(run_id)}/{MODEL_FOLDER}/{payload}", files
-        )
+    def _locate(
+        self,
+        run_id: str,
+        payload: str,
+        files: tuple[ModelFile, ...],
+        facts: ModelFacts | None,
+    ) -> StoredModel:
+        place = f"{self._client.artifact_uri(run_id)}/{MODEL_FOLDER}/{payload}"
+        return StoredModel(run_id, place, files, facts)

@@ -1,4 +1,4 @@
-"""MLflow's registry: the versions of a method's model, and the alias `champion`."""
+"""MLflow's registry: the versions of models, and the alias `champion`."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Registry:
         self._models = models
 
     def champion(self, name: RegisteredName) -> StoredModel | None:
-        """Return the model behind the alias `champion` of a method's registered model.
+        """Return the model behind the alias `champion` of a registered model.
 
         Raises CorruptModel when it is neither ours nor of sentence-transformers, or when its files
         are gone."""
@@ -96,6 +96,13 @@ class Registry:
         """Delete a version; its files are not touched. Repeating it is safe."""
         with unless_gone():
             self._client.writing.delete_model_version(name, number)
+
+    def delete_versions_of(self, name: RegisteredName, run_id: str) -> None:
+        """Delete the versions that are a run's model; their files are not touched. Repeating it is
+        safe."""
+        is_it = f"name = '{name}' AND run_id = '{run_id}'"
+        for version in list(self._client.reading.search_model_versions(is_it)):
+            self.delete_version(name, str(version.version))
 
     def versions(self, name: RegisteredName) -> list[Any]:
         """Return all versions of a registered model, as MLflow has them."""

@@ -1,16 +1,27 @@
-"""The JSON of registered models: a method's versions, and which of them is champion."""
+"""The JSON of registered models: their versions, and which of them is champion."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from embedding_studio.models import ModelVersion, MoveKind, RegisteredModel, Wish
+from embedding_studio.models import (
+    STAYING,
+    ModelVersion,
+    MoveKind,
+    RegisteredModel,
+    VersionState,
+    Wish,
+    beware_of,
+)
 from embedding_studio.tasks import Promotion
-from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain
+from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain, is_none
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET, strict=True)]
 Reason = Annotated[str, StringConstraints(max_length=500), Plain]
+_EXPECTED = "refused if another version is champion by now"
 
 
 class RollbackBody(BaseModel):
@@ -18,40 +29,49 @@ class RollbackBody(BaseModel):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {
-                    "fine_tuning_method": "Default Fine Tuning Method",
-                    "version": 2,
-                    "expected_champion": 3,
-                    "reason": "fewer orders since Monday",
-                }
+                {"version": 2, "expected_champion": 3, "reason": "fewer orders since Monday"}
             ]
         },
     )
 
-    fine_tuning_method: Id = Field(description="the `meta.name` of a plugin")
     version: VersionNumber | None = Field(
         None, description="to be champion; absent: the one whose place the present one took"
     )
-    expected_champion: VersionNumber | None = Field(
-        None, description="refused if another version is champion by now"
-    )
+    expected_champion: VersionNumber | None = Field(None, description=_EXPECTED)
     reason: Reason = Field("", description="for people")
 
 
 class PromoteBody(BaseModel):
+    """Exactly one of version and task_id."""
+
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"reason": "reads better to our editors"}]}
+        extra="forbid",
+        json_schema_extra={"examples": [{"version": 4, "reason": "reads better to our editors"}]},
     )
 
+    version: VersionNumber | None = Field(None, description="to be champion")
+    task_id: Id | None = Field(None, description="whose model is to be champion")
+    expected_champion: VersionNumber | None = Field(None, description=_EXPECTED)
     reason: Reason = Field("", description="for people")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.version is None) == (self.task_id is None):
+            raise ValueError("name a version or a task_id, not both and not none")
+        return self
 
 
 class VersionView(BaseModel):
-    """A version of a method's model."""
+    """A version of a model. What is not known of it is absent."""
 
     version: int = Field(description="as in MLflow's registry")
+    state: VersionState = Field(
+        description="champion; former: it was champion; refused: its verdict was against it; "
+        "candidate: a person is to decide, for its task's `promote` is never; removed: its files "
+        "are gone"
+    )
     is_champion: bool
-    can_be_champion: bool = Field(description="whether a rollback may name it")
+    can_be_champion: bool = Field(description="whether it may be promoted, for its files are there")
     created_at: datetime
     run_id: str
     task_id: str | None
@@ -60,12 +80,42 @@ class VersionView(BaseModel):
         "task ended without one"
     )
     removed_at: datetime | None = Field(description="when its files were removed")
+    fine_tuning_method: str
+    method_version: str | None = Field(None, exclude_if=is_none)
+    parent: str | None = Field(
+        None, exclude_if=is_none, description="what it was trained from: a version, `name/3`"
+    )
+    batch_ids: list[str] | None = Field(
+        None, exclude_if=is_none, description="it learnt from; of a time range the last"
+    )
+    labels_id: str | None = Field(None, exclude_if=is_none, description="it learnt from, too")
+    judge_labels_id: str | None = Field(None, exclude_if=is_none, description="that judged it")
+    parameters: Mapping[str, int | float | bool | str | None] | None = Field(
+        None, exclude_if=is_none, description="the hyperparameter set, with its seed"
+    )
+    base_model: str | None = Field(None, exclude_if=is_none, description="by its card")
+    license: str | None = Field(
+        None, exclude_if=is_none, description="of the base model, by its card"
+    )
+    sha256: str | None = Field(
+        None, exclude_if=is_none, description="of the list of its files with their hashes"
+    )
+    size_bytes: int | None = Field(None, exclude_if=is_none)
+    dimensions: int | None = Field(None, exclude_if=is_none, description="how long its vectors are")
+    prompts: Mapping[str, str] | None = Field(
+        None, exclude_if=is_none, description="what comes before a text, by the prompt's name"
+    )
+    warnings: list[str] = Field([], description="what speaks against using it: of its licence, say")
 
     @classmethod
-    def of(cls, version: ModelVersion, champion: int | None) -> Self:
-        is_champion = version.number == champion
+    def of(cls, version: ModelVersion, model: RegisteredModel) -> Self:
+        is_champion = version.number == model.champion
+        facts, training = version.model.facts, version.training
+        known = asdict(facts) if facts else {}
+        known |= asdict(training) if training else {}
         return cls(
             version=version.number,
+            state=model.state_of(version),
             is_champion=is_champion,
             can_be_champion=version.removed_at is None and not is_champion,
             created_at=version.created_at,
@@ -73,11 +123,14 @@ class VersionView(BaseModel):
             task_id=version.task_id,
             promotion=version.promotion,
             removed_at=version.removed_at,
+            fine_tuning_method=model.fine_tuning_method,
+            warnings=[] if facts is None else beware_of(facts),
+            **known,
         )
 
 
 class MoveView(BaseModel):
-    """One change of the champion."""
+    """One change of the champion, or what else became of the model."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -107,11 +160,27 @@ class WishView(BaseModel):
         )
 
 
-class ChampionView(BaseModel):
-    """What is registered of a method, newest first."""
+def _summary_of(model: RegisteredModel) -> dict[str, Any]:
+    moves = [move for move in model.moves if move.kind not in STAYING]
+    return {
+        "name": model.name,
+        "fine_tuning_method": model.fine_tuning_method,
+        "registered_name": model.registered_name,
+        "champion": model.champion,
+        "previous_version": model.previous,
+        "wanted": None if model.wanted is None else WishView.of(model.wanted),
+        "is_mirrored": model.is_mirrored,
+        "version_count": len(model.kept_numbers),
+        "changed_at": moves[-1].at if moves else None,
+    }
 
-    fine_tuning_method: str
-    name: str = Field(description="in MLflow's registry: models:/<name>@champion")
+
+class ModelSummary(BaseModel):
+    """A registered model as it is listed."""
+
+    name: str
+    fine_tuning_method: str = Field(description="by which its versions are made")
+    registered_name: str = Field(description="in MLflow's registry: models:/<that>@champion")
     champion: int | None
     previous_version: int | None = Field(
         description="what a rollback leads to that names none; while a model is wanted, that is "
@@ -121,20 +190,27 @@ class ChampionView(BaseModel):
         None, description="a model that a worker is to make champion, within seconds"
     )
     is_mirrored: bool = Field(
-        description="whether MLflow's alias shows the champion already, and no model is wanted"
+        description="whether MLflow shows what is here: the champion, and no deleted version"
     )
+    version_count: int = Field(description="of those whose files are there")
+    changed_at: datetime | None = Field(description="when its champion was last moved")
+
+    @classmethod
+    def of(cls, model: RegisteredModel) -> Self:
+        return cls(**_summary_of(model))
+
+
+class ModelView(ModelSummary):
+    """A registered model with its versions and what became of its champion, newest first."""
+
     versions: list[VersionView]
     moves: list[MoveView]
 
     @classmethod
     def of(cls, model: RegisteredModel) -> Self:
+        newest = sorted(model.versions, key=lambda one: one.number, reverse=True)
         return cls(
-            fine_tuning_method=model.fine_tuning_method,
-            name=model.registered_name,
-            champion=model.champion,
-            previous_version=model.previous,
-            wanted=None if model.wanted is None else WishView.of(model.wanted),
-            is_mirrored=model.is_mirrored,
-            versions=[VersionView.of(one, model.champion) for one in reversed(model.versions)],
+            **_summary_of(model),
+            versions=[VersionView.of(one, model) for one in newest],
             moves=[MoveView.model_validate(move) for move in reversed(model.moves)],
         )

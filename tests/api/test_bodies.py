@@ -180,7 +180,7 @@ def test_a_long_list_is_refused_unseen(api: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/clickstream/session", "/fine-tuning/task", "/fine-tuning/champion/rollback"]
+    "path", ["/clickstream/session", "/fine-tuning/task", "/models/m/rollback"]
 )
 def test_very_many_wrong_fields_are_counted_only(api: TestClient, path: str) -> None:
     """They are a 422 that says how many there are: to name each would cost more than to post it."""

@@ -53,6 +53,9 @@ LABEL = {"query": "blue hats", "object_id": "hat-1", "grade": 2}
 Call = Callable[[TestClient, Ids], Any]
 
 
+MODEL = f"/models/{METHOD}"
+
+
 @dataclass
 class Route:
     """call: with ids of project a. scope: what it takes; None where anyone may ask. status: what
@@ -183,22 +186,22 @@ ROUTES: dict[str, Route] = {
     "GET /fine-tuning/task/{task_id}/events": Route(
         lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/events"), Scope.READ, 404
     ),
-    "GET /fine-tuning/champion": Route(
-        lambda api, ids: api.get("/fine-tuning/champion", params={"fine_tuning_method": METHOD}),
-        Scope.READ,
-        404,
+    "GET /models": Route(lambda api, ids: api.get("/models"), Scope.READ, 200),
+    "GET /models/{name}": Route(lambda api, ids: api.get(MODEL), Scope.READ, 404),
+    "GET /models/{name}/versions/{version}": Route(
+        lambda api, ids: api.get(f"{MODEL}/versions/1"), Scope.READ, 404
     ),
-    "POST /fine-tuning/task/{task_id}/promote": Route(
-        lambda api, ids: api.post(f"/fine-tuning/task/{ids.task_id}/promote", json={}),
-        Scope.TUNE,
-        404,
+    "GET /models/{name}/versions/{version}/download": Route(
+        lambda api, ids: api.get(f"{MODEL}/versions/champion/download"), Scope.READ, 404
     ),
-    "POST /fine-tuning/champion/rollback": Route(
-        lambda api, ids: api.post(
-            "/fine-tuning/champion/rollback", json={"fine_tuning_method": METHOD}
-        ),
-        Scope.TUNE,
-        404,
+    "POST /models/{name}/promote": Route(
+        lambda api, ids: api.post(f"{MODEL}/promote", json={"version": 1}), Scope.TUNE, 404
+    ),
+    "POST /models/{name}/rollback": Route(
+        lambda api, ids: api.post(f"{MODEL}/rollback", json={}), Scope.TUNE, 404
+    ),
+    "DELETE /models/{name}/versions/{version}": Route(
+        lambda api, ids: api.delete(f"{MODEL}/versions/1"), Scope.TUNE, 404
     ),
     "POST /fine-tuning/schedule": Route(
         lambda api, ids: api.post(

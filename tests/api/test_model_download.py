@@ -137,7 +137,7 @@ def test_downloads_that_hang_hold_up_nobody_else(
         raise StoreUnavailable("MLflow's server does not answer")
 
     finish_with_model(store, "/some/model", ())
-    monkeypatch.setattr("embedding_studio.api.tasks.open_model", hang)
+    monkeypatch.setattr("embedding_studio.api.artifacts.open_model", hang)
     app = create_app(store, settings, clock)
 
     async def ask() -> list[httpx.Response]:

@@ -54,12 +54,12 @@ BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
         ScheduleBody,
         {**TASK, "cron": "30 3 * * 1", "interval_seconds": None, "min_new_sessions": 1},
     ),
-    ("/fine-tuning/task/t/promote", PromoteBody, {"reason": "r"}),
     (
-        "/fine-tuning/champion/rollback",
-        RollbackBody,
-        {"fine_tuning_method": METHOD, "version": 1, "expected_champion": 1, "reason": "r"},
+        "/models/m/promote",
+        PromoteBody,
+        {"version": None, "task_id": "t", "expected_champion": 1, "reason": "r"},
     ),
+    ("/models/m/rollback", RollbackBody, {"version": 1, "expected_champion": 1, "reason": "r"}),
 ]  # fmt: skip
 
 

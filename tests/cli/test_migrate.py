@@ -134,7 +134,7 @@ def check_served(url: str, folder: Path) -> None:
         }  # fmt: skip
         events = get("/clickstream/session", session_id="s-1")["events"]
         assert [event["event_id"] for event in events] == ["e-1", "e-2", "e-3"]
-        assert get("/fine-tuning/champion", fine_tuning_method="m")["champion"] == 2
+        assert get("/models/m")["champion"] == 2
     acme = store.in_project("acme")
     assert [task.status for task in acme.tasks.page()] == ["canceled"]
     assert [schedule.id for schedule in acme.schedules.all()] == ["s-1"]

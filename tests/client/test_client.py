@@ -349,9 +349,9 @@ def test_stopping_and_reading_the_history(client: EmbeddingStudioClient, store: 
 def test_rolling_back(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:
     """A rollback whose answer was lost goes back once; one that leads nowhere is refused."""
     with pytest.raises(NotFound, match=METHOD):
-        client.champion(METHOD)
+        client.get_model(METHOD)
     register(store, tmp_path)
-    assert [one.version for one in client.champion(METHOD).versions] == [3, 2, 1]
+    assert [one.version for one in client.get_model(METHOD).versions] == [3, 2, 1]
     sent = client._http.request
     lost: list[str] = []
 
@@ -375,42 +375,45 @@ def test_rolling_back(client: EmbeddingStudioClient, store: Store, tmp_path: Pat
 def test_rolling_back_by_command(
     client: EmbeddingStudioClient, store: Store, tmp_path: Path
 ) -> None:
-    """`champion list` shows versions and moves, `champion rollback` makes one champion."""
+    """`models show` tells versions and moves, `models rollback` makes one champion."""
     register(store, tmp_path)
     url = str(client._http.base_url).removesuffix("/api/v1/")
 
     def run(*words: str) -> Result:
-        return CliRunner().invoke(app, ["champion", *words, "--url", url])
+        return CliRunner().invoke(app, ["models", *words, "--url", url])
 
-    told = run("rollback", METHOD, "--version", "1", "--reason", "fewer orders").stdout
+    told = run("rollback", f"{METHOD}/1", "--reason", "fewer orders").stdout
     assert told == f"version 1 is champion: models:/{METHOD}@champion\n"
-    listed = run("list", METHOD).stdout
+    listed = run("show", METHOD).stdout
     assert re.search(r"^1 +champion", listed, re.M)
     assert re.search(r"^3 .* task-3 +0.4000 -> 0.5000 +better", listed, re.M)
     assert re.search(r"3 +1 +rolled_back +somebody without a key +fewer orders", listed)
-    assert isinstance(run("list", "Nobody's").exception, NotFound)
+    assert isinstance(run("show", "Nobody's").exception, NotFound)
 
 
 def test_promoting_by_hand(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:
     """By a call or a command; a rollback that names no version ends the wait."""
     register(store, tmp_path)
     task_id = end_task(store, tmp_path, "run-4")
-    found = client.promote_task(task_id, "reads better")
+    found = client.promote(METHOD, task_id=task_id, reason="reads better")
     assert found.wanted is not None
     assert (found.wanted.task_id, found.wanted.why) == (task_id, "reads better")
     assert client.roll_back(METHOD).wanted is None
     url = str(client._http.base_url).removesuffix("/api/v1/")
 
     def run(*words: str) -> str:
-        return CliRunner().invoke(app, ["champion", *words, "--url", url]).stdout
+        return CliRunner().invoke(app, ["models", *words, "--url", url]).stdout
 
     wanted = f"the model of task {task_id} becomes champion once a worker has registered it"
-    assert run("promote", task_id, "--reason", "still").startswith(wanted)
-    assert wanted in run("list", METHOD)
+    assert run("promote", METHOD, "--task", task_id, "--reason", "still").startswith(wanted)
+    assert wanted in run("show", METHOD)
     former = end_task(store, tmp_path, "run-2")
-    assert run("promote", former) == f"version 2 is champion: models:/{METHOD}@champion\n"
+    assert (
+        run("promote", METHOD, "--task", former)
+        == f"version 2 is champion: models:/{METHOD}@champion\n"
+    )
     with pytest.raises(NotFound, match="unknown"):
-        client.promote_task("unknown")
+        client.promote(METHOD, task_id="unknown")
 
 
 def test_canceling_and_restarting(client: EmbeddingStudioClient) -> None:
@@ -898,3 +901,28 @@ def test_a_refused_download_is_an_error(tmp_path: Path) -> None:
     script = Scripted(httpx.Response(404, json={"detail": "task 't-1' has no model"}))
     with script.client() as client, pytest.raises(NotFound, match="has no model"):
         client.download_model("t-1", tmp_path / "model")
+
+
+def test_models_by_command(client: EmbeddingStudioClient, store: Store, tmp_path: Path) -> None:
+    """They are listed, one version is shown with what is known of it, promoted, downloaded and
+    deleted; JSON is what the API answers."""
+    register(store, tmp_path)
+    url = str(client._http.base_url).removesuffix("/api/v1/")
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["models", *words, "--url", url])
+
+    assert re.search(rf"^{METHOD} +3 +3 ", run("list").stdout, re.M)
+    assert json.loads(run("list", "--json").stdout)[0]["champion"] == 3
+    shown = run("show", f"{METHOD}@champion").stdout
+    assert re.search(rf"^model +{METHOD}/3$", shown, re.M)
+    assert re.search(r"^ndcg10 +0.4000 +0.5000 +\+0.1000", shown, re.M)
+    assert json.loads(run("show", f"{METHOD}/2", "--json").stdout)["state"] == "former"
+    assert run("promote", f"{METHOD}/2").stdout.startswith("version 2 is champion")
+    assert run("promote", METHOD).exit_code == 2
+    assert run("download", METHOD, str(tmp_path / "copy")).exit_code == 0
+    assert (tmp_path / "copy" / "config.json").read_bytes() == b'{"a": 1}'
+    assert isinstance(run("delete", f"{METHOD}/2").exception, Conflict)
+    assert run("delete", f"{METHOD}/3").exit_code == 0
+    assert client.get_version(METHOD, 3).state == "removed"
+    client.delete_version(METHOD, 3)

@@ -18,7 +18,7 @@ from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.engine.worker import Worker
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
-from embedding_studio.models import MoveKind, RegisteredModel
+from embedding_studio.models import MoveKind, RegisteredModel, VersionState
 from embedding_studio.projects import RegisteredName
 from embedding_studio.store.models import MODELS
 from embedding_studio.tasks import FineTuningTask, Promote, TaskEventKind, TaskStatus
@@ -98,6 +98,57 @@ def test_a_promotion_is_a_version_with_its_verdict(bench: Bench) -> None:
     assert [move.kind for move in model.moves] == [MoveKind.INITIAL, MoveKind.PROMOTED]
 
 
+def test_a_model_that_is_not_promoted_is_a_version_too(bench: Bench) -> None:
+    """Refused, or a candidate where a person is to decide; what it was made of is kept, and it is
+    what MLflow knows under that number. Promoted by its number, it is champion at once."""
+    first = bench.run_task("Worse")
+    model = registered(bench, "Worse")
+    version = model.version(2)
+    assert (model.champion, alias(bench, "Worse")) == (1, 1)
+    assert model.state_of(version) is VersionState.REFUSED
+    assert (version.task_id, version.model) == (first.id, first.best_model)
+    assert version.training is not None
+    assert version.training.parent == "Worse/1"
+    assert version.training.batch_ids == (first.batch_id,)
+    assert version.training.method_version == "1.0.0"
+    assert set(version.training.parameters) == {"skill", "seed"}
+    assert isinstance(version.training.parameters["skill"], float)
+    assert version.model.facts is not None
+    assert version.model.facts.size_bytes == sum(one.size_bytes for one in version.model.files)
+    candidate = bench.run_task(promote=Promote.NEVER, start=1000)
+    model = registered(bench)
+    assert candidate.best_model == model.version(2).model
+    assert model.state_of(model.version(2)) is VersionState.CANDIDATE
+    bench.house.store.models.update("Toy", lambda one: one.promoted(2, "ann", "", utc_now()))
+    bench.worker.mirror()
+    assert (registered(bench).champion, alias(bench)) == (2, 2)
+    assert registered(bench).previous == 1
+
+
+def test_a_worker_removes_what_a_person_deleted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files and MLflow's version, once, also where the worker dies in between; the champion's stay,
+    and so does what is on record."""
+    bench.run_task(promote=Promote.NEVER)
+    assert len(bench.model_files()) == 2
+    bench.house.store.models.update("Toy", lambda one: one.deleted(2, "ann", "odd", utc_now()))
+    with monkeypatch.context() as dying:
+        dying.setattr(Registry, "delete_version", doing_first(die, Registry.delete_version))
+        with pytest.raises(KeyboardInterrupt):
+            bench.worker.mirror()
+    late = replace(bench.house, clock=lambda: utc_now() + timedelta(days=1))
+    assert Champions(late).mirror("Toy")
+    model = registered(bench)
+    assert (model.leaving, model.is_mirrored, model.champion) == ((), True, 1)
+    assert len(bench.model_files()) == 1
+    assert not bench.house.tracking.registry.has_version(TOY, 2)
+    assert model.state_of(model.version(2)) is VersionState.REMOVED
+    assert model.version(2).model.facts is not None
+    with pytest.raises(Conflict, match="files of version 2 of 'Toy' are gone"):
+        model.promoted(2, "ann", "", utc_now())
+
+
 def test_models_of_one_method_live_side_by_side(bench: Bench) -> None:
     """A task that names its model makes versions of that one: the other keeps its champion, its
     iterations, and what its next search goes on from."""
@@ -130,7 +181,7 @@ def test_another_initial_model_is_started_from_until_one_is_promoted(
     task = bench.run_task("Worse", start=1000)
     assert task.promotion is not None
     assert task.promotion.baseline == pytest.approx(0.15)
-    assert (registered(bench, "Worse").champion, alias(bench, "Worse")) == (2, 2)
+    assert (registered(bench, "Worse").champion, alias(bench, "Worse")) == (3, 3)
     searching = type(bench.worker._catalog.methods["Worse"])
     monkeypatch.setattr(searching, "suggest", lambda *_: {"skill": 0.5})
     bench.run_task("Worse", start=2000)
@@ -138,7 +189,7 @@ def test_another_initial_model_is_started_from_until_one_is_promoted(
     last = bench.run_task("Worse", start=3000)
     assert last.promotion is not None
     assert last.promotion.baseline == pytest.approx(0.5)
-    assert registered(bench, "Worse").champion == 3
+    assert registered(bench, "Worse").champion == 5
 
 
 @pytest.mark.parametrize("place", ["search", "judge"])
@@ -428,11 +479,8 @@ def test_former_initial_models_are_swept(bench: Bench, monkeypatch: pytest.Monke
         assert "repeats the initial model of Worse" in found[0]
     assert "version 1 of Worse has no files" in found
     left = registered(bench, "Worse")
-    assert {v.number for v in left.versions if v.removed_at is None} == {2, 3, 4}
+    assert {v.number for v in left.versions if v.removed_at is None} == {3, 5, 7, 8}
     assert sweep(house.store, house.tracking, house.settings, utc_now()) == []
-
-
-CHAMPION = "/fine-tuning/champion"
 
 
 def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None:
@@ -443,21 +491,20 @@ def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None
         create_app(house.store, house.settings), base_url="http://studio/api/v1"
     ) as api:
         first = bench.run_task()
-        toy = {"fine_tuning_method": "Toy"}
-        assert api.get(CHAMPION, params=toy).json()["champion"] == 2
-        answer = api.post(f"{CHAMPION}/rollback", json=toy).json()
+        assert api.get("/models/Toy").json()["champion"] == 2
+        answer = api.post("/models/Toy/rollback", json={}).json()
         assert (answer["champion"], answer["is_mirrored"]) == (1, False)
         bench.worker.mirror()
-        assert api.get(CHAMPION, params=toy).json()["is_mirrored"]
+        assert api.get("/models/Toy").json()["is_mirrored"]
         assert house.tracking.registry.champion_version(TOY) == 1
         second = bench.run_task(start=1000)
         assert second.promotion is not None
         assert first.promotion is not None
         assert second.promotion.baseline == first.promotion.baseline
-        answer = api.get(CHAMPION, params=toy).json()
+        answer = api.get("/models/Toy").json()
         assert (answer["champion"], answer["previous_version"]) == (3, 1)
         assert answer["versions"][0]["task_id"] == second.id
-        gone_back = api.post(f"{CHAMPION}/rollback", json={**toy, "version": 2})
+        gone_back = api.post("/models/Toy/rollback", json={"version": 2})
         assert gone_back.json()["champion"] == 2
 
 

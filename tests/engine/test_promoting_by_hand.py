@@ -29,8 +29,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def refused(bench: Bench) -> FineTuningTask:
-    """A task that was done with a model that was not promoted."""
+def refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> FineTuningTask:
+    """A task that was done with a model that was not promoted and is no version, as they were
+    once, and as those of tasks are that end with an error."""
+    monkeypatch.setattr(Champions, "keep", lambda *_: None)
     task = bench.run_task(promote=Promote.NEVER)
     assert task.best_model is not None
     assert registered(bench).champion == 1
@@ -68,21 +70,29 @@ def check_ended(bench: Bench, why: str) -> None:
 
 
 @pytest.mark.quick
-def test_a_person_promotes_a_refused_model(bench: Bench, refused: FineTuningTask) -> None:
-    """Over HTTP: a worker carries it out, MLflow tells of it, the next task starts from it, and a
-    rollback leads back."""
-    house, toy = bench.house, {"fine_tuning_method": "Toy"}
+@pytest.mark.parametrize("is_version", [True, False])
+def test_a_person_promotes_a_refused_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_version: bool
+) -> None:
+    """Over HTTP: at once where it is a version, else a worker carries it out. MLflow tells of it,
+    the next task starts from it, and a rollback leads back."""
+    if not is_version:
+        monkeypatch.setattr(Champions, "keep", lambda *_: None)
+    house, refused = bench.house, bench.run_task(promote=Promote.NEVER)
     with TestClient(
         create_app(house.store, house.settings), base_url="http://studio/api/v1"
     ) as api:
-        path = f"/fine-tuning/task/{refused.id}/promote"
-        answer = api.post(path, json={"reason": "reads better"}).json()
-        assert (answer["champion"], answer["wanted"]["task_id"]) == (1, refused.id)
+        path, body = "/models/Toy/promote", {"task_id": refused.id}
+        answer = api.post(path, json={**body, "reason": "reads better"}).json()
+        if is_version:
+            assert (answer["champion"], answer["wanted"]) == (2, None)
+        else:
+            assert (answer["champion"], answer["wanted"]["task_id"]) == (1, refused.id)
         bench.worker.mirror()
-        answer = api.get("/fine-tuning/champion", params=toy).json()
+        answer = api.get("/models/Toy").json()
         assert (answer["champion"], answer["previous_version"]) == (2, 1)
         assert (answer["wanted"], answer["is_mirrored"], alias(bench)) == (None, True, 2)
-        assert api.post(path, json={}).json() == answer
+        assert api.post(path, json=body).json() == answer
         told = "Promoted by hand, by somebody without a key: reads better"
         version = bench.mlflow.get_model_version("Toy", "2")
         assert (version.description or "").startswith(f"{told}. Not promoted: ")
@@ -93,7 +103,7 @@ def test_a_person_promotes_a_refused_model(bench: Bench, refused: FineTuningTask
         assert second.promotion is not None
         assert refused.promotion is not None
         assert second.promotion.baseline == refused.promotion.best
-        assert api.post("/fine-tuning/champion/rollback", json=toy).json()["champion"] == 1
+        assert api.post("/models/Toy/rollback", json={}).json()["champion"] == 1
 
 
 STEPS: list[tuple[type, str]] = [
@@ -160,15 +170,15 @@ def test_who_is_late_writes_nothing(
     check_promoted(bench, refused)
 
 
-@pytest.mark.parametrize("step", ["register", "tell_promotion"])
 def test_who_changes_their_mind_is_heard(
-    bench: Bench, refused: FineTuningTask, monkeypatch: pytest.MonkeyPatch, step: str
+    bench: Bench, refused: FineTuningTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rollback while a worker is at it ends the wish; wished for again, it is told anew."""
-    place = Registry if step == "register" else Iterations
     wish(bench, refused, "bob")
     with monkeypatch.context() as racing:
-        racing.setattr(place, step, doing_first(lambda: roll_back(bench), getattr(place, step)))
+        racing.setattr(
+            Registry, "register", doing_first(lambda: roll_back(bench), Registry.register)
+        )
         bench.worker.mirror()
     model = registered(bench)
     assert (model.champion, model.wanted, alias(bench)) == (1, None, 1)
