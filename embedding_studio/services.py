@@ -37,7 +37,7 @@ class Services:
             changes["mlflow_port"] = port
             changes["mlflow_public_url"] = f"http://{settings.api_host}:{port}"
         self.settings = settings.replaced(**changes)
-        self.api_url = _url_of(self.settings)
+        self.api_url = self.settings.replaced(api_url=None).api_address
         self._own_mlflow = own_mlflow
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -185,15 +185,11 @@ def client_of(
     the key that ES_API_KEY names."""
     key = settings.api_key
     return EmbeddingStudioClient(
-        url or settings.api_url or _url_of(settings),
+        url or settings.api_address,
         key.get_secret_value() if key else None,
         timeout=timeout,
         retry_seconds=retry_seconds,
     )
-
-
-def _url_of(settings: Settings) -> str:
-    return f"http://{settings.api_host}:{settings.api_port}"
 
 
 def _as_keyboard_interrupt(number: int, frame: FrameType | None) -> None:

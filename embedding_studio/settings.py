@@ -213,6 +213,11 @@ class Settings(BaseSettings):
             return init_settings, profile, env_settings
         return init_settings, env_settings, profile
 
+    @property
+    def api_address(self) -> str:
+        """Where the API is found, with the default filled in."""
+        return self.api_url or f"http://{self.api_host}:{self.api_port}"
+
     @cached_property
     def resolved_store_url(self) -> str:
         """The store's URL with the default filled in."""

@@ -37,7 +37,7 @@ TIERS = [
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
     {"engine", "errands", "api"},
     {"engine.worker", "client"},
-    {"services", "demo"},
+    {"services", "demo", "doctor"},
     {"cli"},
     {"__main__"},
 ]

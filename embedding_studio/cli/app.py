@@ -1,5 +1,6 @@
 """All commands, and how their errors are told."""
 
+import logging
 import os
 from typing import Annotated, NoReturn
 
@@ -73,6 +74,7 @@ def main() -> None:
     """Run the command that the arguments name; an error of ours ends it in one line."""
     from pydantic import ValidationError
 
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # what it tries again is not worth a line
     try:
         app(prog_name="embedding-studio")
     except Unauthorized as error:

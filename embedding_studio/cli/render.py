@@ -9,8 +9,8 @@ import typer
 from embedding_studio.cli.context import wants_json
 from embedding_studio.plain import escape
 
-WIDE = 250
-"""Columns of a table that no terminal shows."""
+WIDE = 100_000
+"""Columns of a table that no terminal shows: each of its rows is a line."""
 
 
 def printed_json(found: Any) -> bool:
@@ -39,9 +39,13 @@ def print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(escape(cell)) for cell in row))  # which is no markup
     console = Console()
-    if not console.is_terminal:
-        console.width = WIDE
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = WIDE
+    with console.capture() as printed:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def minute(time: datetime | None) -> str:

@@ -43,9 +43,7 @@ def up() -> None:
     from embedding_studio.services import Services
 
     configure(logging.WARNING)
-    found = settings()
-    tell_store(found, may_make=True)
-    with Services(found) as services:
+    with Services(settings()) as services:
         typer.echo(services.describe())
         services.wait()
 

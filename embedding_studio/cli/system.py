@@ -1,16 +1,18 @@
-"""Commands on the installation: its version, and its settings with where each comes from."""
+"""Commands on the installation: its version, its settings with their origins, what it lacks."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_studio.cli.context import on_this_machine, options, settings
-from embedding_studio.cli.render import print_table, printed_json
+from embedding_studio.cli.context import calls_api, on_this_machine, options, settings, wants_json
+from embedding_studio.cli.render import print_table, printed_json, say
 
 if TYPE_CHECKING:
     from embedding_studio.settings import Settings
 
 app = typer.Typer()
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def version_line() -> str:
@@ -50,6 +52,30 @@ def show_settings(
         return
     rows = [["" if one is None else str(one) for one in setting.values()] for setting in told]
     print_table(["setting", "value", "from"], rows)
+
+
+@app.command("doctor")
+@calls_api
+def examine_installation() -> None:
+    """Check everything that is needed here, and say how to mend what fails; ends with 1 then.
+
+    Nothing is made that was not there."""
+    from dataclasses import asdict
+
+    from embedding_studio.doctor import Status, examine
+
+    findings = []
+    for one in examine(settings()):
+        findings.append(one)
+        if not wants_json():
+            colour = None if os.environ.get("NO_COLOR") else _COLOURS[one.status]
+            typer.secho(f"{one.status:<5}", fg=colour, nl=False)
+            say(f"{one.check:<14} {one.found}")
+            if one.mend:
+                say(f"{'':<20}to mend: {one.mend}")
+    printed_json([asdict(one) for one in findings])
+    if any(one.status is Status.FAIL for one in findings):
+        raise typer.Exit(1)
 
 
 def _shown(found: "Settings", name: str) -> Any:

@@ -89,6 +89,7 @@ def show_task(task: TaskId) -> None:
     if printed_json(found):
         return
     asked = {
+        "method": found.fine_tuning_method,
         "model": found.model_name,
         "status": found.status,
         "created": minute(found.created_at),
@@ -103,8 +104,7 @@ def show_task(task: TaskId) -> None:
         "MLflow": found.mlflow_url,
         "model as ZIP": found.best_model_url,
     }
-    print_table(["task", found.id], [["method", found.fine_tuning_method]])
-    print_table(["", ""], [[name, value] for name, value in asked.items() if value])
+    print_table(["task", found.id], [[name, value] for name, value in asked.items() if value])
     for line in verdict_lines(found) if found.status in TERMINAL else [describe(found)]:
         say(line)
 

@@ -335,16 +335,17 @@ class Trials:
     def _estimate_seconds(self) -> float | None:
         """Return how long the search still takes, by how long its trials took so far; until one has
         ended, by the share of their tokens that those at work have trained. None: nothing says."""
-        now, most = time.monotonic(), max(0.0, self._limits.seconds_left)
+        now = time.monotonic()
         with self._lock:
             at_work = [one for one in self._at_work.values() if one.trial.outcome is None]
         took = [trial.seconds for trial in list(self.ended)] or self._expected_seconds(at_work, now)
         if not took:
-            return most if math.isfinite(most) else None
+            return None
         mean = fmean(took)
         begun = [max(0.0, mean - (now - running.started)) for running in at_work]
         to_come = 0 if self._is_exhausted else (self._max_trials - self._started) * mean
-        return min((sum(begun) + to_come) / self._slots, most)
+        left = (sum(begun) + to_come) / self._slots
+        return min(left, max(0.0, self._limits.seconds_left))
 
     def _expected_seconds(self, at_work: Sequence[_Running], now: float) -> list[float]:
         """Return how long trials at work take in all, by what they have trained of a trial's

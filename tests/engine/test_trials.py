@@ -141,8 +141,8 @@ def test_reports_that_come_fast_are_all_logged(bench: Bench) -> None:
 def test_the_time_left_is_known_from_the_first_report(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, method: str, is_known: bool
 ) -> None:
-    """Before a trial has ended it follows from the tokens that were trained, where these are
-    counted; where they are not, and the search has no minutes, nothing is told."""
+    """Before a trial has ended it follows from the tokens that were trained; where these are not
+    counted, nothing is told."""
     told = []
     show = Lease.show
 
