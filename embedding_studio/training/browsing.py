@@ -156,13 +156,58 @@ class Cells:
             weight=self.weight[rows],
         )
 
-    def known(self) -> Flags:
-        """Return (n_pairs,) whether there are rows of a pair."""
-        return np.bincount(self.pair, minlength=self.n_pairs) > 0
+    def alike(self, features: Floats) -> tuple["Cells", Floats, Ints]:
+        """Return one pair for all those that have the same rows and features, numbered anew, its
+        features, and (n_pairs,) how many pairs it stands for; those without rows are left out.
+
+        What has the same hash of 64 bits is the same. features: (n_pairs, n_features)."""
+        starts = np.flatnonzero(np.diff(self.pair, prepend=-1))
+        pairs = self.pair[starts]
+        rows = _hashed([self.cell, self.shown, self.clicked, self.weight])
+        of_rows = np.add.reduceat(rows, starts) if len(starts) else rows
+        keys = _hashed([of_rows.view(np.float64), *features[pairs].T])
+        _, first, times = np.unique(keys, return_index=True, return_counts=True)
+        order = np.argsort(first)
+        chosen = pairs[first[order]]
+        is_chosen = np.zeros(self.n_pairs, np.bool_)
+        is_chosen[chosen] = True
+        some = self.only(is_chosen)
+        number = np.cumsum(is_chosen) - 1
+        cells = replace(some, pair=number[some.pair], n_pairs=len(chosen))
+        return cells, features[chosen], times[order]
+
+
+def _hashed(columns: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    """Return a hash of each row (Steele, Lea & Flood 2014: the mixing of SplitMix)."""
+    found = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        found += np.ascontiguousarray(column, np.float64).view(np.uint64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            found = (found ^ (found >> np.uint64(shift))) * np.uint64(factor)
+        found ^= found >> np.uint64(31)
+    return found
 
 
 def count_cells(showings: Showings, memory: str, relevance: Floats | None = None) -> Cells:
-    """Count showings by pair and cell. relevance: (n_pairs,), which "found" needs.
+    """Count showings by pair and cell, as `cells_of` tells them."""
+    cell, position = cells_of(showings, memory, relevance)
+    keys, row = np.unique(
+        showings.pair.astype(np.int64) * len(position) + cell, return_inverse=True
+    )
+    return Cells(
+        pair=keys // len(position),
+        cell=keys % len(position),
+        shown=np.bincount(row, minlength=len(keys)).astype(float),
+        clicked=sum_by(row, showings.weight > 0, len(keys)),
+        weight=sum_by(row, showings.weight, len(keys)),
+        position=position,
+        n_pairs=showings.n_pairs,
+    )
+
+
+def cells_of(showings: Showings, memory: str, relevance: Floats | None = None) -> tuple[Ints, Ints]:
+    """Return (n_showings,) the cell of each, and (n_cells,) their positions. relevance: (n_pairs,),
+    which "found" needs.
 
     memory: what a cell is beside the position. "position": nothing. "last_click" (user browsing
     model, Dupret & Piwowarski 2008): how far above the last click was, none, 1, 2 to 3, more.
@@ -180,18 +225,7 @@ def count_cells(showings: Showings, memory: str, relevance: Floats | None = None
         assert relevance is not None
         surest = _highest_above(showings, np.where(clicked, relevance[showings.pair], -1.0))
         state = np.digitize(surest, [-0.5, 0.2, 0.5, 0.8])
-    of_cell = np.repeat(np.arange(_LAST_POSITION + 1), n_states)
-    rows = showings.pair.astype(np.int64) * len(of_cell) + position * n_states + state
-    keys, row = np.unique(rows, return_inverse=True)
-    return Cells(
-        pair=keys // len(of_cell),
-        cell=keys % len(of_cell),
-        shown=np.bincount(row, minlength=len(keys)).astype(float),
-        clicked=sum_by(row, clicked, len(keys)),
-        weight=sum_by(row, showings.weight, len(keys)),
-        position=of_cell,
-        n_pairs=showings.n_pairs,
-    )
+    return position * n_states + state, np.repeat(np.arange(_LAST_POSITION + 1), n_states)
 
 
 def _highest_above(showings: Showings, values: Floats) -> Floats:
@@ -223,20 +257,28 @@ class ClickChances:
         """Return (n_pairs,) log-likelihood of the clicks if relevant less that if not.
 
         A click of weight w says as much as w clicks, see `clicks`."""
-        one, zero = self.clicks_1[cells.cell], self.clicks_0[cells.cell]
-        logs = cells.weight * np.log(one / zero)
-        logs += (cells.shown - cells.clicked) * (np.log1p(-one) - np.log1p(-zero))
+        clicks, skips = self._evidences()
+        logs = cells.weight * clicks[cells.cell]
+        logs += (cells.shown - cells.clicked) * skips[cells.cell]
         return sum_by(cells.pair, logs, cells.n_pairs)
 
     def evidence_of(
         self, showings: Showings, memory: str, relevance: Floats | None = None
     ) -> Floats:
-        """Return the evidence of showings, which are counted block by block as `count_cells`
-        does."""
+        """Return the evidence of showings in the cells that `cells_of` tells; block by block, for
+        they are many."""
+        clicks, skips = self._evidences()
         total = np.zeros(showings.n_pairs)
         for block in showings.blocks():
-            total += self.evidence(count_cells(block, memory, relevance))
+            cell, _ = cells_of(block, memory, relevance)
+            logs = np.where(block.weight > 0, block.weight * clicks[cell], skips[cell])
+            total += sum_by(block.pair, logs, showings.n_pairs)
         return total
+
+    def _evidences(self) -> tuple[Floats, Floats]:
+        """Return (n_cells,) the evidence of a click, and of none."""
+        clicks = np.log(self.clicks_1 / self.clicks_0)
+        return clicks, np.log1p(-self.clicks_1) - np.log1p(-self.clicks_0)
 
     def log_likelihood(self, cells: Cells, features: Floats) -> Floats:
         """Return (n_pairs,) log-probability of clicks and skips, whatever the clicks weigh."""
@@ -262,8 +304,8 @@ def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> C
     n_cells, n_states = len(place), len(place) // (int(cells.position.max(initial=0)) + 1)
     guess = place**-decay * np.where(np.arange(n_cells) % n_states == 0, 1.0, 0.8)
     theta, relevant, noise, trust = guess.copy(), 0.75, 0.1, 0.05 if trusts else 0.0
-    known = cells.known()
-    x = features[known]
+    cells, x, times = cells.alike(features)
+    shown, clicked = cells.shown * times[cells.pair], cells.clicked * times[cells.pair]
     ridge = np.full(features.shape[1], _RIDGE)
     ridge[0] = 1e-3
     weights = np.zeros(features.shape[1])
@@ -276,14 +318,13 @@ def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> C
 
     fitted = chances()
     for _ in range(_ROUNDS):
-        found = fitted.relevance(cells, features)
+        found = fitted.relevance(cells, x)
         share = found[cells.pair]
         shown_1, clicked_1 = (
-            sum_by(cells.cell, counts * share, n_cells) for counts in (cells.shown, cells.clicked)
+            sum_by(cells.cell, counts * share, n_cells) for counts in (shown, clicked)
         )
         shown_0, clicked_0 = (
-            sum_by(cells.cell, counts * (1 - share), n_cells)
-            for counts in (cells.shown, cells.clicked)
+            sum_by(cells.cell, counts * (1 - share), n_cells) for counts in (shown, clicked)
         )
         for _ in range(8):
             # whether one without a click was looked at is hidden, too
@@ -303,8 +344,8 @@ def fit_chances(cells: Cells, features: Floats, trusts: bool, decay: float) -> C
             noise = min(noise, relevant / 1.5)
         for _ in range(3):  # Newton steps of a logistic regression on probabilities
             expected = expit(x @ weights)
-            hessian = (x * (expected * (1 - expected))[:, None]).T @ x + np.diag(ridge)
-            slope = x.T @ (found[known] - expected) - ridge * weights
+            hessian = (x * (times * expected * (1 - expected))[:, None]).T @ x + np.diag(ridge)
+            slope = x.T @ (times * (found - expected)) - ridge * weights
             weights = weights + np.linalg.solve(hessian, slope)
         before, fitted = fitted, chances()
         moved = [fitted.clicks_1 - before.clicks_1, fitted.clicks_0 - before.clicks_0]

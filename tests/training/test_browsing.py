@@ -160,6 +160,26 @@ _SEEN = 1 / np.arange(1.0, 11)
 LOOKS = ClickChances(0.9 * _SEEN, 0.08 * _SEEN, np.zeros(1))
 
 
+def test_pairs_that_are_alike_stand_for_one_another() -> None:
+    """Of pairs with the same rows and features one is left, with its number; those that differ in a
+    row, a count or a feature stay apart, and those without rows are left out."""
+    cells = Cells(
+        pair=np.array([0, 0, 1, 2, 2, 4, 5]),
+        cell=np.array([0, 1, 0, 0, 1, 0, 0]),
+        shown=np.array([3.0, 1, 3, 3, 1, 3, 2]),
+        clicked=np.array([1.0, 0, 1, 1, 0, 1, 1]),
+        weight=np.array([1.0, 0, 1, 1, 0, 1, 1]),
+        position=np.arange(2),
+        n_pairs=6,
+    )
+    features = np.array([[1.0, 0.5], [1, 0.5], [1, 0.5], [1, 0.5], [1, 0.25], [1, 0.5]])
+    some, of_some, times = cells.alike(features)
+    assert times.tolist() == [2, 1, 1, 1]
+    assert of_some.tolist() == [[1, 0.5], [1, 0.5], [1, 0.25], [1, 0.5]]
+    assert (some.pair.tolist(), some.n_pairs) == ([0, 0, 1, 2, 3], 4)
+    assert (some.cell.tolist(), some.shown.tolist()) == ([0, 1, 0, 0, 0], [3, 1, 3, 3, 2])
+
+
 def test_posterior_by_hand() -> None:
     """Three showings and one click on top: Bayes' rule with two binomials."""
     assert odds(LOOKS, one_pair(3, 1, 0)) == pytest.approx(0.9 * 0.1**2 / (0.08 * 0.92**2))
