@@ -17,6 +17,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -91,7 +92,8 @@ class SnapshotWriter:
         self._find_items = find_items
         self._sessions = _Groups(folder / "sessions.parquet", _SESSIONS)
         self._items = _Groups(folder / "items.parquet", _ITEMS)
-        self._known: dict[str, int] = {}
+        #: what the last items share with the results that are them
+        self._known = pa.array([], pa.large_string())
         self._n_items = 0
 
     def __enter__(self) -> Self:
@@ -112,12 +114,17 @@ class SnapshotWriter:
         self.count += len(documents)
         results = [document["search_results"] for document in documents]
         shown = [*chain.from_iterable(results)]
-        ranks = [None if isinstance(one, str) else one.get("rank") for one in shown]
-        of_results = [self._numbers(shown), ranks]
+        if {*map(type, shown)} <= {str}:
+            keys, ranks = shown, pa.nulls(len(shown), pa.float64())
+        else:
+            keys = [one if isinstance(one, str) else _key_of(one) for one in shown]
+            of_each = [None if isinstance(one, str) else one.get("rank") for one in shown]
+            ranks = pa.array(of_each, pa.float64())
+        of_results = [self._numbers(pa.array(keys, pa.large_string()), shown), ranks]
         events = [document["events"] for document in documents]
         columns = [
             *(_column(documents, field) for field in list(_SESSIONS)[:-2]),
-            _lists(results, map(pa.array, of_results, (pa.int32(), pa.float64())), _RESULT),
+            _lists(results, of_results, _RESULT),
             _lists(
                 events,
                 (_column([*chain.from_iterable(events)], field) for field in _EVENT),
@@ -126,21 +133,18 @@ class SnapshotWriter:
         ]
         self._sessions.add(columns)
 
-    def _numbers(self, results: Sequence[Document | str]) -> list[int | None]:
+    def _numbers(self, keys: pa.Array, results: Sequence[Document | str]) -> pa.Array:
         """Return the numbers of results among the items, to which new ones are added."""
-        keys = [one if isinstance(one, str) else _key_of(one) for one in results]
-        numbers = [*map(self._known.get, keys)]
-        if None in numbers:
-            self._add_items(
-                {
-                    key: _result_of(one)
-                    for key, one in zip(keys, results, strict=True)
-                    if key not in self._known
-                }
-            )
-            numbers = [*map(self._known.get, keys)]
+        places = pc.index_in(keys, self._known)
+        if places.null_count:
+            is_new = places.is_null()
+            new = compress(results, is_new.to_pylist())
+            new_keys = keys.filter(is_new).to_pylist()
+            self._add_items(dict(zip(new_keys, map(_result_of, new), strict=True)))
+            places = pc.index_in(keys, self._known)
+        numbers = pc.add(places, pa.scalar(self._n_items - len(self._known), pa.int32()))
         if len(self._known) > _MOST_KNOWN:
-            self._known.clear()
+            self._known = self._known[:0]
         return numbers
 
     def _add_items(self, new: Mapping[str, SearchResult]) -> None:
@@ -151,7 +155,7 @@ class SnapshotWriter:
             for n, one in enumerate(new.values(), self._n_items)
         ]
         self._items.add([_column(rows, field) for field in _ITEMS])
-        self._known.update((key, row["item"]) for key, row in zip(new, rows, strict=True))
+        self._known = pa.concat_arrays([self._known, pa.array([*new], self._known.type)])
         self._n_items += len(new)
 
 
@@ -192,9 +196,10 @@ class _Groups:
 
 def _column(documents: Sequence[Document], field: pa.Field) -> pa.Array:
     """Return a column of documents; objects are JSON, and None where they are empty."""
-    default = CLICK if field.name == "event_type" else None
-    values = [document.get(field.name, default) for document in documents]
-    if field.name in ("search_meta", "meta", "content"):
+    name = field.name
+    default = CLICK if name == "event_type" else None
+    values = [document.get(name, default) for document in documents]
+    if name in ("search_meta", "meta", "content"):
         return pa.array([json.dumps(value) if value else None for value in values], _TEXT)
     if field.type == _TIME:
         return pa.array(values, pa.int64()).cast(_TIME)
@@ -232,11 +237,18 @@ class SessionColumns:
     def __len__(self) -> int:
         return len(self.query)
 
-    def shown(self) -> Iterator[tuple[int, SearchResult]]:
-        """Give those of the results that are in a session, each with its place."""
-        is_shown = np.zeros(len(self.results), np.bool_)
-        is_shown[self.item] = True
-        return compress(enumerate(self.results), is_shown)
+    def shown(self, known: Ints | None = None) -> Iterator[tuple[int, SearchResult]]:
+        """Give those of the results that are in a session, each with its place, but for those that
+        are known, by their places."""
+        is_wanted = np.zeros(len(self.results), np.bool_)
+        is_wanted[self.item] = True
+        if known is not None:
+            is_wanted[known] = False
+        if isinstance(self.results, SnapshotResults):
+            return zip(
+                np.flatnonzero(is_wanted).tolist(), self.results.some(is_wanted), strict=True
+            )
+        return compress(enumerate(self.results), is_wanted)
 
     def only(self, rows: Ints) -> "SessionColumns":
         """Return some of the sessions, by their places, which ascend."""
@@ -395,13 +407,21 @@ class SnapshotResults(Collection[SearchResult]):
         return any(one == result for one in self)
 
     def __iter__(self) -> Iterator[SearchResult]:
+        return self.some(np.ones(len(self), np.bool_))
+
+    def some(self, chosen: NDArray[np.bool_]) -> Iterator[SearchResult]:
+        """Give those that (n_results,) flags choose."""
+        first = 0
         for part in self._file.iter_batches(columns=["object_id", "content"]):
-            for object_id, content in zip(*(one.to_pylist() for one in part.columns), strict=True):
+            some = part.filter(pa.array(chosen[first : first + len(part)]))
+            first += len(part)
+            for object_id, content in zip(*(one.to_pylist() for one in some.columns), strict=True):
                 yield SearchResult(object_id, meta=_object_of(content))
 
-    def object_ids(self) -> Iterator[str]:
-        for part in self._file.iter_batches(columns=["object_id"]):
-            yield from part.column(0).to_pylist()
+    def object_ids(self) -> pa.DictionaryArray:
+        """Return (n_results,) their object ids."""
+        column = self._file.read(columns=["object_id"]).column(0)
+        return column.combine_chunks().dictionary_encode()
 
 
 class SnapshotSessions(Sequence[Session]):
@@ -461,8 +481,9 @@ class _Columns:
 
     def __init__(self, results: SnapshotResults, weights: Mapping[str, float]) -> None:
         self._results, self._weights = results, weights
-        self._objects, self._queries, self._users = _Numbers(), _Numbers(), _Numbers()
-        self._of_items = self._objects.of(results.object_ids())
+        objects = results.object_ids()
+        self._objects, self._of_items = objects.dictionary, objects.indices.to_numpy()
+        self._named: list[pa.Table] = []
         self._groups: list[tuple[NDArray[Any], ...]] = []
         self.event_types, self.posted_types = Counter[str](), Counter[str]()
         self.strays = self.events_not_shown = 0
@@ -471,14 +492,8 @@ class _Columns:
         lengths, (item,) = _flat(group.column("results"))
         is_irrelevant = group.column("is_irrelevant").to_numpy()
         weight = self._weigh(group.column("events"), lengths, item, ~is_irrelevant)
-        query, user = (
-            numbers.of([*names, None])[places]
-            for numbers, (names, places) in (
-                (self._queries, _distinct(group.column("search_query"))),
-                (self._users, _distinct(group.column("user_id"))),
-            )
-        )
-        self._groups.append((query, user, lengths, item.to_numpy(), weight, is_irrelevant))
+        self._named.append(group.select(["search_query", "user_id"]))
+        self._groups.append((lengths, item.to_numpy(), weight, is_irrelevant))
 
     def _weigh(
         self, events: pa.ChunkedArray, lengths: Ints, item: pa.Array, is_usable: NDArray[np.bool_]
@@ -495,8 +510,8 @@ class _Columns:
             by_type.update({one: count for one, count in zip(types, counts, strict=True) if count})
         of_type = [self._weights.get(event_kind(one), OTHER_WEIGHT) for one in types]
         weight = np.array(of_type, np.float32)[of_event]
-        names, name = _distinct(object_id)
-        wanted = np.array([self._objects.get(one, -1) for one in names], np.int32)[name]
+        names, name = object_id.dictionary, object_id.indices.to_numpy()
+        wanted = pc.index_in(names, self._objects).fill_null(-1).to_numpy()[name]
         # each event beside each result of its session
         beside = lengths[row]
         event = np.repeat(np.arange(len(row)), beside)
@@ -515,14 +530,17 @@ class _Columns:
 
     def told(self) -> tuple[SessionColumns, NDArray[np.bool_]]:
         """Return the columns of all sessions, and (n_sessions,) which are marked irrelevant."""
-        query, user, lengths, item, weight, is_irrelevant = (
-            np.concatenate([group[n] for group in self._groups]) for n in range(6)
+        lengths, item, weight, is_irrelevant = (
+            np.concatenate([group[n] for group in self._groups]) for n in range(4)
         )
         self._groups.clear()
+        named = pa.concat_tables(self._named).unify_dictionaries()
+        self._named.clear()
+        (queries, query), (users, user) = map(_distinct, named.columns)
         columns = SessionColumns(
-            queries=[*self._queries],
+            queries=queries,
             query=query,
-            users=[*self._users],
+            users=users,
             user=user,
             offsets=np.concatenate([[0], np.cumsum(lengths)]),
             item=item,

@@ -54,7 +54,7 @@ HOMES = {
     "apscheduler": {"engine.worker"},
     "fastapi": {"api"},
     "limits": {"api"},
-    "msgspec": {"wire.quick", "store.usage", "imports.readers"},
+    "msgspec": {"wire.quick", "store.usage", "store.sqlite", "imports.readers"},
     "pyarrow": {"imports.parquet", "imports.stream", "snapshot"},
     "yaml": {"imports.yaml", "loaders.sources"},
     "uvicorn": {"api.connections", "api.server"},

@@ -346,7 +346,7 @@ class Batches:
         self._place_in(batch)
         after, window = after_number, limit
         while numbers := self._numbers(batch_id, after, after + window):
-            ids = self._fitting(list(numbers))[:limit]
+            ids = self._fitting(list(numbers), max(PAGE_BYTES, 1024 * limit))[:limit]
             if stored := self._sessions.read(ids, events_limit):
                 return {numbers[its_id]: document for its_id, document in stored.items()}
             after, window = numbers[ids[-1]] if ids else max(numbers.values()), BLOCK
@@ -377,14 +377,14 @@ class Batches:
             if above_number < number <= last_number
         }
 
-    def _fitting(self, ids: Sequence[str]) -> list[str]:
+    def _fitting(self, ids: Sequence[str], most_bytes: int) -> list[str]:
         """Return as many ids of what is there as a page has room for, or the first."""
         sizes = self._sessions.sizes({"id": among(ids)})
         page: list[str] = []
         total = 0
         for its_id in filter(sizes.__contains__, ids):
             total += sizes[its_id]
-            if page and total > PAGE_BYTES:
+            if page and total > most_bytes:
                 break
             page.append(its_id)
         return page

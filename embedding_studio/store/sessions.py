@@ -109,11 +109,9 @@ class Sessions:
         as `events`: two queries."""
         found = {one["id"]: one for one in self._documents.find(SESSIONS, {"id": among(ids)})}
         logs = self._documents.logs(SESSIONS, ids, limit=events_limit)
-        return {
-            its_id: {**found[its_id], "events": logs.get(its_id, [])}
-            for its_id in ids
-            if its_id in found
-        }
+        for its_id, document in found.items():
+            document["events"] = logs.get(its_id, [])
+        return {its_id: found[its_id] for its_id in ids if its_id in found}
 
     def sizes(self, where: Filter, limit: int | None = None) -> dict[str, int]:
         """Return the bytes of sessions and their events, by their ids."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from pydantic_core import PydanticSerializationError, from_json, to_json
+import msgspec
+from pydantic_core import PydanticSerializationError, to_json
 
 from embedding_studio.errors import InvalidInput
 from embedding_studio.store.documents import (
@@ -51,6 +52,7 @@ WORDS = (
 NOT_FINITE = {b"NaN": b"9e999", b"Infinity": b"1e999", b"-Infinity": b"-1e999"}
 NAN = {"9e999": "nan"}
 TRUTHS = {True: b"\1", False: b"\0"}
+_json = msgspec.json.Decoder()
 STRING_OR_NOT_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?Infinity|NaN')
 
 
@@ -85,7 +87,7 @@ class SqliteDocuments(Documents):
         fields: Collection[str] | None = None,
     ) -> list[Document]:
         table = self._table(kind)
-        wanted = None if fields is None else {"id", *fields}
+        wanted = None if fields is None else {*fields}
         columns = [name for name in table.columns if wanted is None or name in wanted]
         is_packed = wanted is None or not wanted <= set(columns)
         what = ", ".join([*map(_quoted, columns), *(["rest"] if is_packed else [])])
@@ -96,9 +98,9 @@ class SqliteDocuments(Documents):
             query += " ORDER BY " + ", ".join(f"{table.field(name)}{direction}" for name in sort)
         query += " LIMIT ? OFFSET ?"
         rows = self.file.read(query, [*values, -1 if limit is None else limit, skip])
-        found = (_document(columns, row) for row in rows)
-        if fields is None:
-            return [*found]
+        found = [_document(columns, row) for row in rows]
+        if fields is None or not is_packed:
+            return found
         return [{name: one[name] for name in fields if name in one} for one in found]
 
     def change(
@@ -433,8 +435,8 @@ def _dump(value: Any) -> bytes:
 def _load(text: bytes) -> Any:
     if b"9e999" not in text:
         try:
-            return from_json(text)
-        except ValueError:  # nested deeper than it goes
+            return _json.decode(text)
+        except (msgspec.DecodeError, RecursionError):  # it takes less than JSON may be
             pass
     return json.loads(text, parse_float=lambda digits: float(NAN.get(digits, digits)))
 

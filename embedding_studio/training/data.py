@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from scipy.special import expit
 
 from embedding_studio.clickstream import (
@@ -184,6 +185,7 @@ def prepare_clicks(
     relevance = np.where(is_labelled, label, relevance)
     clicked = np.where(is_labelled, label >= RELEVANT_FROM, clicks)
     _write_asked(showings, position, label, [*tables.values()], folder)
+    del showings
     figures: dict[str, float] = {
         "results_left_out": left_out,
         "sessions_of_no_person": int((~is_person).sum()),
@@ -200,7 +202,7 @@ def prepare_clicks(
     if labels.train is not labels.test or not labels.train:
         _require_enough(figures)
 
-    every_item = np.unique(np.concatenate([table.pair_item for table in tables.values()]))
+    every_item = np.flatnonzero(np.bincount(np.concatenate([t.pair_item for t in tables.values()])))
     count = min(_DISTRACTORS, len(every_item))
     distractors = np.random.default_rng(seed).choice(every_item, size=count, replace=False)
     np.save(folder / "distractors.npy", distractors)
@@ -302,9 +304,8 @@ class _Keys:
         if results is not columns.results:  # those of a snapshot are the same for all splits
             results, known = columns.results, np.full(len(columns.results), _UNASKED, np.int32)
             self._known = results, known
-        for place, result in columns.shown():
-            if known[place] == _UNASKED:
-                known[place] = self.of_result(result)
+        for place, result in columns.shown(np.flatnonzero(known != _UNASKED)):
+            known[place] = self.of_result(result)
         return known[columns.item]
 
     def of_result(self, result: SearchResult) -> int:
@@ -351,30 +352,29 @@ def _tabulate(
 
     asked = np.zeros(len(columns.queries), np.bool_)
     asked[columns.query] = True
-    of_spelling = np.zeros(len(columns.queries), np.int64)
+    of_spelling = np.zeros(len(columns.queries), np.int32)
     # by their places, which are in the order they came
     for place, query in compress(enumerate(columns.queries), asked):
         of_spelling[place] = number_of(query)
     item, labelled = keys.of(columns), keys.of_labels(labels)
     lengths = np.diff(columns.offsets)
     is_known, is_kept = item >= 0, labelled >= 0
-    width = int(max(item.max(initial=0), labelled.max(initial=0))) + 1
-    cells = np.repeat(of_spelling[columns.query] * width, lengths) + item
-    of_labels = np.array([number_of(one.query) for one in labels], np.int64) * width + labelled
-    distinct, places = np.unique(
-        np.concatenate([cells[is_known], of_labels[is_kept]]), return_inverse=True
+    of_items = np.repeat(of_spelling[columns.query], lengths)[is_known]
+    of_labels = np.array([number_of(one.query) for one in labels], np.int32)[is_kept]
+    pairs, places = _distinct_pairs(
+        np.concatenate([of_items, of_labels]), np.concatenate([item[is_known], labelled[is_kept]])
     )
-    pair, label = places[: is_known.sum()], np.full(len(distinct), -1.0)
+    pair, label = places[: len(of_items)], np.full(len(pairs), -1.0)
     relevance = np.array([one.relevance for one in labels], np.float64)
     np.maximum.at(label, places[len(pair) :], relevance[is_kept])  # of items of one key the best
-    queries, row = np.unique(distinct // width, return_inverse=True)
+    queries, row = np.unique(pairs[:, 0], return_inverse=True)
     session = np.repeat(np.arange(len(columns), dtype=np.int32), lengths)
     first = columns.offsets[:-1].astype(np.int32)
     position = np.arange(len(item), dtype=np.int32) - first[session]
     table = _Table(
         queries=queries,
         row=row.astype(np.int32),
-        pair_item=(distinct % width).astype(np.int32),
+        pair_item=pairs[:, 1],
         label=np.where(label < 0, np.nan, label),
         left_out=len(item) - len(pair),
         labels_left_out=int((~is_kept).sum()),
@@ -383,12 +383,33 @@ def _tabulate(
     )
     return table, Showings(
         session=session[is_known],
-        pair=pair.astype(np.int32),
+        pair=pair,
         position=position[is_known],
         weight=columns.weight[is_known],
-        n_pairs=len(distinct),
+        n_pairs=len(pairs),
         n_sessions=len(columns),
     )
+
+
+def _distinct_pairs(query: Ints, item: Ints) -> tuple[Ints, Ints]:
+    """Return (n_pairs, 2) distinct queries and items, ascending, and (n,) the place of each."""
+    order = _ascending(item)
+    order = order[_ascending(query[order])]
+    query, item = query[order], item[order]
+    is_new = np.ones(len(order), np.bool_)
+    is_new[1:] = (query[1:] != query[:-1]) | (item[1:] != item[:-1])
+    places = np.empty(len(order), np.int32)
+    places[order] = np.cumsum(is_new, dtype=np.int32) - 1
+    return np.stack([query[is_new], item[is_new]], axis=1), places
+
+
+def _ascending(numbers: Ints) -> Ints:
+    """Return the places of small numbers from the smallest on, equal ones in their order.
+
+    By counting, in the time of their number, as a sparse row becomes columns."""
+    row = np.arange(len(numbers), dtype=np.int32), numbers, [0, len(numbers)]
+    places: Ints = csr_matrix(row, (1, int(numbers.max(initial=0)) + 1)).tocsc().data
+    return places
 
 
 def _are_busy(tables: Sequence[_Table]) -> Flags:
