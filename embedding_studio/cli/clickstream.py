@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.context import client_of
-from embedding_studio.cli.render import minute, print_table
+from embedding_studio.cli.context import calls_api, open_client
+from embedding_studio.cli.render import minute, print_table, printed_json, say
 from embedding_studio.clickstream import BatchCount
 from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import InvalidInput
-from embedding_studio.plain import escape
 
 if TYPE_CHECKING:
     from embedding_studio.client import EmbeddingStudioClient
@@ -22,20 +21,22 @@ if TYPE_CHECKING:
 _BAR = 40
 _PAGE = 1000
 app = typer.Typer(
-    help="List batches, see what is in one and what it is worth, export it.", no_args_is_help=True
+    help="List batches, see what one has and what it is worth, release and export it.",
+    no_args_is_help=True,
 )
-Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 
 
 @app.command("list")
+@calls_api
 def list_batches(
     skip: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int, typer.Option(min=1)] = 100,
-    url: Url = None,
 ) -> None:
     """Show batches, newest first."""
-    with client_of(url) as client:
+    with open_client() as client:
         found = client.list_batches(skip, limit)
+    if printed_json(found):
+        return
     rows = []
     for batch in found:
         times = [minute(_utc(batch.created_at)), minute(_utc(batch.released_at))]
@@ -45,15 +46,17 @@ def list_batches(
 
 
 @app.command("show")
+@calls_api
 def show_batch(
     batch: Annotated[
         str | None, typer.Argument(metavar="BATCH", help="by default, the one now collecting")
     ] = None,
-    url: Url = None,
 ) -> None:
     """Show a batch: how large it is, and what was noticed as it came, late sessions among it."""
-    with client_of(url) as client:
+    with open_client() as client:
         found = client.get_batch(batch)
+    if printed_json(found):
+        return
     rows = [
         ["state", found.status],
         ["began", minute(_utc(found.created_at))],
@@ -65,7 +68,22 @@ def show_batch(
     print_table(["batch", found.batch_id], rows)
 
 
+@app.command("release")
+@calls_api
+def release_batch(
+    release_id: Annotated[
+        str | None, typer.Option(help="the same id gives the same batch; by default, a new one")
+    ] = None,
+) -> None:
+    """Close the batch now collecting: tasks can name it, and the next session begins another."""
+    with open_client() as client:
+        released = client.release_batch(release_id)
+    if not printed_json(released):
+        say(f"batch {released.batch_id} is released")
+
+
 @app.command("report")
+@calls_api
 def report_on_batch(
     batch: Annotated[
         str | None, typer.Argument(metavar="BATCH", help="by default, the one now collecting")
@@ -74,10 +92,9 @@ def report_on_batch(
         Path | None,
         typer.Option("--html", metavar="FILE", help="write a page with plots there instead"),
     ] = None,
-    url: Url = None,
 ) -> None:
     """Show what a batch is worth before it is paid for, and what is wrong with it."""
-    with client_of(url) as client:
+    with open_client() as client:
         batch_id = batch or client.get_batch().batch_id
         found = client.report_on_batch(batch_id)
     if html is not None:
@@ -86,7 +103,9 @@ def report_on_batch(
 
         page = page_of(BatchReport(**dict(found)), f"Batch {batch_id}")
         html.write_text(page, encoding="utf-8")
-        typer.echo(escape(f"the report on batch {batch_id} is in {html}"))
+        say(f"the report on batch {batch_id} is in {html}")
+        return
+    if printed_json(found):
         return
     names = [name for name, value in found if isinstance(value, int)]
     rows = [[name.replace("_", " "), f"{getattr(found, name):,}"] for name in names]
@@ -113,10 +132,11 @@ def report_on_batch(
         ],
     )
     for warning in found.warnings:
-        typer.echo(escape(f"! {warning}"))
+        say(f"! {warning}")
 
 
 @app.command("export")
+@calls_api
 def export_batch(
     batch: Annotated[str, typer.Argument(metavar="BATCH", help="the batch's id")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="is replaced if it exists")],
@@ -124,15 +144,14 @@ def export_batch(
         bool,
         typer.Option("--parquet", help="a new folder FILE, with a table of sessions and items"),
     ] = False,
-    url: Url = None,
 ) -> None:
     """Write a batch's sessions to a file, one a line, as JSON that can be posted again."""
-    with client_of(url) as client:
+    with open_client() as client:
         if parquet:
             _write_tables(client, batch, file)
         else:
             client.export_batch(batch, file)
-    typer.echo(escape(f"batch {batch} is in {file}"))
+    say(f"batch {batch} is in {file}")
 
 
 def _write_tables(client: "EmbeddingStudioClient", batch: str, folder: Path) -> None:

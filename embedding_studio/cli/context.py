@@ -128,13 +128,6 @@ def open_client(retry_seconds: float = RETRY_SECONDS) -> "EmbeddingStudioClient"
     return client_of(settings(), retry_seconds=retry_seconds)
 
 
-def client_of(url: str | None) -> "EmbeddingStudioClient":
-    """Return a client for a command that has an option `--url` of its own, not yet `calls_api`."""
-    if url is not None:
-        _given.set(replace(_given.get(), url=url))
-    return open_client(60.0)
-
-
 def opened_store(may_make: bool = False) -> "AbstractContextManager[Store]":
     """Return the store that the settings name, to be entered; `tell_store` tells its place."""
     from embedding_studio.store import open_store

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.context import client_of
+from embedding_studio.cli.context import calls_api, open_client
+from embedding_studio.cli.render import printed_json
 from embedding_studio.errors import EmbeddingStudioError
 from embedding_studio.plain import escape
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _SHOWN = 5
+_RETRY_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 
 
 @app.command("import")
+@calls_api
 def import_file(
     file: Annotated[str, typer.Argument(metavar="FILE", help="or a URL, which the API then reads")],
     wanted: Annotated[
@@ -67,9 +70,6 @@ def import_file(
     refused: Annotated[
         Path | None, typer.Option(help="a file for the refused rows, with reasons: JSON lines")
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="the API's address, if not this machine's")
-    ] = None,
 ) -> None:
     """Bring sessions or tables of impressions, of any age, items, or labels: JSON lines, JSON,
     YAML, CSV or parquet, also in gzip or zstd."""
@@ -88,7 +88,7 @@ def import_file(
         raise typer.BadParameter("they are for a file that is here", param_hint="queries")
     folder = None
     with ExitStack() as opened:
-        client = opened.enter_context(client_of(url))
+        client = opened.enter_context(open_client(_RETRY_SECONDS))
         if sql is None and not is_elsewhere:
             beside = labelled_files(path, files, is_kept=not dry_run)
             path, folder, files = opened.enter_context(beside)
@@ -114,6 +114,13 @@ def import_file(
         )
         if refused is not None:
             _write_refused(path, refused, report.refusals)
+    if not printed_json(report):
+        _print_report(report, dry_run)
+    if report.refused and not (report.labels or report.items or report.sessions):
+        raise typer.Exit(1)
+
+
+def _print_report(report: "ImportReport", dry_run: bool) -> None:
     kept = (
         "nothing is kept"
         if dry_run
@@ -133,8 +140,6 @@ def import_file(
             typer.echo(escape(f"  {place}: {note.reason}"))
         if count > _SHOWN:
             typer.echo(f"  and {count - len(notes[:_SHOWN])} more")
-    if report.refused and not any(made.values()):
-        raise typer.Exit(1)
 
 
 def _rows_of(

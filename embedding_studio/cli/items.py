@@ -6,22 +6,25 @@ from typing import Annotated
 
 import typer
 
-from embedding_studio.cli.context import client_of
-from embedding_studio.cli.render import print_table
-from embedding_studio.plain import escape
+from embedding_studio.cli.context import calls_api, open_client
+from embedding_studio.cli.render import print_table, printed_json, say
 
 _SHOWN_CHARS = 60
 app = typer.Typer(
     help="List, show and delete items; `import --format items` puts them.", no_args_is_help=True
 )
-Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 
 
 @app.command("list")
-def list_items(limit: Annotated[int, typer.Option(min=1)] = 100, url: Url = None) -> None:
+@calls_api
+def list_items(limit: Annotated[int, typer.Option(min=1)] = 100) -> None:
     """Show items in the order of their ids."""
-    with client_of(url) as client:
+    from embedding_studio.wire.items import ItemBody
+
+    with open_client() as client:
         found = [*islice(client.read_items(min(limit, 100)), limit)]
+    if printed_json([ItemBody.of(item).model_dump(exclude_none=True) for item in found]):
+        return
     rows = []
     for item in found:
         text = " ".join(item.content().get("text", "").split())
@@ -31,23 +34,22 @@ def list_items(limit: Annotated[int, typer.Option(min=1)] = 100, url: Url = None
 
 
 @app.command("get")
-def get_item(
-    item: Annotated[str, typer.Argument(metavar="ITEM", help="its object id")], url: Url = None
-) -> None:
+@calls_api
+def get_item(item: Annotated[str, typer.Argument(metavar="ITEM", help="its object id")]) -> None:
     """Show an item as JSON that can be put again."""
     from embedding_studio.wire.items import ItemBody
 
-    with client_of(url) as client:
+    with open_client() as client:
         found = ItemBody.of(client.get_item(item)).model_dump(mode="json", exclude_none=True)
     typer.echo(json.dumps(found, indent=2))
 
 
 @app.command("delete")
+@calls_api
 def delete_items(
     items: Annotated[list[str], typer.Argument(metavar="ITEM...", help="their object ids")],
-    url: Url = None,
 ) -> None:
     """Delete items; what batches hold of sessions stays."""
-    with client_of(url) as client:
+    with open_client() as client:
         deleted = client.delete_items(items)
-    typer.echo(escape(f"{deleted} of {len(items)} items were there, and are deleted"))
+    say(f"{deleted} of {len(items)} items were there, and are deleted")

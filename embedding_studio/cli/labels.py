@@ -6,24 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.context import client_of
-from embedding_studio.cli.render import minute, print_table
+from embedding_studio.cli.context import calls_api, open_client
+from embedding_studio.cli.render import minute, print_table, printed_json, say
 from embedding_studio.errors import InvalidInput
-from embedding_studio.plain import escape
 
 if TYPE_CHECKING:
     from embedding_studio.labels import Label
 
 app = typer.Typer(help="List, show, put, export and delete labels.", no_args_is_help=True)
-Url = Annotated[str | None, typer.Option("--url", help="the API's address, if not this machine's")]
 LabelsId = Annotated[str, typer.Argument(metavar="LABELS", help="the set's name")]
 
 
 @app.command("list")
-def list_labels(url: Url = None) -> None:
+@calls_api
+def list_labels() -> None:
     """Show the sets of labels."""
-    with client_of(url) as client:
+    with open_client() as client:
         found = [*client.list_labels()]
+    if printed_json(found):
+        return
     times = [minute(datetime.fromtimestamp(one.created_at, UTC)) for one in found]
     rows = [
         [one.labels_id, "golden" if one.golden else "", time]
@@ -33,16 +34,20 @@ def list_labels(url: Url = None) -> None:
 
 
 @app.command("show")
-def show_labels(labels: LabelsId, url: Url = None) -> None:
+@calls_api
+def show_labels(labels: LabelsId) -> None:
     """Show what a set has."""
-    with client_of(url) as client:
+    with open_client() as client:
         found = client.get_labels(labels)
+    if printed_json(found):
+        return
     counts = ("labels", "queries", "items", "highest_grade")
     rows = [[name.replace("_", " "), f"{getattr(found, name):,}"] for name in counts]
     print_table([found.labels_id, "golden" if found.golden else ""], rows)
 
 
 @app.command("put")
+@calls_api
 def put_labels(
     labels: LabelsId,
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE")],
@@ -53,33 +58,35 @@ def put_labels(
             help="whether no model is promoted that got worse on them; by default, as it is",
         ),
     ] = None,
-    url: Url = None,
 ) -> None:
     """Add a file's labels to a set: a JSON object with query, object_id and grade on each line."""
     found = _read(file)
-    with client_of(url) as client:
+    with open_client() as client:
         put = client.put_labels(labels, found, golden=golden)
+    if printed_json(put):
+        return
     typer.echo(f"{put.created} new, {put.updated} with another grade, {put.unchanged} as before")
 
 
 @app.command("export")
+@calls_api
 def export_labels(
     labels: LabelsId,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="is replaced if it exists")],
-    url: Url = None,
 ) -> None:
     """Write a set to a file that can be put again."""
-    with client_of(url) as client:
+    with open_client() as client:
         client.export_labels(labels, file)
-    typer.echo(escape(f"labels {labels} are in {file}"))
+    say(f"labels {labels} are in {file}")
 
 
 @app.command("delete")
-def delete_labels(labels: LabelsId, url: Url = None) -> None:
+@calls_api
+def delete_labels(labels: LabelsId) -> None:
     """Delete a set."""
-    with client_of(url) as client:
+    with open_client() as client:
         client.delete_labels(labels)
-    typer.echo(escape(f"labels {labels} are deleted"))
+    say(f"labels {labels} are deleted")
 
 
 def _read(file: Path) -> "list[Label]":

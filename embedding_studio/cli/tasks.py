@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding_studio.cli.context import calls_api, open_client
-from embedding_studio.cli.render import minute, print_table, printed_json, say, second
+from embedding_studio.cli.render import duration, minute, print_table, printed_json, say, second
 from embedding_studio.cli.terms import Method, moment_of, takes_terms
 from embedding_studio.cli.watch import Watch, describe, verdict_lines
 from embedding_studio.tasks import TERMINAL, TaskStatus
@@ -181,6 +181,10 @@ def _print_plan(plan: "TaskPlan") -> None:
         if labels is not None:
             what = f"{labels.labels_id}: {labels.labels:,} for {labels.queries:,} queries"
             rows.append([name, what])
+    if (conflicts := plan.label_conflicts) is not None and conflicts.pairs:
+        rows.append(["labels at odds", f"{conflicts.pairs:,} pairs are relevant by one set alone"])
+    if plan.estimate is not None and plan.estimate.minutes is not None:
+        rows.append(["takes about", duration(60 * plan.estimate.minutes)])
     print_table(["nothing is created", ""], rows)
     for warning in plan.report.warnings if plan.report else ():
         say(f"! {warning}")

@@ -59,6 +59,15 @@ def test_every_command_has_help(words: list[str]) -> None:
     assert "\x1b" not in short.output
 
 
+@pytest.mark.parametrize("words", [*all_commands()], ids=" ".join)
+def test_every_command_tells_json(words: list[str]) -> None:
+    """But for those that run services, or have nothing to show."""
+    shown = CliRunner().invoke(app, [*words, "-h"]).output
+    assert ("--json" in shown) == (
+        words not in (["api"], ["worker"], ["up"], ["demo"], ["migrate"])
+    )
+
+
 def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--version` and `version` say the same, `version --json` as JSON."""
     line, same, as_json = (
