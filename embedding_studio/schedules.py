@@ -37,6 +37,9 @@ class Schedule:
     labels_id: str | None = None
     judge_labels_id: str | None = None
     model_name: str | None = None
+    initial_model: str | None = None
+    seed: int | None = None
+    parameters: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] | None = None
     webhook_url: str | None = None
     is_paused: bool = False

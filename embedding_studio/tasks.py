@@ -131,6 +131,13 @@ class TaskRequest:
     #: of the registered model that it goes on with, and whose next version it makes; None: the
     #: method's name
     model_name: str | None = None
+    #: what to start from in place of the champion: a registered model, "name", "name/3" or
+    #: "name@champion", a folder, or the id of a model on a hub
+    initial_model: str | None = None
+    #: of the search, the trials and the gate; None: ES_SEED
+    seed: int | None = None
+    #: hyperparameters that are fixed, or narrowed to a range of two numbers or to some choices
+    parameters: Mapping[str, Any] | None = None
 
     @property
     def registered_as(self) -> str:

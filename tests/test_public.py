@@ -64,10 +64,11 @@ def test_what_callers_of_the_api_import() -> None:
         "get_import": "import_id",
         "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
         "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
-        "*labels_id, *judge_labels_id, *batch_ids, *model_name",
+        "*labels_id, *judge_labels_id, *batch_ids, *model_name, *initial_model, *seed, "
+        "*parameters",
         "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
         "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id, "
-        "*batch_ids, *model_name",
+        "*batch_ids, *model_name, *initial_model, *seed, *parameters",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -78,7 +79,8 @@ def test_what_callers_of_the_api_import() -> None:
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
         "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
-        "*since, *labels_id, *judge_labels_id, *model_name, *idempotency_key",
+        "*since, *labels_id, *judge_labels_id, *model_name, *initial_model, *seed, *parameters, "
+        "*idempotency_key",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

@@ -29,6 +29,15 @@ _OPTIONS: dict[str, Any] = {
     "model_name": Annotated[
         str | None, typer.Option(help="the registered model that it goes on with")
     ],
+    "initial_model": Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="NAME/3, a hub's id or a folder to start from"),
+    ],
+    "seed": Annotated[int | None, typer.Option(min=0, help="of the search, the trials, the gate")],
+    "parameters": Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='{"epochs": 3, "learning_rate": [1e-5, 1e-4]}'),
+    ],
     "trials": Annotated[int | None, typer.Option(min=1, help="most hyperparameter sets")],
     "minutes": Annotated[float | None, typer.Option(help="most minutes of the search")],
     "trial_minutes": Annotated[float | None, typer.Option(help="most minutes of a trial")],
@@ -77,7 +86,8 @@ def _terms(given: dict[str, Any]) -> dict[str, Any]:
         "labels_id": given.pop("labels"),
         "judge_labels_id": given.pop("judge_labels"),
         "event_weights": _weights_of(given.pop("weight")),
-        "metadata": _metadata_of(given.pop("metadata")),
+        "metadata": _object_of("metadata", given.pop("metadata")),
+        "parameters": _object_of("parameters", given.pop("parameters")),
     }
     return {"terms": {"budget": budget, "search": search, **terms, **given}}
 
@@ -93,13 +103,13 @@ def _weights_of(words: Sequence[str] | None) -> dict[str, float] | None:
     return weights or None
 
 
-def _metadata_of(text: str | None) -> dict[str, Any] | None:
+def _object_of(option: str, text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--metadata is no JSON: {error}") from None
+        raise typer.BadParameter(f"--{option} is no JSON: {error}") from None
     if not isinstance(found, dict):
-        raise typer.BadParameter('--metadata is no JSON object: write {"name": "value"}')
+        raise typer.BadParameter(f'--{option} is no JSON object: write {{"name": "value"}}')
     return found

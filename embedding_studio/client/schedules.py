@@ -35,6 +35,9 @@ class ScheduleCalls(Connection):
         labels_id: str | None = None,
         judge_labels_id: str | None = None,
         model_name: str | None = None,
+        initial_model: str | None = None,
+        seed: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> ScheduleView:
         """Have tasks created at times of the clock, by cron (in UTC) or every so many seconds."""
@@ -55,6 +58,9 @@ class ScheduleCalls(Connection):
             labels_id=labels_id,
             judge_labels_id=judge_labels_id,
             model_name=model_name,
+            initial_model=initial_model,
+            seed=seed,
+            parameters=parameters,
             idempotency_key=idempotency_key or str(uuid.uuid4()),
         )
         return self._post(ScheduleView, "/fine-tuning/schedule", body)

@@ -35,6 +35,9 @@ class TaskCalls(Connection):
         judge_labels_id: str | None = None,
         batch_ids: Sequence[str] | None = None,
         model_name: str | None = None,
+        initial_model: str | None = None,
+        seed: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> TaskView:
         """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
 
@@ -42,6 +45,7 @@ class TaskCalls(Connection):
         sessions that were made in that time.
         labels_id: learn from labels, too or alone; judge_labels_id: labels decide what is promoted.
         model_name: the registered model that it goes on with; the method's name when absent.
+        initial_model: start from this one. parameters: fix hyperparameters, or narrow them.
         """
         body = TaskBody.unchecked(
             fine_tuning_method=fine_tuning_method,
@@ -62,6 +66,9 @@ class TaskCalls(Connection):
             judge_labels_id=judge_labels_id,
             batch_ids=batch_ids and [*batch_ids],
             model_name=model_name,
+            initial_model=initial_model,
+            seed=seed,
+            parameters=parameters,
         )
         return self._post(TaskView, "/fine-tuning/task", body)
 
@@ -84,6 +91,9 @@ class TaskCalls(Connection):
         judge_labels_id: str | None = None,
         batch_ids: Sequence[str] | None = None,
         model_name: str | None = None,
+        initial_model: str | None = None,
+        seed: int | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> TaskPlan:
         """Tell what a task would take, and whether that is enough; nothing is created and nothing
         released. It is refused as `create_task` would be."""
@@ -104,6 +114,9 @@ class TaskCalls(Connection):
             judge_labels_id=judge_labels_id,
             batch_ids=batch_ids and [*batch_ids],
             model_name=model_name,
+            initial_model=initial_model,
+            seed=seed,
+            parameters=parameters,
         )
         answer = self._call(
             "POST",

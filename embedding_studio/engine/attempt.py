@@ -49,7 +49,7 @@ from embedding_studio.errors import (
 )
 from embedding_studio.methods import AnyMethod, Parameters, Scores
 from embedding_studio.models import RegisteredModel, Training
-from embedding_studio.search import Trial, draw_again, draw_sets
+from embedding_studio.search import Trial, check_names, draw_again, draw_sets, narrow
 from embedding_studio.tasks import (
     FineTuningTask,
     Promote,
@@ -70,6 +70,8 @@ log = logging.getLogger(__name__)
 
 SEEDS_PER_GENERATION = 100_000
 ESTIMATE_FROM_SETS = 16
+CHECK_SETS = 100
+"""Among so many sets drawn at random a hyperparameter is looked for, be it asked for seldom."""
 ESTIMATE = "estimated_trained_tokens"
 
 
@@ -88,6 +90,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
         if task.promotion is None:
             feedback = attempt.feedback
             feedback.check()
+            attempt.check_parameters()
             batch = feedback.find()
             start = attempt.fetch_starting_model()
             data = feedback.prepare(batch)
@@ -122,10 +125,25 @@ class Attempt:
         self.budget = task.budget.or_else(method.budget)
         #: how many parts of the queries judge
         self.folds = task.folds or method.folds
+        self.seed = house.settings.seed if task.seed is None else task.seed
+        #: draws a set, within what the task allows
+        self.suggest = narrow(method.suggest, task.parameters)
         self.champions = Champions(self.house)
         #: what the iteration starts from, once that is known
         self.parent = ""
         self.feedback = Feedback(self)
+
+    def check_parameters(self) -> None:
+        """Raise InvalidInput for hyperparameters that the method does not have, or not so."""
+        if self.task.parameters:
+            check = partial(
+                check_names,
+                self.method.suggest,
+                self.task.parameters,
+                self.seed,
+                CHECK_SETS,
+            )
+            self.workspace.call(PROPOSING, check, self.lease.check_stop)
 
     # -- the starting point ------------------------------------------------------------------
 
@@ -170,7 +188,7 @@ class Attempt:
 
     def open_experiment(self, batch: SessionBatch | None, start: StoredModel) -> tuple[str, int]:
         """Return the id of the task's experiment, and the seed of its search."""
-        tracking, settings, method = self.house.tracking, self.house.settings, self.method
+        tracking, method = self.house.tracking, self.method
         opened = tracking.iterations.open(
             self.task.id,
             self.task.registered_name,
@@ -196,7 +214,7 @@ class Attempt:
             )
         tracking.runs.kill_unfinished(experiment_id)
         # each generation draws other sets; an attempt of the same one draws the same again
-        return experiment_id, settings.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
+        return experiment_id, self.seed + SEEDS_PER_GENERATION * (opened.generation - 1)
 
     def score_baseline(self, experiment_id: str, data: Data) -> Baseline:
         """Score the starting model as it is, on the data of every trial, and estimate the cost."""
@@ -239,8 +257,8 @@ class Attempt:
 
     def _draw_sets(self) -> list[Parameters]:
         """Return what the trials may look like."""
-        seed = self.house.settings.seed
-        draw = partial(draw_sets, self.method.suggest, ESTIMATE_FROM_SETS, seed)
+        seed = self.seed
+        draw = partial(draw_sets, self.suggest, ESTIMATE_FROM_SETS, seed)
         return self.workspace.call(PROPOSING, draw, self.lease.check_stop)
 
     def _show_cost(self, experiment_id: str, baseline: Mapping[str, float]) -> None:
@@ -272,7 +290,7 @@ class Attempt:
         self, experiment_id: str, best: Trial, seed: int, baseline: Baseline
     ) -> Recipe:
         """Return the best trial's set, as the method drew it, for further trainings."""
-        draw = partial(draw_again, self.method.suggest, best.params, seed)
+        draw = partial(draw_again, self.suggest, best.params, seed)
         params = self.workspace.call(PROPOSING, draw, self.lease.check_stop)
         return Recipe(self, experiment_id, best, params, seed + best.number, baseline.metrics)
 
@@ -351,7 +369,7 @@ class Attempt:
         metric, direction, seed = (
             self.method.main_metric,
             self.method.direction,
-            self.house.settings.seed,
+            self.seed,
         )
         promote = self._promote_when
         before: Scores

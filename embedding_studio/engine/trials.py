@@ -182,15 +182,17 @@ class Trials:
             does_learn = house.settings.learn_from_previous
             if previous is not None and does_learn and metric in previous.baseline:
                 shift = self._baseline.metrics[metric] - previous.baseline[metric]
-                notes += search.learn(method.suggest, previous.trials, shift)
-            notes += search.replay(method.suggest, [*finished, *interrupted])
+                notes += search.learn(attempt.suggest, previous.trials, shift)
+            notes += search.replay(attempt.suggest, [*finished, *interrupted])
             if method.recommended is not None:
-                notes += search.recommend(method.suggest, method.recommended)
-            notes += search.enqueue(method.suggest, wanted)
+                notes += search.recommend(
+                    attempt.suggest, method.recommended, bool(attempt.task.parameters)
+                )
+            notes += search.enqueue(attempt.suggest, wanted)
             if previous is not None:
                 best = best_first(previous.trials, method.direction)
                 best = best[: house.settings.warm_start_trials]
-                notes += search.enqueue(method.suggest, best)
+                notes += search.enqueue(attempt.suggest, best)
             return notes
 
         for note in attempt.workspace.call(PROPOSING, recall, attempt.lease.check_stop):
@@ -247,7 +249,7 @@ class Trials:
     def _start(self) -> None:
         attempt, workspace = self._attempt, self._attempt.workspace
         attempt.lease.check()
-        ask = partial(self._search.ask, attempt.method.suggest)
+        ask = partial(self._search.ask, attempt.suggest)
         proposed = workspace.call(PROPOSING, ask, self._look_after)
         if proposed is None:
             self._is_exhausted = True

@@ -129,6 +129,9 @@ def _look(
         labels_id=schedule.labels_id,
         judge_labels_id=schedule.judge_labels_id,
         model_name=schedule.model_name,
+        initial_model=schedule.initial_model,
+        seed=schedule.seed,
+        parameters=schedule.parameters,
     )
     for labels_id in request.named_labels:
         store.labels.get(labels_id)

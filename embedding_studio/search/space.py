@@ -15,7 +15,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from embedding_studio.errors import MethodError
+from embedding_studio.errors import InvalidInput, MethodError
 from embedding_studio.methods import Parameters
 from embedding_studio.tracking.names import to_mlflow
 
@@ -37,6 +37,103 @@ def suggest_set(suggest: Suggest, trial: optuna.Trial) -> Parameters:
     for name in params:
         to_mlflow(name)  # refuses one that could not be kept
     return dict(params)
+
+
+def narrow(suggest: Suggest, parameters: Mapping[str, Any] | None) -> Suggest:
+    """Return `suggest` with some hyperparameters fixed, or narrowed, within the method's own space:
+    a value fixes one, two numbers narrow a range, a list of choices keeps these.
+
+    What it returns raises InvalidInput for what lies outside of the method's space."""
+    if not parameters:
+        return suggest
+    return lambda trial: suggest(_NarrowedTrial(trial, parameters))
+
+
+class _NarrowedTrial(optuna.Trial):
+    """Optuna's trial, of which a method may draw only what a task allows."""
+
+    def __init__(self, trial: optuna.Trial, parameters: Mapping[str, Any]) -> None:
+        vars(self).update(vars(trial))
+        self._trial = trial
+        self._wanted = parameters
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self._trial.params
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        if name not in self._wanted:
+            return self._trial.suggest_categorical(name, choices)
+        wanted = self._wanted[name]
+        keys = [_key(label) for label in _labels(choices)]
+        kept = []
+        for one in wanted if isinstance(wanted, list) else [wanted]:
+            key = _key(label_of(one))
+            if key not in keys:
+                shown = ", ".join(keys)
+                raise InvalidInput(f"parameters: {name!r} may not be {one!r}; choices: {shown}")
+            kept.append(choices[keys.index(key)])
+        return self._trial.suggest_categorical(name, kept)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        if name in self._wanted:
+            low, high = map(int, self._range(name, IntDistribution(low, high, log, step)))
+        return self._trial.suggest_int(name, low, high, step=step, log=log)
+
+    def suggest_float(
+        self,
+        name: str,
+        low: float,
+        high: float,
+        *,
+        step: float | None = None,
+        log: bool = False,
+    ) -> float:
+        if name in self._wanted:
+            low, high = self._range(name, FloatDistribution(low, high, log, step))
+            step = None if low == high else step
+        return self._trial.suggest_float(name, low, high, step=step, log=log)
+
+    def _range(self, name: str, own: IntDistribution | FloatDistribution) -> tuple[float, float]:
+        """Return the bounds that are wanted of a range. Raises InvalidInput where it has none."""
+        wanted = self._wanted[name]
+        bounds = wanted if isinstance(wanted, list) else [wanted, wanted]
+        numbers = [
+            one for one in bounds if isinstance(one, int | float) and not isinstance(one, bool)
+        ]
+        if len(bounds) != 2 or len(numbers) != 2:
+            raise InvalidInput(
+                f"parameters: {name!r} is {wanted!r}; it takes a number, or the two bounds of a "
+                "range"
+            )
+        low, high = numbers
+        if low > high or not all(own._contains(one) for one in numbers):
+            step = "" if own.step in (None, 1) else f" in steps of {own.step:g}"
+            whole = "whole numbers " if isinstance(own, IntDistribution) else ""
+            raise InvalidInput(
+                f"parameters: {name!r} is {wanted!r}; the method's own range is {whole}"
+                f"{own.low:g} to {own.high:g}{step}"
+            )
+        return low, high
+
+
+def check_names(suggest: Suggest, parameters: Mapping[str, Any], seed: int, count: int) -> None:
+    """Raise InvalidInput for a name that a method asks for in none of `count` sets drawn at random,
+    and for what lies outside of its space."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed))
+    asked: dict[str, None] = {}
+    for _ in range(count):
+        trial = study.ask()
+        suggest_set(narrow(suggest, parameters), trial)
+        asked |= dict.fromkeys(trial.params)
+    strangers = [name for name in parameters if name not in asked]
+    if strangers:
+        raise InvalidInput(
+            f"parameters: the method asks for no {', '.join(map(repr, strangers))}; it asks for "
+            f"{', '.join(map(repr, asked)) or 'nothing'}"
+        )
 
 
 class _MethodTrial(optuna.Trial):

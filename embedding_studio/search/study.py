@@ -112,10 +112,13 @@ class Search:
                 self._note_length(trial.frozen())
         return notes
 
-    def recommend(self, suggest: Suggest, params: Parameters) -> list[str]:
-        """Try the method's own set next, unless it is known already."""
+    def recommend(
+        self, suggest: Suggest, params: Parameters, is_narrowed: bool = False
+    ) -> list[str]:
+        """Try the method's own set next, unless it is known already; where a task narrows the
+        space, as that allows it."""
         fitted = fit(params, suggest, self._seed)
-        if fitted.losses:
+        if fitted.losses and not is_narrowed:
             differences = ", ".join(fitted.losses)
             return [f"the recommended set is left out, `suggest` cannot draw it: {differences}"]
         if _key(fitted.params) not in self._tried:

@@ -60,6 +60,9 @@ class ScheduleView(BaseModel):
     labels_id: str | None = Field(None, exclude_if=is_none)
     judge_labels_id: str | None = Field(None, exclude_if=is_none)
     model_name: str | None = Field(None, exclude_if=is_none)
+    initial_model: str | None = Field(None, exclude_if=is_none)
+    seed: int | None = Field(None, exclude_if=is_none)
+    parameters: Mapping[str, Any] | None = Field(None, exclude_if=is_none)
     webhook_url: str | None
     is_paused: bool
     created_at: datetime

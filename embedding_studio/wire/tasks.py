@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
 
 from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, check_weights
+from embedding_studio.plain import check_plain
 from embedding_studio.reports import BatchReport, Enough, tell_enough
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import (
@@ -86,6 +87,25 @@ EventWeights = Annotated[
 ]
 
 
+ModelReference = Annotated[str, StringConstraints(min_length=1, max_length=1024), Plain]
+MOST_CHOICES = 100
+
+
+def _check_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
+    for name, wanted in parameters.items():
+        choices = wanted if isinstance(wanted, list) else [wanted]
+        if not 1 <= len(choices) <= MOST_CHOICES:
+            raise ValueError(f"{name!r} has {len(choices)} choices; 1 to {MOST_CHOICES} are taken")
+        for one in choices:
+            is_number = isinstance(one, int | float) and abs(one) < 2**63
+            if not (one is None or is_number or isinstance(one, str)):
+                raise ValueError(f"{name!r} is {wanted!r}: a number, a text, true, false or null")
+            if isinstance(one, str):
+                check_plain(one)
+    return parameters
+
+
+TaskParameters = Annotated[dict[Id, Any], AfterValidator(_check_parameters), Field(max_length=100)]
 MOST_BATCHES = 100
 """How many a task may name."""
 RangeTime = Annotated[PostedTime, Field(ge=0, lt=253_402_300_800)]
@@ -138,6 +158,21 @@ class Terms(BaseModel):
         description="the registered model that it goes on with, and whose next version it makes: "
         "each has a champion, a history and former versions of its own; absent: the method's name",
     )
+    initial_model: ModelReference | None = Field(
+        None,
+        description="start from this one, and not from the champion: a registered model (name, "
+        "name/3, name@champion), the id of a model on the Hugging Face hub, or a folder below "
+        "ES_ALLOWED_ROOTS; the champion is still what the best model must be better than",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = Field(
+        None, description="of the search, the trials and the gate; absent: ES_SEED"
+    )
+    parameters: TaskParameters | None = Field(
+        None,
+        description="hyperparameters by the names that the method asks for: a value fixes one, two "
+        "numbers narrow a range, a list of choices keeps these",
+        examples=[{"epochs": 3, "learning_rate": [1e-5, 1e-4]}],
+    )
 
     @classmethod
     def unchecked(cls, **given: Any) -> "Terms":
@@ -146,7 +181,7 @@ class Terms(BaseModel):
             given[name] = None if given[name] is None else given[name].timestamp()
         given["budget"] = asdict(given["budget"] or Budget())
         given["search"] = asdict(given["search"] or SearchOptions())
-        for name in ("metadata", "event_weights"):
+        for name in ("metadata", "event_weights", "parameters"):
             given[name] = None if given[name] is None else dict(given[name])
         return cls.model_construct(**given)
 
@@ -213,6 +248,9 @@ class TaskView(BaseModel):
     labels_id: str | None = Field(None, exclude_if=is_none)
     judge_labels_id: str | None = Field(None, exclude_if=is_none)
     model_name: str | None = Field(None, exclude_if=is_none)
+    initial_model: str | None = Field(None, exclude_if=is_none)
+    seed: int | None = Field(None, exclude_if=is_none)
+    parameters: Mapping[str, Any] | None = Field(None, exclude_if=is_none)
     attempt: int
     worker_id: str | None
     progress: TaskProgress | None

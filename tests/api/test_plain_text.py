@@ -35,6 +35,7 @@ TASK = {
     "search": None, "event_weights": {"buy": 1.0}, "promote": None, "folds": None,
     "webhook_url": "https://example.com/", "last": None, "since": None, "labels_id": "l",
     "judge_labels_id": "j", "model_name": "m",
+    "initial_model": "n", "seed": None, "parameters": {"p": "x"},
 }  # fmt: skip
 BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
     (

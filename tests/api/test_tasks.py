@@ -74,6 +74,28 @@ def test_a_task_names_the_model_that_it_goes_on_with(api: TestClient, store: Sto
 
 
 @pytest.mark.usefixtures("collecting")
+def test_hyperparameters_are_values_or_lists_of_them(api: TestClient) -> None:
+    """Whatever else they are is refused by name; what the method makes of them, its worker says."""
+    wanted = {"epochs": 3, "rate": [1e-5, 1e-4], "kind": ["a", None, True]}
+    made = create(api, parameters=wanted, seed=5)
+    assert (made["parameters"], made["seed"]) == (wanted, 5)
+    wrongs: list[dict[str, Any]] = [
+        {"a": {}},
+        {"a": []},
+        {"a": [[1]]},
+        {"a": 2**70},
+        {"a": [1] * 101},
+        {"": 1},
+    ]
+    for wrong in wrongs:
+        body: dict[str, Any] = {"fine_tuning_method": METHOD, "parameters": wrong}
+        assert api.post(TASK, json=body).status_code == 422, wrong
+    for seed in (-1, 2**31, 1.5):
+        body = {"fine_tuning_method": METHOD, "seed": seed}
+        assert api.post(TASK, json=body).status_code == 422, seed
+
+
+@pytest.mark.usefixtures("collecting")
 def test_a_task_is_created_and_read_back(api: TestClient) -> None:
     """The answer carries the names that clients of the reference read; no model, no model link."""
     body: dict[str, Any] = {"metadata": {"who": "me"}, "idempotency_key": "k-1"}

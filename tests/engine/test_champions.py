@@ -125,6 +125,24 @@ def test_a_model_that_is_not_promoted_is_a_version_too(bench: Bench) -> None:
     assert registered(bench).previous == 1
 
 
+def test_a_task_narrows_the_search_and_says_the_seed(bench: Bench) -> None:
+    """What is not in the method's space ends it before its batch is released, naming what is;
+    the same seed draws the same sets."""
+    wrong = bench.run_task(parameters={"skil": 0.5})
+    assert (wrong.status, wrong.batch_id) == (TaskStatus.ERROR, None)
+    assert "asks for no 'skil'; it asks for 'skill', 'layers', 'kind'" in (wrong.error or "")
+    narrowed = {"skill": [0.5, 0.6], "layers": 2, "shuffle": [True]}
+    values: list[list[dict[str, Any]]] = []
+    for name in ("A", "B"):
+        task = bench.run_task(model_name=name, seed=7, parameters=narrowed, start=len(values) * 99)
+        assert task.status is TaskStatus.DONE
+        drawn = [bench.suggested(run) for run in bench.runs(task)]
+        assert all(0.5 <= one["skill"] <= 0.6 and one["layers"] == 2 for one in drawn)
+        values.append(drawn)
+    assert values[0] == values[1]
+    assert bench.runs(task)[0].data.params["seed"] == "7"
+
+
 def test_a_worker_removes_what_a_person_deleted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

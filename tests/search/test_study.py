@@ -13,9 +13,18 @@ import numpy as np
 import optuna
 import pytest
 
-from embedding_studio.errors import MethodError
+from embedding_studio.errors import InvalidInput, MethodError
 from embedding_studio.methods import Parameters
-from embedding_studio.search import Outcome, Search, Trial, best_first, draw_sets
+from embedding_studio.search import (
+    Outcome,
+    Search,
+    Trial,
+    best_first,
+    check_names,
+    draw_again,
+    draw_sets,
+    narrow,
+)
 from embedding_studio.tasks import Pruner, Sampler
 
 
@@ -471,3 +480,52 @@ def test_a_suggest_that_hangs_holds_up_no_report() -> None:
         finally:
             may_go_on.set()
         assert asked.result(60) is not None
+
+
+def narrowing(trial: optuna.Trial) -> Parameters:
+    kind = trial.suggest_categorical("kind", ["a", "b", None])
+    drawn = {
+        "rate": trial.suggest_float("rate", 1e-5, 1e-1, log=True),
+        "epochs": trial.suggest_int("epochs", 2, 8, step=2),
+        "kind": kind,
+    }
+    return {**drawn, "rank": trial.suggest_int("rank", 1, 4)} if kind == "b" else drawn
+
+
+def test_a_space_is_narrowed_as_a_task_asks() -> None:
+    """A value fixes a hyperparameter, two numbers narrow a range, a list keeps some choices; the
+    rest is drawn as the method says, and what older sets have beyond that is cut."""
+    parameters = {"rate": [1e-4, 1e-3], "epochs": 4, "kind": ["b", None]}
+    sets = draw_sets(narrow(narrowing, parameters), 40, seed=0)
+    assert all(1e-4 <= one["rate"] <= 1e-3 for one in sets)
+    assert {one["epochs"] for one in sets} == {4}
+    assert {one["kind"] for one in sets} == {"b", None}
+    assert {one["rank"] for one in sets if "rank" in one} == {1, 2, 3, 4}
+    search = Search("maximize", 0)
+    suggest = narrow(narrowing, parameters)
+    search.recommend(suggest, {"rate": 1e-2, "epochs": 8, "kind": None}, is_narrowed=True)
+    proposed = search.ask(suggest)
+    assert proposed is not None
+    assert proposed[1] == {"rate": 1e-3, "epochs": 4, "kind": None}
+    assert draw_again(suggest, proposed[0].params, 0) == proposed[1]
+    check_names(narrowing, {**parameters, "rank": 2}, 0, 40)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "told"),
+    [
+        ({"epoch": 3}, r"asks for no 'epoch'; it asks for 'kind', 'rate', 'epochs', 'rank'"),
+        ({"rate": 1.0}, "'rate' is 1.0; the method's own range is 1e-05 to 0.1"),
+        ({"rate": [1e-3, 1e-4]}, "'rate' is"),
+        ({"rate": [1e-6, 1e-4]}, "own range"),
+        ({"rate": "fast"}, "takes a number, or the two bounds"),
+        ({"rate": [1e-4, 1e-3, 1e-2]}, "takes a number, or the two bounds"),
+        ({"epochs": 3}, "own range is whole numbers 2 to 8 in steps of 2"),
+        ({"epochs": True}, "takes a number"),
+        ({"kind": "c"}, """'kind' may not be 'c'; choices: "a", "b", null"""),
+    ],
+)
+def test_what_is_not_in_the_methods_space_is_refused(parameters: dict[str, Any], told: str) -> None:
+    """By name, with what the method has: nothing is drawn that it does not know."""
+    with pytest.raises(InvalidInput, match=told):
+        check_names(narrowing, parameters, 0, 40)
