@@ -34,7 +34,7 @@ def _parts(text: str | None) -> list[str]:
 
 
 class Settings(BaseSettings):
-    """Read from environment variables with the prefix ES_; the README's table lists them all.
+    """Read from environment variables with the prefix ES_; docs/settings.md lists them all.
 
     What the environment leaves open comes from a profile, a table in a file; one that is named
     here, not by ES_PROFILE, wins over the environment."""

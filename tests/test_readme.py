@@ -1,4 +1,4 @@
-"""The README's tables and its plugin are checked, so they cannot rot."""
+"""What the README and the pages say of settings, routes, commands and files is checked."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def settings_table() -> str:
-    """Return the rows that the README must have: name, default, description of every setting."""
+    """Return the rows that the page must have: name, default, description of every setting."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
@@ -24,8 +24,9 @@ def settings_table() -> str:
 
 
 def test_the_settings_table_is_the_settings_class() -> None:
-    """Every setting is in the README with its default and its description, and no other."""
-    rows = [line for line in README.splitlines() if line.startswith("| `ES_")]
+    """Every setting is in docs/settings.md with its default and its description, and no other."""
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `ES_")]
     assert "\n".join(rows) == settings_table()
 
 
@@ -38,13 +39,14 @@ def test_the_page_on_security_names_every_limit() -> None:
     assert limits <= named <= settings
 
 
-def test_the_routes_in_the_readme_exist(bench: Bench) -> None:
-    """Every route the README names is one the API has, with that method."""
+def test_the_routes_that_are_documented_exist(bench: Bench) -> None:
+    """Every route docs/api.md names is one the API has, with that method."""
     from embedding_studio.api.app import create_app
 
     paths = create_app(bench.house.store, bench.house.settings).openapi()["paths"]
     routes = {(verb.upper(), path) for path, verbs in paths.items() for verb in verbs}
-    named = re.findall(r"`(GET|POST|PUT) (/[^`?]*)[^`]*`", README)
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(GET|POST|PUT) (/[^`?]*)[^`]*`", page)
     assert len(named) >= 14
     for verb, path in named:
         found = {p.replace("{task_id}", "{id}") for v, p in routes if v == verb}
@@ -72,3 +74,21 @@ def test_the_commands_in_the_readme_exist(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"make {target}" in README
     assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Each link in the README and in docs/ names a file that is there, and a heading in it."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            assert file.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors_of(file), f"{page.name}: {target}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    headings = re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings}
