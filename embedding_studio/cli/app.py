@@ -22,7 +22,7 @@ from embedding_studio.cli import (
     tasks,
 )
 from embedding_studio.cli.context import Key, Profile, Url, begin
-from embedding_studio.errors import EmbeddingStudioError, Unauthorized
+from embedding_studio.errors import EmbeddingStudioError, StoreUnavailable, Unauthorized
 from embedding_studio.plain import escape_lines
 
 app = typer.Typer(
@@ -79,6 +79,8 @@ def main() -> None:
         app(prog_name="embedding-studio")
     except Unauthorized as error:
         _fail(f"Unauthorized: {error}; show one by --key, ES_API_KEY or a profile")
+    except StoreUnavailable as error:
+        _fail(f"StoreUnavailable: {error}; `embedding-studio doctor` says more")
     except EmbeddingStudioError as error:
         _fail(f"{type(error).__name__}: {error}")
     except ValidationError as error:

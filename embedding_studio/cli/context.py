@@ -121,11 +121,11 @@ def settings() -> "Settings":
     return Settings(**options())  # type: ignore[arg-type] # pydantic makes secrets of them
 
 
-def open_client(retry_seconds: float = RETRY_SECONDS) -> "EmbeddingStudioClient":
+def open_client(retry_seconds: float | None = None) -> "EmbeddingStudioClient":
     """Return a client of the API that the options and settings name, to be entered."""
     from embedding_studio.services import client_of
 
-    return client_of(settings(), retry_seconds=retry_seconds)
+    return client_of(settings(), retry_seconds=retry_seconds or RETRY_SECONDS)
 
 
 def opened_store(may_make: bool = False) -> "AbstractContextManager[Store]":

@@ -63,4 +63,9 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours >= 48 and not (rest or hours % 24):
+        return f"{hours // 24} d"
+    return f"{hours} h {rest} min" if rest else f"{hours} h"

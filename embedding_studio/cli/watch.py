@@ -64,8 +64,10 @@ class Watch:
 
         console = Console(stderr=wants_json())
         first = self._client.get_task(self._task_id)  # which may not be there
-        if first.status is TaskStatus.PENDING and not (here := self._client.health().worker).live:
-            typer.echo(escape(here.detail), err=True)
+        if first.status is TaskStatus.PENDING:
+            worker = self._client.health().worker
+            if worker.status == "unavailable":
+                typer.echo(escape(worker.detail), err=True)
         try:
             if console.is_terminal:
                 with Live(console=console, refresh_per_second=4) as live:

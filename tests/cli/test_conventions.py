@@ -159,6 +159,7 @@ def test_settings_are_told_with_their_origin(
         (["no-such"], 2, "No such command"),
         (["batch", "export"], 2, "Missing argument"),
         (["--profile", "nobody", "settings"], 1, "no profile 'nobody'"),
+        (["--url", "http://127.0.0.1:1", "task", "list"], 1, "`embedding-studio doctor` says"),
     ],
 )
 def test_exit_codes(
@@ -166,6 +167,7 @@ def test_exit_codes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A wrong command line ends with 2, what is refused with 1; the error is on standard error."""
+    monkeypatch.setattr(context, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr("sys.argv", ["embedding-studio", *words])
     with pytest.raises(SystemExit, match=str(code)):
         main()

@@ -314,8 +314,9 @@ def test_a_sparkline_is_on_the_common_scale() -> None:
 
 
 def test_durations_are_said_as_people_say_them() -> None:
-    """Seconds, minutes, or hours and minutes."""
-    assert [duration(n) for n in (5, 95, 3600, 7800)] == ["5 s", "2 min", "60 min", "2 h 10 min"]
+    """Seconds, minutes, hours and minutes, or whole days."""
+    told = [duration(n) for n in (5, 95, 3600, 7800, 43200, 7 * 86400)]
+    assert told == ["5 s", "2 min", "60 min", "2 h 10 min", "12 h", "7 d"]
 
 
 def view(**changes: Any) -> TaskView:
