@@ -21,6 +21,7 @@ from embedding_studio.clickstream import Session
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.deletion import remove_tree
 from embedding_studio.demo.corpus import ATTRIBUTION, Corpus, load_corpus
+from embedding_studio.demo.picture import draw
 from embedding_studio.demo.searchers import Quality, held_out_quality, simulate_sessions
 from embedding_studio.engine.promotion import changes_of
 from embedding_studio.errors import ConfigurationError
@@ -33,6 +34,7 @@ from embedding_studio.wire.tasks import TaskView
 
 METHOD = "Default Fine Tuning Method"
 POST_CHUNK = 1000
+_DRAWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +158,11 @@ class _Round:
         low, high = changes[0].delta_ci95
         # one `files.json` describes each
         models = len([*self.settings.artifacts_folder.rglob("model/files.json")])
+        picture = self._draw(now, champion.ndcg_at_10 - baseline.ndcg_at_10)
         held_out = len(self.corpus.held_out)
         self._print_changes(f"on {held_out} held-out queries, against true relevance", changes)
         self._print_verdict(task.promotion)
+        self.console.print(f"picture   {picture}", soft_wrap=True)
         self.console.print(f"MLflow    {task.mlflow_url}")
         self.console.print(f"model     {task.best_model_url}")
         spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
@@ -184,6 +188,14 @@ class _Round:
             "mlflow_url": task.mlflow_url,
             "best_model_url": task.best_model_url,
         }
+
+    def _draw(self, now: Embeddings, gains: NDArray[np.float64]) -> Path:
+        """Write what those held-out queries find that gained most. gains: (n_held_out,)"""
+        most = self.corpus.held_out[np.argsort(-gains, kind="stable")[:_DRAWN]]
+        before, after = (one.queries @ one.items.T for one in (self.before, now))
+        picture = self.settings.data_folder / "before-after.svg"
+        picture.write_text(draw(self.corpus, before, after, most.tolist()), encoding="utf-8")
+        return picture
 
     def _print_verdict(self, promotion: Promotion) -> None:
         self._print_changes("what the task's own clicks say", promotion.metrics)
