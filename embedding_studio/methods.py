@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 from embedding_studio.clickstream import EVENT_WEIGHTS, Session, Splits
-from embedding_studio.errors import PluginError, UnknownMethod
+from embedding_studio.errors import MethodError, PluginError, UnknownMethod
 from embedding_studio.projects import check_model_name
 from embedding_studio.tasks import Budget, Promote, Pruner, Sampler
 from embedding_studio.threads import in_own_thread
@@ -141,6 +141,16 @@ class FineTuningMethod(ABC, Generic[Model]):
     @abstractmethod
     def load_initial_model(self) -> Model:
         """Return what the first iteration starts from."""
+
+    def load_model(self, place: str) -> Model:
+        """Return what a task names to start from: a folder, or the id of a model on a hub. The
+        default reads what `save` wrote, and knows no hub."""
+        if not Path(place).is_dir():
+            raise MethodError(
+                f"initial_model is {place!r}, which is no folder here, and {self.meta.name!r} "
+                "takes no model of a hub"
+            )
+        return self.load(Path(place))
 
     def check_initial_model(self) -> None:
         """Raise MethodError when what `load_initial_model` reads is not there, and say what to do.

@@ -84,7 +84,7 @@ class ModelVersion:
     was_champion: bool = True
     #: whether a person is to decide on it, for the task's `promote` is never
     awaits_decision: bool = False
-    #: None of an initial model, and of one from before this was kept
+    #: None of a method's own initial model, and of one from before this was kept
     training: Training | None = None
 
 
@@ -219,6 +219,14 @@ class RegisteredModel:
     def is_initial(self) -> bool:
         """Whether nothing but initial models was champion so far."""
         return all(move.kind in {MoveKind.INITIAL, *STAYING} for move in self.moves)
+
+    @property
+    def is_named_initial(self) -> bool:
+        """Whether its champion is an initial model that a task named: the method's own takes its
+        place no more."""
+        if not self.is_initial or self.champion is None:
+            return False
+        return self.version(self.champion).training is not None
 
     def former_initial_runs(self) -> list[str]:
         """Return the runs of the initial models but the last one, which is always kept."""
@@ -461,6 +469,11 @@ class RegisteredModel:
 
 CHAMPION = "champion"
 """The alias by which a version may be named."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether a text may be the id of a model on a hub."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) is not None
 
 
 def split_reference(text: str) -> tuple[str, str | None]:

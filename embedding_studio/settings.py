@@ -259,6 +259,11 @@ class Settings(BaseSettings):
         """How long sessions stay; None: as long as their batches."""
         return None if self.keep_sessions is None else parse_duration(self.keep_sessions)
 
+    def allows_folder(self, place: str) -> bool:
+        """Return whether a local folder lies below an allowed root, links followed."""
+        folders = [Path(root).resolve() for root in self.roots if Path(root).is_absolute()]
+        return any(Path(place).resolve().is_relative_to(folder) for folder in folders)
+
     @property
     def roots(self) -> list[str]:
         """The allowed roots, without a slash at the end."""

@@ -54,7 +54,10 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return image_of(result)
 
     def load_initial_model(self) -> SentenceTransformer:
-        return require_tunable(load_encoder(Settings().initial_image_model))
+        return self.load_model(Settings().initial_image_model)
+
+    def load_model(self, place: str) -> SentenceTransformer:
+        return require_tunable(load_encoder(place))
 
     def check_initial_model(self) -> None:
         require_model(Settings().initial_image_model, "ES_INITIAL_IMAGE_MODEL")

@@ -69,7 +69,9 @@ class DefaultFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         return text_of(result)
 
     def load_initial_model(self) -> SentenceTransformer:
-        place = Settings().initial_model
+        return self.load_model(Settings().initial_model)
+
+    def load_model(self, place: str) -> SentenceTransformer:
         return require_tunable(load_encoder(place, self.query_prompt, self.item_prompt))
 
     def check_initial_model(self) -> None:

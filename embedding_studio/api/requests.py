@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -11,8 +12,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from embedding_studio.api.context import Context
 from embedding_studio.api.errors import describe_fields
 from embedding_studio.errands.webhooks import check_url
-from embedding_studio.errors import Conflict, InvalidInput, UnknownMethod
+from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.labels import GOLDEN_TEACH_NOTHING, TAKES_NO_LABELS
+from embedding_studio.models import is_hub_id
 from embedding_studio.tasks import Budget
 from embedding_studio.wire.clickstream import Posted, PostedId
 from embedding_studio.wire.errors import SUMMARIZED, summarize_field_errors
@@ -122,6 +124,24 @@ def check_model(context: Context, method: str, name: str | None) -> None:
     methods = {one for worker in _workers(context) for one in worker.methods}
     if name != method and name in methods:
         raise Conflict(f"model_name is {name!r}, which is another method: name the model otherwise")
+
+
+def check_initial_model(context: Context, reference: str | None) -> None:
+    """Raise NotFound, Conflict or InvalidInput for what no task can start from, as far as can be
+    seen here: a version that there is not, or a folder outside of the allowed roots."""
+    if reference is None or context.store.models.referred(reference) is not None:
+        return
+    if Path(reference).is_absolute():
+        if not context.settings.allows_folder(reference):
+            raise InvalidInput(
+                f"initial_model is {reference!r}, which is not below ES_ALLOWED_ROOTS"
+            )
+    elif not is_hub_id(reference):
+        known = ", ".join(model.name for model in context.store.models.of_project()) or "none"
+        raise NotFound(
+            f"initial_model is {reference!r}: no model has that name (there are: {known}), and it "
+            "is neither a hub's id, owner/name, nor an absolute path"
+        )
 
 
 def check_labels(

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import (
+    check_initial_model,
     check_labels,
     check_method,
     check_model,
@@ -54,6 +55,7 @@ def create_schedule(body: AsPosted[ScheduleBody], context: TuneContext) -> Sched
     check_labels(context, wanted.fine_tuning_method, wanted.labels_id, wanted.judge_labels_id)
     check_method(context, wanted.fine_tuning_method)
     check_model(context, wanted.fine_tuning_method, wanted.model_name)
+    check_initial_model(context, wanted.initial_model)
     check_trials(context, wanted.budget)
     check_webhook(context, wanted.webhook_url)
     most = context.settings.max_schedules

@@ -15,6 +15,7 @@ from embedding_studio.api.errors import problems
 from embedding_studio.api.events import follow_events
 from embedding_studio.api.labels import report_on_labels
 from embedding_studio.api.requests import (
+    check_initial_model,
     check_labels,
     check_method,
     check_model,
@@ -266,6 +267,7 @@ def _number_of(last_event_id: str | None) -> int:
 def _check_can_run(context: Context, wanted: TaskRequest) -> None:
     check_method(context, wanted.fine_tuning_method)
     check_model(context, wanted.fine_tuning_method, wanted.model_name)
+    check_initial_model(context, wanted.initial_model)
     check_labels(context, wanted.fine_tuning_method, wanted.labels_id, wanted.judge_labels_id)
     if wanted.is_without_sessions:
         return

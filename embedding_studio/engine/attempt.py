@@ -44,6 +44,7 @@ from embedding_studio.errors import (
     CorruptModel,
     Draining,
     ExecutorUnavailable,
+    InvalidInput,
     LeaseLost,
     NotFound,
 )
@@ -103,7 +104,7 @@ def run_iteration(house: House, task: FineTuningTask, lease: Lease, method: AnyM
             trial, best, trials = attempt.search(experiment_id, seed, baseline)
             drawing = attempt.draw(trials)  # while the models are judged
             recipe = attempt.recall_recipe(experiment_id, trial, seed, baseline)
-            best, promotion = attempt.judge(start, data, baseline, recipe, best)
+            best, promotion = attempt.judge(data, baseline, recipe, best)
         else:  # an earlier attempt got as far as the verdict: only its consequences are missing
             experiment_id, best, promotion = attempt.recall_verdict(task.promotion)
         attempt.summarize(experiment_id, drawing)
@@ -129,8 +130,10 @@ class Attempt:
         #: draws a set, within what the task allows
         self.suggest = narrow(method.suggest, task.parameters)
         self.champions = Champions(self.house)
-        #: what the iteration starts from, once that is known
+        #: what the iteration starts from, in words, once that is known
         self.parent = ""
+        #: whose model the best one is compared with, once that is known
+        self.champion_run_id = ""
         self.feedback = Feedback(self)
 
     def check_parameters(self) -> None:
@@ -148,27 +151,56 @@ class Attempt:
     # -- the starting point ------------------------------------------------------------------
 
     def fetch_starting_model(self) -> StoredModel:
-        """Copy the champion to the workspace: the initial model, until another is promoted."""
-        tracking, workspace = self.house.tracking, self.workspace
+        """Copy the champion to the workspace: the initial model, until another is promoted. Where
+        the task names what to start from, copy that, and the champion beside it."""
+        named, workspace = self.task.initial_model, self.workspace
         registered = self._registered()
-        if registered.is_initial:  # the method may start from another one by now
-            folder = workspace.folder / "initial"
-            workspace.run(SaveInitialModel(workspace.method, folder))
-            initial = tracking.models.store_initial(self.task.registered_name, folder, self.task.id)
+        if registered.is_initial and (named or not registered.is_named_initial):
+            # the method may start from another one by now
+            initial = self._store_initial(named)
             registered = self.lease.patiently(self.champions.begin_with, self.task, initial)
         self._mirror_champion()
         # as it is by now: what a person wished for is carried out with the mirroring
         found = self.lease.patiently(self.house.store.models.find, self.task.registered_as)
         registered = found or registered
-        model = registered.version(registered.champion).model
-        self.parent = f"{registered.name}/{registered.champion}"
+        champion = registered.version(registered.champion)
+        start, self.parent = champion.model, f"{registered.name}/{champion.number}"
+        self.champion_run_id = champion.model.run_id
+        if named and not registered.is_initial:
+            start, self.parent = self._named(named), named
+        self._download(start, workspace.start)
+        if start.run_id != champion.model.run_id:
+            self._download(champion.model, workspace.champion)
+        return start
+
+    def _download(self, model: StoredModel, folder: Path) -> None:
         try:
-            tracking.models.download(model, workspace.start)
+            self.house.tracking.models.download(model, folder)
         except CorruptModel as error:
             raise CorruptModel(
                 f"{error}. It is the model to start from: {story.OTHER_CHAMPION}"
             ) from error
-        return model
+
+    def _named(self, reference: str) -> StoredModel:
+        """Return what a task names to start from: of a registered model the version as it lies."""
+        found = self.lease.patiently(self.house.store.models.referred, reference)
+        return self._store_initial(reference) if found is None else found.model
+
+    def _store_initial(self, named: str | None) -> StoredModel:
+        """Store an initial model of this one's own: the method's, or a copy of what is named."""
+        folder, tracking = self.workspace.folder / "initial", self.house.tracking
+        found = None
+        if named:
+            found = self.lease.patiently(self.house.store.models.referred, named)
+        if found is not None:
+            tracking.models.download(found.model, folder)
+        else:
+            if named and Path(named).is_absolute() and not self.house.settings.allows_folder(named):
+                raise InvalidInput(
+                    f"initial_model is {named!r}, which is not below ES_ALLOWED_ROOTS"
+                )
+            self.workspace.run(SaveInitialModel(self.workspace.method, folder, named or ""))
+        return tracking.models.store_initial(self.task.registered_name, folder, self.task.id)
 
     def _registered(self) -> RegisteredModel:
         """Return what is registered of the model that the task goes on with."""
@@ -201,6 +233,7 @@ class Attempt:
             self.task.judge_labels_id or "",
             self.task.fine_tuning_method if self.task.model_name else "",
             self.parent,
+            self.champion_run_id,
         )
         experiment_id = opened.experiment_id
         params = dict.fromkeys(name for some in self._draw_sets() for name in some)
@@ -296,25 +329,26 @@ class Attempt:
 
     def judge(
         self,
-        start: StoredModel,
         data: Data,
         baseline: Baseline,
         recipe: Recipe,
         best: StoredModel,
     ) -> tuple[StoredModel, Promotion]:
-        """Compare the best set with the start on queries that it did not see, those of labels where
-        they judge, train on all of them what is to be served, and record the fenced verdict. Return
-        it with that model."""
+        """Compare the best set with the champion on queries that it did not see, those of labels
+        where they judge, train on all of them what is to be served, and record the fenced verdict.
+        Return it with that model."""
         tracking, workspace = self.house.tracking, self.workspace
         if not workspace.best.exists():  # found by an earlier attempt
             tracking.models.download(best, workspace.best)
         folds = recipe.folds()
         self.lease.show(phase="promote", seconds_left=None)
         method, parts = workspace.method, tuple(fold.data for fold in folds)
+        is_start = not workspace.champion.exists()
+        compared = workspace.start if is_start else workspace.champion
         judges = tuple(data.judges.values())
         of_start, *of_folds = workspace.run_all(
             [
-                Examine(method, workspace.start, (*parts, *judges)),
+                Examine(method, compared, (*parts, *judges)),
                 *(Examine(method, fold.model, (fold.data, *judges)) for fold in folds),
             ]
         )
@@ -340,7 +374,7 @@ class Attempt:
             verdict = _refused(
                 verdict, f"it was champion as version {known.number} and was rolled back"
             )
-        elif verdict.promoted and not registered.is_champion(start.run_id):
+        elif verdict.promoted and not registered.is_champion(self.champion_run_id):
             verdict = _refused(verdict, f"{registered.say_champion()}: start a new task")
         served = best
         is_wanted = len(folds) > 1 and (verdict.promoted or promote is Promote.NEVER)
@@ -350,7 +384,8 @@ class Attempt:
         self._note_cost(recipe.experiment_id)
         scores: dict[str, tuple[Scores, Scores]] = {"": (before, after)}
         scores |= {f"{name}_": (one.scores, of.scores) for name, (one, of) in by_labels.items()}
-        self._log_test_scores(scores, baseline.run_id, {best.run_id, served.run_id})
+        before_run_id = baseline.run_id if is_start else None
+        self._log_test_scores(scores, before_run_id, {best.run_id, served.run_id})
         if changes:
             tracking.runs.log_table(served.run_id, "queries.csv", as_csv(changes))
         self._record_verdict(verdict, best_model=served)
@@ -400,10 +435,11 @@ class Attempt:
     def _log_test_scores(
         self,
         scores: Mapping[str, tuple[Scores, Scores]],
-        baseline_run_id: str,
+        before_run_id: str | None,
         run_ids: Collection[str],
     ) -> None:
-        """Log scores before and after, each under a beginning of its name."""
+        """Log scores before and after, each under a beginning of its name. before_run_id: None
+        where what was compared with has no run here."""
         runs = self.house.tracking.runs
         befores, afters = (
             {
@@ -415,7 +451,8 @@ class Attempt:
             for place in (0, 1)
         )
         known = befores.keys() & afters.keys()
-        runs.log_test_scores(baseline_run_id, {name: befores[name] for name in sorted(known)})
+        if before_run_id is not None:
+            runs.log_test_scores(before_run_id, {name: befores[name] for name in sorted(known)})
         for run_id in run_ids:
             runs.log_test_scores(run_id, {name: afters[name] for name in sorted(known)})
 
@@ -498,10 +535,10 @@ class Attempt:
         self, experiment_id: str, best: StoredModel, promotion: Promotion, training: Training
     ) -> Promotion:
         """Make the best model champion; take the verdict back if the champion was moved since."""
-        start_run_id = self.house.tracking.iterations.start_run_id(experiment_id)
+        champion_run_id = self.house.tracking.iterations.champion_run_id(experiment_id)
         promote = self.champions.promote
         try:
-            self.lease.patiently(promote, self.task, best, promotion, start_run_id, training)
+            self.lease.patiently(promote, self.task, best, promotion, champion_run_id, training)
         except Conflict as error:
             promotion = _refused(promotion, f"{error}: start a new task")
             self._record_verdict(promotion)

@@ -51,7 +51,8 @@ class Champions:
         return self._house.store.models.update(name, follow, method)
 
     def begin_with(self, task: FineTuningTask, initial: StoredModel) -> RegisteredModel:
-        """Register an initial model and make it champion, unless another one was meanwhile."""
+        """Register an initial model, the method's or the one that the task names, and make it
+        champion, unless another one was meanwhile."""
         number = self._house.tracking.registry.register(
             task.registered_name, initial, "The initial model."
         )
@@ -59,9 +60,13 @@ class Champions:
         def begin(model: RegisteredModel) -> RegisteredModel:
             if not model.is_initial:
                 return model
-            why = "the method starts from it" + (" now" if model.moves else "")
+            named, new = task.initial_model, self._new(model, number, initial)
+            why = f"it is {named}" if named else "the method starts from it"
+            why += " now" if model.moves and not named else ""
+            if named and new is not None:
+                new = replace(new, training=Training(parent=named))
             move = self._move(MoveKind.INITIAL, model.champion, number, f"task {task.id}", why)
-            return model.moved(move, self._new(model, number, initial))
+            return model.moved(move, new)
 
         method = task.fine_tuning_method
         return self._house.store.models.update(task.registered_as, begin, method)

@@ -110,18 +110,23 @@ def _checking_initial_model(method: AnyMethod) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class SaveInitialModel(Job[None]):
-    """Write what the method starts from when there is no champion."""
+    """Write what the method starts from when there is no champion, or what a task names."""
 
     writes = ("folder",)
     doing = "saving the initial model"
 
     method: MethodRef
     folder: Path
+    #: a folder, or the id of a model on a hub; empty for the method's own
+    place: str = ""
 
     def __call__(self, report: Reporter) -> None:
         method = self.method.load()
-        with _checking_initial_model(method):
-            model = method.load_initial_model()
+        if self.place:
+            model = method.load_model(self.place)
+        else:
+            with _checking_initial_model(method):
+                model = method.load_initial_model()
         method.save(model, _empty(self.folder))
 
 

@@ -35,6 +35,8 @@ class Workspace:
         self.folder = house.settings.work_folder / f"{task.id}-{task.attempt}"
         #: the model that the iteration starts from
         self.start = self.folder / "start"
+        #: the champion, where that is another one: the best model must be better than it
+        self.champion = self.folder / "champion"
         #: what the method prepared for its trials
         self.data = self.folder / "data"
         #: the sessions of the batch, as they were when the data was prepared

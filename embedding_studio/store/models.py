@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from embedding_studio.models import RegisteredModel
+from embedding_studio.errors import Conflict
+from embedding_studio.models import CHAMPION, ModelVersion, RegisteredModel, split_reference
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import Document, Documents, Filter, Kind
 
@@ -60,6 +61,20 @@ class Models:
                 return seen
             if (changed := self.change(wanted)) is not None:
                 return changed
+
+    def referred(self, reference: str) -> ModelVersion | None:
+        """Return the version that `name`, `name/3` or `name@champion` names; None where no model
+        has that name. Raises NotFound for a version that there is not, Conflict for one without
+        files."""
+        name, version = split_reference(reference)
+        is_version = version is None or version == CHAMPION or version.isdigit()
+        model = self.find(name) if is_version and name else None
+        if model is None or not model.versions:
+            return None
+        found = model.named(version or CHAMPION)
+        if found.removed_at is not None:
+            raise Conflict(f"the files of version {found.number} of {name!r} were removed")
+        return found
 
     def of_project(self) -> list[RegisteredModel]:
         """Return this project's registered models by their names."""

@@ -84,6 +84,7 @@ class Iterations:
         judge_labels_id: str = "",
         method: str = "",
         parent: str = "",
+        champion_run_id: str = "",
     ) -> Iteration:
         """Return the task's experiment, made if it is not there yet.
 
@@ -91,7 +92,8 @@ class Iterations:
         that started from another one is closed as abandoned, and a new one is made. So it is after
         a fresh start. made: which time range was learnt from, if one was; the batch is its last.
         labels_id, judge_labels_id: the labels that were learnt from, and that judge, if any.
-        method: by which, where the model is not named like it. parent: what is started from."""
+        method: by which, where the model is not named like it. parent: what is started from.
+        champion_run_id: whose model the best is compared with, where that is another one."""
         for experiment in self._client.experiments(
             {"es.kind": "iteration", "es.method": registered_name, "es.task_id": task_id}
         ):
@@ -100,6 +102,7 @@ class Iterations:
             if is_same_start and int(experiment.tags["es.fresh_starts"]) == fresh_starts:
                 if experiment.tags["es.state"] == "error":
                     self._runs.supersede_failures(experiment_id)
+                self._tag(experiment_id, "es.champion_run_id", champion_run_id or start_run_id)
                 self.set_state(experiment_id, "running", "")
                 return _as_iteration(experiment_id, {**experiment.tags, "es.state": "running"})
             why = "its task went on from another model, in another experiment"
@@ -122,6 +125,7 @@ class Iterations:
             **({"es.judge_labels": judge_labels_id} if judge_labels_id else {}),
             **({"es.plugin": method} if method else {}),
             **({"es.parent": parent} if parent else {}),
+            "es.champion_run_id": champion_run_id or start_run_id,
         }
         experiment_id = self._client.create_experiment(
             f"iteration / {registered_name} / {batch_id or labels_id}",
@@ -145,10 +149,12 @@ class Iterations:
         name, value = story.saved_view(metric, direction, params, int(time.time() * 1000))
         self._tag(experiment_id, name, value)
 
-    def start_run_id(self, experiment_id: str) -> str:
-        """Return the run of the model that an iteration started from."""
-        start: str = self._client.reading.get_experiment(experiment_id).tags["es.start_run_id"]
-        return start
+    def champion_run_id(self, experiment_id: str) -> str:
+        """Return the run of the model that an iteration compares with: the one that it started
+        from, unless its task named another one to start from."""
+        tags = self._client.reading.get_experiment(experiment_id).tags
+        champion: str = tags.get("es.champion_run_id") or tags["es.start_run_id"]
+        return champion
 
     def training_of(
         self, experiment_id: str, run_id: str, batch_ids: Sequence[str], method_version: str

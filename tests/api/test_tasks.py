@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from tests.api.samples import (
     record_worker,
     session_json,
 )
+from tests.api.test_models import register
 
 TASK = "/fine-tuning/task"
 
@@ -93,6 +95,27 @@ def test_hyperparameters_are_values_or_lists_of_them(api: TestClient) -> None:
     for seed in (-1, 2**31, 1.5):
         body = {"fine_tuning_method": METHOD, "seed": seed}
         assert api.post(TASK, json=body).status_code == 422, seed
+
+
+@pytest.mark.usefixtures("collecting")
+def test_what_no_task_can_start_from_is_refused(
+    api: TestClient, store: Store, tmp_path: Path
+) -> None:
+    """A version that there is not, a name that nobody has, a folder outside of the allowed roots;
+    what only a worker can see is taken."""
+    register(store, tmp_path)
+    store.models.update(METHOD, lambda model: model.retired(["run-1"], 1, START))
+
+    def status(reference: str) -> int:
+        body = {"fine_tuning_method": METHOD, "model_name": "New", "initial_model": reference}
+        return api.post(TASK, json=body, params={"dry_run": "true"}).status_code
+
+    for reference in (METHOD, f"{METHOD}@champion", f"{METHOD}/2", "acme/e5-small"):
+        assert status(reference) == 200, reference
+    assert status(f"{METHOD}/1") == 409
+    for reference in (f"{METHOD}/9", "Shoes", "Shoes@champion", "a/b/c", "../x"):
+        assert status(reference) == 404, reference
+    assert status(str(tmp_path)) == 422
 
 
 @pytest.mark.usefixtures("collecting")

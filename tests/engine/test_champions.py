@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from embedding_studio.engine.jobs import MethodRef
 from embedding_studio.engine.worker import Worker
 from embedding_studio.errands.sweep import sweep
 from embedding_studio.errors import Conflict
-from embedding_studio.models import MoveKind, RegisteredModel, VersionState
+from embedding_studio.models import MoveKind, RegisteredModel, Training, VersionState
 from embedding_studio.projects import RegisteredName
 from embedding_studio.store.models import MODELS
 from embedding_studio.tasks import FineTuningTask, Promote, TaskEventKind, TaskStatus
@@ -141,6 +142,76 @@ def test_a_task_narrows_the_search_and_says_the_seed(bench: Bench) -> None:
         values.append(drawn)
     assert values[0] == values[1]
     assert bench.runs(task)[0].data.params["seed"] == "7"
+
+
+def test_a_model_begins_with_another_ones_version(bench: Bench) -> None:
+    """A new name's first version is a copy of it, which outlasts the original; its next task goes
+    on from there, and not from the method's initial model."""
+    shoes = bench.run_task(model_name="Shoes", parameters={"skill": 0.5})
+    assert (registered(bench, "Shoes").champion, shoes.status) == (2, TaskStatus.DONE)
+    worse = {"skill": [0.3, 0.4]}
+    for number in (1, 2):
+        task = bench.run_task(
+            model_name="Boots",
+            initial_model="Shoes@champion" if number == 1 else None,
+            parameters=worse,
+            start=1000 * number,
+        )
+        assert task.promotion is not None
+        assert task.promotion.baseline == pytest.approx(0.5)
+        boots = registered(bench, "Boots")
+        assert (boots.champion, alias(bench, "Boots")) == (1, 1)
+    first = boots.version(1)
+    assert first.training is not None
+    assert first.training.parent == "Shoes@champion"
+    assert first.model.run_id != registered(bench, "Shoes").version(2).model.run_id
+    assert first.model.files == registered(bench, "Shoes").version(2).model.files
+    refused = boots.versions[-1].training
+    assert refused is not None
+    assert refused.parent == "Boots/1"
+
+
+def test_what_is_started_from_is_not_what_is_compared_with(bench: Bench) -> None:
+    """A task that starts from an older version must still be better than the champion, whose place
+    its model takes; then the champion's is the figure before."""
+    bench.run_task(parameters={"skill": 0.5})
+    worse = bench.run_task(start=1000, initial_model="Toy/1", parameters={"skill": [0.3, 0.4]})
+    assert worse.promotion is not None
+    assert (worse.promotion.promoted, registered(bench).champion) == (False, 2)
+    assert worse.promotion.baseline == pytest.approx(0.5)
+    assert worse.progress is not None
+    assert worse.progress.baseline == pytest.approx(0.2)
+    better = bench.run_task(start=2000, initial_model="Toy/1", parameters={"skill": 0.8})
+    assert better.promotion is not None
+    assert better.promotion.promoted
+    model = registered(bench)
+    assert (model.champion, model.previous) == (4, 2)
+    training = model.version(4).training
+    assert training is not None
+    assert training.parent == "Toy/1"
+
+
+def test_a_folder_below_an_allowed_root_is_started_from(bench: Bench, tmp_path: Path) -> None:
+    """Any other one ends the task before its batch is released, and so does a hub's model for a
+    method that knows no hub."""
+    toy = MethodRef("Toy", bench.house.settings.plugins_folder).load()
+    folder = tmp_path / "roots" / "mine"
+    folder.mkdir(parents=True)
+    toy.save(np.array([0.25]), folder)
+    refused = bench.run_task(model_name="Mine", initial_model=str(folder))
+    assert (refused.status, refused.batch_id) == (TaskStatus.ERROR, None)
+    assert "not below ES_ALLOWED_ROOTS" in (refused.error or "")
+    hub = bench.run_task(model_name="Mine", initial_model="acme/e5", start=1000)
+    assert "takes no model of a hub" in (hub.error or "")
+    settings = bench.house.settings.model_copy(update={"allowed_roots": str(tmp_path / "roots")})
+    house = replace(bench.house, settings=settings)
+    bench.post_sessions(2000)
+    task = bench.post_task(model_name="Mine", initial_model=str(folder))
+    assert Worker(house, bench.worker._catalog).work_once()
+    done = bench.house.store.tasks.get(task.id)
+    assert done.progress is not None
+    assert done.progress.baseline == pytest.approx(0.25)
+    assert registered(bench, "Mine").version(1).training == Training(parent=str(folder))
 
 
 def test_a_worker_removes_what_a_person_deleted(
