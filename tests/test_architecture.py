@@ -34,7 +34,7 @@ TIERS = [
     | {"engine.promotion", "engine.jobs", "engine.labels", "engine.scores", "engine.snapshot"}
     | {"engine.report"}
     | {"engine.failures"},
-    {"tracking", "engine.lease", "errands.schedules", "errands.webhooks"},
+    {"tracking", "engine.lease", "errands.schedules", "errands.webhooks", "testing"},
     {"engine", "errands", "api"},
     {"engine.worker", "client"},
     {"services", "demo", "doctor"},
@@ -59,9 +59,10 @@ HOMES = {
     "yaml": {"imports.yaml", "loaders.sources"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},
-    "torch": {"training"},
-    "sentence_transformers": {"training"},
-    "transformers": {"training"},
+    "torch": {"training", "testing"},
+    "sentence_transformers": {"training", "testing"},
+    "transformers": {"training", "testing"},
+    "pytest": {"testing.case"},
     "cronsim": {"errands.schedules"},
     "httpcore": {"outbound"},
     "fsspec": {"loaders"},

@@ -5,7 +5,9 @@ from typing import get_args
 
 import embedding_studio
 import embedding_studio.client
+import embedding_studio.testing
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.testing.case import MethodTestCase
 
 
 def test_what_authors_of_methods_import() -> None:
@@ -24,6 +26,17 @@ def test_what_authors_of_methods_import() -> None:
         "TrialRun",
     }
     assert all(hasattr(embedding_studio, name) for name in embedding_studio.__all__)
+
+
+def test_what_tests_of_methods_import() -> None:
+    """The kit is one class, with these options and a test for each check."""
+    assert embedding_studio.testing.__all__ == ["MethodTestCase"]
+    own = {name for name in vars(MethodTestCase) if not name.startswith("_")}
+    assert own == {
+        *("bench", "initial_model", "params", "frozen", "keeps_items"),
+        *("test_suggest", "test_train", "test_evaluate", "test_save_and_load"),
+        *("test_stop", "test_seeds", "test_frozen", "test_served"),
+    }
 
 
 def test_what_callers_of_the_api_import() -> None:

@@ -30,4 +30,4 @@ class Long(DefaultMethod):  # type: ignore[misc,valid-type]
         return {**super().suggest(trial), **FIXED}
 
 
-Recorder(Settings().data_folder / "spans.jsonl").wrap(trial._ReportingRun, "report", "reports")
+Recorder(Settings().data_folder / "spans.jsonl").wrap(trial.ReportingRun, "report", "reports")

@@ -40,7 +40,7 @@ def start_clock() -> None:
         trial.ScoreBaseline,
     ):
         recorder.wrap(job, "__call__", "in jobs, other")
-    recorder.wrap(trial._ReportingRun, "report", "waiting")
+    recorder.wrap(trial.ReportingRun, "report", "waiting")
     recorder.wrap(embedding_studio.training.loop, "evaluate", "evaluation")
     for name, phase in (
         ("load_initial_model", "loading"),

@@ -378,7 +378,7 @@ class Train(Job[TrialResult]):
             data = method.load_data(self.data_folder)
             model = method.load(self.start_folder)
         with _measured(seconds, "train"):
-            run = _ReportingRun(
+            run = ReportingRun(
                 seed=self.seed, baseline=self.baseline, main_metric=method.main_metric, send=report
             )
             try:
@@ -544,7 +544,9 @@ class DrawSearch(Job[None]):
 
 
 @dataclass(kw_only=True)
-class _ReportingRun(TrialRun):
+class ReportingRun(TrialRun):
+    """What `train` holds: `send` gets its reports and answers them."""
+
     seed: int
     baseline: Mapping[str, float] | None
     main_metric: str

@@ -50,7 +50,7 @@ def load_encoder(
     own to run."""
     own = {"query": query_prompt, "document": item_prompt}
     prompts = {name: prompt for name, prompt in own.items() if prompt is not None}
-    with _without_progress_bars():
+    with without_progress_bars():
         try:
             model = SentenceTransformer(str(place), device=str(device()), prompts=prompts)
         except (MemoryError, torch.OutOfMemoryError):
@@ -166,7 +166,7 @@ def save_encoder(model: SentenceTransformer, folder: Path, keeps_items: bool = F
     for name, weights in model.state_dict().items():
         if not weights.sum(dtype=torch.float32).isfinite():
             raise CorruptModel(f"{name} is not finite: the model diverged and is not saved")
-    with _without_progress_bars(), _as_stored(model):
+    with without_progress_bars(), _as_stored(model):
         model.save(str(folder), create_model_card=False, safe_serialization=True)
     write_card(model, folder, keeps_items)
 
@@ -252,7 +252,8 @@ def fast_arithmetic(device: torch.device) -> torch.autocast:
 
 
 @contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
+    """Let transformers show no bars meanwhile."""
     progress: Any = transformers_logging
     was_enabled = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()

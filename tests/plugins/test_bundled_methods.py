@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import optuna
@@ -23,6 +23,7 @@ from embedding_studio.demo.searchers import held_out_quality, simulate_sessions
 from embedding_studio.errors import MethodError
 from embedding_studio.methods import AnyMethod, discover_methods
 from embedding_studio.search import Search
+from embedding_studio.testing import MethodTestCase
 from embedding_studio.training.encoder import load_encoder, split_sides
 from tests.training.test_labels import NO_SESSIONS, judged, split
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
@@ -348,3 +349,48 @@ def test_a_model_stored_in_half_precision_scores_the_same_when_read_back(
     assert SentenceTransformer(str(saved), device="cpu").dtype == torch.bfloat16
     again = method.evaluate(method.load(saved), data.validation)
     assert np.mean(again["ndcg_at_10"]) == after
+
+
+class OfPlugin(MethodTestCase):
+    """What the kit holds of a bundled method. name: the method's."""
+
+    __test__ = False
+
+    name: ClassVar[str]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def method(cls) -> AnyMethod:
+        return discover_methods(PLUGINS).get(cls.name)
+
+
+class TestDefaultMethod(OfPlugin):
+    """With the first of two layers frozen."""
+
+    __test__ = True
+    name = NAMES[0]
+    frozen = ("embeddings.*", "encoder.layer.0.*")
+
+
+class TestLinearAdapter(OfPlugin):
+    """The encoder stays, and so do items."""
+
+    __test__ = True
+    name = "Linear adapter"
+    frozen = ("embeddings.*", "encoder.*")
+    keeps_items = True
+
+
+class TestQuerySideMethod(OfPlugin):
+    """Items stay."""
+
+    __test__ = True
+    name = QUERY_SIDE
+    keeps_items = True
+
+
+class TestClipMethod(OfPlugin):
+    """Text and images."""
+
+    __test__ = True
+    name = "CLIP Fine Tuning Method"
