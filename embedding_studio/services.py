@@ -1,4 +1,4 @@
-"""The API, a worker and the MLflow UI as child processes of one command."""
+"""The API, a worker, vectors and the MLflow UI as child processes of one command."""
 
 import logging
 import os
@@ -28,15 +28,22 @@ class Services:
     Ports that are taken are replaced by free ones. An MLflow named by ES_MLFLOW_TRACKING_URI as
     http(s) is used as it is; else MLflow's UI is served from the local database."""
 
-    def __init__(self, settings: Settings, logs: Path | None = None) -> None:
-        """Take a folder for the services' output; None lets them write to this terminal."""
+    def __init__(
+        self, settings: Settings, logs: Path | None = None, with_vectors: bool = False
+    ) -> None:
+        """Take a folder for the services' output; None lets them write to this terminal.
+
+        with_vectors: `serve` is one of them."""
         own_mlflow = not settings.resolved_tracking_uri.startswith("http")
         changes: dict[str, Any] = {"api_port": _free_port(settings.api_host, settings.api_port)}
         if own_mlflow:
             port = _free_port(settings.api_host, settings.mlflow_port)
             changes["mlflow_port"] = port
             changes["mlflow_public_url"] = f"http://{settings.api_host}:{port}"
+        if with_vectors:
+            changes["serve_port"] = _free_port(settings.api_host, settings.serve_port)
         self.settings = settings.replaced(**changes)
+        self._with_vectors = with_vectors
         self.api_url = self.settings.replaced(api_url=None).api_address
         self._own_mlflow = own_mlflow
         self._logs = logs
@@ -47,11 +54,16 @@ class Services:
         return client_of(self.settings, self.api_url)
 
     def pid(self, name: str) -> int:
-        """Return the process id of the "API", the "worker" or the "MLflow UI"."""
+        """Return the process id of the "API", the "worker", "vectors" or the "MLflow UI"."""
         return self._processes[name].pid
 
     def describe(self) -> str:
-        return f"API {self.api_url}/docs · MLflow {self.settings.mlflow_public_url}"
+        settings = self.settings
+        vectors = f" · vectors http://{settings.api_host}:{settings.serve_port}/docs"
+        return (
+            f"API {self.api_url}/docs · MLflow {settings.mlflow_public_url}"
+            f"{vectors if self._with_vectors else ''}"
+        )
 
     def __enter__(self) -> "Services":
         # SIGINT too: a script's `up &` starts with it ignored
@@ -115,8 +127,11 @@ class Services:
                     *("--host", settings.api_host, "--port", str(settings.mlflow_port)),
                 ],
             )
-            self._wait_until_up(settings.api_host, settings.mlflow_port)
+            self._wait_until_up(settings.api_host, settings.mlflow_port, "MLflow")
         self._wait_until_ready("worker", "store", "mlflow")
+        if self._with_vectors:  # which opens the store that the API made
+            self._spawn("vectors", [*program, "serve"])
+            self._wait_until_up(settings.api_host, settings.serve_port, "serve")
 
     def _spawn(self, name: str, command: list[str]) -> None:
         with self._open_log(name) as output:
@@ -156,12 +171,12 @@ class Services:
                 )
             time.sleep(0.2)
 
-    def _wait_until_up(self, host: str, port: int) -> None:
+    def _wait_until_up(self, host: str, port: int, what: str) -> None:
         deadline = time.monotonic() + START_SECONDS
         while not _is_taken(host, port):
             self.check()
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"MLflow is not up after {START_SECONDS:.0f} s")
+                raise ConfigurationError(f"{what} is not up after {START_SECONDS:.0f} s")
             time.sleep(0.2)
 
     def _log_file(self, name: str) -> Path:

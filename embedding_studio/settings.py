@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     """profiles: tables of settings by name, in TOML"""
     mlflow_port: int = Field(5001, ge=0, le=65535)
     """port of the MLflow UI under `up`"""
+    serve_port: int = Field(5002, ge=0, le=65535)
+    """port of `serve`, which gives vectors; its address is that of the API"""
+    serve_models: int = Field(4, ge=1)
+    """how many models `serve` has in memory at most; while a champion is replaced one more"""
+    serve_queue: int = Field(8192, ge=1)
+    """how many texts wait in `serve` at most; what comes then is told to come again"""
     max_event_age_seconds: float = Field(12 * 3600, gt=0)
     """sessions and events older than this are refused"""
     max_event_ahead_seconds: float = Field(5 * 60, ge=0)

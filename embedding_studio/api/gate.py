@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -87,10 +88,16 @@ class Gate:
     he is `still_allowed`, or refuses it before its body is read."""
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing, rate_limit: RateLimit, settings: Settings
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        rate_limit: RateLimit,
+        settings: Settings,
+        open_paths: Collection[str] = OPEN_PATHS,
     ) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
         self._rate_limit = rate_limit
         self._shares: dict[str, _Share] = {}
         self._most_at_once = max(1, settings.max_connections // CALLERS)
@@ -116,7 +123,7 @@ class Gate:
         who, refusal = f"address {_address_of(scope)}", None
         try:
             caller = await self._caller_of(scope["path"], headers)
-            if caller.key and scope["path"] not in OPEN_PATHS:
+            if caller.key and scope["path"] not in self._open_paths:
                 who = f"key {caller.key.id}"
         except Unauthorized as error:
             # by themselves: they are not to hold up others at the address, a proxy's perhaps
@@ -139,7 +146,7 @@ class Gate:
         await self._pass_on(scope, receive, send, headers, who)
 
     async def _caller_of(self, path: str, headers: Headers) -> Caller:
-        if path not in OPEN_PATHS:
+        if path not in self._open_paths:
             return await self._keys.caller_of(headers)
         with suppress(Unauthorized, StoreUnavailable, TimeoutError):
             if path == HEALTH_PATH:  # it tells more to some

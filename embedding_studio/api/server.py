@@ -4,9 +4,11 @@ import gc
 import logging
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import closing, suppress
 
 import uvicorn
+from fastapi import FastAPI
 
 from embedding_studio.api import connections, errors
 from embedding_studio.api.app import create_app
@@ -24,26 +26,37 @@ _OF_STRANGERS = ("asyncio", "uvicorn.error", connections.__name__, errors.__name
 
 
 def serve(settings: Settings) -> None:
+    """Answer requests to the API, as `serve_app` does."""
+    serve_app(settings, create_app, ("ES_API_PORT", settings.api_port), "the API is")
+
+
+def serve_app(
+    settings: Settings,
+    create: Callable[[Store, Settings], FastAPI],
+    port: tuple[str, int],
+    what: str,
+) -> None:
     """Answer requests until Ctrl-C or SIGTERM, then finish those under way and return.
 
-    Runs in the main thread. Port 0 takes a free one. Raises ConfigurationError when the address
-    cannot be bound, or is open to anyone while there are no API keys; StoreUnavailable when the
-    store does not answer."""
+    create: makes the application. port: with the setting that names it; 0 takes a free one. what:
+    is at that address, for the log. Runs in the main thread. Raises ConfigurationError when the
+    address cannot be bound, or is open to anyone while there are no API keys; StoreUnavailable when
+    the store does not answer."""
     # uvicorn ends its work on both signals, then raises them again for its caller
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         suppress(KeyboardInterrupt),
         closing(open_store(settings.resolved_store_url)) as store,
-        listen(settings.api_host, settings.api_port) as listener,
+        listen(settings.api_host, port[1], port[0]) as listener,
     ):
         check_may_serve(store, settings)
-        host, port = listener.getsockname()[:2]
+        host, number = listener.getsockname()[:2]
         shown_host = f"[{host}]" if ":" in host else host
-        _logger.info("the API is at http://%s:%d, its manual at /docs", shown_host, port)
+        _logger.info("%s at http://%s:%d, the manual at /docs", what, shown_host, number)
         for name in _OF_STRANGERS:
             logging.getLogger(name).addFilter(OncePerMinute())
         config = uvicorn.Config(
-            create_app(store, settings),
+            create(store, settings),
             http=Room.within(settings).protocol(),
             loop="asyncio",
             ws="none",
@@ -68,7 +81,7 @@ def check_may_serve(store: Store, settings: Settings) -> None:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, setting: str = "ES_API_PORT") -> socket.socket:
     """Return a listening socket. Raises ConfigurationError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # the protocol is named because asyncio switches Nagle's algorithm off only where it is: left
@@ -81,7 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigurationError(
-            f"the API cannot bind to {host} port {port} ({error.strerror}): "
-            "set ES_API_HOST and ES_API_PORT to a free address"
+            f"nothing can listen at {host} port {port} ({error.strerror}): "
+            f"set ES_API_HOST and {setting} to a free address"
         ) from error
     return listener

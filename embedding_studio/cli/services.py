@@ -38,12 +38,23 @@ def worker(
 
 
 @app.command()
+def serve() -> None:
+    """Serve the vectors of registered models, in the form of OpenAI's embeddings."""
+    from embedding_studio.serving.server import serve as serve_vectors
+
+    configure(logging.INFO)
+    found = settings()
+    tell_store(found, may_make=False)
+    serve_vectors(found)
+
+
+@app.command()
 def up() -> None:
-    """Run the API, a worker and the MLflow UI on this machine until Ctrl-C."""
+    """Run the API, a worker, `serve` and the MLflow UI on this machine until Ctrl-C."""
     from embedding_studio.services import Services
 
     configure(logging.WARNING)
-    with Services(settings()) as services:
+    with Services(settings(), with_vectors=True) as services:
         typer.echo(services.describe())
         services.wait()
 

@@ -2,11 +2,13 @@
 
 Training and judging go through here, so that what learns is what people get."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import SimilarityFunction
 from torch import Tensor
@@ -79,6 +81,30 @@ def run(
     }
     embeddings: Tensor = model(on_device, **options)["sentence_embedding"]
     return embeddings
+
+
+@torch.inference_mode()
+def encode(
+    model: SentenceTransformer, side: Side, texts: Sequence[str]
+) -> tuple[NDArray[np.float32], list[int]]:
+    """Return (n, d) vectors of texts in one pass, as `encode_query` or `encode_document` gives
+    them, and how many tokens each has: as cut to what the model reads, with its prompt.
+
+    The model is in `eval` mode. One that makes no tokens counts words."""
+    features = model.preprocess(list(texts), prompt=side.prompt, **side.options)
+    counts = _token_counts(features)
+    vectors = run(model, features, side.options)[:, : model.truncate_dim].float()
+    return vectors.cpu().numpy(), counts or [len(text.split()) for text in texts]
+
+
+def _token_counts(features: Mapping[str, Any]) -> list[int]:
+    if (mask := features.get("attention_mask")) is not None:
+        counts: list[int] = mask.sum(dim=1).tolist()
+        return counts
+    if (offsets := features.get("offsets")) is not None:  # of texts whose tokens lie end to end
+        ends = [*offsets.tolist()[1:], len(features["input_ids"])]
+        return [end - start for start, end in zip(offsets.tolist(), ends, strict=True)]
+    return []
 
 
 def comparable(model: SentenceTransformer, embeddings: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from os import environ
 from pathlib import Path
 
+import httpx
 import mlflow
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
 def test_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
     """`up` takes free ports when its own are taken, is healthy when it says so, and on Ctrl-C
     ends with all it started, also where a script started it in the background."""
-    settings = Settings(data_folder=tmp_path, api_port=0, mlflow_port=0)
+    settings = Settings(data_folder=tmp_path, api_port=0, mlflow_port=0, serve_port=0)
     services = subprocess.Popen(
         [*PROGRAM, "up"],
         env={**environ, **settings.as_environment()},
@@ -92,7 +93,9 @@ def test_up_serves_and_stops_cleanly(tmp_path: Path) -> None:
         assert health.status == "ok"
         assert "Default Fine Tuning Method" in health.worker.methods
         children = _children(services.pid)
-        assert len(children) == 3
+        assert len(children) == 4
+        vectors_url = line.split()[-1].removesuffix("/docs")
+        wait_until(lambda: httpx.get(f"{vectors_url}/health").status_code == 200)
         services.send_signal(signal.SIGINT)
         assert services.wait(60) == 0
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
