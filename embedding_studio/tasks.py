@@ -26,7 +26,7 @@ LEGAL_TRANSITIONS: Mapping[TaskStatus, frozenset[TaskStatus]] = {
         "pending": "processing stopping canceled error",
         "processing": "pending stopping done canceled error",
         "stopping": "stopped canceled error",
-        "done": "",
+        "done": "pending",
         "stopped": "pending",
         "canceled": "pending",
         "error": "pending",
@@ -53,6 +53,11 @@ class Budget:
     max_trained_tokens: int | None = None
     #: after which a trial is asked to end, at its next report
     max_minutes_per_trial: float | None = None
+
+    def say(self) -> str:
+        """Return in words what limits it."""
+        limits = {limit.name: getattr(self, limit.name) for limit in fields(self)}
+        return ", ".join(f"{name} {value:g}" for name, value in limits.items() if value)
 
     def or_else(self, other: "Budget") -> "Budget":
         """Return this budget with the limits it leaves open taken from another."""

@@ -86,7 +86,7 @@ def test_what_callers_of_the_api_import() -> None:
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
         "stop_task": "task_id",
-        "restart_task": "task_id, fresh",
+        "restart_task": "task_id, fresh, *max_trials, *max_minutes",
         "task_events": "task_id, after_number",
         "wait_for_task": "task_id, on_update, poll_seconds",
         "download_model": "task_id, folder",

@@ -28,7 +28,7 @@ from embedding_studio.api.routing import Route, in_turn
 from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, merge_weights
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.tasks import ensure_room
-from embedding_studio.tasks import TERMINAL, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.tasks import TERMINAL, Budget, FineTuningTask, TaskRequest, TaskStatus
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 from embedding_studio.wire.tasks import (
     LabelConflictsView,
@@ -173,14 +173,24 @@ def restart_task(
     request: Request,
     context: TuneContext,
     fresh: Annotated[bool, Query(description="forget the trials of earlier attempts")] = False,
+    max_trials: Annotated[
+        int | None, Query(ge=1, description="of the search, with those that are finished")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, Query(gt=0, le=525_600, description="of the search, with those spent")
+    ] = None,
 ) -> TaskView:
-    """For a stopped, canceled or failed task, which goes on from its finished trials. Its batch is
-    kept; if it never had one, it takes the one that then collects. A pending task stays as it is.
-    """
+    """For a stopped, canceled or failed task, which goes on from its finished trials, and with more
+    trials than it had for a done one, whose model was not promoted. Its batch is kept; if it never
+    had one, it takes the one that then collects. A pending task stays as it is."""
+    more = Budget(max_trials, max_minutes)
+    check_trials(context, more)
     if context.store.tasks.get(task_id).status is not TaskStatus.PENDING:
         pending = context.store.tasks.count(TaskStatus.PENDING)
         ensure_room(pending, context.settings.max_pending_tasks)
-    return _view(context.store.tasks.restart(task_id, context.clock(), fresh), request, context)
+    return _view(
+        context.store.tasks.restart(task_id, context.clock(), fresh, more), request, context
+    )
 
 
 @router.put("/task/{task_id}/stop", summary="End it with what it has", responses=problems(404, 409))

@@ -153,10 +153,16 @@ def restart_task(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="without the trials of earlier attempts")
     ] = False,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="most hyperparameter sets, with the finished ones")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="most minutes of the search")] = None,
 ) -> None:
-    """Run a stopped, canceled or failed task again; finished trials are kept."""
+    """Run a stopped, canceled or failed task again, or a done one with more trials; finished trials
+    are kept."""
     with open_client() as client:
-        _tell_status(client.restart_task(task, fresh))
+        restarted = client.restart_task(task, fresh, max_trials=trials, max_minutes=minutes)
+    _tell_status(restarted)
 
 
 def _tell_status(task: "TaskView") -> None:

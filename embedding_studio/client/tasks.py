@@ -144,9 +144,19 @@ class TaskCalls(Connection):
         """Ask for the task to end with the best model it has so far."""
         return self._put(TaskView, f"/fine-tuning/task/{task_id}/stop")
 
-    def restart_task(self, task_id: str, fresh: bool = False) -> TaskView:
-        """Run a stopped, canceled or failed task again, if `fresh` without its finished trials."""
-        return self._put(TaskView, f"/fine-tuning/task/{task_id}/restart", fresh=fresh)
+    def restart_task(
+        self,
+        task_id: str,
+        fresh: bool = False,
+        *,
+        max_trials: int | None = None,
+        max_minutes: float | None = None,
+    ) -> TaskView:
+        """Run a stopped, canceled or failed task again, if `fresh` without its finished trials; a
+        done one with more trials, those that it had among them."""
+        limits = {"max_trials": max_trials, "max_minutes": max_minutes}
+        more = {name: limit for name, limit in limits.items() if limit is not None}
+        return self._put(TaskView, f"/fine-tuning/task/{task_id}/restart", fresh=fresh, **more)
 
     def task_events(self, task_id: str, after_number: int = 0) -> Iterator[TaskEventView]:
         """Yield what has happened to a task so far, oldest first."""

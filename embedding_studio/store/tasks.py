@@ -21,6 +21,7 @@ from embedding_studio.store.usage import PAGE_BYTES, size_of_request
 from embedding_studio.tasks import (
     OWNED,
     TERMINAL,
+    Budget,
     Claim,
     FineTuningTask,
     NumberedTaskEvent,
@@ -62,6 +63,7 @@ ENDS = {
 GIVEN_BACK = (TaskStatus.PENDING, TaskStatus.STOPPING)
 Move: TypeAlias = tuple[Mapping[str, Any], TaskEvent]
 """What of a task changes, and the event that tells of it."""
+NO_BUDGET = Budget()
 MAX_HISTORY = 10_000
 """A task to which more has happened is not restarted: MongoDB keeps a task in one document."""
 
@@ -280,21 +282,28 @@ class Tasks:
 
         return self._move(task_id, now, rule)
 
-    def restart(self, task_id: str, now: datetime, fresh: bool = False) -> FineTuningTask:
+    def restart(
+        self, task_id: str, now: datetime, fresh: bool = False, more: Budget = NO_BUDGET
+    ) -> FineTuningTask:
         """Set a stopped, canceled or failed task to pending, error, progress, promotion, best model
         and expired_leases cleared, the batch kept. A pending task stays as it is. One with a very
         long history is not restarted (Conflict).
 
         fresh: count one more fresh start, by which the next attempt forgets earlier trials.
-        Raises Conflict for a task at work or done, and while a canceled task's owner still holds an
-        unexpired lease (it is still removing what it wrote); NotFound."""
+        more: what limits the search from now on, in place of what the task had. With more trials a
+        done task goes on too, whose model was not promoted and whose trials are still there.
+        Raises Conflict for a task at work, for a done one else, and while a canceled task's owner
+        still holds an unexpired lease (it is still removing what it wrote); NotFound."""
         how = "from the beginning" if fresh else "going on from its finished trials"
+        how += "" if more == NO_BUDGET else f", with {more.say()}"
         event = TaskEvent(TaskEventKind.RESTARTED, now, f"restarted, {how}", {"fresh": fresh})
 
         def rule(task: FineTuningTask) -> Move | None:
             if task.status == TaskStatus.PENDING:
                 return None
             _ensure_restartable(task, now)
+            if task.status is TaskStatus.DONE:
+                _ensure_goes_on(task, more)
             if self.events(task_id, MAX_HISTORY, limit=1):
                 raise Conflict(
                     f"task {task_id} cannot be restarted any more: more than {MAX_HISTORY} things "
@@ -304,6 +313,7 @@ class Tasks:
                 "status": TaskStatus.PENDING,
                 "expired_leases": 0,
                 "fresh_starts": task.fresh_starts + fresh,
+                "budget": more.or_else(task.budget),
                 **dict.fromkeys(CLEARED_BY_RESTART),
                 "delivery_due_at": now if task.webhook_url else None,
             }, event
@@ -609,11 +619,25 @@ def _ensure_undecided(task: FineTuningTask, target: TaskStatus, what: str) -> No
         )
 
 
+def _ensure_goes_on(task: FineTuningTask, more: Budget) -> None:
+    """Raise Conflict for a done task whose search there is nothing to go on with."""
+    had = task.progress.max_trials if task.progress else task.budget.max_trials
+    if task.promotion is not None and task.promotion.promoted:
+        why = "its model was promoted: start a new task, which goes on from it"
+    elif task.experiment_id is None:
+        why = "its trials were removed: start a new task"
+    elif (more.max_trials or 0) <= (had or 0):
+        why = f"it had {had or 0} trials: name more in max_trials"
+    else:
+        return
+    raise Conflict(f"task {task.id} is done and cannot be restarted: {why}")
+
+
 def _ensure_restartable(task: FineTuningTask, now: datetime) -> None:
     if task.status not in sources_of(TaskStatus.PENDING) - OWNED:
         raise Conflict(
-            f"task {task.id} cannot be restarted while its status is {task.status}: only stopped, "
-            "canceled and failed tasks can"
+            f"task {task.id} cannot be restarted while its status is {task.status}: only those "
+            "that have ended can"
         )
     if task.lease_expires_at is not None and is_held(task.lease_expires_at, now):
         raise Conflict(

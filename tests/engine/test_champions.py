@@ -22,7 +22,7 @@ from embedding_studio.errors import Conflict
 from embedding_studio.models import MoveKind, RegisteredModel, Training, VersionState
 from embedding_studio.projects import RegisteredName
 from embedding_studio.store.models import MODELS
-from embedding_studio.tasks import FineTuningTask, Promote, TaskEventKind, TaskStatus
+from embedding_studio.tasks import Budget, FineTuningTask, Promote, TaskEventKind, TaskStatus
 from embedding_studio.tracking.iterations import Iterations
 from embedding_studio.tracking.registry import Registry
 from tests.engine.test_attempt import after_trials
@@ -212,6 +212,23 @@ def test_a_folder_below_an_allowed_root_is_started_from(bench: Bench, tmp_path: 
     assert done.progress is not None
     assert done.progress.baseline == pytest.approx(0.25)
     assert registered(bench, "Mine").version(1).training == Training(parent=str(folder))
+
+
+def test_a_done_search_goes_on_with_a_larger_budget(bench: Bench) -> None:
+    """Its finished trials count, in the same experiment; what is judged then is the best of all."""
+    task = bench.run_task("Worse", trials=2)
+    store = bench.house.store
+    assert task.promotion is not None
+    assert not task.promotion.promoted
+    values = [bench.suggested(run) for run in bench.runs(task)]
+    store.tasks.restart(task.id, utc_now(), more=Budget(4))
+    assert bench.worker.work_once()
+    again = store.tasks.get(task.id)
+    assert (again.status, again.experiment_id) == (TaskStatus.DONE, task.experiment_id)
+    runs = bench.runs(again)
+    assert len(runs) == 4
+    assert [bench.suggested(run) for run in runs[:2]] == values
+    assert again.promotion is not None
 
 
 def test_a_worker_removes_what_a_person_deleted(

@@ -338,6 +338,34 @@ def test_a_task_at_work_or_done_cannot_be_restarted(store: Store) -> None:
         store.tasks.restart(task.id, NOW)
 
 
+def test_a_done_task_goes_on_with_more_trials(store: Store) -> None:
+    """Unless its model was promoted, or its trials are gone; other limits stay as they were."""
+    verdict = Promotion(False, "chance", "mrr", 0.5, 0.5, 0.0)
+    for number, (promoted, experiment_id, told) in enumerate(
+        [(False, "7", None), (True, "7", "was promoted"), (False, None, "trials were removed")]
+    ):
+        request = TaskRequest("m", budget=Budget(4, 30.0), idempotency_key=str(number))
+        task, _ = store.tasks.add(request, NOW)
+        _, claim = take(store)
+        record = store.tasks.record
+        judged = replace(verdict, promoted=promoted)
+        record(claim, NOW, promotion=judged, experiment_id=experiment_id)
+        store.tasks.finish(claim, NOW, TaskStatus.DONE)
+        for few in (Budget(), Budget(4), Budget(None, 60.0)):
+            with pytest.raises(Conflict, match=told or "it had 4 trials: name more"):
+                store.tasks.restart(task.id, NOW, more=few)
+        if told is not None:
+            with pytest.raises(Conflict, match=told):
+                store.tasks.restart(task.id, NOW, more=Budget(9))
+            continue
+        restarted = store.tasks.restart(task.id, NOW, more=Budget(9))
+        assert (restarted.status, restarted.budget) == (TaskStatus.PENDING, Budget(9, 30.0))
+        assert restarted.promotion is None
+        assert store.tasks.events(task.id)[-1].event.detail.endswith("with max_trials 9")
+        assert store.tasks.add(request, NOW) == (restarted, False)
+        store.tasks.cancel(task.id, NOW)
+
+
 def test_a_restart_waits_for_the_canceled_owner(store: Store) -> None:
     """A canceled task restarts once its owner lets go or its lease expires, not before."""
     add(store)
