@@ -98,6 +98,7 @@ def test_what_callers_of_the_api_import() -> None:
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",
         "delete_schedule": "schedule_id",
+        "list_methods": "",
         "list_models": "",
         "get_model": "name",
         "get_version": "name, version",

@@ -12,6 +12,7 @@ from embedding_studio.api import (
     imports,
     items,
     labels,
+    methods,
     models,
     schedules,
     system,
@@ -69,7 +70,8 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         Security(HTTPBearer(auto_error=False)),
         Security(APIKeyHeader(name="X-API-Key", auto_error=False)),
     ]
-    for resource in (clickstream, items, labels, users, imports, fine_tuning, models, schedules):
+    nouns = clickstream, items, labels, users, imports, fine_tuning, methods, models, schedules
+    for resource in nouns:
         app.include_router(
             resource.router,
             prefix="/api/v1",

@@ -4,7 +4,6 @@ import typer
 
 from embedding_studio.cli.context import calls_api, open_client
 from embedding_studio.cli.render import print_table, printed_json, say
-from embedding_studio.errors import Forbidden
 
 app = typer.Typer(help="See which fine-tuning methods there are.", no_args_is_help=True)
 
@@ -17,24 +16,18 @@ def _methods() -> None:
 @app.command("list")
 @calls_api
 def list_methods() -> None:
-    """Show the methods of the workers that live, and what kept plugins from loading.
-
-    Where there are API keys, it takes one with the scope admin."""
+    """Show the methods of the workers that live, and which plugins did not load."""
     with open_client() as client:
-        found = client.health().worker
-    if found.status == "ok" and not found.live:
-        raise Forbidden("workers and methods are told to API keys with the scope admin alone")
+        found = client.list_methods()
     if printed_json(found):
         return
-    missing = {name: why for one in found.live for name, why in one.missing_models.items()}
     rows = []
-    for name in found.methods:
-        workers = sum(name in one.methods for one in found.live)
-        cannot = f"cannot start, no initial model: {missing[name]}" if name in missing else ""
-        rows.append([name, str(workers), cannot])
-    print_table(["method", "workers", ""], rows)
-    failures = {place: why for one in found.live for place, why in one.plugin_failures.items()}
-    for place in sorted(failures):
-        say(f"! {place} did not load: {failures[place]}")
-    if not found.live:
-        say(f"! {found.detail}")
+    for one in found.methods:
+        lacks = "" if one.can_start else "cannot start, its initial model is not there"
+        labels = "clicks and labels" if one.takes_labels else "clicks"
+        rows.append([one.name, str(one.workers), labels, lacks])
+    print_table(["method", "workers", "learns from", ""], rows)
+    for place in found.failed_plugins:
+        say(f"! {place} did not load: `doctor` and the worker's log say why")
+    if not found.methods:
+        say("! no worker that lives has a method; start one with `embedding-studio worker`")

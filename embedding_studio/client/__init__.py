@@ -4,6 +4,7 @@ from embedding_studio.client.clickstream import ClickstreamCalls
 from embedding_studio.client.imports import ImportCalls
 from embedding_studio.client.items import ItemCalls
 from embedding_studio.client.labels import LabelCalls
+from embedding_studio.client.methods import MethodCalls
 from embedding_studio.client.models import ModelCalls
 from embedding_studio.client.schedules import ScheduleCalls
 from embedding_studio.client.system import SystemCalls
@@ -21,6 +22,7 @@ class EmbeddingStudioClient(
     ImportCalls,
     TaskCalls,
     ScheduleCalls,
+    MethodCalls,
     ModelCalls,
     SystemCalls,
 ):

@@ -203,6 +203,9 @@ ROUTES: dict[str, Route] = {
     "DELETE /models/{name}/versions/{version}": Route(
         lambda api, ids: api.delete(f"{MODEL}/versions/1"), Scope.TUNE, 404
     ),
+    "GET /fine-tuning/methods": Route(
+        lambda api, ids: api.get("/fine-tuning/methods"), Scope.READ, 200
+    ),
     "POST /fine-tuning/schedule": Route(
         lambda api, ids: api.post(
             "/fine-tuning/schedule",

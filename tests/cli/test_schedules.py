@@ -52,10 +52,13 @@ def test_methods_say_what_they_lack(shell: Shell, store: Store) -> None:
     """A method is told with its workers, what it lacks to start, and plugins that did not load."""
     now = datetime.now(UTC)
     failures, missing = {"broken.py": "SyntaxError"}, {"B": "no folder /m"}
-    store.workers.record(WorkerRecord("w-1", ("A", "B"), now, failures, missing))
+    first = WorkerRecord("w-1", ("A", "B"), now, failures, missing, without_labels=("B",))
+    store.workers.record(first)
     store.workers.record(WorkerRecord("w-2", ("A",), now))
     told = shell("methods", "list").stdout.splitlines()
-    assert told[1].split() == ["A", "2"]
-    assert told[2].split(maxsplit=2)[2] == "cannot start, no initial model: no folder /m"
-    assert told[3] == "! broken.py did not load: SyntaxError"
-    assert json.loads(shell("methods", "list", "--json").stdout)["methods"] == ["A", "B"]
+    assert told[1].split() == ["A", "2", "clicks", "and", "labels"]
+    assert told[2].split()[:3] == ["B", "1", "clicks"]
+    assert told[2].endswith("cannot start, its initial model is not there")
+    assert told[3].startswith("! broken.py did not load")
+    told = json.loads(shell("methods", "list", "--json").stdout)
+    assert [one["name"] for one in told["methods"]] == ["A", "B"]
