@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -20,7 +20,10 @@ from embedding_studio.projects import check_project
 
 MAX_NAME_LENGTH = 256
 
+SIGN_IN_LASTS = timedelta(hours=12)
+
 _KEY = re.compile(r"es_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_SIGN_IN = re.compile(r"([0-9a-f]{12})\.([0-9]{1,12})\.([A-Za-z0-9_-]{22})\.([0-9a-f]{64})")
 
 
 class Scope(StrEnum):
@@ -57,6 +60,31 @@ class PresentedKey(NamedTuple):
 
     id: str
     secret: str
+
+    def is_of(self, kept: ApiKey | None, now: datetime) -> bool:
+        """Return whether the secret is the kept key's. An unknown key, None, takes as long to
+        refuse as a wrong secret: nobody learns from the time which ids there are."""
+        expected = _NOBODYS if kept is None else kept.secret_sha256
+        return hmac.compare_digest(_hash(self.secret), expected) and kept is not None
+
+
+class SignIn(NamedTuple):
+    """What a browser shows in place of a key, for a while, once its user has shown the key."""
+
+    #: of the key
+    id: str
+    #: Unix seconds
+    ends_at: int
+    nonce: str
+    signature: str
+
+    def is_of(self, kept: ApiKey | None, now: datetime) -> bool:
+        """Return whether it was made of the kept key and lasts. An unknown key, None, is refused as
+        a key is."""
+        expected = _NOBODYS if kept is None else kept.secret_sha256
+        signature = _sign(expected, self.id, self.ends_at, self.nonce)
+        is_right = hmac.compare_digest(self.signature, signature) and kept is not None
+        return is_right and now.timestamp() < self.ends_at
 
 
 def make_key(
@@ -101,11 +129,20 @@ def read_key(text: str) -> PresentedKey | None:
     return PresentedKey(*found.groups()) if found else None
 
 
-def matches(presented: PresentedKey, kept: ApiKey | None) -> bool:
-    """Return whether the secret is the kept key's. An unknown key, None, takes as long to refuse
-    as a wrong secret: nobody learns from the time which ids there are."""
-    expected = _NOBODYS if kept is None else kept.secret_sha256
-    return hmac.compare_digest(_hash(presented.secret), expected) and kept is not None
+def make_sign_in(key: ApiKey, now: datetime) -> str:
+    """Return what a browser may show in place of this key, for SIGN_IN_LASTS. The key cannot be
+    told from it."""
+    ends_at, nonce = int((now + SIGN_IN_LASTS).timestamp()), secrets.token_urlsafe(16)
+    return f"{key.id}.{ends_at}.{nonce}.{_sign(key.secret_sha256, key.id, ends_at, nonce)}"
+
+
+def read_sign_in(text: str) -> SignIn | None:
+    """Return the parts of what `make_sign_in` made, None for another text."""
+    found = _SIGN_IN.fullmatch(text)
+    if found is None:
+        return None
+    key_id, ends_at, nonce, signature = found.groups()
+    return SignIn(key_id, int(ends_at), nonce, signature)
 
 
 def parse_expiry(text: str, now: datetime) -> datetime:
@@ -125,6 +162,11 @@ def parse_expiry(text: str, now: datetime) -> datetime:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _sign(secret_sha256: str, key_id: str, ends_at: int, nonce: str) -> str:
+    told = f"sign-in {key_id} {ends_at} {nonce}".encode()
+    return hmac.new(bytes.fromhex(secret_sha256), told, hashlib.sha256).hexdigest()
 
 
 _NOBODYS = _hash(secrets.token_urlsafe(32))

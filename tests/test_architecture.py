@@ -35,7 +35,7 @@ TIERS = [
     | {"engine.report"}
     | {"engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks", "testing"},
-    {"engine", "errands", "api"},
+    {"engine", "errands", "api", "pages"},
     {"engine.worker", "client", "serving"},
     {"services", "demo", "doctor"},
     {"cli"},
@@ -52,7 +52,7 @@ HOMES = {
     | {"loaders.files"},
     "sqlalchemy": {"tracking.local", "loaders.databases", "imports.sql"},
     "apscheduler": {"engine.worker"},
-    "fastapi": {"api", "serving.app"},
+    "fastapi": {"api", "pages", "serving.app"},
     "limits": {"api"},
     "msgspec": {"wire.quick", "store.usage", "store.sqlite", "imports.readers"}
     | {"serving.openai"},

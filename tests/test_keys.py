@@ -8,13 +8,15 @@ import pytest
 from embedding_studio.clock import parse_duration
 from embedding_studio.errors import InvalidInput
 from embedding_studio.keys import (
+    SIGN_IN_LASTS,
     ApiKey,
     Scope,
     make_key,
+    make_sign_in,
     make_successor,
-    matches,
     parse_expiry,
     read_key,
+    read_sign_in,
 )
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -30,12 +32,30 @@ def test_a_key_is_told_once_and_not_kept() -> None:
     assert len(presented.secret) == 43  # 256 bits in base64
     assert presented.secret not in repr(key)
     assert key.scopes == (Scope.INGEST, Scope.READ)
-    assert matches(presented, key)
+    assert presented.is_of(key, NOW)
     other, other_text = make_key("shop", [Scope.READ], "acme", NOW)
     assert (other.id, other.secret_sha256) != (key.id, key.secret_sha256)
-    assert not matches(presented, other)
-    assert not matches(presented, None)
+    assert not presented.is_of(other, NOW)
+    assert not presented.is_of(None, NOW)
     assert read_key(other_text) != presented
+
+
+def test_a_sign_in_tells_no_key_and_ends() -> None:
+    """It is of its key alone, for half a day, and holds neither the secret nor what is kept."""
+    key, text = make_key("k", [Scope.READ], "default", NOW)
+    sign_in = read_sign_in(written := make_sign_in(key, NOW))
+    assert sign_in is not None
+    assert key.secret_sha256 not in written
+    assert text.rpartition("_")[2] not in written
+    assert make_sign_in(key, NOW) != written
+    last = NOW + SIGN_IN_LASTS - timedelta(seconds=1)
+    assert sign_in.is_of(key, last)
+    assert not sign_in.is_of(key, NOW + SIGN_IN_LASTS)
+    assert not sign_in.is_of(None, NOW)
+    other, _ = make_key("k", [Scope.READ], "default", NOW)
+    assert not sign_in.is_of(other, NOW)
+    assert not sign_in._replace(ends_at=sign_in.ends_at + 1).is_of(key, NOW)
+    assert read_sign_in(text) is None
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from embedding_studio.api import (
 )
 from embedding_studio.api import tasks as fine_tuning
 from embedding_studio.api.errors import add_error_handlers, problems
-from embedding_studio.api.gate import Gate, RateLimit
+from embedding_studio.api.gate import OPEN_PATHS, Gate, RateLimit
 from embedding_studio.api.groups import Groups
 from embedding_studio.api.health import Health
 from embedding_studio.api.imports import Imports
@@ -29,6 +29,9 @@ from embedding_studio.api.lane import Lane
 from embedding_studio.clock import Clock, utc_now
 from embedding_studio.errands.webhooks import check_secret
 from embedding_studio.errors import ConfigurationError
+from embedding_studio.pages import cookies, paths
+from embedding_studio.pages import views as pages
+from embedding_studio.pages.answers import ErrorPages
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 
@@ -49,13 +52,17 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
     app.state.groups = Groups()
     app.state.imports = Imports()
     add_error_handlers(app)
+    app.state.keys = KeyRing(store, settings, clock)
     app.add_middleware(Lane)
     app.add_middleware(
         Gate,
-        keys=KeyRing(store, settings, clock),
+        keys=app.state.keys,
         rate_limit=RateLimit(settings.rate_limit),
         settings=settings,
+        open_paths=OPEN_PATHS | paths.OPEN_PATHS,
+        proof_in=cookies.proof_in,
     )
+    app.add_middleware(ErrorPages)  # of the gate's refusals too
     if origins := _origins_of(settings):
         # outside the gate: preflights carry no key, and refusals are for the page to read too
         app.add_middleware(
@@ -79,6 +86,7 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
             dependencies=key_headers,
         )
     app.include_router(system.router, prefix="/api/v1")
+    app.include_router(pages.router)
     return app
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,13 +20,14 @@ from starlette.types import Scope as ASGIScope
 
 from embedding_studio.api.connections import STREAMED_PATH
 from embedding_studio.api.errors import answer
-from embedding_studio.api.keys import NOBODY, Caller, KeyRing
+from embedding_studio.api.keys import NOBODY, Caller, KeyRing, key_in
 from embedding_studio.errors import (
     ConfigurationError,
     StoreUnavailable,
     TooManyRequests,
     Unauthorized,
 )
+from embedding_studio.keys import PresentedKey, SignIn
 from embedding_studio.settings import Settings
 
 HEALTH_KEY_SECONDS = 1.0
@@ -94,10 +95,13 @@ class Gate:
         rate_limit: RateLimit,
         settings: Settings,
         open_paths: Collection[str] = OPEN_PATHS,
+        proof_in: Callable[[ASGIScope], PresentedKey | SignIn | None] = key_in,
     ) -> None:
+        """Take what tells by which proof a request is judged, and which need none."""
         self._app = app
         self._keys = keys
         self._open_paths = open_paths
+        self._proof_in = proof_in
         self._rate_limit = rate_limit
         self._shares: dict[str, _Share] = {}
         self._most_at_once = max(1, settings.max_connections // CALLERS)
@@ -121,8 +125,9 @@ class Gate:
             return
         headers = Headers(scope=scope)
         who, refusal = f"address {_address_of(scope)}", None
+        proof = self._proof_in(scope)
         try:
-            caller = await self._caller_of(scope["path"], headers)
+            caller = await self._caller_of(scope["path"], proof)
             if caller.key and scope["path"] not in self._open_paths:
                 who = f"key {caller.key.id}"
         except Unauthorized as error:
@@ -142,15 +147,15 @@ class Gate:
             return
         state = scope.setdefault("state", {})
         state["caller"] = caller
-        state["still_allowed"] = partial(self._keys.still_lets_in, headers)
+        state["still_allowed"] = partial(self._keys.still_lets_in, proof)
         await self._pass_on(scope, receive, send, headers, who)
 
-    async def _caller_of(self, path: str, headers: Headers) -> Caller:
+    async def _caller_of(self, path: str, proof: PresentedKey | SignIn | None) -> Caller:
         if path not in self._open_paths:
-            return await self._keys.caller_of(headers)
+            return await self._keys.caller_of(proof)
         with suppress(Unauthorized, StoreUnavailable, TimeoutError):
             if path == HEALTH_PATH:  # it tells more to some
-                return await asyncio.wait_for(self._keys.caller_of(headers), HEALTH_KEY_SECONDS)
+                return await asyncio.wait_for(self._keys.caller_of(proof), HEALTH_KEY_SECONDS)
         return NOBODY
 
     async def _pass_on(

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from fastapi.datastructures import Headers
+from starlette.types import Scope as ASGIScope
 
 from embedding_studio.api.looks import Look
 from embedding_studio.clock import Clock
 from embedding_studio.errors import Forbidden, StoreUnavailable, Unauthorized
-from embedding_studio.keys import ApiKey, PresentedKey, Scope, matches, read_key
+from embedding_studio.keys import ApiKey, PresentedKey, Scope, SignIn, read_key
 from embedding_studio.projects import DEFAULT_PROJECT
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
@@ -63,26 +64,26 @@ class KeyRing:
             lambda: {key.id: key for key in store.keys.all()}, clock, STORE_ANSWER_SECONDS
         )
 
-    async def caller_of(self, headers: Headers) -> Caller:
-        """Return who sent these headers. Raises Unauthorized without a valid key, unless there are
-        no keys yet and the API may be open; StoreUnavailable."""
+    async def caller_of(self, proof: PresentedKey | SignIn | None) -> Caller:
+        """Return who showed this. Raises Unauthorized without a valid key, unless there are no keys
+        yet and the API may be open; StoreUnavailable."""
         if self._may_be_open and await self._is_open():
             return Caller(is_trusted=True)
-        if (presented := _presented(headers)) is not None:
+        if proof is not None:
             for age in (KEY_AGE, NEW_KEY_AGE):
-                key = (await self._keys(age)).get(presented.id)
+                key, now = (await self._keys(age)).get(proof.id), self._clock()
                 # an unknown key, a wrong secret and an ended key are told by nothing, time included
-                if matches(presented, key) and key and key.is_valid(self._clock()):
+                if proof.is_of(key, now) and key and key.is_valid(now):
                     return Caller(key)
         raise Unauthorized(
             "this takes a valid API key: send `Authorization: Bearer es_...`; "
             "`embedding-studio keys create` makes keys"
         )
 
-    async def still_lets_in(self, headers: Headers) -> bool:
+    async def still_lets_in(self, proof: PresentedKey | SignIn | None) -> bool:
         """Return whether a request that is being answered would be let in again."""
         try:
-            await self.caller_of(headers)
+            await self.caller_of(proof)
         except Unauthorized:
             return False
         except StoreUnavailable:
@@ -103,7 +104,9 @@ class KeyRing:
             ) from None
 
 
-def _presented(headers: Headers) -> PresentedKey | None:
+def key_in(scope: ASGIScope) -> PresentedKey | None:
+    """Return the key that a request shows."""
+    headers = Headers(scope=scope)
     kind, _, credentials = headers.get("authorization", "").partition(" ")
     text = credentials.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
     return read_key(text)

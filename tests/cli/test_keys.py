@@ -15,7 +15,6 @@ from embedding_studio.errors import EmbeddingStudioError, InvalidInput, NotFound
 from embedding_studio.keys import (
     Scope,
     make_key,
-    matches,
     read_key,
 )
 from embedding_studio.store import Store, open_store
@@ -50,7 +49,7 @@ def test_a_created_key_is_printed_once_and_listed(
     assert presented is not None
     with closing(opened(tmp_path)) as store:
         (key,) = store.keys.all()
-    assert matches(presented, key)
+    assert presented.is_of(key, key.created_at)
     assert key.expires_at is not None
     assert key.expires_at - key.created_at == 90 * DAY
     listed = run("list").output
