@@ -310,7 +310,7 @@ def discover_methods(
         try:
             loaded, problems = _within(import_seconds, load)
         except Exception as error:  # noqa: BLE001 - one bad plugin must not take the others down
-            loaded, problems = (), [_describe(error, place)]
+            loaded, problems = (), [describe_failure(error, place)]
         why = list(problems)
         for method in loaded:
             if method.meta.name in methods:
@@ -370,14 +370,14 @@ def _make_all(classes: Sequence[Any], file: PluginFile | None = None) -> Loaded:
             method: AnyMethod = method_class()
             check_attributes(method)
         except Exception as error:  # noqa: BLE001 - nor one bad class those beside it
-            problems.append(_describe(error, str(file.path) if file else ""))
+            problems.append(describe_failure(error, str(file.path) if file else ""))
         else:
             method.plugin_file = file
             methods.append(method)
     return methods, problems
 
 
-def _describe(error: Exception, file: str) -> str:
+def describe_failure(error: Exception, file: str) -> str:
     """Say what an error is, and at which line of a plugin's file it arose."""
     if isinstance(error, PluginError):
         return str(error)
