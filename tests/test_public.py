@@ -43,6 +43,11 @@ def test_what_callers_of_the_api_import() -> None:
     """The client is one class, and these are its calls with their parameters; those with a `*`
     are given by name alone."""
     assert embedding_studio.client.__all__ == ["EmbeddingStudioClient"]
+    terms = (
+        "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
+        "*since, *labels_id, *judge_labels_id, *model_name, *initial_model, *seed, *parameters"
+    )
+    source = "*batch_id, *batch_ids, *until"
     options = "*format, *columns, *dry_run, *labels_id, *files"
     assert {
         name: ", ".join(_parameters_of(call))
@@ -75,13 +80,8 @@ def test_what_callers_of_the_api_import() -> None:
         "import_rows": f"rows, import_id, *on_sent, {options}",
         "import_url": f"url, *import_id, {options}",
         "get_import": "import_id",
-        "create_task": "fine_tuning_method, *batch_id, *metadata, *idempotency_key, *budget, "
-        "*search, *event_weights, *promote, *folds, *webhook_url, *last, *since, *until, "
-        "*labels_id, *judge_labels_id, *batch_ids, *model_name, *initial_model, *seed, "
-        "*parameters",
-        "plan_task": "fine_tuning_method, *batch_id, *metadata, *budget, *search, *event_weights, "
-        "*promote, *folds, *webhook_url, *last, *since, *until, *labels_id, *judge_labels_id, "
-        "*batch_ids, *model_name, *initial_model, *seed, *parameters",
+        "create_task": f"fine_tuning_method, *idempotency_key, {terms}, {source}",
+        "plan_task": f"fine_tuning_method, {terms}, {source}",
         "get_task": "task_id",
         "list_tasks": "status, skip, limit",
         "cancel_task": "task_id",
@@ -91,9 +91,7 @@ def test_what_callers_of_the_api_import() -> None:
         "wait_for_task": "task_id, on_update, poll_seconds",
         "download_model": "task_id, folder",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
-        "*metadata, *budget, *search, *event_weights, *promote, *folds, *webhook_url, *last, "
-        "*since, *labels_id, *judge_labels_id, *model_name, *initial_model, *seed, *parameters, "
-        "*idempotency_key",
+        f"*idempotency_key, {terms}",
         "list_schedules": "",
         "pause_schedule": "schedule_id",
         "resume_schedule": "schedule_id",

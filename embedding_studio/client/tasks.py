@@ -5,11 +5,45 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from embedding_studio.client.connection import REPORT_SECONDS, Connection
 from embedding_studio.tasks import TERMINAL, Budget, Promote, SearchOptions, TaskStatus
 from embedding_studio.wire.tasks import TaskBody, TaskEventsPage, TaskEventView, TaskPlan, TaskView
+
+
+class TaskTerms(TypedDict, total=False):
+    """How a task, or each task of a schedule, learns; what is left out is the method's own."""
+
+    metadata: Mapping[str, Any] | None
+    budget: Budget | None
+    search: SearchOptions | None
+    #: as how many clicks an event counts, by its type
+    event_weights: Mapping[str, float] | None
+    promote: Promote | None
+    folds: int | None
+    webhook_url: str | None
+    #: learn from the sessions that were made in this time: "30d", say, or from a moment on
+    last: str | None
+    since: datetime | None
+    #: labels to learn from, too or alone, and labels that decide what is promoted
+    labels_id: str | None
+    judge_labels_id: str | None
+    #: the registered model that it goes on with; the method's name when absent
+    model_name: str | None
+    #: the model that it starts from
+    initial_model: str | None
+    seed: int | None
+    #: hyperparameters that are fixed, or whose range is narrowed
+    parameters: Mapping[str, Any] | None
+
+
+class TaskOptions(TaskTerms, total=False):
+    """How one task learns, and what from; by default from what is now collecting."""
+
+    batch_id: str | None
+    batch_ids: Sequence[str] | None
+    until: datetime | None
 
 
 class TaskCalls(Connection):
@@ -19,105 +53,19 @@ class TaskCalls(Connection):
         self,
         fine_tuning_method: str,
         *,
-        batch_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
-        budget: Budget | None = None,
-        search: SearchOptions | None = None,
-        event_weights: Mapping[str, float] | None = None,
-        promote: Promote | None = None,
-        folds: int | None = None,
-        webhook_url: str | None = None,
-        last: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        labels_id: str | None = None,
-        judge_labels_id: str | None = None,
-        batch_ids: Sequence[str] | None = None,
-        model_name: str | None = None,
-        initial_model: str | None = None,
-        seed: int | None = None,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[TaskOptions],
     ) -> TaskView:
-        """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one.
+        """Ask for a fine-tuning. Without an idempotency_key, each call asks for another one."""
+        # made up here if need be: a retry after a lost answer must not add a second task
+        key = idempotency_key or str(uuid.uuid4())
+        asked = {"fine_tuning_method": fine_tuning_method, "idempotency_key": key, **options}
+        return self._post(TaskView, "/fine-tuning/task", TaskBody.unchecked(**asked))
 
-        batch_ids: learn from several batches. last ("30d", say), since, until: learn from the
-        sessions that were made in that time.
-        labels_id: learn from labels, too or alone; judge_labels_id: labels decide what is promoted.
-        model_name: the registered model that it goes on with; the method's name when absent.
-        initial_model: start from this one. parameters: fix hyperparameters, or narrow them.
-        """
-        body = TaskBody.unchecked(
-            fine_tuning_method=fine_tuning_method,
-            batch_id=batch_id,
-            metadata=metadata,
-            # made up here if need be: a retry after a lost answer must not add a second task
-            idempotency_key=idempotency_key or str(uuid.uuid4()),
-            budget=budget,
-            search=search,
-            event_weights=event_weights,
-            promote=promote,
-            folds=folds,
-            webhook_url=webhook_url,
-            last=last,
-            since=since,
-            until=until,
-            labels_id=labels_id,
-            judge_labels_id=judge_labels_id,
-            batch_ids=batch_ids and [*batch_ids],
-            model_name=model_name,
-            initial_model=initial_model,
-            seed=seed,
-            parameters=parameters,
-        )
-        return self._post(TaskView, "/fine-tuning/task", body)
-
-    def plan_task(
-        self,
-        fine_tuning_method: str,
-        *,
-        batch_id: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        budget: Budget | None = None,
-        search: SearchOptions | None = None,
-        event_weights: Mapping[str, float] | None = None,
-        promote: Promote | None = None,
-        folds: int | None = None,
-        webhook_url: str | None = None,
-        last: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        labels_id: str | None = None,
-        judge_labels_id: str | None = None,
-        batch_ids: Sequence[str] | None = None,
-        model_name: str | None = None,
-        initial_model: str | None = None,
-        seed: int | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> TaskPlan:
+    def plan_task(self, fine_tuning_method: str, **options: Unpack[TaskOptions]) -> TaskPlan:
         """Tell what a task would take, and whether that is enough; nothing is created and nothing
         released. It is refused as `create_task` would be."""
-        body = TaskBody.unchecked(
-            fine_tuning_method=fine_tuning_method,
-            batch_id=batch_id,
-            metadata=metadata,
-            budget=budget,
-            search=search,
-            event_weights=event_weights,
-            promote=promote,
-            folds=folds,
-            webhook_url=webhook_url,
-            last=last,
-            since=since,
-            until=until,
-            labels_id=labels_id,
-            judge_labels_id=judge_labels_id,
-            batch_ids=batch_ids and [*batch_ids],
-            model_name=model_name,
-            initial_model=initial_model,
-            seed=seed,
-            parameters=parameters,
-        )
+        body = TaskBody.unchecked(fine_tuning_method=fine_tuning_method, **options)
         answer = self._call(
             "POST",
             "/fine-tuning/task",

@@ -176,13 +176,19 @@ class Terms(BaseModel):
 
     @classmethod
     def unchecked(cls, **given: Any) -> "Terms":
-        """Return a body of the domain's values as a client sends it, for the server to judge."""
+        """Return a body of the domain's values as a client sends it, for the server to judge.
+        Raises TypeError for what it has not."""
+        if unknown := given.keys() - cls.model_fields:
+            raise TypeError(f"a task is not asked for with {', '.join(sorted(unknown))}")
+        given = {name: value for name, value in given.items() if value is not None}
         for name in _TIMES & given.keys():
-            given[name] = None if given[name] is None else given[name].timestamp()
-        given["budget"] = asdict(given["budget"] or Budget())
-        given["search"] = asdict(given["search"] or SearchOptions())
-        for name in ("metadata", "event_weights", "parameters"):
-            given[name] = None if given[name] is None else dict(given[name])
+            given[name] = given[name].timestamp()
+        given["budget"] = asdict(given.get("budget") or Budget())
+        given["search"] = asdict(given.get("search") or SearchOptions())
+        for name in {"metadata", "event_weights", "parameters"} & given.keys():
+            given[name] = dict(given[name])
+        if "batch_ids" in given:
+            given["batch_ids"] = [*given["batch_ids"]]
         return cls.model_construct(**given)
 
     def given(self) -> dict[str, Any]:

@@ -926,3 +926,9 @@ def test_models_by_command(client: EmbeddingStudioClient, store: Store, tmp_path
     assert run("delete", f"{METHOD}/3").exit_code == 0
     assert client.get_version(METHOD, 3).state == "removed"
     client.delete_version(METHOD, 3)
+
+
+def test_a_misspelt_option_of_a_task_is_not_lost(client: EmbeddingStudioClient) -> None:
+    """What a task cannot be asked for with is a TypeError, not left out."""
+    with pytest.raises(TypeError, match="labls_id"):
+        client.create_task(METHOD, labls_id="faq")  # type: ignore[call-arg]
