@@ -231,6 +231,35 @@ def test_a_done_search_goes_on_with_a_larger_budget(bench: Bench) -> None:
     assert again.promotion is not None
 
 
+@pytest.mark.parametrize("step", ["register", "with_refused", "describe_verdict"])
+def test_a_crash_registers_a_refused_model_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Wherever a worker dies between the verdict and its being told, the next one ends it."""
+    with monkeypatch.context() as dying:
+        if step == "register":
+            keep = Registry.register
+
+            def register(*given: Any) -> int:
+                number = keep(*given)
+                if number == 2:
+                    die()
+                return number
+
+            dying.setattr(Registry, "register", register)
+        elif step == "with_refused":
+            dying.setattr(RegisteredModel, "with_refused", die)
+        else:
+            dying.setattr(Iterations, "describe_verdict", die)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run_task("Worse")
+    work_later(bench)
+    model = registered(bench, "Worse")
+    assert [version.number for version in model.versions] == [1, 2]
+    assert model.state_of(model.version(2)) is VersionState.REFUSED
+    assert len(bench.mlflow.search_model_versions("name = 'Worse'")) == 2
+
+
 def test_a_worker_removes_what_a_person_deleted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
