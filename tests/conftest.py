@@ -13,7 +13,7 @@ pytest_plugins = ["tests.servers", "tests.iterations", "tests.executors.clusters
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--screenshots", type=Path, help="where to keep pictures of MLflow's UI")
+    parser.addoption("--screenshots", type=Path, help="where to keep pictures of what people see")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ async def form_of(request: Request) -> dict[str, str]:
 async def show_tasks(request: Request, context: ReadContext, skip: Skip = 0) -> Response:
     size = min(PAGE_SIZE, context.settings.max_page_size)
     found = await in_turn(request, _list_tasks, request, context, skip, size)
+    batches = await in_turn(request, clickstream.list_batches, context, 0, size)
     is_live = any(one.status not in TERMINAL for one in found)
     methods, may_tune = [], context.caller.allows(Scope.TUNE)
     if may_tune:
@@ -55,6 +56,7 @@ async def show_tasks(request: Request, context: ReadContext, skip: Skip = 0) -> 
         skip=skip,
         size=size,
         methods=methods,
+        batches=batches,
         may_tune=may_tune,
         idempotency_key=secrets.token_urlsafe(12),
         refresh_seconds=REFRESH_SECONDS if is_live else None,

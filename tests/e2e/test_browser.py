@@ -7,7 +7,6 @@ that the README shows.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -15,15 +14,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from embedding_studio.clock import utc_now
-from embedding_studio.demo.corpus import load_corpus
-from embedding_studio.demo.searchers import simulate_sessions
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import FineTuningTask
 from embedding_studio.tracking import story
 from embedding_studio.tracking.reader import experiment_url
-from embedding_studio.training.encoder import load_encoder
-from tests.iterations import Bench, open_bench
+from tests.e2e.icons import search_for_icons
+from tests.iterations import open_bench
 from tests.servers import MlflowServer
 from tests.training.tiny import PACKAGED_MODEL
 
@@ -51,14 +47,6 @@ class Look:
     def shows(self, what: Locator | str) -> None:
         found = self.page.get_by_text(what).first if isinstance(what, str) else what.first
         expect(found).to_be_visible(timeout=SECONDS * 1000)
-
-
-def search_for_icons(bench: Bench, count: int) -> None:
-    corpus, encoder = load_corpus(), load_encoder(PACKAGED_MODEL)
-    queries = encoder.encode(list(corpus.queries), show_progress_bar=False)
-    items = encoder.encode([icon.label for icon in corpus.items], show_progress_bar=False)
-    searches = simulate_sessions(corpus, queries, items, count, 0, datetime.now(UTC))
-    bench.house.store.clickstream.register(list(searches), utc_now())
 
 
 @pytest.fixture
