@@ -56,7 +56,7 @@ HOMES = {
     "limits": {"api"},
     "msgspec": {"wire.quick", "store.usage", "store.sqlite", "imports.readers"}
     | {"serving.openai"},
-    "pyarrow": {"imports.parquet", "imports.stream", "snapshot"},
+    "pyarrow": {"serving.vectors", "imports.parquet", "imports.stream", "snapshot"},
     "yaml": {"imports.yaml", "loaders.sources"},
     "uvicorn": {"api.connections", "api.server"},
     "h11": {"api.connections"},

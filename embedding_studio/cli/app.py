@@ -8,6 +8,7 @@ import typer
 
 from embedding_studio.cli import (
     clickstream,
+    embed,
     imports,
     items,
     keys,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(services.app)
 app.add_typer(imports.app)
+app.add_typer(embed.app)
 app.add_typer(sweep.app)
 app.add_typer(migrate.app)
 app.add_typer(system.app)

@@ -14,6 +14,9 @@ from embedding_studio.api.server import listen
 from embedding_studio.cli.app import app
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store, open_store
+from tests.serving.conftest import encoders
+
+__all__ = ["encoders"]  # a fixture
 
 Shell = Callable[..., Result]
 

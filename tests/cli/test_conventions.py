@@ -64,7 +64,7 @@ def test_every_command_tells_json(words: list[str]) -> None:
     """But for those that run services, or have nothing to show."""
     shown = CliRunner().invoke(app, [*words, "-h"]).output
     assert ("--json" in shown) == (
-        words not in (["api"], ["worker"], ["up"], ["demo"], ["migrate"])
+        words not in (["api"], ["worker"], ["serve"], ["up"], ["demo"], ["migrate"])
     )
 
 
