@@ -33,18 +33,16 @@ def page(scope: Scope, name: str, status: int = 200, **values: Any) -> Response:
     known = cookies.cookie_of(scope)
     cookie = known or secrets.token_urlsafe(32)
     state, app = scope.get("state", {}), scope["app"].state
-    text = (
-        templates()
-        .get_template(f"pages/{name}.html")
-        .render(
-            path=scope["path"],
-            who=state.get("caller"),
-            mlflow_url=app.settings.mlflow_public_url.rstrip("/"),
-            token_name=cookies.TOKEN,
-            token=cookies.token_for(cookie),
-            **{"refresh_seconds": None, **values},
-        )
-    )
+    shared = {
+        "path": scope["path"],
+        "who": state.get("caller"),
+        "mlflow_url": app.settings.mlflow_public_url.rstrip("/"),
+        "token_name": cookies.TOKEN,
+        "token": cookies.token_for(cookie),
+        "refresh_seconds": None,
+        "is_still": b"still=1" in scope["query_string"].split(b"&"),
+    }
+    text = templates().get_template(f"pages/{name}.html").render({**shared, **values})
     response = HTMLResponse(text, status, _HEADERS)
     if not known:
         cookies.set_new(scope, response, cookie)

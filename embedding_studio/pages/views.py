@@ -2,6 +2,7 @@
 browser sends, and told in HTML."""
 
 import secrets
+from dataclasses import fields
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 
@@ -17,21 +18,26 @@ from embedding_studio.pages import answers, cookies, paths
 from embedding_studio.pages.plots import Curves, Gains
 from embedding_studio.pages.trials import trials_of
 from embedding_studio.report_page import parts_of
-from embedding_studio.tasks import LEGAL_TRANSITIONS, TERMINAL, TaskStatus
+from embedding_studio.tasks import LEGAL_TRANSITIONS, TERMINAL, TaskRequest, TaskStatus
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET
 from embedding_studio.wire.tasks import TaskEventView, TaskView
 
 router = APIRouter(route_class=Route, include_in_schema=False)
 
 PAGE_SIZE = 30
+MOST_FORM_BYTES = 16 * 1024
 REFRESH_SECONDS = 3
-"""How often a page is loaded again while something on it goes on."""
+"""How often a page is brought up to date while something on it goes on."""
 Skip = Annotated[int, Query(ge=0, le=MAX_PAGE_OFFSET)]
 
 
 async def form_of(request: Request) -> dict[str, str]:
     """Return what a form has. Raises Forbidden for one that another site may have sent."""
-    body = await request.body()
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_FORM_BYTES:  # which may be sent by anyone who wants to sign in
+            raise HTTPException(413, f"a form has at most {MOST_FORM_BYTES} bytes")
     try:
         form = dict(parse_qsl(body.decode(), keep_blank_values=True, strict_parsing=bool(body)))
     except ValueError as error:
@@ -94,6 +100,7 @@ def show_task(task_id: str, request: Request, context: ReadContext) -> Response:
         metric=(task.progress and task.progress.main_metric_name) or "the main metric",
         curves=Curves.of(trials, task.progress.baseline if task.progress else None),
         events=events,
+        asked=_asked_for(task),
         actions=_actions_on(task) if context.caller.allows(Scope.TUNE) else (),
         refresh_seconds=None if task.status in TERMINAL else REFRESH_SECONDS,
     )
@@ -109,6 +116,16 @@ def _events_of(task_id: str, context: Context) -> list[TaskEventView]:
         found += answer.events
         if len(answer.events) < size:
             return found
+
+
+def _asked_for(task: TaskView) -> dict[str, Any]:
+    """Return what the task was asked for with, by its names, without what it leaves to others."""
+    names = {one.name for one in fields(TaskRequest)}
+    given = task.model_dump(mode="json", include=names, exclude_none=True)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return {name.replace("_", " "): value for name, value in found.items() if value is not None}
 
 
 def _actions_on(task: TaskView) -> list[str]:

@@ -53,6 +53,7 @@ def test_a_task_shows_trials_verdict_and_queries(
     assert "hat 0.800 0.600" in page.text
     links = [one["href"] for one in page.named("a")]
     assert any(one.startswith(f"{settings.mlflow_public_url}/#/experiments/7") for one in links)
+    assert f"fine tuning method {METHOD} batch id {ids.released} max trials 8" in page.text
 
 
 def test_a_batch_has_its_report(browser: TestClient, ids: Ids) -> None:
@@ -127,6 +128,9 @@ def test_only_what_goes_on_is_loaded_again(browser: TestClient, ids: Ids) -> Non
         assert ("data-refresh" in html) is is_live
         refreshes = [one for one in page.named("meta") if one.get("http-equiv") == "refresh"]
         assert len(refreshes) == is_live
+        assert ("Stop that" in page.text) is is_live
+        still = look(browser, f"{path}?still=1")
+        assert not [one for one in still.named("meta") if one.get("http-equiv") == "refresh"]
     assert browser.get("/page.js").headers["content-type"] == "text/javascript; charset=utf-8"
     assert browser.get("/page.css").headers["content-type"] == "text/css; charset=utf-8"
 

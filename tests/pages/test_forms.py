@@ -134,6 +134,9 @@ def test_what_is_no_form_is_refused(browser: TestClient, ids: Ids) -> None:
     look(browser, "/")
     assert browser.post("/batches/release", content=b"\xff=\xff").status_code == 400
     assert browser.post("/batches/release", content=b"").status_code == 403
+    large = browser.post("/sign-in", content=b"key=" + b"x" * 20_000)
+    assert large.status_code == 413
+    assert "at most 16384 bytes" in Page(large).text
 
 
 def test_a_key_opens_the_page(browser: TestClient, store: Store, ids: Ids) -> None:
