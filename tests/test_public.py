@@ -90,6 +90,7 @@ def test_what_callers_of_the_api_import() -> None:
         "task_events": "task_id, after_number",
         "wait_for_task": "task_id, on_update, poll_seconds",
         "download_model": "task_id, folder",
+        "download_study": "task_id, file",
         "create_schedule": "fine_tuning_method, *cron, *interval_seconds, *min_new_sessions, "
         f"*idempotency_key, {terms}",
         "list_schedules": "",

@@ -74,6 +74,24 @@ ZIP: dict[int | str, dict[str, Any]] = {
 """How a manual tells of such an answer."""
 
 
+STUDY_FILE = "study.db"
+STUDY: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "A file of SQLite",
+        "content": {"application/vnd.sqlite3": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+def study_of(folder: ModelFolder, name: str) -> StreamingResponse:
+    """Return a study's file as an answer that a browser saves under a name."""
+    return StreamingResponse(
+        in_download_threads(folder.read(STUDY_FILE)),
+        media_type="application/vnd.sqlite3",
+        headers={"Content-Disposition": f'attachment; filename="{name}.db"'},
+    )
+
+
 def zip_of(model: StoredModel, name: str, tracking_uri: str) -> StreamingResponse:
     """Return a model's files, with its card, as an answer that a browser saves under a name.
 

@@ -8,7 +8,14 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import EventSourceResponse
 
-from embedding_studio.api.artifacts import ZIP, in_download_thread, zip_of
+from embedding_studio.api.artifacts import (
+    STUDY,
+    STUDY_FILE,
+    ZIP,
+    in_download_thread,
+    study_of,
+    zip_of,
+)
 from embedding_studio.api.clickstream import report_on
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
@@ -29,6 +36,7 @@ from embedding_studio.clickstream import BatchStatus, SessionBatch, TimeRange, m
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, UnknownMethod
 from embedding_studio.store.tasks import ensure_room
 from embedding_studio.tasks import TERMINAL, Budget, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.tracking.reader import open_summary
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, AsPosted
 from embedding_studio.wire.tasks import (
     LabelConflictsView,
@@ -220,6 +228,18 @@ async def download_model(task_id: str, context: ReadContext) -> StreamingRespons
 
 
 @router.get(
+    "/task/{task_id}/study",
+    summary="Download the search",
+    response_class=StreamingResponse,
+    responses={**STUDY, **problems(404, 501)},
+)
+async def download_study(task_id: str, context: ReadContext) -> StreamingResponse:
+    """The Optuna study of the task's search, in a file of SQLite that Optuna and optuna-dashboard
+    open; there once the search has ended. Trials have the numbers that MLflow shows."""
+    return await in_download_thread(_open_study, task_id, context)
+
+
+@router.get(
     "/task/{task_id}/events",
     summary="Read what happened to a task, or follow it",
     response_model=TaskEventsPage,
@@ -258,6 +278,15 @@ def _open_zip(task_id: str, context: Context) -> StreamingResponse:
     if task.best_model is None:
         raise NotFound(f"task {task_id!r} has no model, or no longer: it is {task.status}")
     return zip_of(task.best_model, f"model-{task.id}", context.settings.resolved_tracking_uri)
+
+
+def _open_study(task_id: str, context: Context) -> StreamingResponse:
+    task = context.store.tasks.get(task_id)
+    uri = context.settings.resolved_tracking_uri
+    folder = task.experiment_id and open_summary(task.experiment_id, uri)
+    if not folder or folder.size_bytes(STUDY_FILE) is None:
+        raise NotFound(f"task {task_id!r} has no study, not yet or no longer: it is {task.status}")
+    return study_of(folder, f"study-{task.id}")
 
 
 def _with_its_key(context: Context, wanted: TaskRequest) -> TaskRequest:

@@ -1,5 +1,6 @@
 """Commands for fine-tuning tasks: ask for one, follow it, end it, run it again."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -128,6 +129,24 @@ def show_events(task: TaskId) -> None:
     if not printed_json(found):
         rows = [[str(one.number), second(one.at), one.kind, one.detail] for one in found]
         print_table(["", "at", "event", ""], rows)
+
+
+@app.command("study")
+@calls_api
+def save_study(
+    task: TaskId,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="is replaced if it exists; by default study-TASK.db"),
+    ] = None,
+) -> None:
+    """Write the Optuna study of a task's search to a file, which optuna-dashboard opens."""
+    file = file or Path(f"study-{task}.db")
+    with open_client() as client:
+        client.download_study(task, file)
+    if not printed_json({"task": task, "file": str(file)}):
+        say(f"the study is in {file}")
+        say(f"open it: optuna-dashboard sqlite:///{file}")
 
 
 @app.command("stop")

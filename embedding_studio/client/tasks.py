@@ -134,3 +134,8 @@ class TaskCalls(Connection):
 
         The folder appears only once it is complete. Raises CorruptModel for a damaged download."""
         self._download_model(f"/fine-tuning/task/{task_id}/model", folder)
+
+    def download_study(self, task_id: str, file: Path) -> None:
+        """Write the Optuna study of a task's search to a file that Optuna opens, as its storage
+        `sqlite:///FILE`. The file appears, or is replaced, only once it is complete."""
+        self._export(f"/fine-tuning/task/{task_id}/study", file)

@@ -1,12 +1,15 @@
-"""What a search found, for people: Optuna's plots as a page and as pictures, the sets as a table.
+"""What a search found, for people: Optuna's plots as a page and as pictures, the sets as a table,
+the study as a file.
 
 search.html          all plots, to hover over; needs no network
 <plot>.png           each plot
-sets.csv             the hyperparameter sets in the order they were tried"""
+sets.csv             the hyperparameter sets in the order they were tried
+study.db             the study in Optuna's SQLite storage, for optuna-dashboard"""
 
 import csv
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +18,7 @@ import matplotlib as mpl
 import optuna
 from matplotlib import pyplot as plt
 from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as pictures
 
@@ -23,16 +27,19 @@ from embedding_studio.search import Trial
 
 mpl.use("agg")
 
+STUDY_FILE = "study.db"
+_STUDY = "search"
 MIN_TO_COMPARE = 10
 """Of fewer complete trials, importances and coordinates show chance."""
 
 
 def draw_search(trials: Sequence[Trial], direction: Direction, metric: str, folder: Path) -> None:
-    """Write the plots and the table into an empty folder; plots that say nothing yet are left out.
+    """Write plots, table and study into an empty folder; plots that say nothing yet are left out.
 
     trials: in the order of their numbers."""
     _write_table(trials, metric, folder / "sets.csv")
-    study = optuna.create_study(direction=direction)
+    storage = InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name=_STUDY, direction=direction)
     study.add_trial(optuna.create_trial(state=TrialState.FAIL))  # number 0: ours count from 1
     study.add_trials([_numbered_as_logged(trial) for trial in trials])
     complete = [trial for trial in trials if trial.value is not None]
@@ -40,6 +47,8 @@ def draw_search(trials: Sequence[Trial], direction: Direction, metric: str, fold
     with warnings.catch_warnings():
         # Optuna calls its pictures experimental, and tells of trials that it leaves out
         warnings.simplefilter("ignore")
+        study.set_metric_names([metric])
+        _write_study(storage, folder / STUDY_FILE)
         for name, interactive, picture in _plots(study, metric, len(complete)):
             figures.append(interactive())
             if picture is None:
@@ -60,7 +69,21 @@ def _numbered_as_logged(trial: Trial) -> FrozenTrial:
     """Return a trial whose steps are MLflow's, not the pruner's."""
     frozen = trial.frozen()
     frozen.intermediate_values = trial.reports
+    frozen.user_attrs = {"run_id": trial.run_id, "trained_tokens": trial.trained_tokens}
+    if trial.ended:
+        ended = datetime.fromtimestamp(trial.ended / 1000)  # noqa: DTZ006 - as Optuna's own are
+        frozen.datetime_complete = ended
+        frozen.datetime_start = ended - timedelta(seconds=trial.seconds)
     return frozen
+
+
+def _write_study(storage: InMemoryStorage, file: Path) -> None:
+    url = f"sqlite:///{file}"
+    optuna.copy_study(
+        from_study_name=_STUDY, from_storage=storage, to_storage=(written := RDBStorage(url))
+    )
+    written.remove_session()
+    written.engine.dispose()
 
 
 _Plot: TypeAlias = tuple[str, Callable[[], Any], Callable[[], Any] | None]

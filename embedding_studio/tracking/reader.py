@@ -163,6 +163,45 @@ def _expect_ok(response: httpx.Response, what: str) -> None:
         )
 
 
+def open_summary(experiment_id: str, tracking_uri: str) -> ModelFolder | None:
+    """Return the folder of what an iteration's search found; None where there is none (yet).
+
+    Raises StoreUnavailable, ConfigurationError."""
+    is_server = tracking_uri.startswith(("http://", "https://"))
+    ask = _ask_server_for_summary if is_server else _ask_database_for_summary
+    found = ask(experiment_id, tracking_uri)
+    return open_model(StoredModel("", found, ()), tracking_uri) if found else None
+
+
+def _ask_server_for_summary(experiment_id: str, tracking_uri: str) -> str | None:
+    asked = {"experiment_ids": [experiment_id], "filter": "tags.`es.kind` = 'summary'"}
+    url = f"{tracking_uri.rstrip('/')}/api/2.0/mlflow/runs/search"
+    try:
+        response = httpx.post(url, json=asked, timeout=_TIMEOUT_SECONDS)
+    except httpx.HTTPError as error:
+        raise StoreUnavailable(f"MLflow's server does not answer: {error}") from error
+    if response.status_code != 200:
+        raise StoreUnavailable(f"MLflow's server answered {response.status_code} for its runs")
+    runs: list[dict[str, Any]] = response.json().get("runs", [])
+    return next((str(run["info"]["artifact_uri"]) for run in runs), None)
+
+
+def _ask_database_for_summary(experiment_id: str, tracking_uri: str) -> str | None:
+    file = Path(tracking_uri.removeprefix("sqlite:///"))
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+            found = connection.execute(_SUMMARY, (experiment_id,)).fetchone()
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"{file} cannot be read: {error}") from error
+    return str(found[0]) if found else None
+
+
+_SUMMARY = (
+    "select artifact_uri from runs join tags using (run_uuid) where experiment_id = ? "
+    "and lifecycle_stage = 'active' and key = 'es.kind' and value = 'summary'"
+)
+
+
 def open_model(model: StoredModel, tracking_uri: str) -> ModelFolder:
     """Return the model's folder. Raises ConfigurationError where this process cannot read it, and
     NotFound when a path would lead out of it."""

@@ -183,6 +183,9 @@ ROUTES: dict[str, Route] = {
     "GET /fine-tuning/task/{task_id}/model": Route(
         lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/model"), Scope.READ, 404
     ),
+    "GET /fine-tuning/task/{task_id}/study": Route(
+        lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/study"), Scope.READ, 404
+    ),
     "GET /fine-tuning/task/{task_id}/events": Route(
         lambda api, ids: api.get(f"/fine-tuning/task/{ids.task_id}/events"), Scope.READ, 404
     ),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,3 +336,14 @@ def test_each_end_is_told_in_words() -> None:
     assert "about 5,000 sessions would tell" in told
     (line,) = verdict_lines(view(status="stopped", error="there was no trial yet"))
     assert line == "task t is stopped, without a verdict: there was no trial yet"
+
+
+@pytest.mark.usefixtures("collecting")
+def test_a_study_that_is_not_there_is_told(shell: Shell, tmp_path: Path) -> None:
+    """And no file is made."""
+    made = shell("task", "create", METHOD, "--json")
+    task, file = json.loads(made.stdout)["id"], tmp_path / "study.db"
+    refused = shell("task", "study", task, str(file))
+    assert isinstance(refused.exception, NotFound)
+    assert "has no study, not yet or no longer: it is pending" in str(refused.exception)
+    assert not file.exists()

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna import load_study
+from optuna.storages import RDBStorage
 
 from embedding_studio.clock import utc_now
 from embedding_studio.engine.lease import Lease
@@ -423,14 +425,16 @@ def test_the_sampler_may_learn_from_the_iteration_before(bench: Bench) -> None:
 
 @pytest.mark.draws
 def test_what_the_search_found_is_drawn(settings: Settings) -> None:
-    """A summary run has the plots as pictures and as one page, and the sets in order."""
+    """A summary run has the plots as pictures and as one page, the sets in order, and the study as
+    Optuna opens it, with the trials by the numbers that MLflow shows."""
     bench = open_bench(settings)
     done = run(bench, "Climbing", budget=Budget(12))
     (summary,) = bench.runs(done, "summary")
     assert summary.info.status == "FINISHED"
     folder = Path(summary.info.artifact_uri)
     assert {file.name for file in folder.iterdir()} == {
-        "search.html", "sets.csv", "optimization_history.png", "intermediate_values.png",
+        "search.html", "sets.csv", "study.db",
+        "optimization_history.png", "intermediate_values.png",
     }  # fmt: skip
     page = (folder / "search.html").read_text()
     assert page.count("Plotly.newPlot(") == 2
@@ -443,6 +447,17 @@ def test_what_the_search_found_is_drawn(settings: Settings) -> None:
     assert [row["run_id"] for row in rows] == [one.info.run_id for one in runs]
     assert [float(row["skill"]) for row in rows] == [bench.suggested(r)["skill"] for r in runs]
     assert [row["outcome"] for row in rows] == [one.data.tags["es.outcome"] for one in runs]
+    storage = RDBStorage(f"sqlite:///{folder / 'study.db'}")
+    study = load_study(study_name=None, storage=storage)
+    assert study.metric_names == ["skill"]
+    _, *trials = study.trials
+    assert [one.number for one in trials] == [*range(1, len(runs) + 1)]
+    assert [one.params["skill"] for one in trials] == [float(row["skill"]) for row in rows]
+    assert [one.user_attrs["run_id"] for one in trials] == [one.info.run_id for one in runs]
+    assert study.best_value == max(one.data.metrics["skill"] for one in runs)
+    assert all(one.duration is not None for one in trials)
+    storage.remove_session()
+    storage.engine.dispose()
     bench.house.store.close()
 
 
