@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from embedding_studio.api import clickstream, models, system, tasks
 from embedding_studio.api.context import Context, OpenContext, ReadContext, TuneContext
 from embedding_studio.api.routing import Route, in_turn
-from embedding_studio.errors import Unauthorized
+from embedding_studio.errors import InvalidInput, Unauthorized
 from embedding_studio.keys import Scope, make_sign_in, read_key
 from embedding_studio.pages import answers, cookies, paths
 from embedding_studio.pages.plots import Curves, Gains
@@ -132,8 +132,10 @@ def _actions_on(task: TaskView) -> list[str]:
     """Return what may be done to a task as it is."""
     targets = LEGAL_TRANSITIONS[task.status]
     actions = [name for name, status in _TARGETS.items() if status in targets]
-    if task.status not in TERMINAL and "restart" in actions:
-        actions.remove("restart")  # it is a worker that gives a task back
+    is_promoted = task.promotion is not None and task.promotion.promoted
+    if task.status not in TERMINAL or (task.status is TaskStatus.DONE and is_promoted):
+        # a worker gives back what it is at, and what was promoted goes on in another task
+        actions = [name for name in actions if name != "restart"]
     if task.status in TERMINAL - {TaskStatus.CANCELED} and task.best_model_url:
         actions.append("promote")
     return actions
@@ -151,10 +153,15 @@ _CHANGES = {"stop": tasks.stop_task, "cancel": tasks.cancel_task, "restart": tas
 async def change_task(
     task_id: str, action: str, request: Request, context: TuneContext
 ) -> Response:
-    await form_of(request)
+    form = await form_of(request)
     if action not in _CHANGES:
         raise HTTPException(404)
-    await in_turn(request, _CHANGES[action], task_id, request, context)
+    given: tuple[object, ...] = ()
+    if action == "restart" and (trials := form.get("max_trials")):
+        if not isinstance(number := _number(trials), int) or number < 1:
+            raise InvalidInput(f"max_trials is {trials!r}: write a whole number from 1 on")
+        given = False, number
+    await in_turn(request, _CHANGES[action], task_id, request, context, *given)
     return answers.see(f"/tasks/{quote(task_id)}")
 
 

@@ -28,12 +28,20 @@ from tests.e2e.icons import search_for_icons
 from tests.iterations import Bench, open_bench
 from tests.training.tiny import PACKAGED_MODEL
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 SECONDS = 60
 DESKTOP, PHONE = ViewportSize(width=1100, height=800), ViewportSize(width=390, height=844)
 LOOKS = [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE), ("dark", PHONE)]
+
+
+@pytest.fixture(autouse=True)
+def patience(screenshots: Path | None) -> Iterator[None]:
+    """How long is waited for what is expected: real data takes minutes to learn from."""
+    expect.set_options(timeout=1000 * (10 * SECONDS if screenshots else SECONDS))
+    yield
+    expect.set_options(timeout=5000)  # playwright's own
 
 
 @pytest.fixture
@@ -120,7 +128,6 @@ def test_from_the_first_session_to_a_rollback(
     with browser.new_context(base_url=url, viewport=DESKTOP) as context:
         page = context.new_page()
         page.set_default_timeout(SECONDS * 1000)
-        expect.set_options(timeout=SECONDS * 1000)
         eye = Eye(page, screenshots)
         bench.worker.beat()
         key = sign_in(page, bench.house.store)
@@ -224,7 +231,7 @@ def test_it_works_without_javascript(browser: Browser, bench: Bench, url: str) -
         page.get_by_role("button", name="Restart").click()
         expect(state.get_by_text("Waits for a worker")).to_be_visible()
         bench.house.store.tasks.cancel(task.id, utc_now())
-        expect(state.get_by_text("Nothing of it is kept")).to_be_visible(timeout=SECONDS * 1000)
+        expect(state.get_by_text("Nothing of it is kept")).to_be_visible()
 
 
 def test_another_site_can_do_nothing(browser: Browser, bench: Bench, url: str) -> None:

@@ -46,6 +46,17 @@ def test_a_task_is_stopped_canceled_and_restarted(
     assert store.tasks.get(ids.at_work).status is TaskStatus.PENDING
 
 
+def test_a_done_search_goes_on(browser: TestClient, store: Store, ids: Ids) -> None:
+    """With more trials than it had, which its page asks for."""
+    path = f"/tasks/{ids.done}"
+    for trials in ("many", "0", "3"):
+        assert submit(browser, path, f"{path}/restart", max_trials=trials).status_code in (409, 422)
+    answer = submit(browser, path, f"{path}/restart", max_trials="20")
+    assert answer.headers["location"] == path
+    task = store.tasks.get(ids.done)
+    assert (task.status, task.budget.max_trials) == (TaskStatus.PENDING, 20)
+
+
 def test_a_batch_is_released_and_learnt_from(browser: TestClient, store: Store, ids: Ids) -> None:
     """The form of the batch that collects releases it, and a second press releases no other; a task
     is asked for by its method."""
