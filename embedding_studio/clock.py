@@ -40,6 +40,19 @@ def parse_duration(text: str) -> timedelta:
     return int(found[1]) * _UNITS[found[2]]
 
 
+def in_words(seconds: float) -> str:
+    """Return how long that is, in the units in which people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, rest = divmod(minutes, 60)
+    if hours >= 48 and not (rest or hours % 24):
+        return f"{hours // 24} d"
+    return f"{hours} h {rest} min" if rest else f"{hours} h"
+
+
 def is_held(until: datetime | None, now: datetime) -> bool:
     """Return whether a lease that ends then holds now. One that ends further in the future than
     any may does not: a clock was wrong."""

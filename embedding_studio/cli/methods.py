@@ -19,7 +19,8 @@ from embedding_studio.cli.context import (
     settings,
     wants_json,
 )
-from embedding_studio.cli.render import duration, print_table, printed_json, say
+from embedding_studio.cli.render import print_table, printed_json, say
+from embedding_studio.clock import in_words
 from embedding_studio.errors import (
     Conflict,
     EmbeddingStudioError,
@@ -200,7 +201,7 @@ def _checked(bench: "Bench", names: Sequence[str], debug: bool) -> Iterator[Outc
             told, failed = _describe(error, bench.method), error
         seconds = time.perf_counter() - begin
         if failed is None:
-            say(f"nothing to check: {told}" if told else f"ok, {duration(seconds)}")
+            say(f"nothing to check: {told}" if told else f"ok, {in_words(seconds)}")
         else:
             say(f"wrong, as {known[told]} is" if told in known else f"wrong: {told}")
             known.setdefault(told, name)

@@ -56,16 +56,3 @@ def minute(time: datetime | None) -> str:
 def second(time: datetime) -> str:
     """Return a time to the second."""
     return f"{time:%Y-%m-%d %H:%M:%S}"
-
-
-def duration(seconds: float) -> str:
-    """Return how long that is, in the units in which people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    hours, rest = divmod(minutes, 60)
-    if hours >= 48 and not (rest or hours % 24):
-        return f"{hours // 24} d"
-    return f"{hours} h {rest} min" if rest else f"{hours} h"

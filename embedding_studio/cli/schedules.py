@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding_studio.cli.context import calls_api, open_client
-from embedding_studio.cli.render import duration, minute, print_table, printed_json, say
+from embedding_studio.cli.render import minute, print_table, printed_json, say
 from embedding_studio.cli.terms import Method, takes_terms
 from embedding_studio.clickstream import MIN_NEW_SESSIONS
-from embedding_studio.clock import parse_duration
+from embedding_studio.clock import in_words, parse_duration
 from embedding_studio.errors import unknown
 
 if TYPE_CHECKING:
@@ -121,4 +121,4 @@ def _tell(found: "ScheduleView") -> None:
 
 
 def _when(found: "ScheduleView") -> str:
-    return found.cron or f"every {duration(found.interval_seconds or 0)}"
+    return found.cron or f"every {in_words(found.interval_seconds or 0)}"

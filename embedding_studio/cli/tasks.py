@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding_studio.cli.context import calls_api, open_client
-from embedding_studio.cli.render import duration, minute, print_table, printed_json, say, second
+from embedding_studio.cli.render import minute, print_table, printed_json, say, second
 from embedding_studio.cli.terms import Method, moment_of, takes_terms
 from embedding_studio.cli.watch import Watch, describe, verdict_lines
+from embedding_studio.clock import in_words
 from embedding_studio.tasks import TERMINAL, TaskStatus
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _print_plan(plan: "TaskPlan") -> None:
     if (conflicts := plan.label_conflicts) is not None and conflicts.pairs:
         rows.append(["labels at odds", f"{conflicts.pairs:,} pairs are relevant by one set alone"])
     if plan.estimate is not None and plan.estimate.minutes is not None:
-        rows.append(["takes about", duration(60 * plan.estimate.minutes)])
+        rows.append(["takes about", in_words(60 * plan.estimate.minutes)])
     print_table(["nothing is created", ""], rows)
     for warning in plan.report.warnings if plan.report else ():
         say(f"! {warning}")

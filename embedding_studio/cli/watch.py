@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from embedding_studio.cli.context import wants_json
-from embedding_studio.cli.render import duration, printed_json, say
+from embedding_studio.cli.render import printed_json, say
+from embedding_studio.clock import in_words
 from embedding_studio.errors import StoreUnavailable
 from embedding_studio.plain import escape
 from embedding_studio.tasks import TERMINAL, TaskEventKind, TaskStatus
@@ -183,7 +184,7 @@ def describe(task: "TaskView") -> str:
     if now.best_so_far is not None:
         parts.append(f"best so far {now.best_so_far:.4f}")
     if now.seconds_left is not None:
-        parts.append(f"about {duration(now.seconds_left)} left in this phase")
+        parts.append(f"about {in_words(now.seconds_left)} left in this phase")
     return "; ".join(parts)
 
 

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from embedding_studio.clock import in_words
 from embedding_studio.pages import cookies, paths
 from embedding_studio.report_page import templates
 from embedding_studio.wire.errors import summarize_field_errors
@@ -136,17 +137,10 @@ def _utc(moment: datetime | float) -> datetime:
     return moment if isinstance(moment, datetime) else datetime.fromtimestamp(moment, UTC)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
 templates().filters.update(
     minute=_minute,
     day=_day,
     iso=_iso,
-    duration=_duration,
+    duration=in_words,
     segment=lambda text: quote(text, safe=""),
 )

@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from embedding_studio.cli import watch as watching
-from embedding_studio.cli.render import duration
 from embedding_studio.cli.watch import Watch, describe, sparkline, verdict_lines
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.clock import in_words
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
 from embedding_studio.store import Store
 from embedding_studio.tasks import (
@@ -316,7 +316,7 @@ def test_a_sparkline_is_on_the_common_scale() -> None:
 
 def test_durations_are_said_as_people_say_them() -> None:
     """Seconds, minutes, hours and minutes, or whole days."""
-    told = [duration(n) for n in (5, 95, 3600, 7800, 43200, 7 * 86400)]
+    told = [in_words(n) for n in (5, 95, 3600, 7800, 43200, 7 * 86400)]
     assert told == ["5 s", "2 min", "60 min", "2 h 10 min", "12 h", "7 d"]
 
 
