@@ -36,7 +36,7 @@ TIERS = [
     | {"engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks", "testing"},
     {"engine", "errands", "api", "pages"},
-    {"engine.worker", "client", "serving"},
+    {"engine.worker", "client", "serving", "compare_page"},
     {"services", "demo", "doctor"},
     {"cli"},
     {"__main__"},

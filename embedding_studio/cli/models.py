@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embedding_studio.cli.context import calls_api, open_client
+from embedding_studio.cli.context import calls_api, open_client, settings
 from embedding_studio.cli.render import minute, print_table, printed_json, say
 from embedding_studio.models import CHAMPION, split_reference
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embedding_studio.client import EmbeddingStudioClient
+    from embedding_studio.serving.judging import Catalogue
+    from embedding_studio.tasks import MetricChange
     from embedding_studio.wire.models import ModelView, VersionView
 
 app = typer.Typer(
-    help="List and show models, promote a version, go back to one, delete and download one.",
+    help="List models; show, promote, delete, download, export and compare versions.",
     no_args_is_help=True,
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the model's name")]
@@ -99,17 +104,9 @@ def _print_version(name: str, found: "VersionView") -> None:
     if (verdict := found.promotion) is not None:
         typer.echo()
         say(verdict.reason)
-        changes = [
-            [
-                one.name,
-                f"{one.before:.4f}",
-                f"{one.after:.4f}",
-                f"{one.delta:+.4f}",
-                f"{one.delta_ci95[0]:+.4f} to {one.delta_ci95[1]:+.4f}" if one.delta_ci95 else "",
-            ]
-            for one in verdict.metrics
-        ]
-        print_table(["metric", "before", "after", "difference", "95 % interval"], changes)
+        print_table(
+            ["metric", "before", "after", "difference", "95 % interval"], _rows_of(verdict.metrics)
+        )
     for warning in found.warnings:
         say(f"beware: {warning}")
 
@@ -193,3 +190,161 @@ def _say_who_is_champion(found: "ModelView") -> None:
         )
     else:
         say(f"version {found.champion} is champion: models:/{found.registered_name}@champion")
+
+
+Items = Annotated[
+    str,
+    typer.Option(metavar="FILE|items", help="what is found; `items`: those that the API keeps"),
+]
+Columns = Annotated[str, typer.Option(help="of a table of items: item=sku,text=title,...")]
+
+
+@app.command("export")
+@calls_api
+def export_model(
+    model: Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="NAME: its champion")],
+    out: Annotated[Path, typer.Option(help="a folder, new or empty")],
+    wanted: Annotated[
+        str, typer.Option("--format", help="onnx, onnx-int8, openvino or safetensors")
+    ] = "onnx",
+    items: Items = "items",
+    columns: Columns = "",
+    labels: Annotated[
+        str | None, typer.Option(metavar="LABELS", help="tell the nDCG that is lost by these")
+    ] = None,
+) -> None:
+    """Write a version in a form that needs no torch, and tell how near it is to the original."""
+    from dataclasses import asdict
+
+    from embedding_studio.serving import judging
+    from embedding_studio.serving.export import (
+        ExportFormat,
+        check_may_export,
+        closeness,
+    )
+    from embedding_studio.serving.export import export as write
+    from embedding_studio.serving.registered import registered
+
+    if wanted not in list(ExportFormat):
+        raise typer.BadParameter(f"--format is one of {', '.join(ExportFormat)}")
+    check_may_export(ExportFormat(wanted), out)
+    with open_client() as client, registered(client, model) as original:
+        catalogue = _catalogue(client, items, columns, None if labels else _CHECKED)
+        exported = write(original.folder, out, ExportFormat(wanted), original.name)
+        told: dict[str, object] = {"model": original.name, "format": wanted, "folder": str(out)}
+        if catalogue.texts:
+            told |= asdict(closeness(original.encode, exported, catalogue.texts[:_CHECKED]))
+        if labels is not None:
+            judged = judging.read_labels(client, labels, catalogue)
+            found = [
+                judging.Found.by(encode, original.is_cosine, judged.queries, catalogue)
+                for encode in (original.encode, exported)
+            ]
+            ndcg = [float(judging.metrics_of(one, judged)["ndcg_at_10"].mean()) for one in found]
+            told |= {"queries": len(judged.queries), "ndcg_at_10": ndcg[0]}
+            told |= {"ndcg_at_10_exported": ndcg[1], "ndcg_lost": ndcg[0] - ndcg[1]}
+    if printed_json(told):
+        return
+    say(f"{original.name} is in {out} as {wanted}")
+    if "texts" in told:
+        say(
+            f"cosine to the original on {told['texts']} texts: {told['mean_cosine']:.6f} in the "
+            f"mean, {told['min_cosine']:.6f} at least"
+        )
+    else:
+        say("not compared with the original: there are no items with texts; name some by --items")
+    if labels is not None:
+        say(
+            f"nDCG@10 on {told['queries']} queries of {labels!r}: {ndcg[0]:.4f}, exported "
+            f"{ndcg[1]:.4f}: {ndcg[0] - ndcg[1]:+.4f} lost"
+        )
+
+
+@app.command("compare")
+@calls_api
+def compare_models(
+    one: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")],
+    other: Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="is it better?")],
+    queries: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="a table with queries, or .txt, one a line"),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="LABELS", help="queries, and what is relevant for them")
+    ] = None,
+    items: Items = "items",
+    columns: Columns = "",
+    html: Annotated[
+        Path | None, typer.Option(help="write a page with both top tens side by side")
+    ] = None,
+) -> None:
+    """Compare what two versions find for queries, by labels where there are some."""
+    from embedding_studio.compare_page import compare_page_of
+    from embedding_studio.serving import comparing, judging
+    from embedding_studio.serving.registered import registered
+
+    if (queries is None) == (labels is None):
+        raise typer.BadParameter("name --queries FILE or --labels ID")
+    found, names = [], []
+    with open_client() as client:
+        catalogue = _catalogue(client, items, columns, None)
+        if not catalogue.ids:
+            raise typer.BadParameter("there are no items with texts; name a file by --items")
+        judged = judging.read_labels(client, labels, catalogue) if labels else None
+        texts = judged.queries if judged else comparing.read_queries(queries, settings())  # type: ignore[arg-type] # one of the two
+        for reference in (one, other):
+            with registered(client, reference) as model:
+                found.append(judging.Found.by(model.encode, model.is_cosine, texts, catalogue))
+                names.append(model.name)
+    seen = comparing.compare(found[0], found[1], texts, catalogue, judged, settings().seed)
+    if html is not None:
+        page = compare_page_of((names[0], names[1]), seen.queries, seen.metrics, seen.told)
+        html.write_text(page, encoding="utf-8")
+    told = {
+        "models": names,
+        "queries": len(texts),
+        "items": len(catalogue.ids),
+        "overlap_at_10": seen.overlap,
+        "metrics": [*seen.metrics],
+        "html": None if html is None else str(html),
+    }
+    if printed_json(told):
+        return
+    say(
+        f"{len(texts)} queries, {len(catalogue.ids)} items: of the first ten of {names[0]}, "
+        f"{names[1]} has {seen.overlap:.0%}, too"
+    )
+    if seen.metrics:
+        print_table(["metric", *names, "difference", "95 % interval"], _rows_of(seen.metrics))
+    if html is not None:
+        say(f"both lists of {len(seen.queries)} queries are in {html}")
+
+
+_CHECKED = 256
+
+
+def _catalogue(
+    client: "EmbeddingStudioClient", items: str, columns: str, most: int | None
+) -> "Catalogue":
+    """Return items with their texts, at most so many."""
+    from itertools import islice
+
+    from embedding_studio.serving.items import Texts
+    from embedding_studio.serving.judging import Catalogue
+    from embedding_studio.wire.imports import columns_in
+
+    found = [*islice(Texts.of(items, client, settings(), columns_in(columns)), most)]
+    return Catalogue([object_id for object_id, _ in found], [text for _, text in found])
+
+
+def _rows_of(metrics: "Sequence[MetricChange]") -> list[list[str]]:
+    return [
+        [
+            one.name,
+            f"{one.before:.4f}",
+            f"{one.after:.4f}",
+            f"{one.delta:+.4f}",
+            f"{one.delta_ci95[0]:+.4f} to {one.delta_ci95[1]:+.4f}" if one.delta_ci95 else "",
+        ]
+        for one in metrics
+    ]
