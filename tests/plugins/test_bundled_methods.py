@@ -24,6 +24,7 @@ from embedding_studio.errors import MethodError
 from embedding_studio.methods import AnyMethod, discover_methods
 from embedding_studio.search import Search
 from embedding_studio.testing import MethodTestCase
+from embedding_studio.testing.bench import Bench
 from embedding_studio.training.encoder import load_encoder, split_sides
 from tests.training.test_labels import NO_SESSIONS, judged, split
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
@@ -33,6 +34,7 @@ pytestmark = pytest.mark.slow
 PLUGINS = Path(__file__).parents[2] / "plugins"
 # the image method has its own tests, with images
 QUERY_SIDE = "Query Side Fine Tuning Method"
+TRAINER = "Trainer Fine Tuning Method"
 NAMES = ["Default Fine Tuning Method", "Linear adapter", QUERY_SIDE]
 
 
@@ -67,7 +69,7 @@ def suggestion(method: AnyMethod, seed: int = 0) -> dict[str, Any]:
 def test_all_are_found() -> None:
     """The plugins folder loads without a failure."""
     catalog = discover_methods(PLUGINS)
-    assert sorted(catalog.methods) == ["CLIP Fine Tuning Method", *NAMES]
+    assert sorted(catalog.methods) == ["CLIP Fine Tuning Method", *NAMES, TRAINER]
     assert not catalog.failures
 
 
@@ -156,7 +158,7 @@ def test_the_default_method_offers_what_people_tune(method: AnyMethod) -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", [NAMES[0], QUERY_SIDE])
+@pytest.mark.parametrize("name", [NAMES[0], QUERY_SIDE, TRAINER])
 def test_the_recommended_set_can_be_drawn(name: str) -> None:
     """So the search of the default method begins with it, and that of the one for queries."""
     method = discover_methods(PLUGINS).get(name)
@@ -174,7 +176,7 @@ def test_discovering_the_plugins_loads_no_model() -> None:
         "import threading, pathlib\n"
         "from embedding_studio.methods import discover_methods\n"
         f"catalog = discover_methods(pathlib.Path({str(PLUGINS)!r}))\n"
-        "assert len(catalog.methods) == 4, catalog.failures\n"
+        "assert len(catalog.methods) == 5, catalog.failures\n"
         "assert threading.active_count() == 1\n"
     )
     environment = {**os.environ, "ES_INITIAL_MODEL": "/nowhere"}
@@ -394,3 +396,27 @@ class TestClipMethod(OfPlugin):
 
     __test__ = True
     name = "CLIP Fine Tuning Method"
+
+
+class TestTrainerMethod(OfPlugin):
+    """With the loss that it recommends."""
+
+    __test__ = True
+    name = TRAINER
+
+
+@pytest.mark.parametrize("loss", ["gist", "cached_mnrl"])
+@pytest.mark.parametrize("matryoshka", [False, True])
+def test_each_loss_of_the_trainer_teaches(loss: str, matryoshka: bool, tmp_path: Path) -> None:
+    """Held-out queries are ranked better; with Matryoshka, also by a quarter of the dimensions."""
+    method = discover_methods(PLUGINS).get(TRAINER)
+    assert method.recommended is not None
+    params = method.recommended | {"loss": loss, "matryoshka": matryoshka, "margin": 0.0}
+    bench = Bench(method, tmp_path, params=params | {"learning_rate": 5e-3, "epochs": 3})
+    with bench.standing_in():
+        start, tuned = method.load(bench.start), bench.trained.model
+        assert len(bench.trained.reports) == 3
+        for dimensions in (None, 8) if matryoshka else (None,):
+            with start.truncate_embeddings(dimensions), tuned.truncate_embeddings(dimensions):
+                before, after = (bench.scores(one)["ndcg_at_10"] for one in (start, tuned))
+            assert np.mean(after) > np.mean(before) + 0.1

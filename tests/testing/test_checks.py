@@ -102,6 +102,12 @@ class Lazy(Scale):
         return model
 
 
+class ChangingNoWeights(Lazy):
+    def save(self, model: Any, folder: Path) -> None:
+        super().save(model, folder)
+        (folder / "place.json").write_text(f'"{folder}"')
+
+
 class ForetellingInVain(Scale):
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
         return 1000
@@ -250,6 +256,7 @@ class FrozenModule(Scale):
         ("train", Repeating, r"reports the steps \[0, 0\]"),
         ("train", ReturningNothing, "`train` returns None"),
         ("train", Lazy, "unchanged, with {'rate'"),
+        ("train", ChangingNoWeights, "unchanged, with {'rate'"),
         ("train", ForetellingInVain, "foretells 1000 tokens and `train` counts none"),
         ("evaluate", WithoutItsMetric, r"the scores \['likelihood'\] lack the main metric 'ndcg'"),
         ("evaluate", NotFinite, "other is not finite for 1 of 2 values"),
