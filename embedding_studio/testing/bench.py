@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from embedding_studio.clickstream import Session, Splits, merge_weights
 from embedding_studio.engine.jobs import ReportingRun
 from embedding_studio.engine.scores import mean_metrics, read_scores
+from embedding_studio.errors import NotFound
 from embedding_studio.executors.base import Report, Verdict, obey
 from embedding_studio.methods import AnyMethod, Parameters
 from embedding_studio.search import draw_sets
@@ -71,6 +72,12 @@ class Bench:
     keeps_items: bool = False
 
     def __post_init__(self) -> None:
+        """Raises NotFound where the batch is none."""
+        if not (self.batch / "sessions.parquet").is_file():
+            raise NotFound(
+                f"{self.batch} has no sessions.parquet: name a folder that `embedding-studio batch "
+                "export BATCH FOLDER --parquet` wrote"
+            )
         self._made = 0
 
     @contextmanager

@@ -9,8 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from embedding_studio.cli.app import app
+from embedding_studio.clickstream import merge_weights
 from embedding_studio.errors import Conflict, MethodError, NotFound, PluginError
+from embedding_studio.snapshot import Snapshot
 from embedding_studio.testing.begin import file_name, text_of_new
+from tests.testing.recorder import write as write_batch
 
 SCALE = """
 import numpy as np
@@ -90,7 +93,8 @@ def test_a_name_that_no_method_can_have_is_a_wrong_command_line(tmp_path: Path) 
 
 def test_what_is_right_is_told(tmp_path: Path) -> None:
     """A line for each check; one with nothing to check says why."""
-    checked = shell("check", write(tmp_path))
+    few = write_batch(tmp_path / "few", one_in=10)
+    checked = shell("check", write(tmp_path), "--batch", few)
     assert checked.exit_code == 0, checked.output
     assert "suggest        ok" in checked.output
     assert "served         nothing to check: what it saves is no sentence-tr" in checked.output
@@ -99,7 +103,9 @@ def test_what_is_right_is_told(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:
     """In words, or as what the method raised and in which line; what follows from it once."""
     file = write(tmp_path, "return model *", "return models *")
-    checked = shell("check", file, "--skip", "suggest", "--skip", "served")
+    few = write_batch(tmp_path / "few", one_in=10)
+    options = ["--batch", few, "--skip", "suggest", "--skip", "served"]
+    checked = shell("check", file, *options)
     assert isinstance(checked.exception, MethodError)
     assert str(checked.exception).startswith("6 of 6 checks failed: train, evaluate")
     assert "train          wrong: NameError: name 'models' is not defined" in checked.output
@@ -136,6 +142,19 @@ def test_one_method_of_a_file_is_chosen_by_name(tmp_path: Path) -> None:
     wrong = shell("check", write(tmp_path), "--only", "trian")
     assert wrong.exit_code == 2
     assert "there are suggest, train" in wrong.output
+
+
+def test_sessions_of_ones_own_take_the_place_of_the_recorded(tmp_path: Path) -> None:
+    """As `batch export --parquet` writes them; a folder of anything else is refused."""
+    few = write_batch(tmp_path / "few", one_in=10)
+    file = write(tmp_path, "model, split):", "model, split):\n        print('scored', len(split))")
+    checked = shell("check", file, "--batch", few, "--only", "evaluate")
+    assert checked.exit_code == 0, checked.output
+    count = len(Snapshot(few, merge_weights()).usable().split_by_query(0.15, 0.15).validation)
+    assert f"scored {count}\n" in checked.output
+    refused = shell("check", file, "--batch", tmp_path)
+    assert isinstance(refused.exception, NotFound)
+    assert "batch export BATCH FOLDER --parquet" in str(refused.exception)
 
 
 @pytest.mark.slow

@@ -80,10 +80,12 @@ def _drawn(colour: str, thing: str) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, one_in: int = 1) -> Path:
+    """Write the sessions, or one in so many, in place of what the folder has; return it."""
     remove_tree(folder, ignore_errors=True)
     with SnapshotWriter(folder, lambda ids: {}) as writer:
-        writer.add([SESSION.encode(session) for session in record()])
+        writer.add([SESSION.encode(session) for session in record()[::one_in]])
+    return folder
 
 
 if __name__ == "__main__":

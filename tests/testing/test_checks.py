@@ -19,7 +19,7 @@ from embedding_studio.testing import MethodTestCase
 from embedding_studio.testing.bench import RECORDED, Bench
 from embedding_studio.testing.checks import CHECKS
 from embedding_studio.training.evaluation import evaluate_vectors
-from tests.testing.recorder import record
+from tests.testing.recorder import record, write
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
@@ -52,6 +52,12 @@ def _of_click(model: Any, session: Session) -> float:
     scores = model[0] * np.array([result.rank or 0.0 for result in session.search_results])
     clicked = [result.object_id in session.clicked_ids() for result in session.search_results]
     return float(np.log((np.exp(scores)[clicked].sum() + 1e-3) / np.exp(scores).sum()))
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One in ten of the recorded sessions."""
+    return write(tmp_path_factory.mktemp("batch") / "few", one_in=10)
 
 
 class TestScale(MethodTestCase):
@@ -277,21 +283,23 @@ class FrozenModule(Scale):
     ],
 )
 def test_a_wrong_method_is_told_what_is_wrong(
-    check: str, method: type[Scale], told: str, tmp_path: Path
+    check: str, method: type[Scale], told: str, tmp_path: Path, few: Path
 ) -> None:
     """Each mistake fails the check that is for it, in words that name it."""
     with pytest.raises(EmbeddingStudioError, match=told):
-        CHECKS[check](Bench(method(), tmp_path))
+        CHECKS[check](Bench(method(), tmp_path, few))
 
 
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [("st*", "still, which is to stay frozen, was changed"), ("stil", "there is learning, still")],
 )
-def test_tensors_that_are_to_stay_are_looked_at(pattern: str, told: str, tmp_path: Path) -> None:
+def test_tensors_that_are_to_stay_are_looked_at(
+    pattern: str, told: str, tmp_path: Path, few: Path
+) -> None:
     """They are named by patterns, which must name some."""
     with pytest.raises(MethodError, match=told):
-        CHECKS["frozen"](Bench(Frozen(), tmp_path, frozen=[pattern]))
+        CHECKS["frozen"](Bench(Frozen(), tmp_path, few, frozen=[pattern]))
 
 
 def test_every_check_has_a_wrong_method() -> None:
