@@ -25,7 +25,7 @@ def pages_of(ids: Ids) -> list[str]:
 def test_tasks_tell_where_they_stand(browser: TestClient, ids: Ids) -> None:
     """One at work has a bar and what is left, one that is done its verdict, one that failed why."""
     page = look(browser, "/")
-    assert "Search: 2 of 8 trials have ended; best so far 0.4400" in page.text
+    assert "Searches: 2 of 8 trials have ended; best so far 0.4400" in page.text
     assert "about 4 min left in this phase" in page.text
     (bar,) = page.named("progress")
     assert (bar["value"], bar["max"], bar["aria-label"]) == ("2", "8", "Trials that have ended")
