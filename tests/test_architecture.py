@@ -67,6 +67,8 @@ HOMES = {
     "cronsim": {"errands.schedules"},
     "httpcore": {"outbound"},
     "fsspec": {"loaders"},
+    "onnxruntime": {"serving.export"},
+    "openvino": {"serving.export"},
     "typer": {"cli"},
     "ray": {"executors.ray_driver", "executors.ray_node"},
 }
