@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.ingest import free_port
 from embedding_studio.demo.corpus import load_corpus
 from embedding_studio.demo.run import _embed, _packaged_model
 from embedding_studio.demo.searchers import simulate_sessions
@@ -45,7 +45,7 @@ class Stranger:
     """Somebody at a shell in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.ports = {name: _free_port() for name in ("API", "MLFLOW", "SERVE")}
+        self.ports = {name: free_port() for name in ("API", "MLFLOW", "SERVE")}
         self._folder = folder
         self._environment = {
             **os.environ,
@@ -182,13 +182,6 @@ def write_a_month(folder: Path, count: int) -> None:
 
 def _program(*words: str) -> list[str]:
     return [sys.executable, "-m", "embedding_studio", *words]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

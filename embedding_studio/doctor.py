@@ -30,7 +30,9 @@ JOB_SECONDS = 60.0
 
 
 class Status(StrEnum):
-    """warn: it works, or will, but something is not as one might think; fail: it does not."""
+    """How a check went.
+
+    warn: it works, or will, but something is not as one might think; fail: it does not."""
 
     OK = "ok"
     WARN = "warn"

@@ -23,7 +23,9 @@ _TEXT_CHARS = 200
 
 @dataclass(frozen=True)
 class Comparison:
-    """metrics: by labels, of the second model over the first; none without them. queries: those
+    """Two models on the same queries.
+
+    metrics: by labels, of the second model over the first; none without them. queries: those
     that changed most. overlap: the mean share of the first's ten that the second has, too."""
 
     metrics: Sequence[MetricChange]

@@ -15,7 +15,9 @@ from embedding_studio.training.serving import COSINE
 
 @dataclass(frozen=True)
 class Registered:
-    """name: "name/3"; folder: with its files, as they are saved."""
+    """A version of a registered model, loaded.
+
+    name: "name/3"; folder: with its files, as they are saved."""
 
     name: str
     folder: Path

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.testing.encoders import write_text_encoder
+from tests.servers import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text(encoding="utf-8")
 BEGIN = PAGE[PAGE.index("## From nothing") : PAGE.index("## Debug it")]
@@ -86,9 +86,3 @@ def test_a_method_is_promoted_as_the_page_says(tmp_path: Path) -> None:
         check=False,
     )
     assert "8 passed" in tested.stdout, tested.stdout
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
