@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-BENCHMARKS = $(addprefix bench-,training clicks iteration hyperparameters soak scale overhead search warm_start history ingest verdict batch serve stranger)
+BENCHMARKS = $(addprefix bench-,training clicks iteration hyperparameters soak scale overhead search warm_start history ingest verdict batch serve embed stranger)
 
 .PHONY: demo up test test-faults quick lint clean $(BENCHMARKS)
 

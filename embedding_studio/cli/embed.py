@@ -1,15 +1,12 @@
 """The command that writes a catalogue's vectors."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from embedding_studio.cli.context import calls_api, open_client, settings
 from embedding_studio.cli.render import printed_json, say
-
-if TYPE_CHECKING:
-    from embedding_studio.serving.embed import Dtype, Side
 
 app = typer.Typer()
 
@@ -29,22 +26,34 @@ def embed(
     side: Annotated[
         str, typer.Option(metavar="SIDE", help="document, or query for searches")
     ] = "document",
-    dtype: Annotated[
-        str, typer.Option(metavar="TYPE", help="float32, or bfloat16: what it computes in")
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="what computes them: float32, bfloat16, onnx, onnx-int8 or openvino",
+        ),
     ] = "float32",
     rows: Annotated[int, typer.Option(min=1, help="of a shard")] = 10_000,
+    executor: Annotated[
+        str,
+        typer.Option(
+            metavar="PLACE",
+            help="where shards are made: inline, process:N, ray:auto or ray://host:port",
+        ),
+    ] = "inline",
     columns: Annotated[str, typer.Option(help="of a table: item=sku,text=title,...")] = "",
 ) -> None:
     """Write the vectors of items by a model into parquet; run again, it goes on where it ended."""
+    from embedding_studio.serving.embed import EmbedFormat, Side
     from embedding_studio.serving.embed import embed as write_vectors
     from embedding_studio.serving.items import Texts
     from embedding_studio.wire.imports import columns_in
 
-    if side not in ("document", "query"):
+    if side not in list(Side):
         raise typer.BadParameter("--side is document or query")
-    if dtype not in ("float32", "bfloat16"):
-        raise typer.BadParameter("--dtype is float32 or bfloat16")
-    wanted: tuple[Side, Dtype] = side, dtype  # type: ignore[assignment]
+    if form not in list(EmbedFormat):
+        raise typer.BadParameter(f"--format is one of {', '.join(EmbedFormat)}")
     with open_client() as client:
         texts = Texts.of(items, client, settings(), columns_in(columns))
         found = write_vectors(
@@ -53,9 +62,10 @@ def embed(
             items,
             model,
             out,
-            side=wanted[0],
-            dtype=wanted[1],
+            side=Side(side),
+            form=EmbedFormat(form),
             rows_per_shard=rows,
+            executor=executor,
             progress=_tell,
         )
     for fault in texts.faults:

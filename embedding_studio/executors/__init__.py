@@ -37,14 +37,14 @@ def open_executor(spec: str | None) -> Executor:
             from embedding_studio.executors.ray import RayExecutor
         except ModuleNotFoundError as error:
             raise ConfigurationError(
-                f"ES_EXECUTOR is {spec!r}, but Ray is not installed: "
+                f"the executor {spec!r} takes Ray, which is not installed: "
                 "pip install 'embedding-studio[ray]'"
             ) from error
 
         return RayExecutor("auto" if spec == "ray:auto" else spec)
     raise ConfigurationError(
-        f"ES_EXECUTOR is {spec!r}: use process:N (N trials at a time), ray:auto, "
-        "ray://host:port or inline"
+        f"{spec!r} is no executor (ES_EXECUTOR, --executor): use process:N (N at a time), "
+        "ray:auto, ray://host:port or inline"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -58,19 +59,25 @@ class Closeness:
 def check_may_export(wanted: ExportFormat, out: Path) -> None:
     """Raise ConfigurationError unless what a format takes is installed, Conflict where there is
     something already."""
+    check_installed(wanted)
+    if out.exists() and any(out.iterdir()):
+        raise Conflict(f"{out} has other files: name a new folder, or an empty one")
+
+
+def check_installed(wanted: ExportFormat) -> None:
+    """Raise ConfigurationError unless what a format takes is installed."""
     if missing := [name for name in _NEEDS[wanted] if find_spec(name) is None]:
         raise ConfigurationError(
             f"{wanted} takes {', '.join(missing)}: pip install 'embedding-studio[export]'"
         )
-    if out.exists() and any(out.iterdir()):
-        raise Conflict(f"{out} has other files: name a new folder, or an empty one")
 
 
 def export(source: Path, out: Path, wanted: ExportFormat, model: str) -> Encode:
     """Write the model in a folder as another form of it; return what encodes by that form.
 
-    model: as it is called, "name/3". The tokenizer lies beside a graph, and a file says which graph
-    and which prompt a side takes. Raises MethodError for a model that cannot be written so."""
+    model: as it is called, "name/3". The tokenizer lies beside a graph, and a file, which is
+    written last, says which graph and which prompt a side takes. Raises MethodError for a model
+    that cannot be written so."""
     if wanted is ExportFormat.SAFETENSORS:
         copytree(source, out, dirs_exist_ok=True)
         return encode_by(load_encoder(out))
@@ -95,9 +102,28 @@ def export(source: Path, out: Path, wanted: ExportFormat, model: str) -> Encode:
         "similarity": encoder.similarity_fn_name,
     }
     (out / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
-    run = _run_openvino if wanted is ExportFormat.OPENVINO else _run_onnx
-    runs = {side: run(out / name) for side, name in zip(SIDES, graphs, strict=True)}
-    return _encode_by_graphs(encoder, runs)
+    return encode_by_graphs(out, encoder)
+
+
+def encode_by_graphs(folder: Path, original: "SentenceTransformer") -> Encode:
+    """Return what encodes by graphs that `export` wrote. original: makes tokens of texts."""
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    run = _run_openvino if about["format"] == ExportFormat.OPENVINO else _run_onnx
+    runs = {side: run(folder / name) for side, name in about["graphs"].items()}
+    sides = dict(zip(SIDES, sides_of(original), strict=True))
+
+    def encode(side: str, texts: Sequence[str]) -> Vectors:
+        by_length = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # so less is padded
+        parts = []
+        for start in range(0, len(texts), _PASS_TEXTS):
+            some = [texts[n] for n in by_length[start : start + _PASS_TEXTS]]
+            features = original.preprocess(some, prompt=sides[side].prompt, **sides[side].options)
+            tensors = {name: v.numpy() for name, v in features.items() if hasattr(v, "numpy")}
+            parts.append(runs[side](tensors))
+        vectors = np.concatenate(parts)
+        return vectors[np.argsort(by_length)]
+
+    return encode
 
 
 def encode_by(model: "SentenceTransformer") -> Encode:
@@ -147,10 +173,17 @@ def _as_openvino(graphs: Sequence[str], out: Path) -> tuple[str, str]:
 Run = Callable[[Mapping[str, Any]], Vectors]
 
 
+def _threads() -> int:
+    """Return how many threads an operator may have, as torch reads it; 0: one a core."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0))
+
+
 def _run_onnx(file: Path) -> Run:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
     def run(tensors: Mapping[str, Any]) -> Vectors:
@@ -163,7 +196,8 @@ def _run_onnx(file: Path) -> Run:
 def _run_openvino(file: Path) -> Run:
     import openvino
 
-    compiled = openvino.Core().compile_model(str(file), "CPU")
+    threads = {"INFERENCE_NUM_THREADS": _threads()}
+    compiled = openvino.Core().compile_model(str(file), "CPU", threads)
     names = [one.get_any_name() for one in compiled.inputs]
 
     def run(tensors: Mapping[str, Any]) -> Vectors:
@@ -171,18 +205,3 @@ def _run_openvino(file: Path) -> Run:
         return found
 
     return run
-
-
-def _encode_by_graphs(encoder: "SentenceTransformer", runs: Mapping[str, Run]) -> Encode:
-    sides = dict(zip(SIDES, sides_of(encoder), strict=True))
-
-    def encode(side: str, texts: Sequence[str]) -> Vectors:
-        parts = []
-        for start in range(0, len(texts), _PASS_TEXTS):
-            some, one = [*texts[start : start + _PASS_TEXTS]], sides[side]
-            features = encoder.preprocess(some, prompt=one.prompt, **one.options)
-            tensors = {name: v.numpy() for name, v in features.items() if hasattr(v, "numpy")}
-            parts.append(runs[side](tensors))
-        return np.concatenate(parts)
-
-    return encode

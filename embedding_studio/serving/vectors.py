@@ -1,7 +1,7 @@
 """Vectors in parquet, written in shards, so that what was interrupted goes on where it was."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from embedding_studio.deletion import remove_tree
 from embedding_studio.errors import Conflict
 from embedding_studio.serving.batching import Vectors
 
-_ABOUT = "about.json"
+_ABOUT = "_about.json"  # readers of a folder of parquet pass over names with an underscore
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class About:
     model_sha256: str | None
     side: str
     items: str
-    dtype: str
+    #: an EmbedFormat
+    format: str
     rows_per_shard: int
 
 
@@ -64,11 +65,12 @@ class VectorFiles:
     def shards(self) -> list[Path]:
         """Return the shards that are complete, in their order, up to the first that is missing."""
         found: list[Path] = []
-        while (shard := self._shard(len(found))).exists():
+        while (shard := self.shard(len(found))).exists():
             found.append(shard)
         return found
 
-    def _shard(self, number: int) -> Path:
+    def shard(self, number: int) -> Path:
+        """Return the file of a shard, counted from 0."""
         return self.folder / f"part-{number:05}.parquet"
 
     def ids(self) -> Iterator[str]:
@@ -76,26 +78,10 @@ class VectorFiles:
         for shard in self.shards():
             yield from pq.read_table(shard, columns=["object_id"])["object_id"].to_pylist()
 
-    def write(self, ids: Sequence[str], vectors: Vectors) -> None:
-        """Write the next shard: it is there as a whole, or not at all."""
-        rows, width = vectors.shape
-        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(rows * width))
-        columns = [pa.array(ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
-        table = pa.table(columns, names=["object_id", "vector"])
-        shard = self._shard(len(self.shards()))
-        part = shard.with_suffix(".tmp")
-        pq.write_table(table.replace_schema_metadata(self._metadata(width)), part)
-        part.replace(shard)
-
     def dimensions(self) -> int:
         """Return how long the vectors are."""
         width: int = pq.read_schema(self.shards()[0]).field("vector").type.list_size
         return width
-
-    def _metadata(self, width: int) -> Mapping[str, str]:
-        told = {"model": self.about.model, "model_sha256": self.about.model_sha256 or ""}
-        told |= {"side": self.about.side, "dimensions": str(width)}
-        return {f"embedding_studio.{name}": value for name, value in told.items()}
 
     def finish(self) -> None:
         """Make one file of the shards, where that is wanted."""
@@ -108,3 +94,17 @@ class VectorFiles:
                 writer.write_table(pq.read_table(shard))
         part.replace(self._out)
         remove_tree(self.folder)
+
+
+def write_shard(file: Path, about: About, ids: Sequence[str], vectors: Vectors) -> None:
+    """Write (n, d) vectors with their ids: the file is there as a whole, or not at all."""
+    rows, width = vectors.shape
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(rows * width))
+    columns = [pa.array(ids, pa.string()), pa.FixedSizeListArray.from_arrays(flat, width)]
+    told = {"model": about.model, "model_sha256": about.model_sha256 or ""}
+    told |= {"side": about.side, "dimensions": str(width)}
+    metadata = {f"embedding_studio.{name}": value for name, value in told.items()}
+    table = pa.table(columns, names=["object_id", "vector"])
+    part = file.with_suffix(".tmp")
+    pq.write_table(table.replace_schema_metadata(metadata), part)
+    part.replace(file)

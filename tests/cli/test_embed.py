@@ -13,7 +13,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from embedding_studio.items import Item
-from embedding_studio.serving.vectors import VectorFiles
+from embedding_studio.serving import embed, vectors
 from embedding_studio.store import Store
 from tests.cli.conftest import Shell
 from tests.serving.conftest import NAME, register
@@ -97,24 +97,24 @@ def test_what_was_interrupted_goes_on_where_it_was(
     out = tmp_path / "vectors.parquet"
     words = ["embed", "--items", given, "--model", f"{NAME}/1", "--out", str(out), "--rows", "10"]
     with monkeypatch.context() as patch:
-        write, written = VectorFiles.write, list[int]()
+        write, written = vectors.write_shard, list[int]()
 
-        def write_two(self: Any, *rest: Any) -> None:
+        def write_two(*rest: Any) -> None:
             if len(written) == 2:
                 raise KeyboardInterrupt
             written.append(1)
-            write(self, *rest)
+            write(*rest)
 
-        patch.setattr(VectorFiles, "write", write_two)
+        patch.setattr(embed, "write_shard", write_two)
         assert shell(*words).exit_code == 130
     assert not out.exists()
     done = shell(*words)
     assert done.exit_code == 0, done.output
     assert "has 25 vectors" in done.output
     assert "5 of them made" in done.output
-    ids, vectors = read(out)
+    ids, found = read(out)
     assert len(set(ids)) == 25
-    np.testing.assert_allclose(vectors, expected(encoders[0]), atol=1e-5)
+    np.testing.assert_allclose(found, expected(encoders[0]), atol=1e-5)
 
 
 def test_what_was_begun_with_something_else_is_not_gone_on_with(
@@ -157,16 +157,50 @@ def test_rows_that_are_no_items_are_told(
     assert "there is no file 'none.csv'" in str(missing.exception)
 
 
-def test_bfloat16_is_near(
+@pytest.mark.parametrize(
+    ("wanted", "least"),
+    [("bfloat16", 0.999), pytest.param("onnx-int8", 0.98, marks=pytest.mark.slow)],
+)
+def test_what_computes_them_may_be_chosen(
+    shell: Shell,
+    store: Store,
+    encoders: tuple[Path, Path],
+    items: Path,
+    tmp_path: Path,
+    wanted: str,
+    least: float,
+) -> None:
+    """The vectors point where those of the model do, each at its item, and are float32."""
+    register(store, encoders[0])
+    out = tmp_path / "vectors"
+    words = ["embed", "--items", str(items), "--model", NAME, "--out", str(out), "--rows", "20"]
+    done = shell(*words, "--format", wanted)
+    assert done.exit_code == 0, done.output
+    ids, vectors = read(out)  # of the folder: what else lies in it is passed over
+    assert ids == [f"lamp-{n}" for n in range(25)]
+    assert vectors.dtype == np.float32
+    exact = expected(encoders[0])
+    cosines = (vectors * exact).sum(1) / np.linalg.norm(vectors, axis=1)
+    assert cosines.min() > least
+    (out / "part-00001.parquet").unlink()
+    again = shell(*words, "--format", wanted)
+    assert "25 vectors of 32 dimensions" in again.output, again.output
+    assert "5 of them made" in again.output
+    other = shell(*words)
+    assert f"was begun with format '{wanted}', not 'float32'" in str(other.exception)
+
+
+@pytest.mark.slow
+def test_shards_are_made_by_other_processes(
     shell: Shell, store: Store, encoders: tuple[Path, Path], items: Path, tmp_path: Path
 ) -> None:
-    """What is computed in bfloat16 points where float32 does, and is kept as float32."""
+    """Several at a time, and the file has all in their order."""
     register(store, encoders[0])
     out = tmp_path / "vectors.parquet"
-    words = ["embed", "--items", str(items), "--model", NAME, "--out", str(out)]
-    done = shell(*words, "--dtype", "bfloat16")
+    words = ["embed", "--items", str(items), "--model", NAME, "--out", str(out), "--rows", "9"]
+    done = shell(*words, "--executor", "process:2")
     assert done.exit_code == 0, done.output
-    vectors, exact = read(out)[1], expected(encoders[0])
-    assert vectors.dtype == np.float32
-    cosines = (vectors * exact).sum(1) / np.linalg.norm(vectors, axis=1)
-    assert cosines.min() > 0.999
+    assert "has 25 vectors of 32 dimensions" in done.output
+    ids, found = read(out)
+    assert ids == [f"lamp-{n}" for n in range(25)]
+    np.testing.assert_allclose(found, expected(encoders[0]), atol=1e-5)
