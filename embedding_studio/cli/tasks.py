@@ -8,9 +8,10 @@ import typer
 from embedding_studio.cli.context import calls_api, open_client
 from embedding_studio.cli.render import minute, print_table, printed_json, say, second
 from embedding_studio.cli.terms import Method, moment_of, takes_terms
-from embedding_studio.cli.watch import Watch, describe, verdict_lines
+from embedding_studio.cli.watch import Watch
 from embedding_studio.clock import in_words
 from embedding_studio.tasks import TERMINAL, TaskStatus
+from embedding_studio.wire.told import describe, verdict_lines
 
 if TYPE_CHECKING:
     from typing import Any

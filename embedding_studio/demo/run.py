@@ -27,10 +27,11 @@ from embedding_studio.engine.promotion import changes_of
 from embedding_studio.errors import ConfigurationError
 from embedding_studio.services import Services
 from embedding_studio.settings import Settings
-from embedding_studio.tasks import Budget, MetricChange, Promotion, TaskStatus
+from embedding_studio.tasks import Budget, MetricChange, TaskStatus
 from embedding_studio.threads import in_own_thread
 from embedding_studio.training.encoder import load_encoder
 from embedding_studio.wire.tasks import TaskView
+from embedding_studio.wire.told import describe, verdict_lines
 
 METHOD = "Default Fine Tuning Method"
 POST_CHUNK = 1000
@@ -161,10 +162,11 @@ class _Round:
         picture = self._draw(now, champion.ndcg_at_10 - baseline.ndcg_at_10)
         held_out = len(self.corpus.held_out)
         self._print_changes(f"on {held_out} held-out queries, against true relevance", changes)
-        self._print_verdict(task.promotion)
+        self._print_changes("what the task's own clicks say", task.promotion.metrics)
+        for line in verdict_lines(task):
+            self.console.print(line, markup=False, soft_wrap=True)
         self.console.print(f"picture   {picture}", soft_wrap=True)
         self.console.print(f"MLflow    {task.mlflow_url}")
-        self.console.print(f"model     {task.best_model_url}")
         spent, expected = task.progress.trained_tokens, task.progress.estimated_trained_tokens or 0
         self.console.print(f"cost      {spent:,} trained tokens, {expected:,} were expected")
         files = self.settings.data_folder.rglob("*")
@@ -196,15 +198,6 @@ class _Round:
         picture = self.settings.data_folder / "before-after.svg"
         picture.write_text(draw(self.corpus, before, after, most.tolist()), encoding="utf-8")
         return picture
-
-    def _print_verdict(self, promotion: Promotion) -> None:
-        self._print_changes("what the task's own clicks say", promotion.metrics)
-        self.console.print(f"{'' if promotion.promoted else 'not '}promoted: {promotion.reason}")
-        for warning in promotion.warnings:
-            self.console.print(f"beware    {warning}")
-        for name, changes in (("gained", promotion.gained), ("lost", promotion.lost)):
-            told = (f"{one.query} ({one.before:.2f} to {one.after:.2f})" for one in changes[:3])
-            self.console.print(f"{name:<9} {', '.join(told) or 'no query'}", markup=False)
 
     def _post(self, searches: Iterator[Session], count: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -248,24 +241,3 @@ class _Round:
 
 def _by_name(quality: Quality) -> dict[str, NDArray[np.float64]]:
     return {"nDCG@10": quality.ndcg_at_10, "MRR@10": quality.mrr_at_10}
-
-
-def describe(task: TaskView) -> str:
-    """Say in one line where a task stands."""
-    progress = task.progress
-    if progress is None or task.status is not TaskStatus.PROCESSING:
-        return str(task.status)
-    parts = [progress.phase]
-    if progress.phase == "search" and progress.trial is not None:
-        parts.append(f"trial {progress.trial} of {progress.max_trials}")
-        if progress.step is not None:
-            parts.append(f"epoch {progress.step}")
-        if progress.main_metric is not None:
-            parts.append(f"{progress.main_metric_name} {progress.main_metric:.4f}")
-    if progress.best_so_far is not None:
-        parts.append(f"best {progress.best_so_far:.4f}")
-    if progress.baseline is not None:
-        parts.append(f"baseline {progress.baseline:.4f}")
-    if progress.seconds_left is not None:
-        parts.append(f"about {progress.seconds_left:.0f} s left")
-    return " · ".join(parts)

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from embedding_studio.cli import watch as watching
-from embedding_studio.cli.watch import Watch, describe, sparkline, verdict_lines
+from embedding_studio.cli.watch import Watch, sparkline
 from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.clock import in_words
 from embedding_studio.errors import Conflict, InvalidInput, NotFound, StoreUnavailable
@@ -32,6 +32,7 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 from embedding_studio.wire.tasks import TaskView
+from embedding_studio.wire.told import describe, verdict_lines
 from tests.api.samples import METHOD, claim, only_task, record_worker
 from tests.cli.conftest import Shell
 from tests.iterations import make_session
