@@ -130,8 +130,8 @@ def walk(stranger: Stranger, trials: int) -> None:
     """Go from a month of logs to a champion, and on."""
     few = ("--trials", str(trials), "--watch")
     with stranger.timed("verdict"):
-        stranger.types("import", "items.csv")
-        stranger.types("import", "logs.parquet")
+        stranger.types("batch", "import", "items.csv")
+        stranger.types("batch", "import", "logs.parquet")
         stranger.types("task", "create", METHOD, "--last", "31d", *few)
     with stranger.timed("vectors"):
         stranger.lines["vectors"] += 1

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BAR = 40
 _PAGE = 1000
 app = typer.Typer(
-    help="List batches, see what one has and what it is worth, release and export it.",
+    help="List batches, see what one has and what it is worth, release, export and import.",
     no_args_is_help=True,
 )
 

@@ -101,8 +101,8 @@ class LabelledFiles:
     def __init__(self, root: str | None) -> None:
         if root and folder_of(root):
             raise InvalidInput(
-                f"files: {root!r} is an archive: embedding-studio import unpacks one that is on "
-                "its machine; of another, unpack it and name the folder"
+                f"files: {root!r} is an archive: embedding-studio batch import unpacks one that is "
+                "on its machine; of another, unpack it and name the folder"
             )
         self._root = root.rstrip("/") if root else None
         self._files = 0

@@ -30,7 +30,7 @@ def test_items_and_labels_are_told_as_json(shell: Shell, tmp_path: Path) -> None
     """An import's report, items, and what a set of labels has."""
     items = tmp_path / "items.jsonl"
     items.write_text('{"object_id": "p-7", "text": "down parka"}\n')
-    report = json.loads(shell("import", str(items), "--format", "items", "--json").stdout)
+    report = json.loads(shell("batch", "import", str(items), "--format", "items", "--json").stdout)
     assert (report["items"], report["created"]) == (1, 1)
     listed = json.loads(shell("items", "list", "--json").stdout)
     assert listed == [{"object_id": "p-7", "text": "down parka"}]

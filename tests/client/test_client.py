@@ -506,11 +506,11 @@ def test_a_file_elsewhere_is_imported_by_the_api(client: EmbeddingStudioClient) 
     with pytest.raises(InvalidInput, match="not below one of ES_ALLOWED_ROOTS"):
         client.import_url("s3://logs/march.csv", columns={"query": "words"})
     url = str(client._http.base_url).removesuffix("/api/v1/")
-    words = ["import", "s3://logs/march.csv", "--url", url]
+    words = ["batch", "import", "s3://logs/march.csv", "--url", url]
     refused = CliRunner().invoke(app, words)
     assert isinstance(refused.exception, InvalidInput)
     assert CliRunner().invoke(app, [*words, "--refused", "x"]).exit_code == 2
-    assert CliRunner().invoke(app, ["import", "nothing"]).exit_code == 2
+    assert CliRunner().invoke(app, ["batch", "import", "nothing"]).exit_code == 2
 
 
 def test_an_import_is_followed(client: EmbeddingStudioClient) -> None:
@@ -567,7 +567,7 @@ def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path)
     url = str(client._http.base_url).removesuffix("/api/v1/")
 
     def run(*words: str) -> Result:
-        return CliRunner().invoke(app, ["import", str(file), *words, "--url", url])
+        return CliRunner().invoke(app, ["batch", "import", str(file), *words, "--url", url])
 
     assert "nothing is kept" in run("--dry-run").stdout
     told = run("--refused", str(refused)).stdout
@@ -587,7 +587,7 @@ def test_the_command_that_imports(client: EmbeddingStudioClient, tmp_path: Path)
 
 def imported(client: EmbeddingStudioClient, *words: str) -> Result:
     url = str(client._http.base_url).removesuffix("/api/v1/")
-    return CliRunner().invoke(app, ["import", *words, "--url", url])
+    return CliRunner().invoke(app, ["batch", "import", *words, "--url", url])
 
 
 def labels_in(client: EmbeddingStudioClient, labels_id: str, file: Path) -> set[Any]:
