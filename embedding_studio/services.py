@@ -7,14 +7,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from embedding_studio.client import EmbeddingStudioClient
+from embedding_studio.clock import utc_now
 from embedding_studio.errors import ConfigurationError, EmbeddingStudioError
 from embedding_studio.settings import Settings
 from embedding_studio.tracking.environment import set_environment
+from embedding_studio.workers import id_beginning
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +122,7 @@ class Services:
         self._spawn("worker", [*program, "worker", "--new"])  # it may be there before the API
         if self._own_mlflow:
             # the worker creates MLflow's tables first: two creators at once would collide
-            self._wait_until_ready("worker")
+            self._wait_until_ready()
             self._spawn(
                 "MLflow UI",
                 [
@@ -128,7 +133,7 @@ class Services:
                 ],
             )
             self._wait_until_up(settings.api_host, settings.mlflow_port, "MLflow")
-        self._wait_until_ready("worker", "store", "mlflow")
+        self._wait_until_ready("store", "mlflow")
         if self._with_vectors:  # which opens the store that the API made
             self._spawn("vectors", [*program, "serve"])
             self._wait_until_up(settings.api_host, settings.serve_port, "serve")
@@ -153,23 +158,34 @@ class Services:
         return self._log_file(name).open("ab")
 
     def _wait_until_ready(self, *parts: str) -> None:
-        client = client_of(self.settings, self.api_url, timeout=5.0, retry_seconds=1.0)
+        """Wait until the API finds those, and our worker has told of itself."""
         deadline = time.monotonic() + START_SECONDS
-        while True:
-            self.check()
-            try:
-                health = client.health()
-                found = {"store": health.store, "mlflow": health.mlflow, "worker": health.worker}
-                missing = ", ".join(part for part in parts if found[part].status == "unavailable")
-                if not missing:
-                    return
-            except EmbeddingStudioError:
-                missing = "API"
-            if time.monotonic() > deadline:
-                raise ConfigurationError(
-                    f"not ready after {START_SECONDS:.0f} s: {missing}{self._tail('worker')}"
-                )
-            time.sleep(0.2)
+        with client_of(self.settings, self.api_url, timeout=5.0, retry_seconds=1.0) as client:
+            while missing := self._missing(client, parts):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"not ready after {START_SECONDS:.0f} s: {', '.join(missing)}"
+                        f"{self._tail('worker')}"
+                    )
+                time.sleep(0.2)
+
+    def _missing(self, client: EmbeddingStudioClient, parts: Iterable[str]) -> list[str]:
+        try:
+            health = client.health()
+        except EmbeddingStudioError:
+            return ["API"]
+        found = {"store": health.store, "mlflow": health.mlflow}
+        missing = [part for part in parts if found[part].status == "unavailable"]
+        return missing if self._has_worker() else [*missing, "worker"]
+
+    def _has_worker(self) -> bool:
+        """The API tells of any worker: one that was killed a moment ago may still count there."""
+        from embedding_studio.store import open_store
+
+        with closing(open_store(self.settings.resolved_store_url)) as store:
+            seen = store.workers.seen(utc_now() - timedelta(seconds=START_SECONDS))
+        return any(one.worker_id.startswith(id_beginning(self.pid("worker"))) for one in seen)
 
     def _wait_until_up(self, host: str, port: int, what: str) -> None:
         deadline = time.monotonic() + START_SECONDS

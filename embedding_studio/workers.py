@@ -1,5 +1,6 @@
 """The worker as others know it: what it last said of itself, and whether it lives."""
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -22,6 +23,11 @@ class WorkerRecord:
     clock_ahead_seconds: float = 0.0
     #: those of the methods that take no labels
     without_labels: tuple[str, ...] = ()
+
+
+def id_beginning(pid: int) -> str:
+    """Return what the id of a worker begins with whose process on this machine has that id."""
+    return f"{socket.gethostname()}-{pid}-"
 
 
 def silence_allowed(settings: Settings) -> timedelta:

@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -47,7 +46,7 @@ from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
 from embedding_studio.tasks import FineTuningTask, TaskStatus
 from embedding_studio.tracking import open_tracking
-from embedding_studio.workers import WorkerRecord, silence_allowed
+from embedding_studio.workers import WorkerRecord, id_beginning, silence_allowed
 
 if TYPE_CHECKING:
     from embedding_studio.tracking.tracking import Tracking
@@ -77,7 +76,7 @@ class Worker:
         self._house = replace(house, clock=self._clock)
         self._catalog = catalog
         self._missing_models: dict[str, str] = {}
-        self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.worker_id = worker_id or f"{id_beginning(os.getpid())}{uuid.uuid4().hex[:6]}"
         self._lease: Lease | None = None
         self._is_draining = threading.Event()
         self._has_brought_along = False
