@@ -192,7 +192,8 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = None
     """signs webhooks: whsec_ and base64; without it tasks name none"""
     api_public_url: str | None = None
-    """where receivers of webhooks reach the API; used in links"""
+    """where receivers of webhooks reach the API; used in links. Its host is a name that is answered
+    without keys, too"""
     warm_start_trials: int = Field(2, ge=0)
     """how many of the previous iteration's best sets are tried first"""
     learn_from_previous: bool = False
@@ -278,9 +279,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """Whether nobody but this machine can reach the API."""
-        with suppress(ValueError):
-            return ip_address(self.api_host).is_loopback
-        return self.api_host == "localhost"
+        return is_loopback(self.api_host)
 
     def replaced(self, **changes: Any) -> "Settings":
         """Return these settings with some changed."""
@@ -308,6 +307,13 @@ class Settings(BaseSettings):
     def work_folder(self) -> Path:
         """Scratch space of running iterations."""
         return self.data_folder.absolute() / "work"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host's name, or address, is this machine's own, whoever asks."""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def origins(**options: Any) -> Mapping[str, str]:

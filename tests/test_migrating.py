@@ -66,13 +66,13 @@ def test_the_demos_clickstream_is_posted(settings: Settings) -> None:
         ],
     }
     store = open_store(settings.resolved_store_url)
-    with TestClient(create_app(store, settings), base_url="http://studio/api/v1") as api:
+    with TestClient(create_app(store, settings), base_url="http://localhost/api/v1") as api:
 
         class Client(EmbeddingStudioClient):
             def _call(self, method: str, path: str, fine: int = 200, **content: Any) -> Any:
                 return api.request(method, path, **content)
 
-        client = Client("http://studio")
+        client = Client("http://localhost")
         for _ in range(2):
             namespace["post_clickstream"](client, [recorded, recorded])
         batch = api.get("/clickstream/internal/batch").json()

@@ -7,7 +7,9 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from ipaddress import IPv6Address, IPv6Network
+from urllib.parse import urlsplit
 
 import limits
 from fastapi import HTTPException
@@ -28,7 +30,7 @@ from embedding_studio.errors import (
     Unauthorized,
 )
 from embedding_studio.keys import PresentedKey, SignIn
-from embedding_studio.settings import Settings
+from embedding_studio.settings import Settings, is_loopback
 
 HEALTH_KEY_SECONDS = 1.0
 HEALTH_PATH = "/api/v1/health"
@@ -41,6 +43,12 @@ CALLERS = 10
 TURNS = 10
 """How many calls of one caller have a thread at a time, of forty that there are."""
 BODIES_AT_ONCE = 4
+_OF_ANOTHER = (
+    "there are no API keys, so only this machine is answered, and only by its own names: "
+    "localhost, 127.0.0.1 or [::1], not {!r}. Ask by one of these; or make a key with "
+    "`embedding-studio keys create`, or name the host in ES_API_PUBLIC_URL, or, behind a proxy "
+    "that knows who may call, set ES_ALLOW_OPEN=true"
+)
 FREE_BYTES = 64 * 1024
 """What a body may have however many others of its sender are under way."""
 
@@ -103,6 +111,8 @@ class Gate:
         self._open_paths = open_paths
         self._proof_in = proof_in
         self._rate_limit = rate_limit
+        self._takes_any_host = settings.allow_open
+        self._public_host = _host_in(urlsplit(settings.api_public_url or "").netloc)
         self._shares: dict[str, _Share] = {}
         self._most_at_once = max(1, settings.max_connections // CALLERS)
         self._too_many = (
@@ -145,10 +155,20 @@ class Gate:
         if refusal is not None:
             await answer(refusal)(scope, receive, send)
             return
+        host = _host_in(headers.get("host", ""))
+        if caller.is_trusted and not self._is_ours(host):
+            status = HTTPStatus.MISDIRECTED_REQUEST
+            await JSONResponse({"detail": _OF_ANOTHER.format(host)}, status)(scope, receive, send)
+            return
         state = scope.setdefault("state", {})
         state["caller"] = caller
         state["still_allowed"] = partial(self._keys.still_lets_in, proof)
         await self._pass_on(scope, receive, send, headers, who)
+
+    def _is_ours(self, host: str) -> bool:
+        """Return whether what is open to this machine may be asked by this name. A page elsewhere
+        whose name was made to lead here (DNS rebinding) asks by its own."""
+        return self._takes_any_host or is_loopback(host) or host == self._public_host != ""
 
     async def _caller_of(self, path: str, proof: PresentedKey | SignIn | None) -> Caller:
         if path not in self._open_paths:
@@ -195,6 +215,13 @@ class Gate:
             share.bytes -= taken
             if not share.requests:
                 del self._shares[who]
+
+
+def _host_in(place: str) -> str:
+    """Return the host of `host:port`, "" where there is none."""
+    with suppress(ValueError):
+        return urlsplit(f"//{place}").hostname or ""
+    return ""
 
 
 def _address_of(scope: ASGIScope) -> str:

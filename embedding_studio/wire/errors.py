@@ -37,6 +37,7 @@ ERROR_BY_STATUS: Mapping[int, type[EmbeddingStudioError]] = {
     **{status: error for error, status in STATUS_BY_ERROR.items()},
     400: InvalidInput,
     413: InvalidInput,
+    421: ConfigurationError,
     502: StoreUnavailable,
     504: StoreUnavailable,
 }

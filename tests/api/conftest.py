@@ -30,5 +30,5 @@ def store(settings: Settings) -> Iterator[Store]:
 
 @pytest.fixture
 def api(store: Store, settings: Settings, clock: Clock) -> Iterator[TestClient]:
-    with TestClient(create_app(store, settings, clock), base_url="http://studio/api/v1") as api:
+    with TestClient(create_app(store, settings, clock), base_url="http://localhost/api/v1") as api:
         yield api

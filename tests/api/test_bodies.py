@@ -77,7 +77,7 @@ def test_key_and_scope_are_judged_before_the_body(store: Store, app: FastAPI, na
 
 @pytest.fixture
 def api(app: FastAPI) -> TestClient:
-    return TestClient(app, base_url="http://studio/api/v1")
+    return TestClient(app, base_url="http://localhost/api/v1")
 
 
 def post(api: TestClient, body: bytes | str, path: str = "/clickstream/session") -> Any:

@@ -170,7 +170,7 @@ def test_only_so_much_waits(
     """Feedback above the limit is 429 and names session and setting; with none at all it is 404."""
     for most, status in ((1, 429), (0, 404), (2, 200)):
         app = create_app(store, settings.replaced(max_early_events=most), Clock())
-        with TestClient(app, base_url="http://studio/api/v1") as api:
+        with TestClient(app, base_url="http://localhost/api/v1") as api:
             first = {"session_id": "first", "events": [event_json()]}
             api.post("/clickstream/session/events", json=first)
             response = api.post(path, json=body)
@@ -308,7 +308,7 @@ def test_unknown_fields_may_be_ignored(
 ) -> None:
     """With ES_IGNORE_UNKNOWN_FIELDS they are left out of what is taken, at any depth."""
     lenient = create_app(store, settings.replaced(ignore_unknown_fields=True), Clock())
-    with TestClient(lenient, base_url="http://studio/api/v1") as api:
+    with TestClient(lenient, base_url="http://localhost/api/v1") as api:
         api.post("/clickstream/session", json=session_json("s", color="blue"))
         assert api.post(f"/clickstream/{path}", json=body).status_code == 200
         bulk = {"sessions": [session_json("t", clicks=[])]}
@@ -395,7 +395,7 @@ def test_one_item_that_the_store_refuses_costs_only_itself(settings: Settings) -
     items = [session_json("a"), large, session_json("b")]
     client: Any = mongomock.MongoClient()
     app = create_app(Store(MongoDocuments("mongodb://nowhere", client)), roomy, Clock())
-    with TestClient(app, base_url="http://studio/api/v1") as api:
+    with TestClient(app, base_url="http://localhost/api/v1") as api:
         answer = api.post("/clickstream/sessions", json={"sessions": items})
         outcomes = answer.json()["sessions"]
         assert [one["status"] for one in outcomes] == ["created", "invalid", "created"]
@@ -613,7 +613,7 @@ def test_an_export_can_be_posted_again(api: TestClient, settings: Settings) -> N
     assert released(api) == batch_id
     assert api.get(f"/clickstream/batch/{batch_id}/export").text == answer.text
     with TestClient(
-        create_app(Store(MemoryDocuments()), settings, Clock()), base_url="http://studio/api/v1"
+        create_app(Store(MemoryDocuments()), settings, Clock()), base_url="http://localhost/api/v1"
     ) as other:
         headers = {"Content-Type": "application/json"}
         for line in lines:

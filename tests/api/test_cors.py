@@ -20,7 +20,7 @@ MB = 1024 * 1024
 
 def open_api(store: Store, settings: Settings, origins: str | None, **more: Any) -> TestClient:
     app = create_app(store, settings.replaced(cors_origins=origins, **more), Clock())
-    return TestClient(app, base_url="http://studio/api/v1")
+    return TestClient(app, base_url="http://localhost/api/v1")
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ def test_a_file_is_read_where_it_lies(store: Store, settings: Settings, tmp_path
     (tmp_path / "in" / "log.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
     (tmp_path / "cut.csv.gz").symlink_to(tmp_path / "in" / "log.csv.gz")
     allowed = settings.replaced(allowed_roots=str(tmp_path / "in"))
-    with TestClient(create_app(store, allowed, Clock()), base_url="http://studio/api/v1") as api:
+    with TestClient(create_app(store, allowed, Clock()), base_url="http://localhost/api/v1") as api:
         report = import_(api, None, url=f"file://{tmp_path}/in/log.csv.gz")
         assert (report["rows"], report["created"], report["refused"]) == (4, 2, 1)
 
@@ -366,7 +366,7 @@ def test_a_full_project(store: Store, settings: Any, clock: Any) -> None:
     from embedding_studio.api.app import create_app
 
     app = create_app(store, settings.replaced(max_project_sessions=600), clock)
-    with TestClient(app, base_url="http://studio/api/v1") as api:
+    with TestClient(app, base_url="http://localhost/api/v1") as api:
         lines = "\n".join(map(json.dumps, sessions(1200)))
         response = api.post(IMPORTS, params={"import_id": "imp"}, content=lines)
         assert response.status_code == 429

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from embedding_studio.api.app import create_app
+from embedding_studio.api.keys import KEY_AGE
 from embedding_studio.api.server import check_may_serve
 from embedding_studio.clickstream import SearchResult, Session
 from embedding_studio.errors import ConfigurationError, StoreUnavailable
@@ -250,7 +251,7 @@ def connect(app: FastAPI) -> Iterator[Callable[..., TestClient]]:
 
         def client(key: str | None = None) -> TestClient:
             headers = {"Authorization": f"Bearer {key}"} if key else None
-            return TestClient(app, base_url="http://studio/api/v1", headers=headers)
+            return TestClient(app, base_url="http://localhost/api/v1", headers=headers)
 
         assert opened
         under_way = SimpleNamespace(project="a", import_id="of-a", report=ImportReport(created=7))
@@ -416,7 +417,7 @@ def test_both_headers_are_read(store: Store, connect: Callable[..., TestClient])
 def test_the_manual_is_open(store: Store, connect: Callable[..., TestClient], path: str) -> None:
     """It tells nothing of any project."""
     add_key(store)
-    assert connect(None).get(f"http://studio{path}").status_code == 200
+    assert connect(None).get(f"http://localhost{path}").status_code == 200
 
 
 def test_health_tells_names_to_admins_only(
@@ -606,12 +607,46 @@ def test_loopback_needs_no_key(store: Store, settings: Settings, host: str) -> N
     check_may_serve(store, settings.replaced(api_host=host))
 
 
+@pytest.mark.parametrize("path", ["/fine-tuning/task", "/health", "http://localhost/"])
+def test_a_foreign_name_opens_nothing(
+    store: Store, settings: Settings, clock: Clock, path: str
+) -> None:
+    """Without keys this machine's own names are answered, and the public one. A page whose name was
+    made to lead here gets nothing: neither the API, nor what health tells more of, nor the page."""
+    public = settings.replaced(api_public_url="https://studio.example:8443/api/v1")
+    app = create_app(store, public, clock)
+    foreign = ["evil.example", "127.0.0.1.evil.example:5000", "10.0.0.1", "localhost@evil", "[", ""]
+    with TestClient(app, base_url="http://localhost/api/v1") as api:
+
+        def ask(host: str) -> Any:
+            return api.get(path, headers={"Host": host})
+
+        for host in foreign:
+            refused = ask(host)
+            assert refused.status_code == 421
+            assert "ES_API_PUBLIC_URL" in refused.text
+        for host in ("localhost:5000", "127.0.0.1", "127.1.2.3:80", "[::1]:5000", "studio.example"):
+            assert ask(host).status_code != 421
+        assert api.get("/ping", headers={"Host": "evil.example"}).status_code == 200
+        _, text = add_key(store)
+        clock.now += 2 * KEY_AGE
+        known = {"Host": "any.example", "Authorization": f"Bearer {text}"}
+        assert api.get("/fine-tuning/task", headers=known).status_code == 200
+
+
+def test_a_proxys_names_are_its_own(store: Store, settings: Settings, clock: Clock) -> None:
+    """Whoever says that a proxy knows who may call is asked by any name."""
+    app = create_app(store, settings.replaced(allow_open=True), clock)
+    with TestClient(app, base_url="http://anything.example/api/v1") as api:
+        assert api.get("/fine-tuning/task").status_code == 200
+
+
 def test_keys_that_vanish_open_nothing(store: Store, settings: Settings, clock: Clock) -> None:
     """An API that others can reach refuses all when its store has no keys, as after a restore of an
     empty database."""
     app = create_app(store, settings.replaced(api_host="0.0.0.0"), clock)
-    with TestClient(app, base_url="http://studio/api/v1") as api:
+    with TestClient(app, base_url="http://localhost/api/v1") as api:
         assert api.get("/fine-tuning/task").status_code == 401
     app = create_app(store, settings.replaced(api_host="0.0.0.0", allow_open=True), clock)
-    with TestClient(app, base_url="http://studio/api/v1") as api:
+    with TestClient(app, base_url="http://localhost/api/v1") as api:
         assert api.get("/fine-tuning/task").status_code == 200

@@ -25,7 +25,7 @@ EVENTS = [{"event_id": f"e-{i}", "object_id": "item-1"} for i in range(3)]
 
 def open_api(store: Store, settings: Settings, **limits: Any) -> TestClient:
     app = create_app(store, settings.replaced(**limits), Clock())
-    return TestClient(app, base_url="http://studio/api/v1")
+    return TestClient(app, base_url="http://localhost/api/v1")
 
 
 def add_key(store: Store, project: str = "default") -> str:
@@ -200,7 +200,9 @@ def test_calls_of_one_key_that_take_long_hold_up_no_other(
 
     async def ask() -> tuple[int, set[int]]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://studio/api/v1") as api:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost/api/v1"
+        ) as api:
             posted = await api.post("/clickstream/session", json=session_json(), headers=slow)
             assert posted.status_code == 200
             path = "/clickstream/internal/batch"
@@ -215,7 +217,9 @@ def test_calls_of_one_key_that_take_long_hold_up_no_other(
     assert asyncio.run(ask()) == (200, {200})
 
 
-@pytest.mark.parametrize("path", ["/ping", "/health", "http://studio/docs", "http://studio/no"])
+@pytest.mark.parametrize(
+    "path", ["/ping", "/health", "http://localhost/docs", "http://localhost/no"]
+)
 def test_the_rate_of_what_anyone_may_ask(store: Store, settings: Settings, path: str) -> None:
     """It is counted by the address, a valid key or not."""
     with open_api(store, settings, rate_limit="3/hour") as api:
@@ -229,7 +233,7 @@ def test_the_rate_of_a_network(store: Store, settings: Settings) -> None:
 
     def ping_from(address: str) -> int:
         client = TestClient(app, client=(address, 1))
-        return client.get("http://studio/api/v1/ping").status_code
+        return client.get("http://localhost/api/v1/ping").status_code
 
     assert [ping_from(f"2001:db8:0:1::{last}%eth0") for last in range(4)] == [200, 200, 200, 429]
     assert ping_from("2001:db8:0:2::1") == 200

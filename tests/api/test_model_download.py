@@ -90,7 +90,7 @@ def test_the_model_comes_as_a_zip(
     uri = folder.as_uri() if scheme else str(folder)
     finish_with_model(store, uri, files)
     link = api.get(task_url).json()["best_model_url"]
-    assert link == f"http://studio/api/v1{task_url}/model"
+    assert link == f"http://localhost/api/v1{task_url}/model"
     response = api.get(link)
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/zip"
@@ -106,7 +106,9 @@ def test_a_model_behind_mlflows_server(store: Store, tmp_path: Path, clock: Cloc
     files = write_model(tmp_path / "1/run 1/artifacts/model")
     with artifact_server(tmp_path) as tracking_uri:
         settings = Settings(data_folder=tmp_path, mlflow_tracking_uri=tracking_uri)
-        with TestClient(create_app(store, settings, clock), base_url="http://x/api/v1") as api:
+        with TestClient(
+            create_app(store, settings, clock), base_url="http://localhost/api/v1"
+        ) as api:
             api.post("/clickstream/session", json=session_json())
             api.post("/fine-tuning/task", json={"fine_tuning_method": METHOD})
             finish_with_model(store, "mlflow-artifacts:/1/run%201/artifacts/model", files)
@@ -142,7 +144,9 @@ def test_downloads_that_hang_hold_up_nobody_else(
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x/api/v1") as api:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost/api/v1"
+        ) as api:
             asked = [asyncio.create_task(api.get(f"{task_url}/model")) for _ in range(60)]
             while not begun.is_set():
                 await asyncio.sleep(0.01)

@@ -50,7 +50,7 @@ def document(tmp_path: Path, known: dict[str, str]) -> Iterator[Any]:
     chosen = Settings(data_folder=tmp_path, rate_limit="", max_pending_tasks=5)
     with closing(Store(MemoryDocuments())) as store:
         app = create_app(store, chosen, Clock())
-        with TestClient(app, base_url="http://studio/api/v1") as api:
+        with TestClient(app, base_url="http://localhost/api/v1") as api:
             api.post("/clickstream/session", json=session_json("s-1"))
             release = api.post("/clickstream/internal/batch/release", json={"release_id": "r-1"})
             task = {"fine_tuning_method": METHOD, "batch_id": release.json()["batch_id"]}

@@ -122,7 +122,7 @@ def test_a_project_has_so_many_schedules(store: Store, settings: Settings, clock
     is deleted makes room."""
     app = create_app(store, settings.replaced(max_schedules=2), clock)
     store.schedules.add(Schedule("s", "acme", METHOD, START, START, cron="0 3 * * *"))
-    api = TestClient(app, base_url="http://studio/api/v1")
+    api = TestClient(app, base_url="http://localhost/api/v1")
     bodies = [{"cron": "0 3 * * *", "idempotency_key": str(number)} for number in range(3)]
     first, second = (create(api, **body) for body in bodies[:2])
     refused = api.post(SCHEDULE, json={"fine_tuning_method": METHOD, **bodies[2]})
@@ -137,7 +137,7 @@ def test_a_project_has_so_many_schedules(store: Store, settings: Settings, clock
 def signing(store: Store, settings: Settings, clock: Clock) -> TestClient:
     """An installation that has a secret to sign webhooks with."""
     with_secret = settings.replaced(webhook_secret="whsec_" + "c2VjcmV0" * 4)
-    return TestClient(create_app(store, with_secret, clock), base_url="http://studio/api/v1")
+    return TestClient(create_app(store, with_secret, clock), base_url="http://localhost/api/v1")
 
 
 def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:

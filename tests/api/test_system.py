@@ -139,7 +139,7 @@ def test_health_of_mlflows_server(
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         uri = f"http://user:secret@127.0.0.1:{server.server_port}"
         settings = Settings(data_folder=tmp_path, mlflow_tracking_uri=uri)
-        with TestClient(create_app(store, settings, clock)) as api:
+        with TestClient(create_app(store, settings, clock), base_url="http://localhost") as api:
             thread = threading.Thread(target=server.handle_request)
             thread.start()
             part = api.get("/api/v1/health").json()["mlflow"]
@@ -157,7 +157,7 @@ def test_health_admits_what_it_cannot_check(store: Store, tmp_path: Path, clock:
     """A tracking database that the API has no driver for is reported as unchecked, not as ok."""
     settings = Settings(data_folder=tmp_path, mlflow_tracking_uri="postgresql://u:secret@db/mlflow")
     record_worker(store)
-    with TestClient(create_app(store, settings, clock)) as api:
+    with TestClient(create_app(store, settings, clock), base_url="http://localhost") as api:
         view = api.get("/api/v1/health").json()
     assert view["mlflow"]["status"] == "unchecked"
     assert "secret" not in str(view)
@@ -200,7 +200,9 @@ def test_health_of_what_hangs_costs_others_nothing(
 
     async def ask() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x/api/v1") as api:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost/api/v1"
+        ) as api:
             asked = [asyncio.create_task(api.get("/health")) for _ in range(120)]
             while not looks:
                 await asyncio.sleep(0.01)
@@ -238,7 +240,7 @@ def test_mlflow_that_drips_does_not_answer(
         thread.start()
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         app = create_app(store, settings.replaced(mlflow_tracking_uri=uri), clock)
-        with TestClient(app, base_url="http://studio/api/v1") as dripping:
+        with TestClient(app, base_url="http://localhost/api/v1") as dripping:
             part = dripping.get("/health").json()["mlflow"]
         over.set()
         thread.join()

@@ -106,7 +106,9 @@ def check_served(url: str, folder: Path) -> None:
     assert [key.name for key in store.keys.all()] == ["ann", "bob"]
     key, shown = make_key("test", [Scope.READ], "default", datetime.now(UTC))
     store.keys.add(key)
-    with TestClient(create_app(store, Settings(data_folder=folder))) as client:
+    with TestClient(
+        create_app(store, Settings(data_folder=folder)), base_url="http://localhost"
+    ) as client:
         headers = {"Authorization": f"Bearer {shown}"}
 
         def get(path: str, **query: Any) -> Any:

@@ -623,7 +623,7 @@ def test_a_rollback_is_what_the_next_iteration_starts_from(bench: Bench) -> None
     the version that was gone back to, and its model's verdict is against that one."""
     house = bench.house
     with TestClient(
-        create_app(house.store, house.settings), base_url="http://studio/api/v1"
+        create_app(house.store, house.settings), base_url="http://localhost/api/v1"
     ) as api:
         first = bench.run_task()
         assert api.get("/models/Toy").json()["champion"] == 2
@@ -647,7 +647,7 @@ def test_a_link_goes_with_its_iteration(bench: Bench) -> None:
     """A done task whose experiment was removed has no link any more, and its history says why."""
     house = bench.house
     with TestClient(
-        create_app(house.store, house.settings), base_url="http://studio/api/v1"
+        create_app(house.store, house.settings), base_url="http://localhost/api/v1"
     ) as api:
         first = bench.run_task("Worse")
         url = f"/fine-tuning/task/{first.id}"

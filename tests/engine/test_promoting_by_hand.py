@@ -80,7 +80,7 @@ def test_a_person_promotes_a_refused_model(
         monkeypatch.setattr(Champions, "keep", lambda *_: None)
     house, refused = bench.house, bench.run_task(promote=Promote.NEVER)
     with TestClient(
-        create_app(house.store, house.settings), base_url="http://studio/api/v1"
+        create_app(house.store, house.settings), base_url="http://localhost/api/v1"
     ) as api:
         path, body = "/models/Toy/promote", {"task_id": refused.id}
         answer = api.post(path, json={**body, "reason": "reads better"}).json()

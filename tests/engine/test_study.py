@@ -21,7 +21,9 @@ from tests.iterations import Bench
 @pytest.mark.draws
 def test_a_study_comes_as_a_file_that_optuna_opens(bench: Bench, tmp_path: Path) -> None:
     """It has the task's trials; before there is one, the answer says so."""
-    api = TestClient(create_app(bench.house.store, bench.house.settings))
+    api = TestClient(
+        create_app(bench.house.store, bench.house.settings), base_url="http://localhost"
+    )
     waiting = bench.post_task()
     early = api.get(f"/api/v1/fine-tuning/task/{waiting.id}/study")
     assert early.status_code == 404

@@ -42,7 +42,7 @@ def open_browser(
     app = create_app(store, settings, clock)
     with ExitStack() as stack:
 
-        def open_browser(address: str = "http://studio") -> TestClient:
+        def open_browser(address: str = "http://localhost") -> TestClient:
             client = TestClient(app, base_url=address, follow_redirects=False)
             return stack.enter_context(client)
 

@@ -178,7 +178,7 @@ def test_a_busy_browser_is_told_when_to_come_back(
 ) -> None:
     """A refusal of the gate is a page too, with its Retry-After."""
     app = create_app(store, settings.replaced(rate_limit="1/hour"), clock)
-    with TestClient(app, base_url="http://studio") as browser:
+    with TestClient(app, base_url="http://localhost") as browser:
         assert browser.get("/").status_code == 200
         refused = browser.get("/")
     assert refused.status_code == 429

@@ -68,6 +68,6 @@ def settings(tmp_path: Path) -> Settings:
 def serve(store: Store, settings: Settings, encoders: tuple[Path, Path]) -> Iterator[TestClient]:
     """A server that has the first encoder."""
     register(store, encoders[0])
-    with TestClient(create_app(store, settings), base_url="http://studio") as serve:
+    with TestClient(create_app(store, settings), base_url="http://localhost") as serve:
         wait_until(lambda: serve.get("/health").status_code == 200)
         yield serve

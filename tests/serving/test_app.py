@@ -176,7 +176,7 @@ def test_no_more_models_are_in_memory_than_there_is_room_for(
     for name in ("a", "b", "c"):
         register(store, encoders[0], name)
     app = create_app(store, settings.replaced(serve_models=2))
-    with TestClient(app, base_url="http://studio") as serve:
+    with TestClient(app, base_url="http://localhost") as serve:
         for name in ("a", "b", "c", "a"):
             ask(serve, model=name)
             assert len(app.state.models.references) <= 2
@@ -198,10 +198,18 @@ def test_files_that_are_not_those_that_were_saved_are_refused(
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with TestClient(create_app(store, settings), base_url="http://studio") as serve:
+    with TestClient(create_app(store, settings), base_url="http://localhost") as serve:
         status, error = refusal(serve)
     assert status == 400
     assert "is not the one that was saved" in error["message"]
+
+
+def test_a_foreign_name_gets_no_vectors(serve: TestClient) -> None:
+    """Without keys this machine's own names are answered alone, as at the API."""
+    asked = {"model": NAME, "input": TEXTS}
+    refused = serve.post("/v1/embeddings", json=asked, headers={"Host": "evil.example"})
+    assert refused.status_code == 421
+    assert "not 'evil.example'" in refused.json()["error"]["message"]
 
 
 def test_models_are_listed(serve: TestClient, store: Store, encoders: tuple[Path, Path]) -> None:

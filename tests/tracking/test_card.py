@@ -52,7 +52,7 @@ def test_the_download_has_the_card(bench: Bench) -> None:
     """`README.md` lies at the ZIP's root, beside the model's files."""
     task = bench.run_task()
     app = create_app(bench.house.store, bench.house.settings)
-    with TestClient(app) as api:
+    with TestClient(app, base_url="http://localhost") as api:
         answer = api.get(f"/api/v1/fine-tuning/task/{task.id}/model")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
