@@ -34,7 +34,7 @@ DRIP_SECONDS = 5.0
 PACE_SECONDS = 0.1
 BIG_SECONDS = 1.0
 BIG_BODY = b"[" + b"[]," * (16 * 1024 * 1024 // 3 - 2) + b"[]]"
-POST = "POST /api/v1/clickstream/sessions HTTP/1.1\r\nHost: api\r\n"
+POST = "POST /api/v1/clickstream/sessions HTTP/1.1\r\nHost: localhost\r\n"
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Attack = Callable[[Streams], Coroutine[Any, Any, None]]
@@ -114,12 +114,12 @@ async def drip(begin: str, streams: Streams) -> None:
 
 async def ask_with_wrong_key(streams: Streams) -> None:
     key = f"es_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
-    ask = f"GET /api/v1/fine-tuning/task HTTP/1.1\r\nHost: api\r\nX-API-Key: {key}\r\n\r\n"
+    ask = f"GET /api/v1/fine-tuning/task HTTP/1.1\r\nHost: localhost\r\nX-API-Key: {key}\r\n\r\n"
     await send(ask.encode(), streams)
 
 
 async def ask_for_health(streams: Streams) -> None:
-    await send(b"GET /api/v1/health HTTP/1.1\r\nHost: api\r\n\r\n", streams)
+    await send(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n", streams)
 
 
 def main() -> None:

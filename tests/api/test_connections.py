@@ -23,8 +23,11 @@ from tests.api.samples import METHOD, session_json
 from tests.api.test_app import served
 from tests.waiting import wait_until
 
-PING = b"GET /api/v1/ping HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /api/v1/clickstream/session HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+PING = b"GET /api/v1/ping HTTP/1.1\r\nHost: localhost\r\n"
+POST = (
+    b"POST /api/v1/clickstream/session HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\n"
+)
 ENDED = b"\r\n"
 
 
@@ -56,7 +59,7 @@ class Server:
         return self.process.communicate(timeout=20)[1].splitlines()
 
 
-IMPORT = b"POST /api/v1/imports?import_id=x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+IMPORT = b"POST /api/v1/imports?import_id=x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 
 
 def post(server: Server, path: str, body: Any) -> Any:
@@ -242,7 +245,7 @@ def test_an_answer_that_nobody_reads_is_not_kept(tmp_path: Path) -> None:
             assert server.ping()
             before = sockets_of(server)
             connection.connect(server.address)
-            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200)
             wait_until(lambda: sockets_of(server) > before)
             wait_until(lambda: sockets_of(server) <= before, 10)
 
@@ -361,7 +364,7 @@ def test_what_is_no_request_of_ours_is_logged_once_a_minute(tmp_path: Path) -> N
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20,
         PING + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         PING + b"X: " + b"x" * 200_000,
-        b"POST /docs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"POST /docs HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
     ]
     with serving(tmp_path) as server:
         for _ in range(20):
@@ -375,7 +378,9 @@ def test_what_is_no_request_of_ours_is_logged_once_a_minute(tmp_path: Path) -> N
         post(server, "clickstream/session", session_json())
         task = post(server, "fine-tuning/task", {"fine_tuning_method": METHOD})["id"]
         stream = b"GET /api/v1/fine-tuning/task/%s/events HTTP/1.1\r\n" % task.encode()
-        chunked = b"Host: x\r\nAccept: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunked = (
+            b"Host: localhost\r\nAccept: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         with server.connect(stream + chunked) as connection:
             assert connection.recv(65536)
             connection.sendall(b"no chunk\r\n")
