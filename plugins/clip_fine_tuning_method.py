@@ -8,21 +8,20 @@ from sentence_transformers import SentenceTransformer
 
 from embedding_studio.clickstream import SearchResult, Session, Splits
 from embedding_studio.labels import LabelledResult
-from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
+from embedding_studio.methods import Parameters, PluginMeta, TrialRun
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Budget
 from embedding_studio.training.augmentation import Augmentation
-from embedding_studio.training.encoder import load_encoder, require_tunable, save_encoder
-from embedding_studio.training.evaluation import evaluate, explain, note_start
 from embedding_studio.training.images import (
     ImageLists,
     image_of,
     open_image_clicks,
     prepare_image_clicks,
 )
+from embedding_studio.training.inputs import Inputs
 from embedding_studio.training.layers import count_layers
 from embedding_studio.training.loop import TrainingPlan, estimate_trained_tokens, train
-from embedding_studio.training.places import require_model
+from embedding_studio.training.method import EncoderMethod
 from embedding_studio.training.towers import BiEncoder, Tower
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _TEXT = ("text_model.", "text_projection.")
 _IMAGE = ("vision_model.", "visual_projection.")
 
 
-class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
+class ClipFineTuningMethod(EncoderMethod):
     """CLIP learns which shown images a query's searchers meant.
 
     Results name their image in meta {"image": ...}: a path, URL or data: URI; or, in S3, in
@@ -42,25 +41,16 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     """
 
     meta = PluginMeta("CLIP Fine Tuning Method", description="Text queries, image items, CLIP")
-    main_metric = "ndcg_at_10"
     budget = Budget(max_trials=8, max_minutes=120)
-    # to judge by clicks takes more queries than to learn from them
-    test_share = 0.3
-    num_gpus = 1
+    initial_model_setting = "initial_image_model"
     augmentation = Augmentation()
 
     def item_image(self, result: SearchResult) -> str | None:
         """Return where an item's image is. Override to look it up by `result.object_id`."""
         return image_of(result)
 
-    def load_initial_model(self) -> SentenceTransformer:
-        return self.load_model(Settings().initial_image_model)
-
-    def load_model(self, place: str) -> SentenceTransformer:
-        return require_tunable(load_encoder(place))
-
-    def check_initial_model(self) -> None:
-        require_model(Settings().initial_image_model, "ES_INITIAL_IMAGE_MODEL")
+    def items_of(self, split: ImageLists) -> Inputs:
+        return split.images
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -110,19 +100,3 @@ class ClipFineTuningMethod(FineTuningMethod[SentenceTransformer]):
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int:
         lists = data.train
         return estimate_trained_tokens(lists, TrainingPlan.of(params), lists.texts, lists.images)
-
-    def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
-        lists = open_image_clicks(folder).test
-        return note_start(model, folder, lists, lists.images)
-
-    def evaluate(self, model: SentenceTransformer, split: ImageLists) -> Scores:
-        return evaluate(model, split, split.images)
-
-    def explain(self, model: SentenceTransformer, split: ImageLists) -> Mapping[str, float]:
-        return explain(model, split, split.images)
-
-    def save(self, model: SentenceTransformer, folder: Path) -> None:
-        save_encoder(model, folder)
-
-    def load(self, folder: Path) -> SentenceTransformer:
-        return load_encoder(folder)

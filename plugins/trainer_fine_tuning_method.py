@@ -3,9 +3,6 @@ from the whole catalogue."""
 
 import copy
 import tempfile
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,25 +10,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from embedding_studio.clickstream import Session, Splits
-from embedding_studio.labels import LabelledResult
-from embedding_studio.methods import FineTuningMethod, Parameters, PluginMeta, Scores, TrialRun
-from embedding_studio.settings import Settings
-from embedding_studio.tasks import Budget
-from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import (
-    load_encoder,
-    require_tunable,
-    round_as_stored,
-    save_encoder,
-    width_of,
-)
-from embedding_studio.training.evaluation import evaluate, explain, note_start
+from embedding_studio.clickstream import Splits
+from embedding_studio.methods import Parameters, PluginMeta, TrialRun
+from embedding_studio.training.data import QueryLists
+from embedding_studio.training.encoder import round_as_stored, width_of
+from embedding_studio.training.method import EncoderMethod
 from embedding_studio.training.metrics import RELEVANT_FROM
 from embedding_studio.training.negatives import mine_negatives
-from embedding_studio.training.places import require_model
 from embedding_studio.training.serving import sides_of
-from embedding_studio.training.texts import tokenize
 
 if TYPE_CHECKING:
     import optuna
@@ -39,16 +25,12 @@ if TYPE_CHECKING:
 _SIDES = {"anchor": "query", "positive": "document", "negative": "document"}
 
 
-class TrainerFineTuningMethod(FineTuningMethod[SentenceTransformer]):
+class TrainerFineTuningMethod(EncoderMethod):
     """Rows of a query, an item that was probably meant, and one that is near but was not."""
 
     meta = PluginMeta(
         "Trainer Fine Tuning Method", description="The trainer and losses of sentence-transformers"
     )
-    main_metric = "ndcg_at_10"
-    budget = Budget(max_trials=8, max_minutes=60)
-    test_share = 0.3
-    num_gpus = 1
     recommended: ClassVar[Parameters] = {
         "loss": "gist",
         "matryoshka": False,
@@ -58,15 +40,6 @@ class TrainerFineTuningMethod(FineTuningMethod[SentenceTransformer]):
         "epochs": 2,
         "batch_size": 64,
     }
-
-    def load_initial_model(self) -> SentenceTransformer:
-        return self.load_model(Settings().initial_model)
-
-    def load_model(self, place: str) -> SentenceTransformer:
-        return require_tunable(load_encoder(place))
-
-    def check_initial_model(self) -> None:
-        require_model(Settings().initial_model, "ES_INITIAL_MODEL")
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         return {
@@ -79,18 +52,6 @@ class TrainerFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             "epochs": trial.suggest_int("epochs", 1, 3),
             "batch_size": trial.suggest_categorical("batch_size", [32, 64]),
         }
-
-    def prepare(
-        self,
-        sessions: Splits[Sequence[Session]],
-        folder: Path,
-        labels: Splits[Sequence[LabelledResult]] | None = None,
-    ) -> Mapping[str, float]:
-        read = partial(tokenize, self.load_initial_model())
-        return prepare_clicks(sessions, text_of, read, folder, labels=labels)
-
-    def load_data(self, folder: Path) -> Splits[QueryLists]:
-        return open_clicks(folder)
 
     def train(
         self, model: SentenceTransformer, params: Parameters, data: Splits[Any], run: TrialRun
@@ -155,21 +116,6 @@ class TrainerFineTuningMethod(FineTuningMethod[SentenceTransformer]):
             return loss
         width = width_of(model)
         return losses.MatryoshkaLoss(model, loss, [width, width // 2, width // 4])
-
-    def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
-        return note_start(model, folder, open_clicks(folder).test)
-
-    def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
-        return evaluate(model, split)
-
-    def explain(self, model: SentenceTransformer, split: QueryLists) -> Mapping[str, float]:
-        return explain(model, split)
-
-    def save(self, model: SentenceTransformer, folder: Path) -> None:
-        save_encoder(model, folder)
-
-    def load(self, folder: Path) -> SentenceTransformer:
-        return load_encoder(folder)
 
 
 class _Reports(TrainerCallback):

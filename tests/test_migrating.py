@@ -12,6 +12,7 @@ from embedding_studio.client import EmbeddingStudioClient
 from embedding_studio.methods import FineTuningMethod
 from embedding_studio.settings import Settings
 from embedding_studio.store import open_store
+from embedding_studio.training import method
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
@@ -38,7 +39,8 @@ def test_the_calls_on_the_page_exist(settings: Settings) -> None:
 
 def test_what_the_page_says_of_plugins_exists() -> None:
     """The methods that it names are bundled, and what plugins are said to define, methods have."""
-    bundled = "".join(file.read_text() for file in (ROOT / "plugins").glob("*.py"))
+    files = [*(ROOT / "plugins").glob("*.py"), Path(method.__file__)]
+    bundled = "".join(file.read_text() for file in files)
     for name in ("Default Fine Tuning Method", "CLIP Fine Tuning Method"):
         assert f"`{name}`" in PAGE
         assert f'"{name}"' in bundled

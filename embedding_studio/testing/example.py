@@ -1,92 +1,35 @@
 """Example method: fine-tunes a text encoder on clicks, step by step."""
 
-# What `embedding-studio methods check` holds, and what each function may do beside this, is told in
-# docs/plugins.md. What needs no change of yours can be left as it is: a working method.
+# What `embedding-studio methods check` holds, and what else a method may do, is told in
+# docs/plugins.md. EncoderMethod loads, reads, judges and saves: override what is to be otherwise.
+# What needs no change of yours can be left as it is: a working method.
 
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedding_studio import (
-    Budget,
-    FineTuningMethod,
-    LabelledResult,
-    Parameters,
-    PluginMeta,
-    Scores,
-    Session,
-    Splits,
-    TrialRun,
-)
-from embedding_studio.settings import Settings
+from embedding_studio import Budget, Parameters, PluginMeta, Splits, TrialRun
 from embedding_studio.training.batches import Batch, Batches
-from embedding_studio.training.data import QueryLists, open_clicks, prepare_clicks, text_of
-from embedding_studio.training.encoder import (
-    learnable,
-    load_encoder,
-    require_tunable,
-    round_as_stored,
-    save_encoder,
-)
-from embedding_studio.training.evaluation import evaluate, explain, note_start
+from embedding_studio.training.encoder import learnable, round_as_stored
 from embedding_studio.training.inputs import in_order
 from embedding_studio.training.losses import listwise_softmax
-from embedding_studio.training.places import require_model
+from embedding_studio.training.method import EncoderMethod
 from embedding_studio.training.serving import comparable, forward, similarity_functions
-from embedding_studio.training.texts import TokenizedTexts, tokenize
+from embedding_studio.training.texts import TokenizedTexts
 
 if TYPE_CHECKING:
     import optuna
 
 
-class ExampleMethod(FineTuningMethod[SentenceTransformer]):
+class ExampleMethod(EncoderMethod):
     # what a task names; the registered model is called so, too
     meta = PluginMeta("Example method", description="A text encoder, fine-tuned on clicks")
     # what trials are compared by, one of the metrics that `evaluate` gives
     main_metric = "ndcg_at_10"
-    direction = "maximize"
     # what a task spends unless it says otherwise
     budget = Budget(max_trials=8, max_minutes=60)
-
-    # -- the model ---------------------------------------------------------------------------------
-
-    def load_initial_model(self) -> SentenceTransformer:
-        return self.load_model(Settings().initial_model)
-
-    def load_model(self, place: str) -> SentenceTransformer:
-        # a folder, or a name on a model hub
-        return require_tunable(load_encoder(place))
-
-    def check_initial_model(self) -> None:
-        require_model(Settings().initial_model, "ES_INITIAL_MODEL")
-
-    def save(self, model: SentenceTransformer, folder: Path) -> None:
-        save_encoder(model, folder)
-
-    def load(self, folder: Path) -> SentenceTransformer:
-        return load_encoder(folder)
-
-    # -- the data: written once per iteration, opened by every trial -------------------------------
-
-    def prepare(
-        self,
-        sessions: Splits[Sequence[Session]],
-        folder: Path,
-        labels: Splits[Sequence[LabelledResult]] | None = None,
-    ) -> Mapping[str, float]:
-        # frees clicks of position bias, and tokenizes; `text_of` gives an item's text
-        read = partial(tokenize, self.load_initial_model())
-        return prepare_clicks(sessions, text_of, read, folder, labels=labels)
-
-    def load_data(self, folder: Path) -> Splits[QueryLists]:
-        return open_clicks(folder)
-
-    # -- training ----------------------------------------------------------------------------------
 
     def suggest(self, trial: "optuna.Trial") -> Parameters:
         # Optuna's own trial; what is drawn here is what `train` gets
@@ -138,14 +81,3 @@ class ExampleMethod(FineTuningMethod[SentenceTransformer]):
         relevance = torch.from_numpy(batch.relevance).to(scores.device)
         negative_weight = torch.from_numpy(batch.negative_weight).to(scores.device)
         return listwise_softmax(scores, relevance, negative_weight, params["temperature"])
-
-    # -- judging: a value per query, so that the gate can tell a gain from chance ------------------
-
-    def note_start(self, model: SentenceTransformer, folder: Path) -> Mapping[str, float]:
-        return note_start(model, folder, open_clicks(folder).test)
-
-    def evaluate(self, model: SentenceTransformer, split: QueryLists) -> Scores:
-        return evaluate(model, split)
-
-    def explain(self, model: SentenceTransformer, split: QueryLists) -> Mapping[str, float]:
-        return explain(model, split)
