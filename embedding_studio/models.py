@@ -13,7 +13,7 @@ from typing import Self
 from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
 from embedding_studio.projects import RegisteredName, registered_name
-from embedding_studio.tasks import ModelFacts, Promotion, StoredModel
+from embedding_studio.tasks import Delivery, ModelFacts, Promotion, StoredModel
 
 MOST_REMEMBERED = 100
 """How many removed versions, and how many moves, stay on record."""
@@ -129,8 +129,10 @@ class RegisteredModel:
     wanted: the wish that a worker is yet to carry out; of several, the last.
     mirrored: the version that MLflow's alias shows, as far as we set it. mirroring: what a worker
     is setting it to, until mirroring_until at the latest. leaving: the runs of versions that a
-    person deleted, whose files a worker is yet to remove. revision: 0 before it is first kept, then
-    one higher with every change."""
+    person deleted, whose files a worker is yet to remove. webhook_url: where a worker tells which
+    version is champion, after each change; delivery: how far the last one was told, and
+    delivery_due_at when to try (again). revision: 0 before it is first kept, then one higher with
+    every change."""
 
     project: str
     name: str
@@ -143,6 +145,9 @@ class RegisteredModel:
     mirroring: int | None = None
     mirroring_until: datetime | None = None
     leaving: tuple[str, ...] = ()
+    webhook_url: str | None = None
+    delivery: Delivery | None = None
+    delivery_due_at: datetime | None = None
     revision: int = 0
 
     @property
@@ -273,7 +278,16 @@ class RegisteredModel:
                 f"(ES_KEEP_CHAMPIONS, or a person deleted it); those of {kept} are kept"
             )
         moves = (*self.moves, move)[-MOST_REMEMBERED:]
-        return replace(changed, champion=move.to_version, moves=moves)
+        return replace(changed, champion=move.to_version, moves=moves).to_be_told(move.at)
+
+    def to_be_told(self, now: datetime) -> Self:
+        """Return it with its champion due to be told, if it is to be told to anybody."""
+        due_at = None if self.webhook_url is None else now
+        return replace(self, delivery=None, delivery_due_at=due_at)
+
+    def telling(self, url: str | None, now: datetime) -> Self:
+        """Return it with another address to tell the champion to, beginning now; None: to none."""
+        return self if url == self.webhook_url else replace(self, webhook_url=url).to_be_told(now)
 
     def with_refused(self, new: ModelVersion) -> Self:
         """Return it with a version that was judged and not promoted; as it is if that is known."""
@@ -481,6 +495,17 @@ def split_reference(text: str) -> tuple[str, str | None]:
     `name@champion`."""
     name, separator, version = text.partition("/" if "/" in text else "@")
     return name, version if separator else None
+
+
+def why_reindex(former: ModelVersion | None, version: ModelVersion) -> str | None:
+    """Return why vectors of items by one version are of no use with another; None: they are the
+    same."""
+    if former is None or former.model.facts is None or version.model.facts is None:
+        return "it is not known what gave items their vectors before"
+    one, other = former.model.facts.items_sha256, version.model.facts.items_sha256
+    if one is None or one != other:
+        return f"version {version.number} gives items other vectors than version {former.number}"
+    return None
 
 
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)

@@ -241,6 +241,8 @@ class ModelFacts:
     license: str | None = None
     #: what comes before a text, by the name of the prompt
     prompts: Mapping[str, str] | None = None
+    #: of the files that give items their vectors: models with the same give them the same
+    items_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

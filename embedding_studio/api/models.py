@@ -8,7 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 from embedding_studio.api.artifacts import ZIP, in_download_thread, zip_of
 from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
-from embedding_studio.api.requests import judged
+from embedding_studio.api.requests import check_webhook, judged
 from embedding_studio.api.routing import Route
 from embedding_studio.errors import ConfigurationError, Conflict, NotFound
 from embedding_studio.models import RegisteredModel, Wish
@@ -21,6 +21,7 @@ from embedding_studio.wire.models import (
     PromoteBody,
     RollbackBody,
     VersionView,
+    WebhookBody,
 )
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
@@ -125,6 +126,24 @@ def roll_back(name: str, body: AsPosted[RollbackBody], context: TuneContext) -> 
             version = changed.version(changed.champion)
             _check_files(context, version.model, f"version {version.number}")
         return changed
+
+    return ModelView.of(context.store.models.update(name, change))
+
+
+@router.post(
+    "/{name}/webhook",
+    summary="Have changes of the champion told",
+    responses=problems(400, 404, 413, 422),
+)
+def set_webhook(name: str, body: AsPosted[WebhookBody], context: TuneContext) -> ModelView:
+    """A worker posts `champion.changed` to the address, now and after each change: what is champion
+    at that time, with what a new index of items takes, and whether one is needed."""
+    wanted = judged(WebhookBody, body, context)
+    check_webhook(context, wanted.url)
+    now = context.clock()
+
+    def change(model: RegisteredModel) -> RegisteredModel:
+        return _ensure_there(model, name).telling(wanted.url, now)
 
     return ModelView.of(context.store.models.update(name, change))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedding_studio.cli.context import calls_api, open_client, settings
-from embedding_studio.cli.render import minute, print_table, printed_json, say
+from embedding_studio.cli.render import minute, print_table, printed_json, say, second
 from embedding_studio.models import CHAMPION, split_reference
 
 if TYPE_CHECKING:
@@ -152,6 +152,32 @@ def roll_back(
         found = client.roll_back(name, None if version is None else int(version), reason)
     if not printed_json(found):
         _say_who_is_champion(found)
+
+
+@app.command("webhook")
+@calls_api
+def webhook(
+    model: Annotated[str, typer.Argument(metavar="NAME")],
+    address: Annotated[
+        str | None, typer.Argument(help="is told each change of the champion, and now")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="tell nobody any more")] = False,
+) -> None:
+    """Have changes of a model's champion told to an address, or show how telling them goes."""
+    if remove and address is not None:
+        raise typer.BadParameter("name an address, or --remove")
+    with open_client() as client:
+        asked = remove or address is not None
+        found = client.set_webhook(model, address) if asked else client.get_model(model)
+    if printed_json(found.model_dump(include={"webhook_url", "delivery", "delivery_due_at"})):
+        return
+    if found.webhook_url is None:
+        say(f"changes of the champion of {model!r} are told to nobody")
+        return
+    say(f"changes of the champion of {model!r} are told to {found.webhook_url}")
+    if found.delivery is not None:
+        heard, error = found.delivery.delivered_at, found.delivery.error
+        say(f"the last was heard at {second(heard)}" if heard else f"the last was not: {error}")
 
 
 @app.command("delete")

@@ -10,6 +10,7 @@ from embedding_studio.wire.models import (
     PromoteBody,
     RollbackBody,
     VersionView,
+    WebhookBody,
 )
 
 
@@ -60,6 +61,11 @@ class ModelCalls(Connection):
             version=version, expected_champion=expected, reason=reason
         )
         return self._post(ModelView, f"{_path(name)}/rollback", body)
+
+    def set_webhook(self, name: str, url: str | None) -> ModelView:
+        """Have changes of a model's champion told to an address, None: to none any more."""
+        body = WebhookBody.model_construct(url=url)
+        return self._post(ModelView, f"{_path(name)}/webhook", body)
 
     def delete_version(self, name: str, version: int) -> None:
         """Delete the files of a version that is not champion; it stays on record as removed."""

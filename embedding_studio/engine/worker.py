@@ -163,10 +163,10 @@ class Worker:
         with _tried_again():
             run_due(house.store, house.clock(), house.settings.max_pending_tasks, weights)
 
-    def tell_ends(self) -> None:
-        """Tell webhooks of ended tasks."""
+    def tell(self) -> None:
+        """Tell webhooks of ended tasks, and of champions that have changed."""
         with _tried_again():
-            self._deliveries.tell_ends(self._is_draining.is_set)
+            self._deliveries.tell(self._is_draining.is_set)
 
     def mirror(self) -> None:
         """Point MLflow's aliases to the champions, after those from before were brought along."""
@@ -225,7 +225,7 @@ class Worker:
         every(settings.poll_seconds, self._tick, next_run_time=utc_now())
         every(ERRANDS_SECONDS, self.run_schedules)
         # while one waits for a receiver, the next begins beside it
-        every(ERRANDS_SECONDS, self.tell_ends, executor="webhooks", max_instances=AT_A_TIME)
+        every(ERRANDS_SECONDS, self.tell, executor="webhooks", max_instances=AT_A_TIME)
         every(ERRANDS_SECONDS, self.mirror)
         every(CHECK_SECONDS, self.check_initial_models, next_run_time=utc_now())
         if settings.sweep_minutes:

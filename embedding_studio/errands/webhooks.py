@@ -1,4 +1,5 @@
-"""The end of a task, told to whoever asked: signed, repeated until it is heard, told apart by id.
+"""Ends of tasks and changes of champions, told to whoever asked: signed, repeated until they
+are heard, told apart by id.
 
 The headers are those of the Standard Webhooks specification (standardwebhooks.com), so receivers
 can check them with its libraries."""
@@ -14,17 +15,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Self
 
 import httpx
 
 from embedding_studio.clock import Clock
 from embedding_studio.errors import ConfigurationError, DeliveryFailed, InvalidInput
+from embedding_studio.models import RegisteredModel
 from embedding_studio.outbound import Outbound, is_public
 from embedding_studio.plain import escape
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
-from embedding_studio.tasks import FineTuningTask
+from embedding_studio.tasks import Delivery, FineTuningTask
+from embedding_studio.wire.models import ChampionChanged
 from embedding_studio.wire.tasks import TaskEnded
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,31 @@ class Message:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """What is told next, and how that is noted."""
+
+    #: for people
+    what: str
+    project: str
+    url: str
+    delivery: Delivery
+    body: Callable[[], TaskEnded | ChampionChanged]
+    settle: Callable[[datetime, str | None, datetime | None], bool]
+
+    @classmethod
+    def of(
+        cls,
+        told: FineTuningTask | RegisteredModel,
+        what: str,
+        body: Callable[[], TaskEnded | ChampionChanged],
+        settle: Callable[[datetime, str | None, datetime | None], bool],
+    ) -> Self:
+        assert told.webhook_url is not None
+        assert told.delivery is not None
+        return cls(what, told.project, told.webhook_url, told.delivery, body, settle)
+
+
 class Deliveries:
     """What a worker tells to webhooks."""
 
@@ -68,57 +97,63 @@ class Deliveries:
         self._under_way: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def tell_ends(self, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Tell ends that are due and note how it went, until there is none, or is_over.
+    def tell(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Tell what is due and note how it went, until there is nothing, or is_over.
 
-        Several threads may do so at once; each end is told by one of them."""
-        while not is_over() and (task := self._claim()) is not None:
+        Several threads may do so at once; each thing is told by one of them."""
+        while not is_over() and (claimed := self._claim()) is not None:
             try:
-                self._tell(task)
+                self._tell(claimed)
             finally:
                 with self._lock:
-                    self._under_way[task.project] -= 1
+                    self._under_way[claimed.project] -= 1
 
-    def _claim(self) -> FineTuningTask | None:
+    def _claim(self) -> "_Claimed | None":
         if not self._lock.acquire(timeout=PATIENCE_SECONDS):
             return None  # the store hangs, and one that waits for it is enough
         try:
             # those first of whose project none is under way
-            task = self._claim_but(at_least=1) or self._claim_but(at_least=SHARE)
-            if task is not None:
-                self._under_way[task.project] += 1
-            return task
+            claimed = self._claim_but(at_least=1) or self._claim_but(at_least=SHARE)
+            if claimed is not None:
+                self._under_way[claimed.project] += 1
+            return claimed
         finally:
             self._lock.release()
 
-    def _claim_but(self, at_least: int) -> FineTuningTask | None:
+    def _claim_but(self, at_least: int) -> "_Claimed | None":
         """Claim a delivery, but none of projects of which so many are under way."""
         busy = [project for project, number in self._under_way.items() if number >= at_least]
-        return self._store.deliveries.claim(self._clock(), 3 * TIMEOUT_SECONDS, busy)
+        now, seconds = self._clock(), 3 * TIMEOUT_SECONDS
+        ends, champions = self._store.deliveries, self._store.champion_deliveries
+        if (task := ends.claim(now, seconds, busy)) is not None:
+            end = partial(TaskEnded.of, task, self._settings)
+            return _Claimed.of(task, f"task {task.id}", end, partial(ends.settle, task))
+        if (model := champions.claim(now, seconds, busy)) is not None:
+            change = partial(ChampionChanged.of, model, self._settings)
+            what = f"the champion of {model.registered_name!r}"
+            return _Claimed.of(model, what, change, partial(champions.settle, model))
+        return None
 
-    def _tell(self, task: FineTuningTask) -> None:
-        assert task.delivery is not None
+    def _tell(self, claimed: "_Claimed") -> None:
         error, due_at = None, None
         try:
-            self._deliver(task)
+            self._deliver(claimed)
         except Exception as failure:  # noqa: BLE001 - whatever it is, others are told
             error = escape(str(failure) or type(failure).__name__)[:_MOST_TOLD]
-            pause = pause_after(task.delivery.attempts)
+            pause = pause_after(claimed.delivery.attempts)
             due_at = None if pause is None else self._clock() + pause
-            log.warning("task %s: its webhook: %s", task.id, error)
-        self._store.deliveries.settle(task, self._clock(), error, due_at)
+            log.warning("%s: its webhook: %s", claimed.what, error)
+        claimed.settle(self._clock(), error, due_at)
 
-    def _deliver(self, task: FineTuningTask) -> None:
-        assert task.delivery is not None
-        assert task.webhook_url is not None
-        if task.delivery.attempts > MAX_ATTEMPTS:
+    def _deliver(self, claimed: "_Claimed") -> None:
+        if claimed.delivery.attempts > MAX_ATTEMPTS:
             raise DeliveryFailed("given up: whoever told it last did not come to an end")
         settings = self._settings
         if settings.webhook_secret is None:
             raise DeliveryFailed("ES_WEBHOOK_SECRET is not set: nothing can be signed")
         deliver(
             self._http,
-            Message(task.delivery.id, task.webhook_url, TaskEnded.of(task, settings).to_json()),
+            Message(claimed.delivery.id, claimed.url, claimed.body().to_json()),
             parse_secret(settings.webhook_secret.get_secret_value()),
             self._clock(),
         )

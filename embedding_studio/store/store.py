@@ -4,7 +4,7 @@ from typing import Self
 
 from embedding_studio.projects import DEFAULT_PROJECT, check_project
 from embedding_studio.store.clickstream import Clickstream
-from embedding_studio.store.deliveries import Deliveries
+from embedding_studio.store.deliveries import ChampionDeliveries, EndDeliveries
 from embedding_studio.store.documents import Documents
 from embedding_studio.store.erasure import Erasure
 from embedding_studio.store.items import Items
@@ -35,7 +35,8 @@ class Store:
         self.tasks = Tasks(documents, project)
         self.erasure = Erasure(documents, project)
         self.users = Users(documents, project)
-        self.deliveries = Deliveries(documents)
+        self.deliveries = EndDeliveries(documents)
+        self.champion_deliveries = ChampionDeliveries(documents)
         self.keys = Keys(documents)
         self.models = Models(documents, project)
         self.schedules = Schedules(documents, project)

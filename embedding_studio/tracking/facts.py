@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from embedding_studio.tasks import ModelFacts, ModelFile
@@ -21,14 +21,37 @@ def facts_of(folder: Path, files: Sequence[ModelFile]) -> ModelFacts:
     hash, its size and what its card says."""
     settings = _read(folder / "config_sentence_transformers.json")
     prompts = {name: text for name, text in (settings.get("prompts") or {}).items() if text}
+    of_queries = _query_folders(folder)
+    of_items = [
+        file
+        for file in files
+        if file.path != CARD and not of_queries & {*map(str, PurePosixPath(file.path).parents)}
+    ]
     return ModelFacts(
-        sha256=hash_of(json.dumps([asdict(file) for file in files], sort_keys=True)),
+        sha256=_hash_of(files),
+        items_sha256=_hash_of(of_items) if settings else None,
         size_bytes=sum(file.size_bytes for file in files),
         dimensions=settings.get("truncate_dim") or _width_of(folder),
         base_model=_entry(folder, "base_model"),
         license=_entry(folder, "license"),
         prompts=prompts if settings else None,
     )
+
+
+def _hash_of(files: Sequence[ModelFile]) -> str:
+    return hash_of(json.dumps([asdict(file) for file in files], sort_keys=True))
+
+
+def _query_folders(folder: Path) -> set[str]:
+    """Return the folders of what a Router takes for queries and not for documents."""
+    found = set()
+    for module in _read(folder / "modules.json") or ():
+        place = str(module.get("path", ""))
+        routes = _read(folder / place / "router_config.json").get("structure", {})
+        if "document" in routes:
+            of_queries = {*routes.get("query", ())} - {*routes["document"]}
+            found |= {str(PurePosixPath(place) / name) for name in of_queries}
+    return found
 
 
 def _width_of(folder: Path) -> int | None:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -15,9 +16,12 @@ from embedding_studio.models import (
     VersionState,
     Wish,
     beware_of,
+    why_reindex,
 )
-from embedding_studio.tasks import Promotion
+from embedding_studio.settings import Settings
+from embedding_studio.tasks import Delivery, Promotion
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET, Id, Plain, is_none
+from embedding_studio.wire.tasks import WebhookUrl
 
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_PAGE_OFFSET, strict=True)]
 Reason = Annotated[str, StringConstraints(max_length=500), Plain]
@@ -100,6 +104,12 @@ class VersionView(BaseModel):
     sha256: str | None = Field(
         None, exclude_if=is_none, description="of the list of its files with their hashes"
     )
+    items_sha256: str | None = Field(
+        None,
+        exclude_if=is_none,
+        description="of the files that give items their vectors: versions with the same give items "
+        "the same vectors",
+    )
     size_bytes: int | None = Field(None, exclude_if=is_none)
     dimensions: int | None = Field(None, exclude_if=is_none, description="how long its vectors are")
     prompts: Mapping[str, str] | None = Field(
@@ -175,6 +185,14 @@ def _summary_of(model: RegisteredModel) -> dict[str, Any]:
     }
 
 
+class WebhookBody(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"url": "https://search.example/reindex"}]}
+    )
+
+    url: WebhookUrl | None = Field(description="is told which version is champion; null: nobody is")
+
+
 class ModelSummary(BaseModel):
     """A registered model as it is listed."""
 
@@ -205,6 +223,15 @@ class ModelView(ModelSummary):
 
     versions: list[VersionView]
     moves: list[MoveView]
+    webhook_url: str | None = Field(
+        None, exclude_if=is_none, description="is told which version is champion"
+    )
+    delivery: Delivery | None = Field(
+        None, exclude_if=is_none, description="how telling the webhook goes"
+    )
+    delivery_due_at: datetime | None = Field(
+        None, exclude_if=is_none, description="when the webhook is told, again if need be"
+    )
 
     @classmethod
     def of(cls, model: RegisteredModel) -> Self:
@@ -213,4 +240,65 @@ class ModelView(ModelSummary):
             **_summary_of(model),
             versions=[VersionView.of(one, model) for one in newest],
             moves=[MoveView.model_validate(move) for move in reversed(model.moves)],
+            webhook_url=model.webhook_url,
+            delivery=model.delivery,
+            delivery_due_at=model.delivery_due_at,
         )
+
+
+class Reindex(BaseModel):
+    """Whether an index of items that the former champion made is to be made anew."""
+
+    needed: bool
+    why: str
+
+
+class ChampionData(BaseModel):
+    project: str
+    name: str
+    registered_name: str
+    version: VersionView
+    former_version: int | None
+    move: MoveView | None = Field(description="what made it champion")
+    download_url: str | None = Field(description="a ZIP; null: ES_API_PUBLIC_URL is not set")
+    reindex: Reindex
+
+
+class ChampionChanged(BaseModel):
+    """What a model's webhook is told."""
+
+    type: Literal["champion.changed"] = "champion.changed"
+    timestamp: datetime
+    data: ChampionData
+
+    @classmethod
+    def of(cls, model: RegisteredModel, settings: Settings) -> Self:
+        """Raises NotFound where there is no champion."""
+        version = model.version(model.champion)
+        move = next((move for move in reversed(model.moves) if move.kind not in STAYING), None)
+        number = move.from_version if move else None
+        former = next((one for one in model.versions if one.number == number), None)
+        why = why_reindex(former, version)
+        url = settings.api_public_url and (
+            f"{settings.api_public_url.rstrip('/')}/api/v1/models/{quote(model.name, safe='')}"
+            f"/versions/{version.number}/download"
+        )
+        return cls(
+            timestamp=move.at if move else version.created_at,
+            data=ChampionData(
+                project=model.project,
+                name=model.name,
+                registered_name=model.registered_name,
+                version=VersionView.of(version, model),
+                former_version=number,
+                move=None if move is None else MoveView.model_validate(move),
+                download_url=url,
+                reindex=Reindex(
+                    needed=why is not None,
+                    why=why or f"items have the vectors that they had with version {number}",
+                ),
+            ),
+        )
+
+    def to_json(self) -> bytes:
+        return self.model_dump_json().encode()

@@ -32,3 +32,10 @@ def store(settings: Settings) -> Iterator[Store]:
 def api(store: Store, settings: Settings, clock: Clock) -> Iterator[TestClient]:
     with TestClient(create_app(store, settings, clock), base_url="http://localhost/api/v1") as api:
         yield api
+
+
+@pytest.fixture
+def signing(store: Store, settings: Settings, clock: Clock) -> TestClient:
+    """An installation that has a secret to sign webhooks with."""
+    with_secret = settings.replaced(webhook_secret="whsec_" + "c2VjcmV0" * 4)
+    return TestClient(create_app(store, with_secret, clock), base_url="http://localhost/api/v1")

@@ -201,6 +201,9 @@ ROUTES: dict[str, Route] = {
     "POST /models/{name}/promote": Route(
         lambda api, ids: api.post(f"{MODEL}/promote", json={"version": 1}), Scope.TUNE, 404
     ),
+    "POST /models/{name}/webhook": Route(
+        lambda api, ids: api.post(f"{MODEL}/webhook", json={"url": None}), Scope.TUNE, 404
+    ),
     "POST /models/{name}/rollback": Route(
         lambda api, ids: api.post(f"{MODEL}/rollback", json={}), Scope.TUNE, 404
     ),

@@ -5,6 +5,7 @@ import io
 import shutil
 import zipfile
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -400,6 +401,21 @@ def test_a_deleted_version_stays_on_record(api: TestClient, store: Store, tmp_pa
     assert refused.status_code == 409
     assert api.get(f"{MODEL}/versions/4/download").status_code == 404
     assert api.delete(f"{MODEL}/versions/9").status_code == 404
+
+
+@pytest.mark.usefixtures("three")
+def test_an_address_is_told_of_champions(signing: TestClient, store: Store) -> None:
+    """It is shown with how telling goes, and null ends it; an address that cannot be is refused."""
+    url = "https://search.example/reindex"
+    told = signing.post(f"{MODEL}/webhook", json={"url": url}).json()
+    assert (told["webhook_url"], "delivery" in told) == (url, False)
+    assert store.champion_deliveries.claim(START + timedelta(days=999), 30) is not None
+    assert signing.get(MODEL).json()["delivery"]["attempts"] == 1
+    refused = signing.post(f"{MODEL}/webhook", json={"url": "ftp://search.example"})
+    assert refused.status_code == 422
+    assert "must be http(s)://" in refused.text
+    assert "webhook_url" not in signing.post(f"{MODEL}/webhook", json={"url": None}).json()
+    assert signing.post("/models/none/webhook", json={"url": url}).status_code == 404
 
 
 @pytest.mark.usefixtures("three")

@@ -18,7 +18,7 @@ from embedding_studio.wire.clickstream import (
     SessionBody,
     SessionView,
 )
-from embedding_studio.wire.models import PromoteBody, RollbackBody
+from embedding_studio.wire.models import PromoteBody, RollbackBody, WebhookBody
 from embedding_studio.wire.schedules import ScheduleBody
 from embedding_studio.wire.tasks import TaskBody
 from tests.api.samples import METHOD, event_json, session_json
@@ -60,6 +60,7 @@ BODIES: list[tuple[str, type[BaseModel], dict[str, Any]]] = [
         PromoteBody,
         {"version": None, "task_id": "t", "expected_champion": 1, "reason": "r"},
     ),
+    ("/models/m/webhook", WebhookBody, {"url": "https://search.example/"}),
     ("/models/m/rollback", RollbackBody, {"version": 1, "expected_champion": 1, "reason": "r"}),
 ]  # fmt: skip
 

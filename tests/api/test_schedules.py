@@ -133,13 +133,6 @@ def test_a_project_has_so_many_schedules(store: Store, settings: Settings, clock
     create(api, **bodies[2])
 
 
-@pytest.fixture
-def signing(store: Store, settings: Settings, clock: Clock) -> TestClient:
-    """An installation that has a secret to sign webhooks with."""
-    with_secret = settings.replaced(webhook_secret="whsec_" + "c2VjcmV0" * 4)
-    return TestClient(create_app(store, with_secret, clock), base_url="http://localhost/api/v1")
-
-
 def test_a_task_names_its_webhook(signing: TestClient, store: Store) -> None:
     """It is kept and shown, with how telling it goes once there is something to tell."""
     signing.post("/clickstream/session", json=session_json())

@@ -143,12 +143,12 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     bench.worker = Worker(house, bench.worker._catalog)
     bench.post_sessions()
     task = bench.post_task(trials=1, webhook_url=f"{receiver.url}/hook")
-    bench.worker.tell_ends()
+    bench.worker.tell()
     assert receiver.got == []
     assert bench.worker.work_once()
     receiver.status = 503
-    bench.worker.tell_ends()
-    bench.worker.tell_ends()
+    bench.worker.tell()
+    bench.worker.tell()
     assert len(receiver.got) == 1
     failed = bench.house.store.tasks.get(task.id).delivery
     assert failed is not None
@@ -156,9 +156,9 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     assert "503" in failed.error
     receiver.status = 200
     now += timedelta(seconds=6)
-    bench.worker.tell_ends()
+    bench.worker.tell()
     now += timedelta(days=2)
-    bench.worker.tell_ends()
+    bench.worker.tell()
     (first, _), (second, body) = receiver.got
     assert first["webhook-id"] == second["webhook-id"] == failed.id
     told = json.loads(body)
@@ -170,6 +170,38 @@ def test_the_end_of_a_task_is_told_once_it_was_heard(bench: Bench, receiver: Rec
     heard = bench.house.store.tasks.get(task.id).delivery
     assert heard is not None
     assert heard.delivered_at is not None
+
+
+def test_a_change_of_the_champion_is_told_with_what_an_index_takes(
+    bench: Bench, receiver: Receiver
+) -> None:
+    """A task's promotion and a rollback, each with the version, what came before it, where its
+    files are, and whether items have other vectors."""
+    secret = "whsec_" + base64.b64encode(SECRET).decode()
+    settings = bench.house.settings.replaced(
+        webhook_secret=secret, allow_private_addresses=True, api_public_url="https://es.example/"
+    )
+    store = bench.house.store
+    bench.worker = Worker(replace(bench.house, settings=settings), bench.worker._catalog)
+    bench.post_sessions()
+    task = bench.post_task(trials=1)
+    assert bench.worker.work_once()
+    name = task.registered_as
+    store.models.update(name, lambda model: model.telling(receiver.url, utc_now()))
+    bench.worker.tell()
+    store.models.update(name, lambda model: model.rolled_back(None, "me", "odd", utc_now()))
+    bench.worker.tell()
+    bench.worker.tell()
+    first, second = (json.loads(body) for _, body in receiver.got)
+    assert first["type"] == second["type"] == "champion.changed"
+    assert [one["data"]["version"]["version"] for one in (first, second)] == [2, 1]
+    assert (first["data"]["former_version"], second["data"]["former_version"]) == (1, 2)
+    assert first["data"]["move"]["kind"] == "promoted"
+    assert (second["data"]["move"]["kind"], second["data"]["move"]["why"]) == ("rolled_back", "odd")
+    assert first["data"]["version"]["promotion"]["promoted"] is True
+    assert first["data"]["download_url"].startswith("https://es.example/api/v1/models/")
+    assert first["data"]["download_url"].endswith("/versions/2/download")
+    assert first["data"]["reindex"]["needed"] is True
 
 
 class Outbox:
@@ -200,7 +232,7 @@ class Outbox:
 
     def start(self) -> None:
         """Begin to tell ends beside what is under way."""
-        thread = threading.Thread(target=self.deliveries.tell_ends)
+        thread = threading.Thread(target=self.deliveries.tell)
         self.threads.append(thread)
         thread.start()
 
@@ -226,7 +258,7 @@ def test_a_receiver_that_hangs_holds_up_its_own_project_alone(outbox: Outbox) ->
         outbox.start()
     wait_until(lambda: len(outbox.told) == SHARE)
     outbox.end_tasks("https://other.example/", project="acme")
-    outbox.deliveries.tell_ends()
+    outbox.deliveries.tell()
     assert outbox.told == ["https://hangs.example/"] * SHARE + ["https://other.example/"]
     outbox.end()
     assert outbox.told[-2:] == ["https://hangs.example/", "https://own.example/"]
@@ -238,7 +270,7 @@ def test_projects_take_turns(outbox: Outbox) -> None:
     outbox.start()
     wait_until(lambda: outbox.told)
     outbox.end_tasks("https://other.example/", project="acme")
-    outbox.deliveries.tell_ends(is_over=lambda: len(outbox.told) > 1)
+    outbox.deliveries.tell(is_over=lambda: len(outbox.told) > 1)
     assert outbox.told == ["https://hangs.example/", "https://other.example/"]
 
 
@@ -249,7 +281,7 @@ def test_whatever_fails_is_a_failed_delivery(
     monkeypatch.setattr(webhooks, "deliver", deliver)
     urls = ["http://a..b/", "http://xn--a/", "http://127.0.0.1/"]
     tasks = outbox.end_tasks(*urls)
-    outbox.deliveries.tell_ends()
+    outbox.deliveries.tell()
     for task_id, url in zip(tasks, urls, strict=True):
         task = outbox.store.tasks.get(task_id)
         assert task.delivery is not None
@@ -264,7 +296,7 @@ def test_a_delivery_that_kills_workers_is_given_up(outbox: Outbox) -> None:
     for number in range(MAX_ATTEMPTS):
         assert outbox.store.deliveries.claim(NOW + timedelta(minutes=number), 60)
     outbox.now = NOW + timedelta(days=1)
-    outbox.deliveries.tell_ends()
+    outbox.deliveries.tell()
     task = outbox.store.tasks.get(deadly)
     assert task.delivery is not None
     assert "given up" in (task.delivery.error or "")
@@ -283,14 +315,14 @@ def test_one_waits_for_a_store_that_hangs(outbox: Outbox, monkeypatch: pytest.Mo
     monkeypatch.setattr(outbox.store.deliveries, "claim", hang)
     outbox.start()
     wait_until(lambda: asked)
-    outbox.deliveries.tell_ends()
+    outbox.deliveries.tell()
     assert asked == ["claim"]
 
 
 def test_a_worker_that_drains_begins_no_delivery(outbox: Outbox) -> None:
     """The end stays due, for another worker."""
     (waiting,) = outbox.end_tasks("https://own.example/")
-    outbox.deliveries.tell_ends(is_over=lambda: True)
+    outbox.deliveries.tell(is_over=lambda: True)
     assert outbox.told == []
     assert outbox.store.tasks.get(waiting).delivery_due_at == NOW
 
@@ -300,7 +332,7 @@ def test_without_a_secret_nothing_is_sent(bench: Bench, receiver: Receiver) -> N
     bench.post_sessions()
     task = bench.post_task("Failing", trials=1, webhook_url=receiver.url)
     bench.worker.work_once()
-    bench.worker.tell_ends()
+    bench.worker.tell()
     waiting = bench.house.store.tasks.get(task.id)
     assert waiting.delivery is not None
     assert waiting.delivery.error is not None

@@ -41,12 +41,31 @@ def test_an_encoder_tells_its_width_prompts_and_base(tmp_path: Path, has_sides: 
     assert (changed.license, changed.base_model) == ("mit", None)
 
 
+@pytest.mark.parametrize(("side", "is_other"), [("query", False), ("document", True)])
+def test_items_keep_their_vectors_where_only_queries_learnt(
+    tmp_path: Path, side: str, is_other: bool
+) -> None:
+    """What tells whether an index is to be made anew differs if the items' encoder does; that of
+    the queries, and the card, do not count."""
+    before = saved(tmp_path, has_sides=True)
+    model = load_encoder(tmp_path / "saved")
+    names = dict(model.named_parameters())
+    weight = next(weight for name, weight in names.items() if f"sub_modules.{side}." in name)
+    weight.data += 1.0
+    save_encoder(model, tmp_path / "after")
+    (tmp_path / "after" / "README.md").write_text("---\nlicense: mit\n---\nAnother.")
+    after = facts_of(tmp_path / "after", tuple(describe_files(tmp_path / "after")))
+    assert after.sha256 != before.sha256
+    assert (after.items_sha256 != before.items_sha256) is is_other
+
+
 def test_what_is_no_encoder_tells_little(tmp_path: Path) -> None:
     """A matrix has a hash and a size; nothing is made up, and no licence is asked for."""
     (tmp_path / "arrays.safetensors").write_bytes(b"12345")
     facts = facts_of(tmp_path, tuple(describe_files(tmp_path)))
     assert facts.size_bytes == 5
     assert (facts.dimensions, facts.prompts, facts.base_model) == (None, None, None)
+    assert facts.items_sha256 is None
     assert beware_of(facts) == []
 
 

@@ -1,10 +1,11 @@
-"""The contract of every store: how the end of a task is told."""
+"""The contract of every store: how ends of tasks and changes of champions are told."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind
 from embedding_studio.store import Store
-from embedding_studio.tasks import Claim, TaskRequest, TaskStatus
+from embedding_studio.tasks import Claim, StoredModel, TaskRequest, TaskStatus
 from tests.contracts.store_processes import NOW
 
 URL = "https://example.com/hook"
@@ -90,3 +91,56 @@ def test_a_restarted_task_tells_its_next_end_anew(store: Store) -> None:
     assert anew.delivery is not None
     assert former.delivery is not None
     assert anew.delivery.id != former.delivery.id
+
+
+def move_champion(store: Store, number: int, at: datetime, name: str = "m") -> None:
+    """Make another version champion."""
+    found = store.models.find(name)
+    former = found.champion if found else None
+    version = ModelVersion(number, StoredModel(f"run-{number}", "mlruns", ()), at)
+    move = ChampionMove(MoveKind.PROMOTED, at, former, number, "a test", "")
+    store.models.update(name, lambda model: model.moved(move, version))
+
+
+def test_a_change_of_the_champion_is_told_like_an_end(store: Store) -> None:
+    """To one claimant at a time, again until it is heard, and only where there is an address: what
+    is champion when that is given is told, too."""
+    move_champion(store, 1, NOW)
+    move_champion(store.in_project("acme"), 1, NOW)
+    assert store.champion_deliveries.claim(later(1), 30) is None
+    store.models.update("m", lambda model: model.telling(URL, later(1)))
+    assert store.champion_deliveries.claim(later(2), 30, skip_projects={"default"}) is None
+    claimed = store.champion_deliveries.claim(later(2), 30)
+    assert claimed is not None
+    assert (claimed.project, claimed.champion, claimed.webhook_url) == ("default", 1, URL)
+    assert store.champion_deliveries.claim(later(3), 30) is None
+    assert store.champion_deliveries.settle(claimed, later(3), "503", later(9))
+    again = store.champion_deliveries.claim(later(9), 30)
+    assert again is not None
+    assert again.delivery is not None
+    assert claimed.delivery is not None
+    assert (again.delivery.id, again.delivery.attempts) == (claimed.delivery.id, 2)
+    assert store.champion_deliveries.settle(again, later(10), None, None)
+    assert store.champion_deliveries.claim(later(9999), 30) is None
+
+
+def test_a_champion_that_moves_while_it_is_told_is_told_anew(store: Store) -> None:
+    """Under another id, and the delivery that is under way settles nothing; what else happens to
+    the model does not stand in its way."""
+    move_champion(store, 1, NOW)
+    store.models.update("m", lambda model: model.telling(URL, NOW))
+    former = store.champion_deliveries.claim(later(1), 30)
+    assert former is not None
+    move_champion(store, 2, later(2))
+    assert not store.champion_deliveries.settle(former, later(3), None, None)
+    anew = store.champion_deliveries.claim(later(3), 30)
+    assert anew is not None
+    assert anew.champion == 2
+    assert anew.delivery is not None
+    assert former.delivery is not None
+    assert anew.delivery.id != former.delivery.id
+    store.models.update("m", lambda model: replace(model, mirrored=2))
+    assert store.champion_deliveries.settle(anew, later(4), None, None)
+    store.models.update("m", lambda model: model.telling(None, later(5)))
+    move_champion(store, 3, later(6))
+    assert store.champion_deliveries.claim(later(7), 30) is None
