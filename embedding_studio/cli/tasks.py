@@ -1,5 +1,7 @@
 """Commands for fine-tuning tasks: ask for one, follow it, end it, run it again."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +12,19 @@ from embedding_studio.cli.render import minute, print_table, printed_json, say, 
 from embedding_studio.cli.terms import Method, moment_of, takes_terms
 from embedding_studio.cli.watch import Watch
 from embedding_studio.clock import in_words
+from embedding_studio.errors import NotFound
 from embedding_studio.tasks import TERMINAL, TaskStatus
 from embedding_studio.wire.told import describe, verdict_lines
 
 if TYPE_CHECKING:
     from typing import Any
 
+    from embedding_studio.client import EmbeddingStudioClient
     from embedding_studio.wire.tasks import TaskPlan, TaskView
 
 app = typer.Typer(help="Ask for fine-tunings, follow them and end them.", no_args_is_help=True)
-TaskId = Annotated[str, typer.Argument(metavar="TASK", help="the task's id")]
+LAST = "last"
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help=f"the task's id; `{LAST}`: the newest")]
 
 
 @app.command("create")
@@ -87,7 +92,7 @@ def list_tasks(
 @calls_api
 def show_task(task: TaskId) -> None:
     """Show a task: what was asked for, where it stands, its verdict."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         found = client.get_task(task)
     if printed_json(found):
         return
@@ -118,7 +123,7 @@ def watch_task(task: TaskId) -> None:
     """Follow a task to its end; ends with 1 where it fails or is canceled.
 
     Ctrl-C leaves the task running. With --json, the task at its end is printed."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         Watch(client, task).follow()
 
 
@@ -126,7 +131,7 @@ def watch_task(task: TaskId) -> None:
 @calls_api
 def show_events(task: TaskId) -> None:
     """Show what has happened to a task, oldest first."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         found = [*client.task_events(task)]
     if not printed_json(found):
         rows = [[str(one.number), second(one.at), one.kind, one.detail] for one in found]
@@ -143,8 +148,8 @@ def save_study(
     ] = None,
 ) -> None:
     """Write the Optuna study of a task's search to a file, which optuna-dashboard opens."""
-    file = file or Path(f"study-{task}.db")
-    with open_client() as client:
+    with _open(task) as (client, task):
+        file = file or Path(f"study-{task}.db")
         client.download_study(task, file)
     if not printed_json({"task": task, "file": str(file)}):
         say(f"the study is in {file}")
@@ -155,7 +160,7 @@ def save_study(
 @calls_api
 def stop_task(task: TaskId) -> None:
     """End a task with the best model that it has so far, which is judged like any other."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         _tell_status(client.stop_task(task))
 
 
@@ -163,7 +168,7 @@ def stop_task(task: TaskId) -> None:
 @calls_api
 def cancel_task(task: TaskId) -> None:
     """End a task at once; nothing of it is kept."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         _tell_status(client.cancel_task(task))
 
 
@@ -181,9 +186,21 @@ def restart_task(
 ) -> None:
     """Run a stopped, canceled or failed task again, or a done one with more trials; finished trials
     are kept."""
-    with open_client() as client:
+    with _open(task) as (client, task):
         restarted = client.restart_task(task, fresh, max_trials=trials, max_minutes=minutes)
     _tell_status(restarted)
+
+
+@contextmanager
+def _open(task: str) -> "Iterator[tuple[EmbeddingStudioClient, str]]":
+    """Open a client; yield it with the task's id."""
+    with open_client() as client:
+        if task == LAST:
+            newest = client.list_tasks(limit=1)
+            if not newest:
+                raise NotFound("there is no task yet; `task create` asks for one")
+            task = newest[0].id
+        yield client, task
 
 
 def _tell_status(task: "TaskView") -> None:

@@ -1,8 +1,6 @@
 """Labels over HTTP."""
 
 import json
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from embedding_studio.keys import Scope, make_key
 from embedding_studio.store import Store
-from tests.api.samples import START, session_json
+from tests.api.samples import START
 
 RED = {"query": "red shoes", "object_id": "shoe-7", "grade": 3}
 BLUE = {"query": "blue hat", "object_id": "hat-1", "grade": 0}
@@ -119,20 +117,3 @@ def test_a_set_needs_a_name_that_can_be(api: TestClient) -> None:
     """What could not stand in an address or a name of a file is refused."""
     assert api.put("/labels/a%20b", json={"labels": [RED]}).status_code == 422
     assert api.put("/labels/a%0a", json={"labels": [RED]}).status_code == 422
-
-
-def test_the_page_on_labels_works(api: TestClient) -> None:
-    """Each request of docs/labels.md is one that the API takes."""
-    page = (Path(__file__).parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
-    api.post("/clickstream/session", json=session_json())
-    tried = []
-    for command in re.findall(r"^curl (.*?)(?=^curl |^```)", page, flags=re.MULTILINE | re.DOTALL):
-        [path] = re.findall(r"\$api(/\S+)", command)
-        [body] = re.findall(r"-d '(.*?)'", command, flags=re.DOTALL) or [None]
-        [verb] = re.findall(r"-X (\w+)", command) or ["POST" if body else "GET"]
-        if verb == "POST":  # it stands behind the one that deletes
-            put(api, "judged", RED)
-        response = api.request(verb, path, json=json.loads(body) if body else None)
-        assert response.is_success, f"{verb} {path}: {response.text}"
-        tried.append(verb)
-    assert tried == ["PUT", "GET", "GET", "GET", "DELETE", "POST"]

@@ -150,6 +150,7 @@ def test_a_task_is_listed_shown_and_ended(shell: Shell, store: Store, owner: Cla
     (listed,) = json.loads(shell("task", "list", "--json").stdout)
     assert listed == json.loads(shell("task", "show", task_id, "--json").stdout)
     assert "processing" in shell("task", "show", task_id).stdout
+    assert shell("task", "show", "last").stdout == shell("task", "show", task_id).stdout
     assert shell("task", "stop", task_id).stdout == f"task {task_id} is stopping\n"
     assert shell("task", "cancel", task_id).stdout == f"task {task_id} is canceled\n"
     assert "nothing of it is kept" in shell("task", "show", task_id).stdout
@@ -337,6 +338,13 @@ def test_each_end_is_told_in_words() -> None:
     assert "about 5,000 sessions would tell" in told
     (line,) = verdict_lines(view(status="stopped", error="there was no trial yet"))
     assert line == "task t is stopped, without a verdict: there was no trial yet"
+
+
+def test_without_a_task_there_is_no_last_one(shell: Shell) -> None:
+    """That is told, and how to have one."""
+    refused = shell("task", "show", "last").exception
+    assert isinstance(refused, NotFound)
+    assert "task create" in str(refused)
 
 
 @pytest.mark.usefixtures("collecting")
