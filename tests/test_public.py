@@ -103,7 +103,7 @@ def test_what_callers_of_the_api_import() -> None:
         "get_version": "name, version",
         "promote": "name, version, *task_id, *expected_champion, *reason",
         "roll_back": "name, version, reason",
-    "set_webhook": "name, url",
+        "set_webhook": "name, url",
         "delete_version": "name, version",
         "download_version": "name, folder, version",
         "ping": "",
