@@ -12,11 +12,13 @@ from typing import Self
 
 from embedding_studio.clock import is_held
 from embedding_studio.errors import Conflict, InvalidInput, NotFound
-from embedding_studio.projects import RegisteredName, registered_name
+from embedding_studio.projects import RegisteredName, check_project, name_in, registered_name
 from embedding_studio.tasks import Delivery, ModelFacts, Promotion, StoredModel
 
 MOST_REMEMBERED = 100
 """How many removed versions, and how many moves, stay on record."""
+MOST_SHARED = 100
+"""How many projects one may be shared with."""
 
 
 class VersionState(StrEnum):
@@ -45,9 +47,13 @@ class MoveKind(StrEnum):
     WISH_ENDED = "wish_ended"
     #: none did: a person deleted another version
     DELETED = "deleted"
+    #: none did: another project may use it from now on
+    SHARED = "shared"
+    #: none did: another project may no longer
+    TAKEN_BACK = "taken_back"
 
 
-STAYING = frozenset({MoveKind.WISH_ENDED, MoveKind.DELETED})
+STAYING = frozenset({MoveKind.WISH_ENDED, MoveKind.DELETED, MoveKind.SHARED, MoveKind.TAKEN_BACK})
 """What is told of a model while its champion stays."""
 
 
@@ -131,8 +137,8 @@ class RegisteredModel:
     is setting it to, until mirroring_until at the latest. leaving: the runs of versions that a
     person deleted, whose files a worker is yet to remove. webhook_url: where a worker tells which
     version is champion, after each change; delivery: how far the last one was told, and
-    delivery_due_at when to try (again). revision: 0 before it is first kept, then one higher with
-    every change."""
+    delivery_due_at when to try (again). shared_with: the other projects that may use it. revision:
+    0 before it is first kept, then one higher with every change."""
 
     project: str
     name: str
@@ -148,12 +154,38 @@ class RegisteredModel:
     webhook_url: str | None = None
     delivery: Delivery | None = None
     delivery_due_at: datetime | None = None
+    shared_with: tuple[str, ...] = ()
     revision: int = 0
 
     @property
     def registered_name(self) -> RegisteredName:
         """Its name in MLflow's registry."""
         return registered_name(self.project, self.name)
+
+    def name_in(self, project: str) -> str:
+        """How a project names it."""
+        return name_in(project, self.project, self.name)
+
+    def seen_in(self, project: str) -> Self | None:
+        """Return it as a project sees it; None in one that it is not shared with. Another one than
+        its own sees how good each version is and what it is made of, and nothing of the queries,
+        sessions, labels, tasks and people behind it."""
+        if project == self.project:
+            return self
+        if project not in self.shared_with:
+            return None
+        owner = f"project {self.project}"
+        return type(self)(  # named one by one: what is added to it is not shared by itself
+            self.project,
+            self.name,
+            self.fine_tuning_method,
+            tuple(map(_without_its_data, self.versions)),
+            self.champion,
+            tuple(replace(m, by=owner, why="") for m in self.moves if m.kind not in STAYING),
+            mirrored=self.mirrored,
+            mirroring=self.mirroring,
+            revision=self.revision,
+        )
 
     def ensure_made_by(self, method: str) -> None:
         """Raise Conflict if its versions are another method's."""
@@ -310,12 +342,9 @@ class RegisteredModel:
             )
         run_id = version.model.run_id
         changed = self.retired([run_id], 0, now)
-        moves = self.moves
-        if self.champion is not None:
-            told = f"version {number} was deleted" + (f": {why}" if why else "")
-            end = ChampionMove(MoveKind.DELETED, now, self.champion, self.champion, by, told)
-            moves = (*moves, end)[-MOST_REMEMBERED:]
-        return replace(changed, moves=moves, leaving=(*self.leaving, run_id))
+        told = f"version {number} was deleted" + (f": {why}" if why else "")
+        changed = changed._staying(MoveKind.DELETED, by, told, now)
+        return replace(changed, leaving=(*self.leaving, run_id))
 
     def without_leaving(self, run_ids: Collection[str]) -> Self:
         """Return it once the files of these runs are gone."""
@@ -415,8 +444,37 @@ class RegisteredModel:
         if self.wanted is None or self.champion is None:
             return self
         told = f"the model of task {self.wanted.task_id} does not become champion: {why}"
-        end = ChampionMove(MoveKind.WISH_ENDED, now, self.champion, self.champion, by, told)
-        return replace(self, wanted=None, moves=(*self.moves, end)[-MOST_REMEMBERED:])
+        return replace(self._staying(MoveKind.WISH_ENDED, by, told, now), wanted=None)
+
+    def shared(self, project: str, by: str, now: datetime) -> Self:
+        """Return it shared with another project, which may then read all its versions; as it is if
+        it was. Raises InvalidInput for what is no other project, Conflict above MOST_SHARED."""
+        if check_project(project) == self.project:
+            raise InvalidInput(f"{self.name!r} is of project {project!r} itself: name another one")
+        if project in self.shared_with:
+            return self
+        if len(self.shared_with) >= MOST_SHARED:
+            raise Conflict(
+                f"{self.name!r} is shared with {MOST_SHARED} projects, and no more may be: take it "
+                "back from one first"
+            )
+        changed = replace(self, shared_with=tuple(sorted({*self.shared_with, project})))
+        return changed._staying(MoveKind.SHARED, by, f"with project {project}", now)
+
+    def taken_back(self, project: str, by: str, now: datetime) -> Self:
+        """Return it no longer shared with a project; as it is if it was not."""
+        if project not in self.shared_with:
+            return self
+        left = tuple(one for one in self.shared_with if one != project)
+        changed = replace(self, shared_with=left)
+        return changed._staying(MoveKind.TAKEN_BACK, by, f"from project {project}", now)
+
+    def _staying(self, kind: MoveKind, by: str, why: str, now: datetime) -> Self:
+        """Return it with what became of it in its history; its champion, if any, stays."""
+        if self.champion is None:
+            return self
+        move = ChampionMove(kind, now, self.champion, self.champion, by, why)
+        return replace(self, moves=(*self.moves, move)[-MOST_REMEMBERED:])
 
     def former_champions(self, count: int) -> frozenset[int]:
         """Return the last so many versions that were champion before the present one."""
@@ -492,7 +550,7 @@ def is_hub_id(text: str) -> bool:
 
 def split_reference(text: str) -> tuple[str, str | None]:
     """Return the name and the version, a number or the alias, of `name`, `name/3` or
-    `name@champion`."""
+    `name@champion`; the name may be `owner:name`, which another project shares."""
     name, separator, version = text.partition("/" if "/" in text else "@")
     return name, version if separator else None
 
@@ -521,6 +579,18 @@ def beware_of(facts: ModelFacts) -> list[str]:
     if _NON_COMMERCIAL.search(facts.license):
         return [f"the licence of its {base}, {facts.license}, forbids commercial use"]
     return []
+
+
+def _without_its_data(version: ModelVersion) -> ModelVersion:
+    """Return a version as other projects see it: its figures without the queries that they are of,
+    and without what names its owner's data."""
+    verdict, made = version.promotion, version.training
+    if verdict is not None:
+        told = "promoted" if verdict.promoted else "not promoted"
+        verdict = replace(verdict, reason=told, gained=(), lost=(), judge_labels_id=None, others=())
+    if made is not None:
+        made = Training(method_version=made.method_version, parameters=made.parameters)
+    return replace(version, task_id=None, promotion=verdict, training=made)
 
 
 def _by_hand(wish: Wish, champion: int | None, number: int, now: datetime) -> ChampionMove:

@@ -36,6 +36,18 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def name_in(asking: str, owner: str, name: str) -> str:
+    """Return how a project names a model: `owner:name` where it is another project's. No name, and
+    no project, has a colon."""
+    return name if asking == owner else f"{owner}:{name}"
+
+
+def split_owner(asking: str, name: str) -> tuple[str, str]:
+    """Return the project and the name that `name_in` was given."""
+    owner, separator, own = name.partition(":")
+    return (owner, own) if separator else (asking, name)
+
+
 def registered_name(project: str, name: str) -> RegisteredName:
     """Return what MLflow calls a project's model of this name. A name has no parentheses, so two
     projects never share one."""

@@ -9,6 +9,7 @@ import pytest
 from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import (
     MOST_REMEMBERED,
+    MOST_SHARED,
     ChampionMove,
     ModelVersion,
     MoveKind,
@@ -210,3 +211,18 @@ def test_what_is_wished_for_is_not_retired() -> None:
         model.retired(["run-7", "another"], 2, NOW)
     ended = model.without_wish("bob", "no", NOW)
     assert ended.retired(["run-7"], 2, NOW) == ended
+
+
+def test_a_model_is_shared_with_so_many_projects() -> None:
+    """One more is refused until it is taken back from one; the history has each, and who did it."""
+    model = after(1)
+    for number in range(MOST_SHARED):
+        model = model.shared(f"p-{number}", "ann", NOW)
+    assert model.shared("p-7", "bob", NOW) is model
+    with pytest.raises(Conflict, match="take it back from one first"):
+        model.shared("one-more", "ann", NOW)
+    model = model.taken_back("p-7", "bob", NOW)
+    assert (model.moves[-1].kind, model.moves[-1].by) == (MoveKind.TAKEN_BACK, "bob")
+    assert model.taken_back("p-7", "bob", NOW) is model
+    assert "one-more" in model.shared("one-more", "ann", NOW).shared_with
+    assert model.champion == 1

@@ -105,6 +105,8 @@ def test_what_callers_of_the_api_import() -> None:
         "roll_back": "name, version, reason",
         "set_webhook": "name, url",
         "delete_version": "name, version",
+        "share_model": "name, project",
+        "take_model_back": "name, project",
         "download_version": "name, folder, version",
         "ping": "",
         "health": "",

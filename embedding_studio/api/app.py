@@ -82,7 +82,7 @@ def create_app(store: Store, settings: Settings, clock: Clock = utc_now) -> Fast
         app.include_router(
             resource.router,
             prefix="/api/v1",
-            responses=problems(401, 403, 429, 503),
+            responses=problems(401, 403, 421, 429, 503),
             dependencies=key_headers,
         )
     app.include_router(system.router, prefix="/api/v1")

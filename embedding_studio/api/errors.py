@@ -28,6 +28,7 @@ _DESCRIPTIONS = {
     404: "No such id",
     409: "The present state refuses this",
     413: "The body is too large",
+    421: "There are no API keys, and the name that was asked is not this machine's",
     422: "The request can never succeed as it is",
     429: "Too many requests; `Retry-After` says when to come back",
     501: "This installation cannot do this",

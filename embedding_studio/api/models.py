@@ -10,8 +10,9 @@ from embedding_studio.api.context import Context, ReadContext, TuneContext
 from embedding_studio.api.errors import problems
 from embedding_studio.api.requests import check_webhook, judged
 from embedding_studio.api.routing import Route
-from embedding_studio.errors import ConfigurationError, Conflict, NotFound
+from embedding_studio.errors import ConfigurationError, Conflict, Forbidden, NotFound
 from embedding_studio.models import RegisteredModel, Wish
+from embedding_studio.projects import split_owner
 from embedding_studio.tasks import OWNED, TERMINAL, StoredModel, TaskStatus
 from embedding_studio.tracking.reader import open_model
 from embedding_studio.wire.fields import AsPosted
@@ -29,20 +30,23 @@ router = APIRouter(prefix="/models", tags=["models"], route_class=Route)
 
 @router.get("", summary="List models by their names")
 def list_models(context: ReadContext) -> list[ModelSummary]:
-    return [ModelSummary.of(model) for model in context.store.models.of_project()]
+    """Those of this project, then those that others share with it, which are named
+    `owner:name`."""
+    models, project = context.store.models, context.store.project
+    return [ModelSummary.of(one, project) for one in (*models.of_project(), *models.shared())]
 
 
 @router.get("/{name}", summary="Read a model with its versions", responses=problems(404))
 def get_model(name: str, context: ReadContext) -> ModelView:
     """The versions, newest first, with the verdict of each, and who moved the champion."""
-    return ModelView.of(_there(context, name))
+    return _view(context, _there(context, name))
 
 
 @router.get("/{name}/versions/{version}", summary="Read a version", responses=problems(404, 422))
 def get_version(name: str, version: str, context: ReadContext) -> VersionView:
     """By its number, or `champion`: its verdict, what it was made of, and what its files say."""
     model = _there(context, name)
-    return VersionView.of(model.named(version), model)
+    return VersionView.of(model.named(version), model, context.store.project)
 
 
 @router.post(
@@ -56,7 +60,7 @@ def promote(name: str, body: AsPosted[PromoteBody], context: TuneContext) -> Mod
     within seconds while one is there, and stays whatever retention says. What is champion or wanted
     already changes nothing; of two that are wanted, the last is. A rollback leads back, or ends the
     wait; if the model could not become champion, `moves` says why."""
-    posted = judged(PromoteBody, body, context)
+    posted, name = judged(PromoteBody, body, context), _own(context, name)
     by, now = _caller(context), context.clock()
     wish = None
     if posted.task_id is not None:
@@ -81,7 +85,7 @@ def promote(name: str, body: AsPosted[PromoteBody], context: TuneContext) -> Mod
             _check_files(context, wanted, what)
         return changed
 
-    return ModelView.of(context.store.models.update(name, change))
+    return _view(context, context.store.models.update(name, change))
 
 
 def _wish(context: Context, name: str, task_id: str, by: str, reason: str) -> Wish:
@@ -112,7 +116,7 @@ def roll_back(name: str, body: AsPosted[RollbackBody], context: TuneContext) -> 
     any more. MLflow's alias follows within seconds, while a worker is there. A version that is
     champion already changes nothing: with `version`, the call may be repeated. What is `wanted` is
     so no longer; without a version, that is all."""
-    wanted = judged(RollbackBody, body, context)
+    wanted, name = judged(RollbackBody, body, context), _own(context, name)
 
     def change(model: RegisteredModel) -> RegisteredModel:
         _ensure_there(model, name)
@@ -127,7 +131,7 @@ def roll_back(name: str, body: AsPosted[RollbackBody], context: TuneContext) -> 
             _check_files(context, version.model, f"version {version.number}")
         return changed
 
-    return ModelView.of(context.store.models.update(name, change))
+    return _view(context, context.store.models.update(name, change))
 
 
 @router.post(
@@ -138,14 +142,14 @@ def roll_back(name: str, body: AsPosted[RollbackBody], context: TuneContext) -> 
 def set_webhook(name: str, body: AsPosted[WebhookBody], context: TuneContext) -> ModelView:
     """A worker posts `champion.changed` to the address, now and after each change: what is champion
     at that time, with what a new index of items takes, and whether one is needed."""
-    wanted = judged(WebhookBody, body, context)
+    wanted, name = judged(WebhookBody, body, context), _own(context, name)
     check_webhook(context, wanted.url)
     now = context.clock()
 
     def change(model: RegisteredModel) -> RegisteredModel:
         return _ensure_there(model, name).telling(wanted.url, now)
 
-    return ModelView.of(context.store.models.update(name, change))
+    return _view(context, context.store.models.update(name, change))
 
 
 @router.delete(
@@ -159,6 +163,7 @@ def delete_version(name: str, version: str, context: TuneContext) -> None:
     """Never those of the champion, or of a model that is wanted. A worker removes them, within
     seconds while one is there; the version stays on record, as removed. Repeating it is safe."""
     by, now, tasks = _caller(context), context.clock(), context.store.tasks
+    name = _own(context, name)
     found = _there(context, name).named(version)
     task = None
     if found.task_id is not None:
@@ -177,6 +182,39 @@ def delete_version(name: str, version: str, context: TuneContext) -> None:
         tasks.forget_iteration(task.id, task.experiment_id, now, why, is_whole=False)
 
 
+@router.put(
+    "/{name}/shares/{project}",
+    summary="Let another project use a model",
+    responses=problems(404, 409, 422),
+)
+def share(name: str, project: str, context: TuneContext) -> ModelView:
+    """It reads, downloads and is served all versions of `owner:name`, and starts tasks from them;
+    it changes nothing. Of the verdicts it sees the figures, and nothing of the data behind them.
+    Repeating it is safe."""
+    name, by, now = _own(context, name), _caller(context), context.clock()
+
+    def change(model: RegisteredModel) -> RegisteredModel:
+        return _ensure_there(model, name).shared(project, by, now)
+
+    return _view(context, context.store.models.update(name, change))
+
+
+@router.delete(
+    "/{name}/shares/{project}",
+    summary="Take a model back from another project",
+    responses=problems(404),
+)
+def take_back(name: str, project: str, context: TuneContext) -> ModelView:
+    """From now on it is 404 there. What was made of it, or downloaded, stays. Repeating it is
+    safe."""
+    name, by, now = _own(context, name), _caller(context), context.clock()
+
+    def change(model: RegisteredModel) -> RegisteredModel:
+        return _ensure_there(model, name).taken_back(project, by, now)
+
+    return _view(context, context.store.models.update(name, change))
+
+
 @router.get(
     "/{name}/versions/{version}/download",
     summary="Download a version",
@@ -192,7 +230,7 @@ def _open_zip(name: str, version: str, context: Context) -> StreamingResponse:
     found = _there(context, name).named(version)
     if found.removed_at is not None:
         raise NotFound(f"the files of version {found.number} of {name!r} were removed")
-    called = "-".join(f"{name}-{found.number}".split())
+    called = "-".join(f"{name}-{found.number}".replace(":", "-").split())
     called = called if called.isascii() else f"model-{found.number}"
     return zip_of(found.model, called, context.settings.resolved_tracking_uri)
 
@@ -203,16 +241,34 @@ def _caller(context: Context) -> str:
     return f"{key.name} (key {key.id})" if key else "somebody without a key"
 
 
+def _view(context: Context, model: RegisteredModel) -> ModelView:
+    return ModelView.of(model, context.store.project)
+
+
 def _there(context: Context, name: str) -> RegisteredModel:
-    """Return a registered model. Raises NotFound."""
-    model = context.store.models.find(name)
-    return _ensure_there(model, name)
+    """Return a registered model, or one that is shared with the project. Raises NotFound."""
+    return _ensure_there(context.store.models.readable(name), name)
+
+
+def _own(context: Context, name: str) -> str:
+    """Return the name of a model that the project may change. Raises Forbidden for one that another
+    shares with it, NotFound for one that another does not."""
+    owner, own = split_owner(context.store.project, name)
+    if owner != context.store.project:
+        _there(context, name)
+        raise Forbidden(
+            f"{name!r} is of project {owner!r}, which alone promotes, rolls back, deletes and "
+            "shares it: to go on from it here, name it as a task's initial_model"
+        )
+    return own
 
 
 def _ensure_there(model: RegisteredModel | None, name: str) -> RegisteredModel:
     if model is None or not model.versions:
         raise NotFound(
             f"no model of {name!r} is registered: the initial one is, once its first task runs"
+            if ":" not in name
+            else f"no model {name!r} is shared with this project"
         )
     return model
 

@@ -137,7 +137,9 @@ def check_initial_model(context: Context, reference: str | None) -> None:
                 f"initial_model is {reference!r}, which is not below ES_ALLOWED_ROOTS"
             )
     elif not is_hub_id(reference):
-        known = ", ".join(model.name for model in context.store.models.of_project()) or "none"
+        models, project = context.store.models, context.store.project
+        there = [one.name_in(project) for one in (*models.of_project(), *models.shared())]
+        known = ", ".join(there) or "none"
         raise NotFound(
             f"initial_model is {reference!r}: no model has that name (there are: {known}), and it "
             "is neither a hub's id, owner/name, nor an absolute path"

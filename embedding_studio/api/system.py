@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from embedding_studio.api.context import OpenContext
+from embedding_studio.api.errors import problems
 from embedding_studio.api.health import without_details
 from embedding_studio.api.routing import Route
 from embedding_studio.keys import Scope
@@ -19,7 +20,10 @@ async def ping(context: OpenContext) -> Pong:
 @router.get(
     "/health",
     summary="Are the store, MLflow and a worker there",
-    responses={503: {"model": HealthView, "description": "Something is missing; `detail` says"}},
+    responses={
+        **problems(421),
+        503: {"model": HealthView, "description": "Something is missing; `detail` says"},
+    },
 )
 async def health(request: Request, response: Response, context: OpenContext) -> HealthView:
     """As of a second ago. Where there are API keys, only who shows one with the scope `admin` is

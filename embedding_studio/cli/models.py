@@ -1,6 +1,7 @@
 """Commands for registered models: their versions, what a person decides of them, and their files.
 
 A version is written NAME/3 or NAME@champion; NAME alone is its champion where one version is meant.
+What another project shares is OWNER:NAME.
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from embedding_studio.wire.models import ModelView, VersionView
 
 app = typer.Typer(
-    help="List models; show, promote, delete, download, export and compare versions.",
+    help="List and share models; show, promote, delete, download, export and compare versions.",
     no_args_is_help=True,
 )
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the model's name")]
@@ -85,6 +86,9 @@ def _print_model(found: "ModelView") -> None:
         rows.append([minute(move.at), *from_to, move.kind, move.by, move.why])
     typer.echo()
     print_table(["moved", "from", "to", "kind", "by", "why"], rows)
+    if found.shared_with:
+        typer.echo()
+        _say_who_has(found)
     if found.wanted is not None:
         typer.echo()
         _say_who_is_champion(found)
@@ -192,6 +196,34 @@ def delete(model: Version) -> None:
         found = client.get_version(name, int(version))
     if not printed_json(found):
         say(f"version {version} of {name!r} is removed; a worker deletes its files")
+
+
+Project = Annotated[str, typer.Argument(metavar="PROJECT", help="the other project's id")]
+
+
+@app.command("share")
+@calls_api
+def share(name: Name, project: Project) -> None:
+    """Let another project read, serve and start from a model; it changes nothing of it."""
+    with open_client() as client:
+        found = client.share_model(name, project)
+    if not printed_json(found):
+        _say_who_has(found)
+
+
+@app.command("take-back")
+@calls_api
+def take_back(name: Name, project: Project) -> None:
+    """Share a model with another project no longer; what was made of it stays."""
+    with open_client() as client:
+        found = client.take_model_back(name, project)
+    if not printed_json(found):
+        _say_who_has(found)
+
+
+def _say_who_has(found: "ModelView") -> None:
+    others = ", ".join(found.shared_with) or "no other project"
+    say(f"{found.name!r} is shared with {others}")
 
 
 @app.command("download")

@@ -17,7 +17,8 @@ from embedding_studio.wire.models import (
 class ModelCalls(Connection):
     """What tells of registered models, and changes which version is champion.
 
-    A version is named by its number, or by the alias `champion`."""
+    A version is named by its number, or by the alias `champion`; a model that another project
+    shares is `owner:name`."""
 
     def list_models(self) -> list[ModelSummary]:
         """Return the project's models by their names."""
@@ -70,6 +71,16 @@ class ModelCalls(Connection):
     def delete_version(self, name: str, version: int) -> None:
         """Delete the files of a version that is not champion; it stays on record as removed."""
         self._call("DELETE", _path(name, version), fine=204)
+
+    def share_model(self, name: str, project: str) -> ModelView:
+        """Let another project read, serve and start from all versions of a model, as
+        `owner:name`."""
+        return self._put(ModelView, f"{_path(name)}/shares/{quote(project, safe='')}")
+
+    def take_model_back(self, name: str, project: str) -> ModelView:
+        """Share a model with that project no longer; what was made of it stays."""
+        path = f"{_path(name)}/shares/{quote(project, safe='')}"
+        return self._read(ModelView, self._call("DELETE", path))
 
     def download_version(self, name: str, folder: Path, version: int | str = "champion") -> None:
         """Write a version's files to `folder`, as `download_model` does."""

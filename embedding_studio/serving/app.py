@@ -85,10 +85,10 @@ async def embed(body: EmbeddingsBody, request: Request, context: ReadContext) ->
         model = await state.models.get(context.store.project, body.model)
     except (CorruptModel, MethodError) as error:
         raise InvalidInput(f"{body.model!r} cannot be served: {error}") from error
+    reference = model.reference_in(context.store.project)
     if body.dimensions is not None and body.dimensions > model.width:
         raise InvalidInput(
-            f"dimensions: {body.dimensions} are more than the {model.width} that "
-            f"{model.reference!r} has"
+            f"dimensions: {body.dimensions} are more than the {model.width} that {reference!r} has"
         )
     is_item = body.input_type == "document"
     try:
@@ -97,10 +97,10 @@ async def embed(body: EmbeddingsBody, request: Request, context: ReadContext) ->
         raise HTTPException(429, str(error), {"Retry-After": "1"}) from error
     encoded = await wrap_future(encoding)
     vectors = cut(encoded.vectors, body.dimensions, model.is_cosine)
-    given = vectors, model.reference, encoded.tokens, body.encoding_format
+    given = vectors, reference, encoded.tokens, body.encoding_format
     is_large = vectors.size > 64 * 1024
     content = await run_in_threadpool(answer_of, *given) if is_large else answer_of(*given)
-    headers = {MODEL_HEADER: quote(model.reference), VERSION_HEADER: str(model.number)}
+    headers = {MODEL_HEADER: quote(reference), VERSION_HEADER: str(model.number)}
     return Response(content, media_type="application/json", headers=headers)
 
 
@@ -121,32 +121,36 @@ def _check_lengths(body: EmbeddingsBody, settings: Settings) -> None:
 
 @router.get("/v1/models", summary="List what may be named as `model`")
 def list_models(context: ReadContext) -> dict[str, Any]:
-    """Each model by its name, which is its champion, and each of its versions that is kept."""
-    models = context.store.models.of_project()
-    return {"object": "list", "data": [entry for model in models for entry in _entries(model)]}
+    """Each model by its name, which is its champion, and each of its versions that is kept; those
+    that other projects share are `owner:name`."""
+    models = context.store.models
+    there = [(one, one.name_in(context.store.project)) for one in models.of_project()]
+    there += [(one, one.name_in(context.store.project)) for one in models.shared()]
+    return {"object": "list", "data": [entry for one in there for entry in _entries(*one)]}
 
 
 @router.get("/v1/models/{model:path}", summary="Read what a `model` is")
 def get_model(model: str, context: ReadContext) -> dict[str, Any]:
     name, wanted = split_reference(model)
-    found = context.store.models.find(name)
-    if found is None or not found.versions:
+    found = context.store.models.readable(name)
+    if found is None:
         raise NotFound(f"no model {name!r} is registered")
     number = found.named(wanted or CHAMPION).number
-    return {**_entry(found, number), "id": model}
+    return _entry(found, number, model)
 
 
-def _entries(model: RegisteredModel) -> list[dict[str, Any]]:
-    versions = [_entry(model, number) for number in sorted(model.kept_numbers)]
-    champion = [{**one, "id": model.name} for one in versions if one["is_champion"]]
+def _entries(model: RegisteredModel, name: str) -> list[dict[str, Any]]:
+    numbers = sorted(model.kept_numbers)
+    versions = [_entry(model, number, f"{name}/{number}") for number in numbers]
+    champion = [{**one, "id": name} for one in versions if one["is_champion"]]
     return champion + versions
 
 
-def _entry(model: RegisteredModel, number: int) -> dict[str, Any]:
+def _entry(model: RegisteredModel, number: int, called: str) -> dict[str, Any]:
     version = model.version(number)
     facts = version.model.facts
     return {
-        "id": f"{model.name}/{number}",
+        "id": called,
         "object": "model",
         "created": int(version.created_at.timestamp()),
         "owned_by": "embedding-studio",

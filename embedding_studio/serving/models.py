@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from embedding_studio.errors import EmbeddingStudioError, NotFound, StoreUnavailable
 from embedding_studio.models import CHAMPION, ModelVersion, RegisteredModel, split_reference
+from embedding_studio.projects import name_in, split_owner
 from embedding_studio.serving.batching import Vectors
 from embedding_studio.serving.files import FetchedModels
 from embedding_studio.settings import Settings
@@ -56,8 +57,13 @@ class Loaded:
 
     @property
     def reference(self) -> str:
-        """How it may be asked for again, whichever version is champion then."""
-        return f"{self.key[1]}/{self.number}"
+        """How its project may ask for it again, whichever version is champion then."""
+        return self.reference_in(self.key[0])
+
+    def reference_in(self, project: str) -> str:
+        """How a project may ask for it again."""
+        owner, name, number = self.key
+        return f"{name_in(project, owner, name)}/{number}"
 
     def encode(self, is_item: bool, texts: Sequence[str]) -> tuple[Vectors, list[int]]:
         return encode(self._model, self._sides[is_item], texts)
@@ -113,9 +119,16 @@ class Models:
 
     async def get(self, project: str, reference: str) -> Loaded:
         """Return the version of `name`, `name@champion` or `name/3`, if need be by loading it.
+        Whether another project shares it is looked up each time.
 
         Raises NotFound, InvalidInput for no version, CorruptModel and MethodError for what is no
         sentence-transformers model, StoreUnavailable."""
+        owner, own = split_owner(project, reference)
+        if owner != project:
+            shared = self._store.in_project(project).models.readable
+            if await asyncio.to_thread(shared, _parts(reference)[0]) is None:
+                raise NotFound(f"no model {_parts(reference)[0]!r} is shared with this project")
+            project, reference = owner, own
         found = self._in_memory(project, reference)
         if found is not None:
             return found

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from embedding_studio.errors import Conflict
+from embedding_studio.errors import Conflict, NotFound
 from embedding_studio.models import CHAMPION, ModelVersion, RegisteredModel, split_reference
+from embedding_studio.projects import split_owner
 from embedding_studio.store.codec import Codec
 from embedding_studio.store.documents import Document, Documents, Filter, Kind
 
-MODELS = Kind("models", indexes=(("project",),))
+MODELS = Kind("models", indexes=(("project",),), sparse=(("is_shared",),))
 MODEL = Codec(RegisteredModel)
 
 
@@ -24,6 +25,13 @@ class Models:
         """Return what this project has registered under a name, None if nothing yet."""
         found = self._documents.find_one(MODELS, self._which(name))
         return None if found is None else model_of(found)
+
+    def readable(self, name: str) -> RegisteredModel | None:
+        """Return what this project has registered under a name, or what another one shares with it
+        under `owner:name`, as it is seen here. None if there is no version, or it is not shared."""
+        owner, own = split_owner(self._project, name)
+        found = Models(self._documents, owner).find(own)
+        return found.seen_in(self._project) if found and found.versions else None
 
     def change(self, changed: RegisteredModel) -> RegisteredModel | None:
         """Put it in the place of what is kept under its name, its revision one higher.
@@ -63,13 +71,15 @@ class Models:
                 return changed
 
     def referred(self, reference: str) -> ModelVersion | None:
-        """Return the version that `name`, `name/3` or `name@champion` names; None where no model
-        has that name. Raises NotFound for a version that there is not, Conflict for one without
-        files."""
+        """Return the version that `name`, `name/3` or `name@champion` names, of what is readable;
+        None where no model has that name. Raises NotFound for a version that there is not, and for
+        a model that is not shared with this project; Conflict for a version without files."""
         name, version = split_reference(reference)
         is_version = version is None or version == CHAMPION or version.isdigit()
-        model = self.find(name) if is_version and name else None
-        if model is None or not model.versions:
+        model = self.readable(name) if is_version and name else None
+        if model is None:
+            if is_version and ":" in name:  # neither a hub's model nor a folder has such a name
+                raise NotFound(f"no model {name!r} is shared with project {self._project!r}")
             return None
         found = model.named(version or CHAMPION)
         if found.removed_at is not None:
@@ -81,6 +91,12 @@ class Models:
         whose: Filter = {"project": self._project}
         found = map(model_of, self._documents.find(MODELS, whose, sort=("id",)))
         return [model for model in found if model.versions]
+
+    def shared(self) -> list[RegisteredModel]:
+        """Return what other projects share with this one, as it is seen here, by owner and name."""
+        kept = map(model_of, self._documents.find(MODELS, {"is_shared": True}, sort=("id",)))
+        others = [model for model in kept if model.project != self._project and model.versions]
+        return [seen for model in others if (seen := model.seen_in(self._project)) is not None]
 
     def all(self, are_mirrored: bool | None = None) -> list[RegisteredModel]:
         """Return the registered models of all projects; only those whose champion MLflow's alias
@@ -94,7 +110,9 @@ class Models:
 
 def document_of(model: RegisteredModel) -> Document:
     """Return a model as it is kept, but for its id."""
-    return {**MODEL.encode(model), "is_mirrored": model.is_mirrored}
+    # absent where it is not: what is looked through is what is shared
+    is_shared = True if model.shared_with else None
+    return {**MODEL.encode(model), "is_mirrored": model.is_mirrored, "is_shared": is_shared}
 
 
 def model_of(document: Mapping[str, Any]) -> RegisteredModel:

@@ -75,7 +75,9 @@ class VersionView(BaseModel):
         "are gone"
     )
     is_champion: bool
-    can_be_champion: bool = Field(description="whether it may be promoted, for its files are there")
+    can_be_champion: bool = Field(
+        description="whether it may be promoted, for its files are there and it is of this project"
+    )
     created_at: datetime
     run_id: str
     task_id: str | None
@@ -118,7 +120,8 @@ class VersionView(BaseModel):
     warnings: list[str] = Field([], description="what speaks against using it: of its licence, say")
 
     @classmethod
-    def of(cls, version: ModelVersion, model: RegisteredModel) -> Self:
+    def of(cls, version: ModelVersion, model: RegisteredModel, project: str) -> Self:
+        """Return it as a project sees it."""
         is_champion = version.number == model.champion
         facts, training = version.model.facts, version.training
         known = asdict(facts) if facts else {}
@@ -127,7 +130,9 @@ class VersionView(BaseModel):
             version=version.number,
             state=model.state_of(version),
             is_champion=is_champion,
-            can_be_champion=version.removed_at is None and not is_champion,
+            can_be_champion=version.removed_at is None
+            and not is_champion
+            and project == model.project,
             created_at=version.created_at,
             run_id=version.model.run_id,
             task_id=version.task_id,
@@ -170,14 +175,17 @@ class WishView(BaseModel):
         )
 
 
-def _summary_of(model: RegisteredModel) -> dict[str, Any]:
+def _summary_of(model: RegisteredModel, project: str) -> dict[str, Any]:
     moves = [move for move in model.moves if move.kind not in STAYING]
+    is_own = project == model.project
     return {
-        "name": model.name,
+        "name": model.name_in(project),
+        "owner": None if is_own else model.project,
+        "shared_with": model.shared_with,
         "fine_tuning_method": model.fine_tuning_method,
         "registered_name": model.registered_name,
         "champion": model.champion,
-        "previous_version": model.previous,
+        "previous_version": model.previous if is_own else None,
         "wanted": None if model.wanted is None else WishView.of(model.wanted),
         "is_mirrored": model.is_mirrored,
         "version_count": len(model.kept_numbers),
@@ -196,7 +204,11 @@ class WebhookBody(BaseModel):
 class ModelSummary(BaseModel):
     """A registered model as it is listed."""
 
-    name: str
+    name: str = Field(description="`owner:name` of one that another project shares")
+    owner: str | None = Field(
+        None, exclude_if=is_none, description="the project that shares it with this one"
+    )
+    shared_with: list[str] = Field([], description="the projects that may read it, too")
     fine_tuning_method: str = Field(description="by which its versions are made")
     registered_name: str = Field(description="in MLflow's registry: models:/<that>@champion")
     champion: int | None
@@ -214,8 +226,9 @@ class ModelSummary(BaseModel):
     changed_at: datetime | None = Field(description="when its champion was last moved")
 
     @classmethod
-    def of(cls, model: RegisteredModel) -> Self:
-        return cls(**_summary_of(model))
+    def of(cls, model: RegisteredModel, project: str) -> Self:
+        """Return it as a project sees it."""
+        return cls(**_summary_of(model, project))
 
 
 class ModelView(ModelSummary):
@@ -234,11 +247,11 @@ class ModelView(ModelSummary):
     )
 
     @classmethod
-    def of(cls, model: RegisteredModel) -> Self:
+    def of(cls, model: RegisteredModel, project: str) -> Self:
         newest = sorted(model.versions, key=lambda one: one.number, reverse=True)
         return cls(
-            **_summary_of(model),
-            versions=[VersionView.of(one, model) for one in newest],
+            **_summary_of(model, project),
+            versions=[VersionView.of(one, model, project) for one in newest],
             moves=[MoveView.model_validate(move) for move in reversed(model.moves)],
             webhook_url=model.webhook_url,
             delivery=model.delivery,
@@ -289,7 +302,7 @@ class ChampionChanged(BaseModel):
                 project=model.project,
                 name=model.name,
                 registered_name=model.registered_name,
-                version=VersionView.of(version, model),
+                version=VersionView.of(version, model, model.project),
                 former_version=number,
                 move=None if move is None else MoveView.model_validate(move),
                 download_url=url,

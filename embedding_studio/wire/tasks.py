@@ -161,8 +161,9 @@ class Terms(BaseModel):
     initial_model: ModelReference | None = Field(
         None,
         description="start from this one, and not from the champion: a registered model (name, "
-        "name/3, name@champion), the id of a model on the Hugging Face hub, or a folder below "
-        "ES_ALLOWED_ROOTS; the champion is still what the best model must be better than",
+        "name/3, name@champion; owner:name of what another project shares), the id of a model on "
+        "the Hugging Face hub, or a folder below ES_ALLOWED_ROOTS; the champion is still what the "
+        "best model must be better than",
     )
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = Field(
         None, description="of the search, the trials and the gate; absent: ES_SEED"

@@ -19,11 +19,21 @@ from embedding_studio.errors import ConfigurationError, StoreUnavailable
 from embedding_studio.items import Item
 from embedding_studio.keys import ApiKey, Scope, make_key
 from embedding_studio.labels import Label
+from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, Training, Wish
 from embedding_studio.schedules import Schedule
 from embedding_studio.settings import Settings
 from embedding_studio.store import Store
 from embedding_studio.store.tasks import Tasks
-from embedding_studio.tasks import Claim, FineTuningTask, TaskRequest, TaskStatus
+from embedding_studio.tasks import (
+    Claim,
+    Comparison,
+    FineTuningTask,
+    ModelFacts,
+    QueryChange,
+    StoredModel,
+    TaskRequest,
+    TaskStatus,
+)
 from embedding_studio.wire.imports import ImportReport
 from tests.api.samples import (
     METHOD,
@@ -36,7 +46,7 @@ from tests.api.samples import (
     session_json,
     write_model,
 )
-from tests.api.test_models import register
+from tests.api.test_models import CHANGE, VERDICT, register
 
 SECRET = "red shoes"
 
@@ -209,6 +219,12 @@ ROUTES: dict[str, Route] = {
     ),
     "DELETE /models/{name}/versions/{version}": Route(
         lambda api, ids: api.delete(f"{MODEL}/versions/1"), Scope.TUNE, 404
+    ),
+    "PUT /models/{name}/shares/{project}": Route(
+        lambda api, ids: api.put(f"{MODEL}/shares/c"), Scope.TUNE, 404
+    ),
+    "DELETE /models/{name}/shares/{project}": Route(
+        lambda api, ids: api.delete(f"{MODEL}/shares/c"), Scope.TUNE, 404
     ),
     "GET /fine-tuning/methods": Route(
         lambda api, ids: api.get("/fine-tuning/methods"), Scope.READ, 200
@@ -608,6 +624,93 @@ def test_an_open_api_stays_on_loopback(store: Store, settings: Settings, host: s
 def test_loopback_needs_no_key(store: Store, settings: Settings, host: str) -> None:
     """Nobody else can reach these."""
     check_may_serve(store, settings.replaced(api_host=host))
+
+
+def test_a_shared_model_tells_nothing_of_its_owners_data(
+    store: Store, connect: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    """The other project reads figures, parameters and files; not a query, nor the name of a task, a
+    batch, labels, a key or a third project. It changes nothing, and once the model is taken back it
+    is as unknown as one that never was."""
+    verdict = replace(
+        VERDICT,
+        reason="worse on the golden queries of 'secret-labels'",
+        gained=(QueryChange("secret-query", 0.1, 0.9),),
+        lost=(QueryChange("secret-query", 0.9, 0.1),),
+        judge_labels_id="secret-labels",
+        others=(Comparison("secret-labels", True, CHANGE),),
+    )
+    made = Training(
+        "secret-parent/3", ("secret-batch",), "secret-labels", "secret-labels", "1.2", {"lr": 0.5}
+    )
+    files = write_model(tmp_path / "model")
+    model = StoredModel(
+        "run-1", str(tmp_path / "model"), files, ModelFacts("00", 1, base_model="base")
+    )
+    version = ModelVersion(1, model, START, "secret-task", verdict, training=made)
+    move = ChampionMove(MoveKind.PROMOTED, START, None, 1, "secret-task", "secret-why")
+    wish = Wish("secret-task", replace(model, run_id="run-2"), "secret-key", "secret-why", START)
+    a, hook = store.in_project("a").models, "https://secret-host/"
+    a.update(
+        "Shoes", lambda found: replace(found.moved(move, version), wanted=wish, webhook_url=hook)
+    )
+    owner, other, third = (
+        connect(add_key(store, project=project)[1]) for project in ("a", "b", "c")
+    )
+    shoes = "/models/a:Shoes"
+    assert other.get(shoes).status_code == 404
+    for project in ("b", "secret-project"):
+        shared = owner.put(f"/models/Shoes/shares/{project}")
+        assert shared.status_code == 200, shared.text
+    assert shared.json()["shared_with"] == ["b", "secret-project"]
+    assert [one["kind"] for one in shared.json()["moves"]] == ["shared", "shared", "promoted"]
+    assert owner.get(shoes).json() == shared.json()
+
+    told = [other.get(path) for path in ("/models", shoes, f"{shoes}/versions/champion")]
+    assert [answer.status_code for answer in told] == [200] * 3
+    assert all("secret" not in answer.text for answer in told)
+    listed, read, one = (answer.json() for answer in told)
+    assert [(found["name"], found["owner"], found["champion"]) for found in listed] == [
+        ("a:Shoes", "a", 1)
+    ]
+    assert read["versions"] == [one]
+    assert (one["promotion"]["best"], one["promotion"]["delta_ci95"]) == (0.5, [0.05, 0.15])
+    assert (one["parameters"], one["base_model"], one["task_id"]) == ({"lr": 0.5}, "base", None)
+    assert other.get(f"{shoes}/versions/1/download").content.startswith(b"PK")
+    changes = [
+        other.post(f"{shoes}/promote", json={"version": 1}),
+        other.post(f"{shoes}/rollback", json={}),
+        other.delete(f"{shoes}/versions/1"),
+        other.put(f"{shoes}/shares/c"),
+        other.delete(f"{shoes}/shares/b"),
+    ]
+    assert {answer.status_code for answer in changes} == {403}
+    assert "which alone promotes" in changes[0].json()["detail"]
+    assert third.get("/models").json() == []
+    assert third.get(shoes).status_code == third.delete(f"{shoes}/versions/1").status_code == 404
+
+    assert owner.delete("/models/Shoes/shares/b").json()["shared_with"] == ["secret-project"]
+    gone = [
+        other.get(shoes),
+        other.get(f"{shoes}/versions/1/download"),
+        other.post(f"{shoes}/rollback", json={}),
+    ]
+    assert [answer.status_code for answer in gone] == [404] * 3
+    unknown = other.get("/models/a:Hats").json()["detail"]
+    assert unknown.replace("Hats", "Shoes") == gone[0].json()["detail"]
+    assert other.get("/models").json() == []
+
+
+def test_what_no_model_is_shared_with_is_refused(
+    store: Store, connect: Callable[..., TestClient], tmp_path: Path
+) -> None:
+    """Its own project, and what can be none."""
+    register(store, tmp_path)
+    api = connect(add_key(store)[1])
+    for project, status in (("default", 422), ("No%20Slug", 422), ("b", 200), ("b", 200)):
+        answer = api.put(f"{MODEL}/shares/{project}")
+        assert answer.status_code == status, project
+    assert [move["kind"] for move in answer.json()["moves"]].count("shared") == 1
 
 
 @pytest.mark.parametrize("path", ["/fine-tuning/task", "/health", "http://localhost/"])

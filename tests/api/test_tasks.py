@@ -113,7 +113,7 @@ def test_what_no_task_can_start_from_is_refused(
     for reference in (METHOD, f"{METHOD}@champion", f"{METHOD}/2", "acme/e5-small"):
         assert status(reference) == 200, reference
     assert status(f"{METHOD}/1") == 409
-    for reference in (f"{METHOD}/9", "Shoes", "Shoes@champion", "a/b/c", "../x"):
+    for reference in (f"{METHOD}/9", "Shoes", "Shoes@champion", "a/b/c", "../x", f"b:{METHOD}"):
         assert status(reference) == 404, reference
     assert status(str(tmp_path)) == 422
 

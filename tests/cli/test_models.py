@@ -152,3 +152,28 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setattr("embedding_studio.serving.export.find_spec", lambda name: None)
     done = shell("models", "export", NAME, "--format", "openvino", "--out", str(tmp_path / "out"))
     assert "embedding-studio[export]" in str(done.exception)
+
+
+def test_a_model_is_shared_and_taken_back(
+    shell: Shell, store: Store, encoders: tuple[Path, Path]
+) -> None:
+    """Each says with whom it is shared; what another project shares is listed by `owner:name`, and
+    shown and downloaded by it."""
+    acme = store.in_project("acme")
+    register(acme, encoders[0])
+    acme.models.update(NAME, lambda model: model.shared("default", "ann", NOW))
+    (listed,) = json.loads(shell("models", "list", "--json").stdout)
+    assert (listed["name"], listed["owner"]) == (f"acme:{NAME}", "acme")
+    shown = shell("models", "show", f"acme:{NAME}@champion").stdout
+    assert f"acme:{NAME}/1" in shown
+    refused = shell("models", "delete", f"acme:{NAME}/1")
+    assert refused.exit_code == 1
+    register(store, encoders[1])
+    assert "is shared with books" in shell("models", "share", NAME, "books").stdout
+    assert "is shared with books" in shell("models", "show", NAME).stdout
+    told = json.loads(shell("models", "take-back", NAME, "books", "--json").stdout)
+    assert told["shared_with"] == []
+    words = ["models", "compare", f"acme:{NAME}", f"{NAME}/1", "--labels", "judged", "--json"]
+    store.items.put([Item(f"i-{word}", f"a {word}") for word in WORDS])
+    store.labels.put("judged", [Label(query, f"i-{query}", 2.0) for query in QUERIES], NOW)
+    assert json.loads(shell(*words).stdout)["models"] == [f"acme:{NAME}/1", f"{NAME}/1"]

@@ -171,6 +171,27 @@ def test_a_model_begins_with_another_ones_version(bench: Bench) -> None:
     assert refused.parent == "Boots/1"
 
 
+def test_a_model_begins_with_what_another_project_shares(bench: Bench) -> None:
+    """Its first version is a copy, which stays when the original is taken back; a task that begins
+    after that ends by an error that says so."""
+    bench.run_task(model_name="Shoes", parameters={"skill": 0.5})
+    models, now = bench.house.store.models, utc_now()
+    models.update("Shoes", lambda model: model.shared("books", "ann", now))
+    books = Bench(bench.house.in_project("books"), bench.worker)
+    wanted: dict[str, Any] = {"initial_model": "default:Shoes/2", "parameters": {"skill": 0.3}}
+    task = books.run_task(model_name="Boots", **wanted)
+    assert task.promotion is not None
+    assert task.promotion.baseline == pytest.approx(0.5)
+    models.update("Shoes", lambda model: model.taken_back("books", "ann", now))
+    first, original = registered(books, "Boots").version(1), registered(bench, "Shoes").version(2)
+    assert first.training == Training(parent="default:Shoes/2")
+    assert first.model.files == original.model.files
+    assert first.model.run_id != original.model.run_id
+    late = books.run_task(start=1000, model_name="Hats", **wanted)
+    assert (late.status, late.batch_id) == (TaskStatus.ERROR, None)
+    assert "no model 'default:Shoes' is shared with project 'books'" in (late.error or "")
+
+
 def test_what_is_started_from_is_not_what_is_compared_with(bench: Bench) -> None:
     """A task that starts from an older version must still be better than the champion, whose place
     its model takes; then the champion's is the figure before."""

@@ -204,6 +204,40 @@ def test_files_that_are_not_those_that_were_saved_are_refused(
     assert "is not the one that was saved" in error["message"]
 
 
+def test_a_shared_model_is_served_until_it_is_taken_back(serve: TestClient, store: Store) -> None:
+    """By `owner:name`, which the answer repeats, with the vectors that the owner gets; in memory or
+    not, it is 404 from when it is not shared any more."""
+    store.models.update(NAME, lambda model: model.shared("books", "ann", NOW))
+    headers = {}
+    for project in ("default", "books"):
+        key, text = make_key("a key", [Scope.READ], project, NOW)
+        store.keys.add(key)
+        headers[project] = {"Authorization": f"Bearer {text}"}
+
+    def read(path: str) -> Any:
+        return serve.get(f"/v1/{path}", headers=headers["books"])
+
+    def answer(name: str, project: str = "books") -> Any:
+        asked = {"model": name, "input": TEXTS}
+        return serve.post("/v1/embeddings", json=asked, headers=headers[project])
+
+    listed = [entry["id"] for entry in read("models").json()["data"]]
+    assert listed == [f"default:{NAME}", f"default:{NAME}/1"]
+    assert read(f"models/default:{NAME}").json()["version"] == 1
+    expected = vectors(answer(NAME, "default").json())
+    for name in (f"default:{NAME}", f"default:{NAME}@champion", f"default:{NAME}/1"):
+        given = answer(name)
+        assert given.json()["model"] == f"default:{NAME}/1"
+        assert given.headers["X-Model"] == "default%3AShop%20search/1"
+        np.testing.assert_array_equal(vectors(given.json()), expected)
+    assert answer(NAME).status_code == 404
+    assert len(serve.app.state.models.references) == 1  # type: ignore[attr-defined]
+    store.models.update(NAME, lambda model: model.taken_back("books", "ann", NOW))
+    assert answer(f"default:{NAME}/1").status_code == 404
+    assert read(f"models/default:{NAME}").status_code == 404
+    assert read("models").json()["data"] == []
+
+
 def test_a_foreign_name_gets_no_vectors(serve: TestClient) -> None:
     """Without keys this machine's own names are answered alone, as at the API."""
     asked = {"model": NAME, "input": TEXTS}

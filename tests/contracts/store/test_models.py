@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from embedding_studio.errors import Conflict, StoreUnavailable
+from embedding_studio.errors import Conflict, NotFound, StoreUnavailable
 from embedding_studio.models import ChampionMove, ModelVersion, MoveKind, RegisteredModel, Wish
 from embedding_studio.store import Store
 from embedding_studio.store.models import MODELS, document_of
@@ -63,6 +63,37 @@ def test_models_of_one_method_are_kept_by_their_names(store: Store) -> None:
     assert [model.name for model in store.models.all()] == ["m", "n"]
     with pytest.raises(Conflict, match="the models of 'n' are made by 'm', not by 'n'"):
         found.ensure_made_by("n")
+
+
+def test_a_shared_model_is_read_and_never_changed_by_another_project(store: Store) -> None:
+    """It is `owner:name` there, listed apart from what is its own; a third project has nothing of
+    it, and neither has the one that it is taken back from."""
+    fill(store)
+    assert store.models.readable("m") == store.models.find("m")
+    acme, third = (store.in_project(project).models for project in ("acme", "third"))
+    assert acme.readable("default:m") is None
+    shared = store.models.update("m", lambda model: model.shared("acme", "ann", NOW))
+    assert store.models.find("m") == shared
+    assert shared.shared_with == ("acme",)
+    seen = acme.readable("default:m")
+    assert seen == shared.seen_in("acme")
+    assert seen is not None
+    assert (seen.name_in("acme"), seen.champion) == ("default:m", 2)
+    assert (acme.shared(), acme.of_project(), store.models.shared()) == ([seen], [], [])
+    for reference, number in (("default:m", 2), ("default:m@champion", 2), ("default:m/1", 1)):
+        found = acme.referred(reference)
+        assert found is not None
+        assert found.number == number
+    assert acme.find("default:m") is acme.find("m") is acme.readable("m") is None
+    assert third.shared() == []
+    assert third.readable("default:m") is None
+    with pytest.raises(NotFound, match="no model 'default:m' is shared with project 'third'"):
+        third.referred("default:m/1")
+    store.models.update("m", lambda model: model.taken_back("acme", "ann", NOW))
+    assert acme.readable("default:m") is None
+    assert acme.shared() == []
+    with pytest.raises(NotFound, match="no model 'default:m' is shared with project 'acme'"):
+        acme.referred("default:m")
 
 
 def test_a_model_from_before_names_is_its_methods(store: Store) -> None:
