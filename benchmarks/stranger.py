@@ -2,7 +2,7 @@
 
 In an empty folder, with the services of `embedding-studio up`: a month of logs in parquet and the
 items' texts in CSV become a verdict; the vectors of the champion come over HTTP; it is rolled back;
-a new method is written, checked and promoted by hand; the first model is exported to ONNX. The logs
+a new method is written, checked and judged; the first model is exported to ONNX. The logs
 are those of the demo's searchers. Commands are printed as they are typed. `seconds_<step>`: how
 long each took; `lines_<step>`: how many commands."""
 

@@ -69,6 +69,7 @@ def test_each_page_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Each command ends with 0 and each request is answered well, one page after the other, in one
     folder and with the services of one `up`; and meanwhile people search."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ES_WEBHOOK_SECRET", "whsec_" + "c2VjcmV0" * 4)
     write_files(tmp_path)
     failed = []
     with services(tmp_path) as running, running.client() as client:
