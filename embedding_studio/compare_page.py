@@ -8,37 +8,38 @@ from embedding_studio.tasks import MetricChange
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One result in one of two lists."""
+class Result:
+    """One result; in both lists it is the same."""
 
-    object_id: str
     text: str
+    #: where it is known
+    object_id: str | None = None
     #: as labels say, a share of the highest grade; None where they say nothing
-    grade: float | None
-    #: its place in the other list, from 1; None where that does not have it
-    other_place: int | None
+    grade: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class QueryLists:
-    """A query, its lists by both models, and nDCG by both, if labels say."""
+class SideBySide:
+    """A query, what both models rank first for it, and how good that is, if it is known."""
 
     query: str
-    before: Sequence[Shown]
-    after: Sequence[Shown]
-    ndcg: tuple[float, float] | None = None
+    before: Sequence[Result]
+    after: Sequence[Result]
+    score: tuple[float, float] | None = None
 
 
 def compare_page_of(
     names: tuple[str, str],
-    queries: Sequence[QueryLists],
+    queries: Sequence[SideBySide],
     metrics: Sequence[MetricChange] = (),
     told: str = "",
+    measure: str = "nDCG@10",
 ) -> str:
-    """Return the page as HTML. names: of the two models; told: which queries these are."""
+    """Return the page as HTML. names: of the two models; told: which queries these are; measure:
+    what the scores are."""
     return (
         templates()
         .get_template("compare_page.html")
         .render(title=f"{names[0]} and {names[1]}", names=names, queries=queries, metrics=metrics,
-                told=told)
+                told=told, measure=measure)
     )  # fmt: skip

@@ -181,6 +181,12 @@ class FineTuningMethod(ABC, Generic[Model]):
         the direction of the main metric."""
         return {}
 
+    def rank(self, model: Model, split: Any) -> Mapping[str, Sequence[str]]:
+        """Return what a model ranks first for single queries, by the query's text: items as people
+        know them, ten at most, so that people see what changed where `explain` tells how good it
+        is; nothing where that cannot be told."""
+        return {}
+
     def estimate_trained_tokens(self, params: Parameters, data: Splits[Any]) -> int | None:
         """Return about how many tokens `train` would count with these, if it counts any.
 

@@ -328,6 +328,8 @@ class Promotion:
     sessions_needed: int | None = None
     #: the labels whose queries decided; None: the held-out ones of what is learnt from did
     judge_labels_id: str | None = None
+    #: whether a page has what was ranked first for `gained` and `lost`, before and after
+    has_lists: bool = False
     #: what was compared besides
     others: tuple[Comparison, ...] = ()
 

@@ -36,6 +36,7 @@ from embedding_studio.training.evaluation import (
     evaluate_vectors,
     explain_vectors,
     note_start_vectors,
+    rank_vectors,
 )
 from embedding_studio.training.losses import listwise_softmax
 from embedding_studio.training.places import require_model
@@ -185,6 +186,14 @@ class LinearAdapter(FineTuningMethod[Adapter]):
 
     def explain(self, model: Adapter, split: Split) -> Mapping[str, float]:
         return explain_vectors(
+            split.lists,
+            split.searched(split.lists.queries, model),
+            lambda items: split.vectors[items],
+            split.similarity,
+        )
+
+    def rank(self, model: Adapter, split: Split) -> Mapping[str, Sequence[str]]:
+        return rank_vectors(
             split.lists,
             split.searched(split.lists.queries, model),
             lambda items: split.vectors[items],

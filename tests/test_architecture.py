@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "embedding_studio"
 # each may import those in the tiers above it, and its own
 TIERS = [
     {"errors", "projects", "clickstream", "items", "labels", "snapshot", "reports", "tasks"}
-    | {"report_page"}
+    | {"report_page", "compare_page"}
     | {
         "schedules",
         "models",
@@ -36,7 +36,7 @@ TIERS = [
     | {"engine.failures"},
     {"tracking", "engine.lease", "errands.schedules", "errands.webhooks", "testing"},
     {"engine", "errands", "api", "pages"},
-    {"engine.worker", "client", "serving", "compare_page"},
+    {"engine.worker", "client", "serving"},
     {"services", "demo", "doctor"},
     {"cli"},
     {"__main__"},

@@ -32,6 +32,7 @@ from embedding_studio.engine.promotion import (
     decide,
     guard,
     most_changed,
+    queries_page,
     query_changes,
     sessions_needed,
 )
@@ -55,7 +56,6 @@ from embedding_studio.tasks import (
     FineTuningTask,
     Promote,
     Promotion,
-    QueryChange,
     ServedModel,
     StoredModel,
     TaskEvent,
@@ -63,6 +63,7 @@ from embedding_studio.tasks import (
     TaskStatus,
 )
 from embedding_studio.tracking import story
+from embedding_studio.tracking.reader import QUERIES_PAGE
 
 if TYPE_CHECKING:
     from embedding_studio.tracking.iterations import OlderIteration
@@ -359,13 +360,20 @@ class Attempt:
             for n, labels_id in enumerate(data.judges)
         }
         before, after = (join([one.scores for one in of]) for of in (of_start, of_set))
-        verdict, changes = self._decide(of_start, of_set, by_labels)
+        verdict, judged_start, judged_set = self._decide(of_start, of_set, by_labels)
+        changes = query_changes(judged_start, judged_set)
         gained, lost = most_changed(changes)
+        page = queries_page(judged_start, judged_set, changes, verdict.metrics)
         sessions, needed = int(data.figures["sessions"]), None
         if sessions and verdict.judge_labels_id is None:
             needed = sessions_needed(verdict, sessions)
         verdict = replace(
-            verdict, gained=gained, lost=lost, folds=len(folds), sessions_needed=needed
+            verdict,
+            gained=gained,
+            lost=lost,
+            has_lists=bool(page),
+            folds=len(folds),
+            sessions_needed=needed,
         )
         promote = self._promote_when
         registered = self._registered()
@@ -387,7 +395,9 @@ class Attempt:
         before_run_id = baseline.run_id if is_start else None
         self._log_test_scores(scores, before_run_id, {best.run_id, served.run_id})
         if changes:
-            tracking.runs.log_table(served.run_id, "queries.csv", as_csv(changes))
+            tracking.runs.log_text(served.run_id, "queries.csv", as_csv(changes))
+        if page:
+            tracking.runs.log_text(served.run_id, QUERIES_PAGE, page)
         self._record_verdict(verdict, best_model=served)
         return served, verdict
 
@@ -396,8 +406,8 @@ class Attempt:
         of_start: Sequence[Examined],
         of_set: Sequence[Examined],
         by_labels: Mapping[str, tuple[Examined, Examined]],
-    ) -> tuple[Promotion, Sequence[QueryChange]]:
-        """Return the verdict, and how single queries changed of those that made it.
+    ) -> tuple[Promotion, Sequence[Examined], Sequence[Examined]]:
+        """Return the verdict, and the two on the queries that made it.
 
         of_start, of_set: on the held-out parts of what is learnt from; by_labels: the same on the
         labels that judge, by their names."""
@@ -420,8 +430,7 @@ class Attempt:
             of_start, of_set = ([one] for one in by_labels[judge])
             before, after = of_start[0].scores, of_set[0].scores
         verdict = decide(metric, direction, before, after, seed, promote, judge)
-        verdict = guard(replace(verdict, others=tuple(others)), direction)
-        return verdict, query_changes(of_start, of_set)
+        return guard(replace(verdict, others=tuple(others)), direction), of_start, of_set
 
     def _note_cost(self, experiment_id: str) -> None:
         """Count what was trained since the search."""

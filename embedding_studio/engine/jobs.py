@@ -422,6 +422,8 @@ class Examined:
     scores: Scores
     #: by the text of a query, as the method explains them
     explained: Mapping[str, float]
+    #: what it ranks first for these queries, where its method tells
+    ranked: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,7 +447,7 @@ class Examine(Job[list[Examined]]):
         scores = read_scores(method.evaluate(model, split))
         mean_metrics(scores, method.main_metric)
         explained = finite_means(read_scores(method.explain(model, split), "explain"))
-        return Examined(scores, explained)
+        return Examined(scores, explained, method.rank(model, split))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_studio.compare_page import Result, SideBySide, compare_page_of
 from embedding_studio.engine.jobs import Examined
 from embedding_studio.engine.scores import queries_of
 from embedding_studio.errors import MethodError
@@ -138,7 +139,7 @@ def averaged(examined: Sequence[Examined]) -> Examined:
         for query in examined[0].explained
         if all(query in one.explained for one in examined)
     }
-    return Examined(scores, explained)
+    return Examined(scores, explained, examined[0].ranked)
 
 
 def changes_of(before: Scores, after: Scores, seed: int) -> list[MetricChange]:
@@ -207,6 +208,36 @@ def most_changed(changes: Sequence[QueryChange]) -> tuple[tuple[QueryChange, ...
     gained = [change for change in changes if change.after > change.before]
     lost = [change for change in reversed(changes) if change.after < change.before]
     return tuple(gained[:MOST_QUERIES_TOLD]), tuple(lost[:MOST_QUERIES_TOLD])
+
+
+def queries_page(
+    before: Sequence[Examined],
+    after: Sequence[Examined],
+    changes: Sequence[QueryChange],
+    metrics: Sequence[MetricChange],
+) -> str:
+    """Return a page of what two models rank first for the queries that changed most; empty where
+    their method does not tell."""
+    gained, lost = most_changed(changes)
+    former, new = (
+        {
+            query[:_QUERY_LENGTH]: [*map(Result, found)]
+            for one in some
+            for query, found in one.ranked.items()
+        }
+        for some in (before, after)
+    )
+    lists = [
+        SideBySide(one.query, former[one.query], new[one.query], (one.before, one.after))
+        for one in (*gained, *lost)
+        if one.query in former and one.query in new
+    ]
+    told = (
+        f"The {len(gained)} of {len(changes)} held-out queries that gained most, then the "
+        f"{len(lost)} that lost most. Each model ranked what searchers were shown, and items drawn "
+        "at random among it."
+    )
+    return compare_page_of(("before", "after"), lists, metrics, told, "score") if lists else ""
 
 
 def as_csv(changes: Sequence[QueryChange]) -> str:

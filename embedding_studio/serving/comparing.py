@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from embedding_studio.compare_page import QueryLists, Shown
+from embedding_studio.compare_page import Result, SideBySide
 from embedding_studio.engine.promotion import changes_of
 from embedding_studio.errors import InvalidInput
 from embedding_studio.imports.columns import Columns, values_of
@@ -29,7 +29,7 @@ class Comparison:
     that changed most. overlap: the mean share of the first's ten that the second has, too."""
 
     metrics: Sequence[MetricChange]
-    queries: Sequence[QueryLists]
+    queries: Sequence[SideBySide]
     overlap: float
     told: str
 
@@ -80,21 +80,20 @@ def _lists_of(
     items: Catalogue,
     judged: Judged | None,
     ndcg: tuple[float, float] | None = None,
-) -> QueryLists:
-    one, other = before.top[row].tolist(), after.top[row].tolist()
-
-    def shown(places: list[int], others: list[int]) -> list[Shown]:
+) -> SideBySide:
+    def shown(places: list[int]) -> list[Result]:
         return [
-            Shown(
-                items.ids[place],
+            Result(
                 items.texts[place][:_TEXT_CHARS],
+                items.ids[place],
                 (float(judged.relevance[row, place]) or None) if judged else None,
-                others.index(place) + 1 if place in others else None,
             )
             for place in places
         ]
 
-    return QueryLists(queries[row], shown(one, other), shown(other, one), ndcg)
+    return SideBySide(
+        queries[row], shown(before.top[row].tolist()), shown(after.top[row].tolist()), ndcg
+    )
 
 
 def read_queries(file: Path, settings: Settings) -> list[str]:

@@ -118,7 +118,12 @@ def check_evaluate(bench: Bench) -> str | None:
     for told in suspicions(found["validation"], found["test"], metric):
         raise MethodError(told)
     for model in (start, bench.trained.model):
-        read_scores(bench.method.explain(model, bench.load_data().test), "explain")
+        split = bench.load_data().test
+        explained = read_scores(bench.method.explain(model, split), "explain")
+        if unknown := bench.method.rank(model, split).keys() - explained.keys():
+            raise MethodError(
+                f"`rank` tells of {min(unknown)!r} and `explain` does not: they name queries alike"
+            )
     return None
 
 

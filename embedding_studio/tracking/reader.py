@@ -36,6 +36,18 @@ def experiment_url(public_url: str, experiment_id: str) -> str:
     )
 
 
+QUERIES_PAGE = "queries.html"
+"""The file of a run that shows what was ranked first before and after."""
+
+
+def queries_url(public_url: str, experiment_id: str, run_id: str) -> str:
+    """Return where people see what was ranked first before and after."""
+    return (
+        f"{public_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        f"/artifacts/{QUERIES_PAGE}"
+    )
+
+
 def look(tracking_uri: str) -> str:
     """Return how an MLflow answers. Raises StoreUnavailable when it does not, ConfigurationError
     when there is no way to ask it."""

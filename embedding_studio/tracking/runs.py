@@ -85,9 +85,9 @@ class Runs:
             self._models.delete_artifacts(run)
             self._client.writing.delete_run(run.info.run_id)
 
-    def log_table(self, run_id: str, name: str, table: str) -> None:
+    def log_text(self, run_id: str, name: str, text: str) -> None:
         """Keep a text as a file of a run."""
-        self._client.writing.log_text(run_id, table, name)
+        self._client.writing.log_text(run_id, text, name)
 
     def log_output(self, run_id: str, printed: Path) -> None:
         """Keep what was printed, if anything was: a file, or a folder of them."""

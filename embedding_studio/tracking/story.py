@@ -11,7 +11,7 @@ from embedding_studio.methods import Direction
 from embedding_studio.search import Outcome
 from embedding_studio.tasks import Comparison, MetricChange, Promotion, QueryChange, ServedModel
 from embedding_studio.tracking.names import to_mlflow
-from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI
+from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI, queries_url
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -222,6 +222,9 @@ def verdict_note(
         rows["beware"] = "; ".join(promotion.warnings[:_MOST_METRICS])
     if promotion.gained or promotion.lost:
         rows |= {"gained": _changed(promotion.gained), "lost": _changed(promotion.lost)}
+    if promotion.has_lists:
+        page = queries_url("", best.info.experiment_id, best.info.run_id).removeprefix("/")
+        rows["ranked first"] = f"[before and after]({page})"
     return _note(verdict(promotion), {**rows, **_about(tags)})[:_NOTE_LENGTH]
 
 

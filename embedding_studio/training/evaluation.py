@@ -1,6 +1,6 @@
 """How good a model is, judged by clicks that another model's ranking received."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ Flags = NDArray[np.bool_]
 Embed = Callable[[Ints], Vectors]
 
 _CHUNK = 10_000
+_TEXT_CHARS = 200
 _DOUBT = 1e-3  # what a label leaves
 
 
@@ -62,6 +63,12 @@ def explain(
     return explain_vectors(
         lists, embed_queries(lists.queries), embed_items, model.similarity_fn_name
     )
+
+
+def rank(model: SentenceTransformer, lists: QueryLists) -> dict[str, Sequence[str]]:
+    """Rank with `rank_vectors` by an encoder of texts."""
+    embed_queries, embed_items = _embedders(model, lists, None)
+    return rank_vectors(lists, embed_queries(lists.queries), embed_items, model.similarity_fn_name)
 
 
 def note_start(
@@ -125,6 +132,29 @@ def explain_vectors(
     values = _labelled_metrics(lists, found, clear)["ndcg_at_10"]
     spelled = [query for query, is_clear in zip(lists.spellings(), clear, strict=True) if is_clear]
     return dict(zip(spelled, values.tolist(), strict=True))
+
+
+def rank_vectors(
+    lists: QueryLists, queries: Vectors, embed_items: Embed, similarity: str = COSINE
+) -> dict[str, Sequence[str]]:
+    """Return the texts that rank first, TOP at most, for each query that `explain_vectors` scores:
+    of what it was shown, and of the random items among it.
+
+    Arguments as in `evaluate_vectors`; items are texts."""
+    found, clear = _similarities(lists, queries, embed_items, similarity), _clear(lists)
+    others = np.where(found.is_presumed, found.others, -np.inf)
+    scores = np.concatenate([lists.padded(found.shown, -np.inf), others], axis=1)[clear]
+    drawn = np.broadcast_to(lists.distractors, others.shape)
+    items = np.concatenate([lists.padded(lists.items, -1), drawn], axis=1)[clear]
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+    kept = np.take_along_axis(np.where(np.isfinite(scores), items, -1), order, axis=1)
+    # of one text one object, which a pickle has once
+    texts = {int(n): str(lists.texts.contents[n])[:_TEXT_CHARS] for n in np.unique(kept[kept >= 0])}
+    spelled = [query for query, is_clear in zip(lists.spellings(), clear, strict=True) if is_clear]
+    return {
+        query: [texts[n] for n in row if n >= 0]
+        for query, row in zip(spelled, kept.tolist(), strict=True)
+    }
 
 
 def note_start_vectors(

@@ -75,6 +75,9 @@ class EncoderMethod(FineTuningMethod[SentenceTransformer]):
     def explain(self, model: SentenceTransformer, split: QueryLists) -> Mapping[str, float]:
         return evaluation.explain(model, split, self.items_of(split))
 
+    def rank(self, model: SentenceTransformer, split: QueryLists) -> Mapping[str, Sequence[str]]:
+        return evaluation.rank(model, split) if self.items_of(split) is None else {}
+
     def save(self, model: SentenceTransformer, folder: Path) -> None:
         save_encoder(model, folder)
 

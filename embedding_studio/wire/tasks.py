@@ -30,7 +30,7 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
-from embedding_studio.tracking.reader import experiment_url
+from embedding_studio.tracking.reader import experiment_url, queries_url
 from embedding_studio.wire.clickstream import (
     BatchReportView,
     BatchSummary,
@@ -271,6 +271,12 @@ class TaskView(BaseModel):
         None, exclude_if=is_none, description="when the webhook is told, again if need be"
     )
     mlflow_url: str | None = Field(None, description="the iteration's experiment, for people")
+    queries_url: str | None = Field(
+        None,
+        exclude_if=is_none,
+        description="for people: what was ranked first, before and after, for the queries that "
+        "gained and lost most",
+    )
     # clients written for the reference take the presence of this field as "there is a model"
     best_model_url: str | None = Field(
         None, exclude_if=is_none, description="the model as a ZIP; absent until there is one"
@@ -283,6 +289,10 @@ class TaskView(BaseModel):
         view = cls.model_validate(task)
         if task.experiment_id:
             view.mlflow_url = experiment_url(settings.mlflow_public_url, task.experiment_id)
+            if task.best_model and task.promotion and task.promotion.has_lists:
+                view.queries_url = queries_url(
+                    settings.mlflow_public_url, task.experiment_id, task.best_model.run_id
+                )
         if task.best_model and api_url:
             view.best_model_url = f"{api_url.rstrip('/')}/api/v1/fine-tuning/task/{task.id}/model"
         return view

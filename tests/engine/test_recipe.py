@@ -32,6 +32,7 @@ from embedding_studio.tasks import (
     TaskEventKind,
     TaskStatus,
 )
+from embedding_studio.wire.tasks import TaskView
 from tests.iterations import Bench, make_session
 
 pytestmark = pytest.mark.slow
@@ -228,3 +229,24 @@ def test_a_method_that_explains_queries_leaves_a_table(bench: Bench) -> None:
     assert len(Path(table).read_text().splitlines()) == 1 + (verdict.test_queries or 0)
     assert len(verdict.gained) == 20
     assert verdict.lost == ()
+
+
+def test_a_method_that_ranks_leaves_a_page(bench: Bench) -> None:
+    """`queries.html` lies beside the table, with both lists of the queries that changed most, and
+    nothing in it is markup of strangers; the task and the note lead there."""
+    task = bench.run_task("Explaining")
+    assert task.best_model is not None
+    assert task.experiment_id is not None
+    run_id = task.best_model.run_id
+    page = Path(bench.mlflow.download_artifacts(run_id, "queries.html")).read_text()
+    verdict = verdict_of(task)
+    assert verdict.has_lists
+    assert page.count("<article>") == 20
+    assert page.count('<span class="mark">new</span>') == 20
+    assert "<b>" not in page
+    assert "&lt;b&gt;lamp&lt;/b&gt;" in page
+    place = f"#/experiments/{task.experiment_id}/runs/{run_id}/artifacts/queries.html"
+    view = TaskView.of(task, bench.house.settings, None)
+    assert (view.queries_url or "").endswith(f"/{place}")
+    note = bench.mlflow.get_experiment(task.experiment_id).tags["mlflow.note.content"]
+    assert f"[before and after]({place})" in note

@@ -124,6 +124,9 @@ def test_what_is_judged_is_explained_by_query(method: AnyMethod, tmp_path: Path)
     found = method.explain(model, data.test)
     assert 5 < len(found) <= len(values)
     assert all(0 <= value <= 1 for value in found.values())
+    ranked = method.rank(model, data.test)
+    assert ranked.keys() == found.keys()
+    assert all(0 < len(texts) <= 10 for texts in ranked.values())
 
 
 def test_metrics_have_names_that_mlflow_takes(method: AnyMethod, tmp_path: Path) -> None:

@@ -490,6 +490,9 @@ class Explaining(Toy):
     def explain(self, model: Vector, split: list[Session]) -> Mapping[str, float]:
         return {session.search_query: model[0] for session in split}
 
+    def rank(self, model: Vector, split: list[Session]) -> Mapping[str, Sequence[str]]:
+        return {session.search_query: ["<b>lamp</b>", f"{model[0]:.9f}"] for session in split}
+
 
 class Noisy(Toy):
     """All sets are equal, but for noise in the scores of their models."""

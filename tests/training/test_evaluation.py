@@ -20,6 +20,7 @@ from embedding_studio.training.evaluation import (
     explain,
     note_start,
     note_start_vectors,
+    rank,
 )
 from embedding_studio.training.metrics import ranking_metrics
 from embedding_studio.training.serving import unit_of
@@ -299,3 +300,21 @@ def test_queries_are_explained_one_by_one(
     assert list(found.values()) == pytest.approx(bare.tolist())
     assert set(found) <= set(lists.spellings())
     assert all(query.split()[0] in WORDS for query in found)
+
+
+def test_what_ranks_first_is_told_by_query(
+    noted: tuple[Splits[QueryLists], Mapping[str, float]], model: SentenceTransformer
+) -> None:
+    """For the queries that are explained: distinct texts, most similar first, among them what the
+    query was shown."""
+    lists = noted[0].test
+    found = rank(model, lists)
+    assert found.keys() == explain(model, lists).keys()
+    query, texts = next(iter(found.items()))
+    assert len({*texts}) == len(texts) == 10
+    scores = model.encode_query([query]) @ model.encode_document(texts).T
+    assert np.all(np.diff(scores[0]) <= 1e-6)
+    contents = lists.texts.contents
+    row = lists.spellings().index(query)
+    shown = {contents[n] for n in lists.items[lists.offsets[row] : lists.offsets[row + 1]]}
+    assert shown & {*texts}
