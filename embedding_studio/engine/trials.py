@@ -453,7 +453,7 @@ class Trials:
             trial,
             f"{metric} {value:.4f} on validation, in {seconds:.1f} s",
             {
-                "value": value, "seconds": round(seconds, 1), "run_id": trial.run_id,
+                "value": value, "seconds": round(seconds, 1),
                 "main_metrics": running.curve(metric),
             },
         )  # fmt: skip
@@ -512,4 +512,5 @@ class Trials:
         data: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         number = trial.number + 1
-        self._attempt.record(kind, f"trial {number}: {what}", {"trial": number, **data})
+        told = {"trial": number, "run_id": trial.run_id, "parameters": dict(trial.params), **data}
+        self._attempt.record(kind, f"trial {number}: {what}", told)

@@ -63,7 +63,8 @@ def file(name: str, media_type: str) -> Response:
 
 
 class ErrorPages:
-    """ASGI middleware: turns errors at the page's paths, which are JSON, into pages."""
+    """ASGI middleware: turns errors at the page's paths, which are JSON, into pages; crashes too,
+    which go on to whoever logs them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -73,10 +74,11 @@ class ErrorPages:
             await self._app(scope, receive, send)
             return
         start: Message | None = None
-        body = b""
+        body, is_sent = b"", False
 
         async def send_as_page(message: Message) -> None:
-            nonlocal start, body
+            nonlocal start, body, is_sent
+            is_sent = True
             if message["type"] == "http.response.start" and _is_error(message):
                 start = message
             elif start is None:
@@ -86,7 +88,14 @@ class ErrorPages:
                 if not message.get("more_body"):
                     await _error_page(scope, start, body)(scope, receive, send)
 
-        await self._app(scope, receive, send_as_page)
+        try:
+            await self._app(scope, receive, send_as_page)
+        except Exception:
+            if not is_sent:
+                detail = "Something went wrong here; the log of the API has it."
+                crashed = page(scope, "error", 500, title=HTTPStatus(500).phrase, detail=detail)
+                await crashed(scope, receive, send)
+            raise
 
 
 def _is_error(start: Message) -> bool:

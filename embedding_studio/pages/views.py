@@ -97,6 +97,7 @@ def show_task(task_id: str, request: Request, context: ReadContext) -> Response:
         "task",
         task=task,
         trials=trials,
+        experiment_url=task.mlflow_url and task.mlflow_url.partition("/runs?")[0],
         metric=(task.progress and task.progress.main_metric_name) or "the main metric",
         curves=Curves.of(trials, task.progress.baseline if task.progress else None),
         events=events,

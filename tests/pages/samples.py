@@ -118,7 +118,9 @@ def _end_trials(store: Store, owner: Claim, count: int = 3) -> None:
         (TaskEventKind.TRIAL_FAILED, {}),
     ]
     for number, (kind, data) in enumerate(ends[:count], start=1):
-        event = TaskEvent(kind, START, f"trial {number}: {EVIL}", {"trial": number, **data})
+        tried = {"run_id": f"run-{number}", "parameters": {"rate": 0.00031234, "epochs": number}}
+        told = {"trial": number, **tried, **data}
+        event = TaskEvent(kind, START, f"trial {number}: {EVIL}", told)
         store.tasks.record(owner, START, event=event)
 
 

@@ -47,12 +47,15 @@ def test_a_task_shows_trials_verdict_and_queries(
     curves = [(one["class"], len(one["points"].split())) for one in page.named("polyline")]
     assert curves == [("curve pruned", 2), ("curve best", 3)]
     assert f"3 failed: trial 3: {EVIL}" in page.text
+    assert "rate 0.000312, epochs 2" in page.text
     assert "ndcg_at_10 0.4100 before, 0.4600 after (+0.0500, with 95 % confidence" in page.text
     assert "recall_at_10 0.6200 0.6100 -0.0100 -0.0300 to +0.0100" in page.text
     assert "winter jacket 0.200 0.900" in page.text
     assert "hat 0.800 0.600" in page.text
     links = [one["href"] for one in page.named("a")]
-    assert any(one.startswith(f"{settings.mlflow_public_url}/#/experiments/7") for one in links)
+    mlflow = f"{settings.mlflow_public_url}/#/experiments/7"
+    assert any(one.startswith(f"{mlflow}/runs?") for one in links)
+    assert f"{mlflow}/runs/run-3" in links
     assert f"fine tuning method {METHOD} batch id {ids.released} max trials 8" in page.text
 
 
@@ -184,6 +187,22 @@ def test_a_busy_browser_is_told_when_to_come_back(
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) > 0
     assert "ES_RATE_LIMIT" in Page(refused).text
+
+
+def test_a_crash_is_a_page_too(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says where more is told, and the error goes on to the server's log."""
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr("embedding_studio.pages.views.tasks.get_task", crash)
+    with pytest.raises(ZeroDivisionError):
+        browser.get("/tasks/t")
+    quiet = TestClient(browser.app, base_url="http://localhost", raise_server_exceptions=False)
+    answer = quiet.get("/tasks/t")
+    assert answer.status_code == 500
+    assert "the log of the API has it" in Page(answer).text
+    assert "secret" not in answer.text
 
 
 def test_a_fresh_start_forgets_former_trials(browser: TestClient, store: Store, ids: Ids) -> None:
