@@ -3,6 +3,7 @@ browser sends, and told in HTML."""
 
 import secrets
 from dataclasses import fields
+from functools import partial
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, quote
 
@@ -19,6 +20,7 @@ from embedding_studio.pages.plots import Curves, Gains
 from embedding_studio.pages.trials import trials_of
 from embedding_studio.report_page import parts_of
 from embedding_studio.tasks import LEGAL_TRANSITIONS, TERMINAL, TaskRequest, TaskStatus
+from embedding_studio.tracking.reader import run_url
 from embedding_studio.wire.fields import MAX_PAGE_OFFSET
 from embedding_studio.wire.tasks import TaskEventView, TaskView
 
@@ -97,7 +99,7 @@ def show_task(task_id: str, request: Request, context: ReadContext) -> Response:
         "task",
         task=task,
         trials=trials,
-        experiment_url=task.mlflow_url and task.mlflow_url.partition("/runs?")[0],
+        run_url=partial(run_url, context.settings.mlflow_public_url, task.experiment_id or ""),
         metric=(task.progress and task.progress.main_metric_name) or "the main metric",
         curves=Curves.of(trials, task.progress.baseline if task.progress else None),
         events=events,

@@ -40,12 +40,10 @@ QUERIES_PAGE = "queries.html"
 """The file of a run that shows what was ranked first before and after."""
 
 
-def queries_url(public_url: str, experiment_id: str, run_id: str) -> str:
-    """Return where people see what was ranked first before and after."""
-    return (
-        f"{public_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-        f"/artifacts/{QUERIES_PAGE}"
-    )
+def run_url(public_url: str, experiment_id: str, run_id: str, artifact: str = "") -> str:
+    """Return where people see a run, or a file of it."""
+    place = f"{public_url.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{place}{artifact and f'/artifacts/{artifact}'}?{TRAINING_UI}"
 
 
 def look(tracking_uri: str) -> str:

@@ -11,7 +11,7 @@ from embedding_studio.methods import Direction
 from embedding_studio.search import Outcome
 from embedding_studio.tasks import Comparison, MetricChange, Promotion, QueryChange, ServedModel
 from embedding_studio.tracking.names import to_mlflow
-from embedding_studio.tracking.reader import RUNS_VIEW, TRAINING_UI, queries_url
+from embedding_studio.tracking.reader import QUERIES_PAGE, RUNS_VIEW, TRAINING_UI, run_url
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -205,7 +205,7 @@ def verdict_note(
     """Return what stands above an iteration's runs: the verdict in a line, then in figures.
 
     tags: the experiment's; best: the run of the model that is served."""
-    link = f"#/experiments/{best.info.experiment_id}/runs/{best.info.run_id}?{TRAINING_UI}"
+    link = run_url("", best.info.experiment_id, best.info.run_id).removeprefix("/")
     validation = baseline.data.metrics[to_mlflow(promotion.metric_name)] if baseline else None
     on_validation = "" if validation is None else f", its start {validation:.4f}"
     by_labels = promotion.judge_labels_id is not None or not tags["es.batch_id"]
@@ -223,8 +223,8 @@ def verdict_note(
     if promotion.gained or promotion.lost:
         rows |= {"gained": _changed(promotion.gained), "lost": _changed(promotion.lost)}
     if promotion.has_lists:
-        page = queries_url("", best.info.experiment_id, best.info.run_id).removeprefix("/")
-        rows["ranked first"] = f"[before and after]({page})"
+        page = run_url("", best.info.experiment_id, best.info.run_id, QUERIES_PAGE)
+        rows["ranked first"] = f"[before and after]({page.removeprefix('/')})"
     return _note(verdict(promotion), {**rows, **_about(tags)})[:_NOTE_LENGTH]
 
 

@@ -30,7 +30,7 @@ from embedding_studio.tasks import (
     TaskRequest,
     TaskStatus,
 )
-from embedding_studio.tracking.reader import experiment_url, queries_url
+from embedding_studio.tracking.reader import QUERIES_PAGE, experiment_url, run_url
 from embedding_studio.wire.clickstream import (
     BatchReportView,
     BatchSummary,
@@ -270,6 +270,7 @@ class TaskView(BaseModel):
     delivery_due_at: datetime | None = Field(
         None, exclude_if=is_none, description="when the webhook is told, again if need be"
     )
+    experiment_id: str | None = Field(None, exclude_if=is_none, description="in MLflow")
     mlflow_url: str | None = Field(None, description="the iteration's experiment, for people")
     queries_url: str | None = Field(
         None,
@@ -290,9 +291,8 @@ class TaskView(BaseModel):
         if task.experiment_id:
             view.mlflow_url = experiment_url(settings.mlflow_public_url, task.experiment_id)
             if task.best_model and task.promotion and task.promotion.has_lists:
-                view.queries_url = queries_url(
-                    settings.mlflow_public_url, task.experiment_id, task.best_model.run_id
-                )
+                best = task.experiment_id, task.best_model.run_id
+                view.queries_url = run_url(settings.mlflow_public_url, *best, QUERIES_PAGE)
         if task.best_model and api_url:
             view.best_model_url = f"{api_url.rstrip('/')}/api/v1/fine-tuning/task/{task.id}/model"
         return view

@@ -32,6 +32,7 @@ from embedding_studio.tasks import (
     TaskEventKind,
     TaskStatus,
 )
+from embedding_studio.tracking.reader import run_url
 from embedding_studio.wire.tasks import TaskView
 from tests.iterations import Bench, make_session
 
@@ -245,7 +246,7 @@ def test_a_method_that_ranks_leaves_a_page(bench: Bench) -> None:
     assert page.count('<span class="mark">new</span>') == 20
     assert "<b>" not in page
     assert "&lt;b&gt;lamp&lt;/b&gt;" in page
-    place = f"#/experiments/{task.experiment_id}/runs/{run_id}/artifacts/queries.html"
+    place = run_url("", task.experiment_id, run_id, "queries.html").removeprefix("/")
     view = TaskView.of(task, bench.house.settings, None)
     assert (view.queries_url or "").endswith(f"/{place}")
     note = bench.mlflow.get_experiment(task.experiment_id).tags["mlflow.note.content"]

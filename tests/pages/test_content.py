@@ -55,7 +55,7 @@ def test_a_task_shows_trials_verdict_and_queries(
     links = [one["href"] for one in page.named("a")]
     mlflow = f"{settings.mlflow_public_url}/#/experiments/7"
     assert any(one.startswith(f"{mlflow}/runs?") for one in links)
-    assert f"{mlflow}/runs/run-3" in links
+    assert f"{mlflow}/runs/run-3?workflowType=machine_learning" in links
     assert f"fine tuning method {METHOD} batch id {ids.released} max trials 8" in page.text
 
 
