@@ -1,5 +1,6 @@
 """A catalogue's vectors by a registered model, into parquet."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -134,12 +135,13 @@ def embed(
     left = _after(files, texts, source)
     done, began = sum(1 for _ in files.ids()), time.monotonic()
     made = dict[int, int]()  # by shards
-    running = set[Future[int]]()
+    running, telling = set[Future[int]](), threading.Lock()
 
     def note(shard: int, report: Report) -> Verdict:
-        made[shard] = int(report.metrics["rows"])
-        new = sum(made.values())
-        progress(done + new, new / (time.monotonic() - began))
+        with telling:  # each shard reports from a thread of its own
+            made[shard] = int(report.metrics["rows"])
+            new = sum(made.values())
+            progress(done + new, new / (time.monotonic() - began))
         return Verdict.CONTINUE
 
     with closing(open_executor(executor)) as jobs:

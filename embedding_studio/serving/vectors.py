@@ -54,6 +54,8 @@ class VectorFiles:
                         f"{self.folder} was begun with {name} {former.get(name)!r}, not {value!r}: "
                         "go on with that, or delete the folder"
                     )
+            for shard in {*self.folder.glob("part-*.parquet")} - {*self.shards()}:
+                shard.unlink()  # of several at a time a later one was complete
         else:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise Conflict(f"{self.folder} has other files: name a new folder")

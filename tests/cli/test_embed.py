@@ -190,6 +190,23 @@ def test_what_computes_them_may_be_chosen(
     assert f"was begun with format '{wanted}', not 'float32'" in str(other.exception)
 
 
+def test_a_shard_behind_one_that_is_missing_is_made_anew(
+    shell: Shell, store: Store, encoders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Where several were at work, a later one may be complete: items that went since do not come
+    back with it."""
+    register(store, encoders[0])
+    store.items.put([Item(f"lamp-{n:02}", text) for n, text in enumerate(TEXTS)])
+    out = tmp_path / "vectors"
+    words = ["embed", "--items", "items", "--model", f"{NAME}/1", "--out", str(out), "--rows", "10"]
+    assert shell(*words).exit_code == 0
+    (out / "part-00001.parquet").unlink()
+    store.items.delete([f"lamp-{n:02}" for n in range(20, 25)])
+    done = shell(*words)
+    assert "has 20 vectors" in done.output
+    assert read(out)[0] == [f"lamp-{n:02}" for n in range(20)]
+
+
 @pytest.mark.slow
 def test_shards_are_made_by_other_processes(
     shell: Shell, store: Store, encoders: tuple[Path, Path], items: Path, tmp_path: Path
