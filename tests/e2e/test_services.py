@@ -26,17 +26,14 @@ PROGRAM = [sys.executable, "-m", "embedding_studio"]
 
 
 @pytest.mark.timeout(900)
-def test_the_demo_on_mongodb_leaves_one_model_an_iteration(
-    tmp_path: Path, secantus_url: str
-) -> None:
-    """`demo` with ES_STORE_URL=mongodb://... runs two rounds through pymongo and MLflow: the last
-    line is the JSON summary, an iteration that stays has one model on disk beside the initial one,
-    and as champion the last loads with MLflow and with sentence-transformers, to the same
-    embeddings."""
+def test_the_demo_on_mongodb_leaves_one_model(tmp_path: Path, secantus_url: str) -> None:
+    """`demo` with ES_STORE_URL=mongodb://... goes through pymongo and MLflow: the last line is the
+    JSON summary, the iteration has one model on disk beside the initial one, and as champion it
+    loads with MLflow and with sentence-transformers, to the same embeddings."""
     settings = Settings(data_folder=tmp_path, api_port=0, mlflow_port=0)
     store = {"ES_STORE_URL": f"{secantus_url.rstrip('/')}/demo"}
     done = subprocess.run(
-        [*PROGRAM, "demo", "--sessions", "1000", "--trials", "1", "--rounds", "2"],
+        [*PROGRAM, "demo", "--sessions", "1000", "--trials", "1"],
         env={**environ, **settings.as_environment(), **store},
         capture_output=True,
         text=True,
