@@ -25,6 +25,8 @@ from embedding_studio.methods import AnyMethod, discover_methods
 from embedding_studio.search import Search
 from embedding_studio.testing import MethodTestCase
 from embedding_studio.testing.bench import Bench
+from embedding_studio.tracking.facts import facts_of
+from embedding_studio.tracking.files import describe_files
 from embedding_studio.training.encoder import load_encoder, split_sides
 from tests.training.test_labels import NO_SESSIONS, judged, split
 from tests.training.tiny import PACKAGED_MODEL, Reports, searches, write_tiny_model
@@ -220,12 +222,17 @@ def test_clicks_make_the_real_model_truly_better(
     assert gained.mean() > 3 * gained.std() / np.sqrt(len(gained))
 
 
+def items_sha256(folder: Path) -> str | None:
+    return facts_of(folder, tuple(describe_files(folder))).items_sha256
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_linear_adapter_is_served_by_sentence_transformers_alone(
     dtype: str, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is saved encodes queries as they were judged and items as the encoder does; it shares
-    the encoder's bytes with the data. What version 0.1 saved still loads."""
+    the encoder's bytes with the data, and its facts say that items keep their vectors. What
+    version 0.1 saved still loads."""
     encoder = SentenceTransformer(str(tiny_model_folder)).to(getattr(torch, dtype))
     encoder.save(str(tmp_path / "encoder"), create_model_card=False)
     monkeypatch.setenv("ES_INITIAL_MODEL", str(tmp_path / "encoder"))
@@ -235,6 +242,9 @@ def test_the_linear_adapter_is_served_by_sentence_transformers_alone(
     model = method.train(method.load_initial_model(), suggestion(method), untested, Reports())
     (saved := tmp_path / "saved").mkdir()
     method.save(model, saved)
+    (before := tmp_path / "before").mkdir()
+    method.save(method.load_initial_model(), before)
+    assert items_sha256(before) == items_sha256(saved) is not None
     served, words = SentenceTransformer(str(saved)), ["word one", "two", "three"]
     vectors = SentenceTransformer(str(tmp_path / "encoder")).encode(words)
     expected = vectors @ model.matrix
@@ -247,9 +257,9 @@ def test_the_linear_adapter_is_served_by_sentence_transformers_alone(
     assert (saved / weights).samefile(tmp_path / "data" / "encoder" / weights)
     np.testing.assert_array_equal(method.load(saved).matrix, model.matrix)
 
-    (former := tmp_path / "former").mkdir()
-    save_file({"array": model.matrix}, former / "arrays.safetensors")
-    np.testing.assert_array_equal(method.load(former).matrix, model.matrix)
+    (oldest := tmp_path / "oldest").mkdir()
+    save_file({"array": model.matrix}, oldest / "arrays.safetensors")
+    np.testing.assert_array_equal(method.load(oldest).matrix, model.matrix)
 
 
 def test_the_adapter_works_on_vectors_as_they_are_served(
@@ -305,6 +315,8 @@ def test_items_keep_their_vectors_where_only_queries_learn(
     items, queries = encoder.encode_document(words), encoder.encode_query(words)
     params = suggestion(method) | {"learning_rate": 3e-3, "frozen_layers": 1}
     model = method.load_initial_model()
+    (start := tmp_path / "start").mkdir()
+    method.save(model, start)
     before = np.mean(method.evaluate(model, data.validation)["ndcg_at_10"])
     for saved in (tmp_path / "first", tmp_path / "second"):
         model = method.train(model, params, data, run := Reports())
@@ -316,6 +328,7 @@ def test_items_keep_their_vectors_where_only_queries_learn(
         assert served.max_seq_length == 16
         assert served.prompts["query"] == "find: "
         assert "an index of these stays valid" in (saved / "README.md").read_text()
+        assert items_sha256(saved) == items_sha256(start) is not None
         model = method.load(saved)
         assert np.mean(method.evaluate(model, data.validation)["ndcg_at_10"]) > before
         estimate, former = (m.estimate_trained_tokens(params, data) for m in (method, shared))

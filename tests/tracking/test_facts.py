@@ -59,6 +59,13 @@ def test_items_keep_their_vectors_where_only_queries_learnt(
     assert (after.items_sha256 != before.items_sha256) is is_other
 
 
+def test_queries_that_get_an_encoder_of_their_own_leave_items_theirs(tmp_path: Path) -> None:
+    """What began as one encoder gives items the same vectors when it is saved as two."""
+    one, two = saved(tmp_path / "1", has_sides=False), saved(tmp_path / "2", has_sides=True)
+    assert one.sha256 != two.sha256
+    assert one.items_sha256 == two.items_sha256 is not None
+
+
 def test_what_is_no_encoder_tells_little(tmp_path: Path) -> None:
     """A matrix has a hash and a size; nothing is made up, and no licence is asked for."""
     (tmp_path / "arrays.safetensors").write_bytes(b"12345")
