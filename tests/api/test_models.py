@@ -91,6 +91,7 @@ def test_versions_are_listed_newest_first(api: TestClient) -> None:
             "served_model": "trial",
             "sessions_needed": None,
             "judge_labels_id": None,
+            "has_lists": False,
             "others": [],
         },
         "removed_at": None,

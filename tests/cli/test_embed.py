@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from embedding_studio.executors import open_executor
+from embedding_studio.executors.base import Verdict
 from embedding_studio.items import Item
 from embedding_studio.serving import embed, vectors
+from embedding_studio.serving.vectors import About
 from embedding_studio.store import Store
 from tests.cli.conftest import Shell
 from tests.serving.conftest import NAME, register
@@ -221,3 +226,21 @@ def test_shards_are_made_by_other_processes(
     ids, found = read(out)
     assert ids == [f"lamp-{n}" for n in range(25)]
     np.testing.assert_allclose(found, expected(encoders[0]), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_shard_is_made_on_a_node_of_a_cluster(
+    encoders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The model goes to the node, and the file of the shard comes back."""
+    copytree(encoders[0], tmp_path / "models" / "model")
+    about = About("lamps/1", None, "document", "items", "float32", 10)
+    items = [(f"lamp-{n}", text) for n, text in enumerate(TEXTS[:3])]
+    shard = tmp_path / "part-00000.parquet"
+    job = embed.EncodeShard(tmp_path / "models", about, items, shard)
+    with closing(open_executor("ray:auto")) as executor:
+        assert executor.submit(job, lambda _: Verdict.CONTINUE).result(120) == 3
+    ids, found = read(shard)
+    assert ids == ["lamp-0", "lamp-1", "lamp-2"]
+    np.testing.assert_allclose(found, expected(encoders[0], texts=TEXTS[:3]), atol=1e-5)

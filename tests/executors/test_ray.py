@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from embedding_studio.engine.jobs import MethodRef
@@ -19,8 +18,6 @@ from embedding_studio.errors import (
 )
 from embedding_studio.executors import Executor, open_executor
 from embedding_studio.executors.base import Job, Report, Reporter, Resources, Verdict
-from embedding_studio.serving.embed import EncodeShard
-from embedding_studio.serving.vectors import About
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import TaskStatus
 from tests.contracts.test_executor import (
@@ -35,7 +32,6 @@ from tests.contracts.test_executor import (
 from tests.executors.clusters import RayCluster, RayNode, join, skip_without_ray
 from tests.iterations import open_bench
 from tests.servers import free_port
-from tests.training.tiny import write_tiny_model
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -303,17 +299,6 @@ def test_gpus_are_asked_for_where_there_are_any(two_nodes: RayCluster) -> None:
     executor = open_executor("ray:auto")
     assert executor.submit(Reporting(), go_on, Resources(gpus=1)).result(60) > 0
     executor.close()
-
-
-def test_a_shard_of_vectors_is_made_on_a_node(on_ray: Executor, tmp_path: Path) -> None:
-    """The model goes to the node, and the file of a shard comes back."""
-    write_tiny_model(tmp_path / "models" / "model")
-    about = About("lamps/1", None, "document", "items", "float32", 10)
-    items = [(f"lamp-{n}", f"lamp number {n}") for n in range(3)]
-    shard = tmp_path / "part-00000.parquet"
-    job = EncodeShard(tmp_path / "models", about, items, shard)
-    assert on_ray.submit(job, go_on).result(120) == 3
-    assert pq.read_table(shard)["object_id"].to_pylist() == ["lamp-0", "lamp-1", "lamp-2"]
 
 
 def test_a_job_has_as_many_threads_as_cores(on_ray: Executor) -> None:
