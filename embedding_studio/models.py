@@ -4,7 +4,7 @@ Everything here is a value; the store changes one registered model in one compar
 a rule below decides is still true when it is written."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,7 @@ from embedding_studio.projects import RegisteredName, check_project, name_in, re
 from embedding_studio.tasks import Delivery, ModelFacts, Promotion, StoredModel
 
 MOST_REMEMBERED = 100
-"""How many removed versions, and how many moves, stay on record."""
+"""How many removed versions, moves of the champion, and other events stay on record."""
 MOST_SHARED = 100
 """How many projects one may be shared with."""
 
@@ -137,7 +137,8 @@ class RegisteredModel:
     is setting it to, until mirroring_until at the latest. leaving: the runs of versions that a
     person deleted, whose files a worker is yet to remove. webhook_url: where a worker tells which
     version is champion, after each change; delivery: how far the last one was told, and
-    delivery_due_at when to try (again). shared_with: the other projects that may use it. revision:
+    delivery_due_at when to try (again); heard: the version that the address heard of last, None
+    where that is not known. shared_with: the other projects that may use it. revision:
     0 before it is first kept, then one higher with every change."""
 
     project: str
@@ -154,6 +155,7 @@ class RegisteredModel:
     webhook_url: str | None = None
     delivery: Delivery | None = None
     delivery_due_at: datetime | None = None
+    heard: int | None = None
     shared_with: tuple[str, ...] = ()
     revision: int = 0
 
@@ -309,17 +311,40 @@ class RegisteredModel:
                 f"the files of version {move.to_version} of {self.registered_name!r} are gone "
                 f"(ES_KEEP_CHAMPIONS, or a person deleted it); those of {kept} are kept"
             )
-        moves = (*self.moves, move)[-MOST_REMEMBERED:]
-        return replace(changed, champion=move.to_version, moves=moves).to_be_told(move.at)
+        moves = _remembered((*self.moves, move))
+        return replace(changed, champion=move.to_version, moves=moves)._to_be_told(move.at)
 
-    def to_be_told(self, now: datetime) -> Self:
+    def _to_be_told(self, now: datetime) -> Self:
         """Return it with its champion due to be told, if it is to be told to anybody."""
         due_at = None if self.webhook_url is None else now
-        return replace(self, delivery=None, delivery_due_at=due_at)
+        # what was told without an answer may have been heard, or not
+        is_known = self.delivery is None or self.delivery.delivered_at is not None
+        heard = self.heard if is_known else None
+        return replace(self, heard=heard, delivery=None, delivery_due_at=due_at)
 
     def telling(self, url: str | None, now: datetime) -> Self:
         """Return it with another address to tell the champion to, beginning now; None: to none."""
-        return self if url == self.webhook_url else replace(self, webhook_url=url).to_be_told(now)
+        if url == self.webhook_url:
+            return self
+        return replace(self, webhook_url=url, delivery=None, heard=None)._to_be_told(now)
+
+    def told(self, delivery: Delivery, due_at: datetime | None) -> Self:
+        """Return it with how far its champion is told by now."""
+        heard = self.heard if delivery.delivered_at is None else self.champion
+        return replace(self, heard=heard, delivery=delivery, delivery_due_at=due_at)
+
+    def why_reindex(self) -> str | None:
+        """Return why who is told of its champion needs a new index of items; None: the one by the
+        version that was heard of last will do, for it gives items the same vectors."""
+        former = next((one for one in self.versions if one.number == self.heard), None)
+        if former is None:
+            return "it is not known by which version the present index is"
+        facts, known = self.version(self.champion).model.facts, former.model.facts
+        if facts is None or known is None or facts.items_sha256 is None:
+            return "it is not known what gives items their vectors"
+        if facts.items_sha256 != known.items_sha256:
+            return f"items have other vectors than by version {former.number}"
+        return None
 
     def with_refused(self, new: ModelVersion) -> Self:
         """Return it with a version that was judged and not promoted; as it is if that is known."""
@@ -474,7 +499,7 @@ class RegisteredModel:
         if self.champion is None:
             return self
         move = ChampionMove(kind, now, self.champion, self.champion, by, why)
-        return replace(self, moves=(*self.moves, move)[-MOST_REMEMBERED:])
+        return replace(self, moves=_remembered((*self.moves, move)))
 
     def former_champions(self, count: int) -> frozenset[int]:
         """Return the last so many versions that were champion before the present one."""
@@ -555,15 +580,18 @@ def split_reference(text: str) -> tuple[str, str | None]:
     return name, version if separator else None
 
 
-def why_reindex(former: ModelVersion | None, version: ModelVersion) -> str | None:
-    """Return why vectors of items by one version are of no use with another; None: they are the
-    same."""
-    if former is None or former.model.facts is None or version.model.facts is None:
-        return "it is not known what gave items their vectors before"
-    one, other = former.model.facts.items_sha256, version.model.facts.items_sha256
-    if one is None or one != other:
-        return f"version {version.number} gives items other vectors than version {former.number}"
-    return None
+def _remembered(moves: Sequence[ChampionMove]) -> tuple[ChampionMove, ...]:
+    """Return the last MOST_REMEMBERED moves of the champion, and as many of what else happened: the
+    latter must not push out what retention and rollbacks go by."""
+    kept = {
+        id(move)
+        for some in (
+            [move for move in moves if move.kind in STAYING],
+            [move for move in moves if move.kind not in STAYING],
+        )
+        for move in some[-MOST_REMEMBERED:]
+    }
+    return tuple(move for move in moves if id(move) in kept)
 
 
 _NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)

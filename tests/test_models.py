@@ -16,7 +16,7 @@ from embedding_studio.models import (
     RegisteredModel,
     Wish,
 )
-from embedding_studio.tasks import ModelFile, StoredModel
+from embedding_studio.tasks import Delivery, ModelFacts, ModelFile, StoredModel
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -226,3 +226,47 @@ def test_a_model_is_shared_with_so_many_projects() -> None:
     assert model.taken_back("p-7", "bob", NOW) is model
     assert "one-more" in model.shared("one-more", "ann", NOW).shared_with
     assert model.champion == 1
+
+
+def test_what_else_happens_pushes_no_champion_out() -> None:
+    """However often a model is shared, what retention and rollbacks go by stays on record."""
+    model = after(1, 2, 3)
+    for number in range(MOST_SHARED):
+        model = model.shared(f"p-{number}", "ann", NOW).taken_back(f"p-{number}", "ann", NOW)
+    assert not model.is_initial
+    assert model.former_champions(2) == {1, 2}
+    assert "is version 3" in model.say_champion()
+    assert len(model.moves) == 3 + MOST_REMEMBERED
+    with pytest.raises(Conflict, match="keeps its versions"):
+        model.retired(["run-2"], 2, NOW)
+
+
+def heard(model: RegisteredModel, at: datetime | None = NOW) -> RegisteredModel:
+    """Tell the address of the champion; at: when it answered, None: it did not."""
+    return model.told(Delivery("msg", 1, delivered_at=at), None)
+
+
+def of_items(model: RegisteredModel, **digests: str | None) -> RegisteredModel:
+    """Give versions, as v1 and so on, the hash of what gives items their vectors."""
+    versions = [
+        replace(v, model=replace(v.model, facts=ModelFacts("ab", 1, items_sha256=digest)))
+        for v, digest in zip(model.versions, digests.values(), strict=True)
+    ]
+    return replace(model, versions=tuple(versions))
+
+
+def test_an_index_is_to_be_made_anew_unless_the_one_that_was_heard_of_will_do() -> None:
+    """What counts is what the address heard of last, not what was champion before: a change that
+    it never heard of is not forgotten, and one that it may have heard of is none that it knows."""
+    model = of_items(after(1, 2, 3), v1="a", v2="b", v3="b").telling("https://a.example/", NOW)
+    assert "not known" in (model.why_reindex() or "")  # nothing was heard yet
+    first = heard(to(model, 1))
+    assert "than by version 1" in (to(to(first, 2), 3).why_reindex() or "")  # 2 was never told
+    second = heard(to(first, 2))
+    assert to(second, 3).why_reindex() is None
+    assert heard(to(second, 3), None).why_reindex() is None  # repeated in the same words
+    assert "not known" in (to(heard(to(second, 1), None), 2).why_reindex() or "")
+    moved = heard(to(second, 3)).telling("https://b.example/", NOW)
+    assert "not known" in (moved.why_reindex() or "")
+    unknown = of_items(second, v1="a", v2=None, v3=None)
+    assert "not known" in (to(unknown, 3).why_reindex() or "")

@@ -101,7 +101,7 @@ class ChampionDeliveries(Deliveries[RegisteredModel]):
                 seen.delivery,
                 seen.delivery_due_at,
             )
-            return replace(model, delivery=delivery, delivery_due_at=due_at) if changed else model
+            return model.told(delivery, due_at) if changed else model
 
         model = Models(self._documents, seen.project).update(seen.name, change)
         return model if changed else None

@@ -16,7 +16,6 @@ from embedding_studio.models import (
     VersionState,
     Wish,
     beware_of,
-    why_reindex,
 )
 from embedding_studio.settings import Settings
 from embedding_studio.tasks import Delivery, Promotion
@@ -260,7 +259,7 @@ class ModelView(ModelSummary):
 
 
 class Reindex(BaseModel):
-    """Whether an index of items that the former champion made is to be made anew."""
+    """Whether an index by the version that the address heard of last is to be made anew."""
 
     needed: bool
     why: str
@@ -290,8 +289,7 @@ class ChampionChanged(BaseModel):
         version = model.version(model.champion)
         move = next((move for move in reversed(model.moves) if move.kind not in STAYING), None)
         number = move.from_version if move else None
-        former = next((one for one in model.versions if one.number == number), None)
-        why = why_reindex(former, version)
+        why = model.why_reindex()
         url = settings.api_public_url and (
             f"{settings.api_public_url.rstrip('/')}/api/v1/models/{quote(model.name, safe='')}"
             f"/versions/{version.number}/download"
@@ -308,7 +306,7 @@ class ChampionChanged(BaseModel):
                 download_url=url,
                 reindex=Reindex(
                     needed=why is not None,
-                    why=why or f"items have the vectors that they had with version {number}",
+                    why=why or f"items have the vectors that version {model.heard} gave them",
                 ),
             ),
         )
