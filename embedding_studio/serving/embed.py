@@ -84,7 +84,8 @@ class EncodeShard(Job[int]):
     shard: Path
 
     def __call__(self, report: Reporter) -> int:
-        encode = encoder_of(self.models, EmbedFormat(self.about.format))
+        form, model = EmbedFormat(self.about.format), self.about.model_sha256
+        encode = encoder_of(self.models, form, model)
         parts: list[Vectors] = []
         for step, start in enumerate(range(0, len(self.items), _CHUNK_TEXTS)):
             texts = [text for _, text in self.items[start : start + _CHUNK_TEXTS]]
@@ -171,8 +172,9 @@ def write_form(models: Path, form: EmbedFormat, model: str) -> None:
 
 
 @lru_cache(maxsize=1)  # a process may be given several shards
-def encoder_of(models: Path, form: EmbedFormat) -> Encode:
-    """Return what encodes by a form of the model in a folder."""
+def encoder_of(models: Path, form: EmbedFormat, model_sha256: str | None = None) -> Encode:
+    """Return what encodes by a form of the model in a folder. model_sha256: which model that is,
+    for another one may come to lie there."""
     encoder = load_encoder(models / _OWN)
     if form in {*ExportFormat}:
         return encode_by_graphs(models / form, encoder)
